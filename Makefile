@@ -1,0 +1,66 @@
+# The user's interface. `make help` lists the targets.
+
+SUITE ?= bench/configs/nano.yaml
+PYTHON := python3
+BIN := .venv/bin
+
+# One thread per process: small models run faster, and reductions stay in order.
+export OMP_NUM_THREADS := 1
+# Nothing of the caller's Python leaks into the environment.
+export PYTHONNOUSERSITE := 1
+unexport PYTHONPATH PYTHONHOME
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce-table reproduce table figures report test check departures format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+
+setup: .venv/.ready ## create .venv and install the pinned versions
+
+.venv/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, but '$(PYTHON)' is missing or older. Name another: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install "$$(grep '^torch==' requirements.lock)" "$$(grep '^torchvision==' requirements.lock)"
+	$(BIN)/python -m pip install -r requirements.lock
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	@touch $@
+
+reproduce-table: setup ## train every row of SUITE (default: the nano suite) and print its table
+	$(BIN)/bench run $(SUITE)
+	$(BIN)/bench table $(SUITE)
+
+reproduce: reproduce-table ## the same, then the figures and the report
+	$(BIN)/bench figures $(SUITE)
+	$(BIN)/bench report $(SUITE)
+
+table: setup ## the table of SUITE from the runs that exist
+	$(BIN)/bench table $(SUITE)
+
+figures: setup ## the figures of SUITE from the runs that exist
+	$(BIN)/bench figures $(SUITE)
+
+report: setup ## the HTML report of SUITE from the runs that exist
+	$(BIN)/bench report $(SUITE)
+
+test: setup ## the tests that need neither a GPU nor downloaded weights
+	$(BIN)/python -m pytest -n 2
+
+check: setup ## lint, format, types, import contracts, spelling
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+departures: ## where our code departs from a paper or its released code
+	@grep -rn --include='*.py' -oE 'Departs: .*' methods evaluators bench
+
+format: setup ## apply the formatter and the safe fixes
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove caches and build output; results and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find bench methods evaluators tests -name __pycache__ -type d -prune -exec rm -rf {} +
