@@ -1,0 +1,91 @@
+"""What needs no torch: the error users see, the budget that every row shares, and the closed-division advantage rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+
+class BenchError(Exception):
+    """A mistake that the user can mend: one sentence saying what, where and how. The command line exits with 2."""
+
+
+class DivergedError(BenchError):
+    """A run met a non-finite number: recorded as failed and counted, never dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What every row of a suite spends, no more and no less (protocol, "Equal budget")."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    updates: int
+    """Rounds: one rollout and `minibatches` optimizer steps each."""
+    prompts: int
+    """Prompts per round."""
+    group_size: int
+    """Samples per prompt."""
+    steps: int
+    """Sampling steps of a rollout."""
+    train_steps: int
+    """How many of the noisy steps of each rollout are trained."""
+    shift: float
+    """Shift of the sigma schedule."""
+    guidance: float
+    """Classifier-free guidance scale; 1 means no unconditional branch."""
+    minibatches: int = 1
+    """Optimizer steps per rollout. With 1 the importance ratio is 1 and the clip never acts."""
+    optimizer: Literal["adamw"] = "adamw"
+    lr: float
+    weight_decay: float = 1e-4
+    grad_clip: float = 1.0
+    """Largest norm of the gradient of one optimizer step."""
+    micro_batch: int = 64
+    """Samples per forward pass, in the rollout and in training: fixed by the suite, never by the machine."""
+
+    def __post_init__(self) -> None:
+        counts = ("updates", "prompts", "group_size", "steps", "train_steps", "minibatches", "micro_batch")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise BenchError(f"budget.{name} is {getattr(self, name)}: set it to at least 1.")
+        if self.group_size < 2:
+            raise BenchError("budget.group_size is 1, so every advantage is 0: a group needs at least 2 samples.")
+        if self.train_steps > self.steps:
+            raise BenchError(
+                f"budget.train_steps ({self.train_steps}) exceeds budget.steps ({self.steps}): train at most all steps."
+            )
+        samples = self.prompts * self.group_size
+        if samples % (self.minibatches * self.micro_batch) and samples // self.minibatches > self.micro_batch:
+            raise BenchError(
+                f"budget: {samples} samples do not split into {self.minibatches} minibatches of whole micro-batches of "
+                f"{self.micro_batch}: choose a budget.micro_batch that divides {samples // self.minibatches}."
+            )
+        if samples % self.minibatches:
+            raise BenchError(f"budget: {samples} samples do not split into {self.minibatches} minibatches.")
+        for name in ("shift", "lr", "grad_clip"):
+            if not getattr(self, name) > 0:
+                raise BenchError(f"budget.{name} is {getattr(self, name)}: set it above 0.")
+        if self.guidance < 1:
+            raise BenchError(f"budget.guidance is {self.guidance}: 1 means no guidance, larger values guide.")
+
+
+#: Names that belong to the suite: a method that declares one of them could spend more than the others.
+RESERVED_FIELDS = frozenset(
+    {
+        *Budget.__dataclass_fields__,
+        *("seed", "seeds", "batch_size", "learning_rate", "num_generations", "num_steps", "sampling_steps", "budget"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class AdvantageRule:
+    """Closed-division advantage: (r - group mean) / (std + eps), clipped to [-clip, clip]."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    std: Literal["group", "global"] = "group"
+    ddof: int = 0
+    eps: float = 1e-4
+    clip: float = 5.0

@@ -1,0 +1,101 @@
+"""Flow matching in one place: sigma schedule, clean latent and noise from the velocity, reverse steps, Gaussian KL.
+
+Notation: `sigma` is the noise level (1 = noise, 0 = video), `x = (1 - sigma) * x0 + sigma * noise`, `v = noise - x0`.
+Latents are [b, ...] of any rank and any float dtype; `sigma`, `sigma_next`, `variance` and `pull` are [b], one per
+sample. Coefficients are computed in float64 and rounded once to the latent's dtype: 1 - sigma loses digits near 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bench.api import BenchError, Gaussian, latent_mean
+
+
+def sigma_schedule(steps: int, shift: float) -> Float[Tensor, "t1"]:
+    """Noise levels of a rollout, float32, from 1 to 0, `steps + 1` values.
+
+    sigma = shift s / (1 + (shift - 1) s) for s uniform on [0, 1]. A shift above 1 spends more of the steps at high
+    noise (the timestep shift of SD3, arXiv:2403.03206, section 5.3.2).
+    """
+    if steps < 1 or not 0 < shift < float("inf"):
+        raise BenchError(f"sigma_schedule needs steps >= 1 and a finite shift > 0, got steps={steps}, shift={shift}.")
+    s = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    return (shift * s / (1 + (shift - 1) * s)).float()
+
+
+def per_sample(values: Float[Tensor, "b"], x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+    """One number per sample, in the dtype of x and shaped to broadcast over everything but the batch."""
+    if values.shape != x.shape[:1]:
+        raise BenchError(
+            f"expected one value per sample, [{len(x)}], got {list(values.shape)}: expand it to the batch."
+        )
+    return values.to(x).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def predicted_x0(
+    x: Float[Tensor, "b ..."], v: Float[Tensor, "b ..."], sigma: Float[Tensor, "b"]
+) -> Float[Tensor, "b ..."]:
+    """The clean latent that the velocity points to: x - sigma v."""
+    return x - per_sample(sigma, x) * v
+
+
+def predicted_noise(
+    x: Float[Tensor, "b ..."], v: Float[Tensor, "b ..."], sigma: Float[Tensor, "b"]
+) -> Float[Tensor, "b ..."]:
+    """The noise that the velocity implies: x + (1 - sigma) v. The score of the marginal is minus this over sigma."""
+    return x + per_sample(1 - sigma.double(), x) * v
+
+
+def euler(
+    x: Float[Tensor, "b ..."], v: Float[Tensor, "b ..."], sigma: Float[Tensor, "b"], sigma_next: Float[Tensor, "b"]
+) -> Float[Tensor, "b ..."]:
+    """Euler step of the probability-flow ODE: x - (sigma - sigma_next) v."""
+    return x - per_sample(sigma.double() - sigma_next.double(), x) * v
+
+
+def reverse_step(
+    x: Float[Tensor, "b ..."],
+    v: Float[Tensor, "b ..."],
+    sigma: Float[Tensor, "b"],
+    sigma_next: Float[Tensor, "b"],
+    pull: Float[Tensor, "b"],
+    variance: Float[Tensor, "b"],
+) -> Gaussian:
+    """The form that every kernel shares: the Euler step less `pull` times the predicted noise, plus fresh noise.
+
+    Affine in v: mean = x - d v - pull * (x + (1 - sigma) v) with d = sigma - sigma_next. std is the square root of
+    `variance`, in the dtype of x.
+    """
+    valid = torch.isfinite(variance) & (variance >= 0) & torch.isfinite(pull)
+    if not bool(valid.all()):
+        i = int((~valid).nonzero()[0])
+        raise BenchError(
+            f"the step from sigma {sigma[i]:.6f} to {sigma_next[i]:.6f} has variance {variance[i]:.3g}; it must be "
+            "finite and at least 0: sigma must decrease from 1 to 0, in float32 (bfloat16 rounds 0.999 to 1)."
+        )
+    mean = euler(x, v, sigma, sigma_next) - per_sample(pull, x) * predicted_noise(x, v, sigma)
+    return Gaussian(mean, variance.double().sqrt().to(x))
+
+
+def sde_step(
+    x: Float[Tensor, "b ..."],
+    v: Float[Tensor, "b ..."],
+    sigma: Float[Tensor, "b"],
+    sigma_next: Float[Tensor, "b"],
+    variance: Float[Tensor, "b"],
+) -> Gaussian:
+    """One Euler-Maruyama step of the SDE with the ODE's marginals that injects `variance` (over the whole step).
+
+    Noise of variance S is balanced by a drift of S / 2 along the score, and the score is -predicted_noise / sigma:
+    pull = S / (2 sigma). This is the ODE-to-SDE conversion of arXiv:2505.05470; methods that use it differ in S alone.
+    """
+    return reverse_step(x, v, sigma, sigma_next, variance.double() / (2 * sigma.double()), variance)
+
+
+def gaussian_kl(step: Gaussian, ref: Gaussian) -> Float[Tensor, "b"]:
+    """KL(step || ref) of two diagonal Gaussians with one std per sample, per latent element, in nats."""
+    ratio = (step.std / ref.std) ** 2
+    return latent_mean((step.mean - ref.mean) ** 2) / (2 * ref.std**2) + (ratio - 1 - torch.log(ratio)) / 2

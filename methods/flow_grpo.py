@@ -1,0 +1,52 @@
+"""Flow-GRPO: online policy gradients for flow matching through a marginal-preserving SDE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bench.api import Gaussian, Method
+from bench.flow import sde_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowGRPO(Method):
+    """Flow-GRPO's transition: the noise rate eta sqrt(sigma / (1 - sigma)), held at its value at the step's start.
+
+    Reference code: yifan123/flow_grpo, flow_grpo/diffusers_patch/sd3_sde_with_logprob.py, sde_step_with_logprob.
+    Departs: sigma_max, which stands in for sigma = 1 in the noise rate, is the step's own `sigma_next` and not the
+      schedule's second entry; the two are the same on every rollout that starts at 1.
+    Departs: std is that of the step, sqrt(sigma - sigma_next) included; the code returns the rate without it.
+    Departs: the score is -predicted_noise / sigma directly, which loses fewer digits than going through x0.
+    """
+
+    paper: ClassVar[str] = 'arXiv:2505.05470, "Flow-GRPO: Training Flow Matching Models via Online RL"'
+
+    eta: float = 0.7
+    """Noise scale `a` of the paper, at least 0; 0.7 is `sample.noise_level` of the released config/base.py."""
+
+    def transition(
+        self,
+        x: Float[Tensor, "b ..."],
+        v: Float[Tensor, "b ..."],
+        sigma: Float[Tensor, "b"],
+        sigma_next: Float[Tensor, "b"],
+    ) -> Gaussian:
+        """One step with variance eta^2 (sigma - sigma_next) sigma / (1 - sigma); eta^2 exactly at sigma = 1."""
+        now, after = sigma.double(), sigma_next.double()
+        rate = now / (1 - torch.where(now == 1, after, now))
+        return sde_step(x, v, sigma, sigma_next, self.eta**2 * (now - after) * rate)
+
+    def divergence(
+        self, step: Gaussian, ref: Gaussian, sigma: Float[Tensor, "b"], sigma_next: Float[Tensor, "b"]
+    ) -> Float[Tensor, "b"]:
+        """Squared distance of the means over twice the squared noise rate, as scripts/train_sd3.py computes its KL.
+
+        The rate leaves the step's length out, so this is (sigma - sigma_next) times the true Gaussian KL.
+        """
+        length = (sigma.double() - sigma_next.double()).to(step.std)
+        return super().divergence(step, ref, sigma, sigma_next) * length
