@@ -1,0 +1,1 @@
+"""Scorers of videos: VideoReward (VQ, MQ, TA), CLIPScore and PickScore, and the reader of video files."""

@@ -1,0 +1,187 @@
+"""What the evaluators share: checks of their input, reading of weights, hashes, devices."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from bench.api import BenchError
+
+#: Mean and standard deviation of CLIP's training pixels (OpenAI CLIP, `clip.py`), in [0, 1] RGB.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+M = TypeVar("M", bound=nn.Module)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def check_batch(videos: Float[Tensor, "b 3 f h w"], prompts: Sequence[str], fps: float) -> None:
+    """Refuse anything but a batch of finite videos in [0, 1] with one prompt each and a positive frame rate."""
+    if videos.ndim != 5 or videos.shape[1] != 3 or 0 in videos.shape or not videos.is_floating_point():
+        raise BenchError(
+            f"the evaluator got videos of shape {tuple(videos.shape)} and type {videos.dtype}: "
+            "pass a non-empty float tensor [batch, 3, frames, height, width]."
+        )
+    if isinstance(prompts, str) or len(prompts) != len(videos):
+        raise BenchError(
+            f"the evaluator got {len(prompts)} prompts for {len(videos)} videos: pass a list, one prompt per video."
+        )
+    if not (0 < fps < float("inf")):
+        raise BenchError(f"the evaluator got fps={fps}: pass the positive frame rate at which the videos were made.")
+    low, high = (bound.item() for bound in videos.detach().aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise BenchError(
+            "the evaluator got videos with NaN or infinite pixels: mend the generator, no score can be given."
+        )
+    if low < 0 or high > 1:
+        raise BenchError(f"the evaluator got pixels from {low:.4g} to {high:.4g}: clamp the decoded videos to [0, 1].")
+
+
+def to_uint8(videos: Float[Tensor, "*n"]) -> UInt8[Tensor, "*n"]:
+    """Pixels in [0, 1] as the nearest of 256 levels: what a lossless file would hold."""
+    return (videos.detach().float() * 255).round().to(torch.uint8)
+
+
+def uniform_indices(total: int, count: int) -> list[int]:
+    """`count` frame indices spread evenly over `total` frames, both ends included (rounded, not truncated)."""
+    return [int(i) for i in torch.linspace(0, total - 1, count).round().long()]
+
+
+def check_finite(name: str, scores: Tensor) -> None:
+    """A score that is not a number is a failure, never a value."""
+    if not torch.isfinite(scores).all():
+        raise BenchError(
+            f"{name} gave a score that is not finite: use dtype='float32' and check that the checkpoint's weights are."
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file that must be there."""
+    if not path.is_file():
+        raise BenchError(f"file {path} is missing: point the evaluator at a complete checkpoint folder.")
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file that must be there."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BenchError(f"file {path} is missing: point the evaluator at a complete checkpoint folder.") from None
+    except (OSError, ValueError) as error:
+        raise BenchError(f"file {path} cannot be read as JSON ({error}): fetch it again.") from None
+    if not isinstance(value, dict):
+        raise BenchError(f"file {path} holds no JSON object: fetch it again.")
+    return value
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a torch file read with `weights_only=True`."""
+    if not path.is_file():
+        raise BenchError(f"weight file {path} is missing: point the evaluator at a complete checkpoint folder.")
+    from safetensors import SafetensorError
+
+    try:
+        state = _read_state(path)
+    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BenchError(f"weight file {path} cannot be read ({reason}): fetch it again.") from None
+    odd = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
+    if odd is not None:
+        raise BenchError(f"weight file {path} holds '{odd}', which is not a tensor: pass a plain state dict.")
+    return state
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(state, dict):
+        raise BenchError(f"weight file {path} holds no state dict: pass a dict from names to tensors.")
+    return dict(state)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a Hugging Face folder: one safetensors file, its shards, or one torch file."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if (folder / "model.safetensors.index.json").is_file():
+        shards = read_json(folder / "model.safetensors.index.json")["weight_map"].values()
+        return [folder / name for name in sorted(set(shards))]
+    if (folder / "pytorch_model.bin").is_file():
+        return [folder / "pytorch_model.bin"]
+    raise BenchError(
+        f"folder {folder} holds neither model.safetensors nor pytorch_model.bin: pass a folder with weights."
+    )
+
+
+def merge_disjoint(parts: Sequence[Mapping[str, Tensor]], where: Path) -> dict[str, Tensor]:
+    """One state dict from several files that share no name."""
+    merged: dict[str, Tensor] = {}
+    for part in parts:
+        twice = sorted(merged.keys() & part.keys())
+        if twice:
+            raise BenchError(f"the weight files under {where} hold '{twice[0]}' twice: keep one copy.")
+        merged.update(part)
+    return merged
+
+
+def load_exact(module: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Copy weights into a module; every name and every shape must agree, in both directions."""
+    wanted = module.state_dict()
+    missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    if missing or extra:
+        kind, names = ("lacks", missing) if missing else ("has the unexpected", extra)
+        raise BenchError(
+            f"checkpoint {where} {kind} weight '{names[0]}' ({len(missing)} missing, {len(extra)} unexpected): "
+            "use the checkpoint and the config.json that belong together."
+        )
+    for name, value in wanted.items():
+        if value.shape != weights[name].shape:
+            raise BenchError(
+                f"weight '{name}' of checkpoint {where} has shape {tuple(weights[name].shape)}, its config.json says "
+                f"{tuple(value.shape)}: use the checkpoint and the config.json that belong together."
+            )
+    module.load_state_dict(weights)
+
+
+def float_type(dtype: str) -> torch.dtype:
+    """The torch type of an evaluation dtype's name."""
+    if dtype not in DTYPES:
+        raise BenchError(f"dtype '{dtype}' is not offered: choose one of {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def pick_device(device: str | None) -> torch.device:
+    """The named device, or by default the GPU where there is one."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def freeze(module: M, dtype: torch.dtype, device: torch.device) -> M:
+    """Evaluation mode, no gradients, parameters in `dtype`; buffers (rotary frequencies, positions) keep theirs."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+        parameter.requires_grad_(False)
+    return module.eval().to(device)
+
+
+@contextmanager
+def scoring() -> Iterator[None]:
+    """No gradients, and no TF32 in convolutions: float32 means float32 on every device."""
+    cudnn = torch.backends.cudnn
+    with torch.no_grad(), cudnn.flags(enabled=cudnn.enabled, deterministic=True, allow_tf32=False):
+        yield
