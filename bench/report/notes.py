@@ -1,0 +1,114 @@
+"""What a reader must know beside the numbers: the notes under a table, from the suite's own configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from bench.report import cells
+from bench.report.records import RowRuns, Suite, failed_gates
+from bench.stats import BOOTSTRAP_DRAWS
+
+DECODE = {
+    "predicted_x0": "the predicted clean video of the last step, which is not trained",
+    "final_latent": "the last latent as it is, residual noise included",
+}
+
+
+def warning(suite: Suite) -> str:
+    """The plain sentence that stands above every table of the miniature model."""
+    return (
+        f"**{suite.name} measures a miniature model with miniature scorers. Its numbers compare with each other only: "
+        "nothing here is a result about HunyuanVideo-1.5; the published full-size numbers are context, not a target.**"
+    )
+
+
+def footnotes(suite: Suite, table: pd.DataFrame, stored: Suite | None) -> list[str]:
+    """All notes, in reading order."""
+    notes = [
+        "Overall = VQ + MQ + TA per video; trained = the reward, "
+        + (" + ".join(f"{weight:g} {name}" for name, weight in suite.weights.items()) or "not recorded")
+        + "; gold Overall = gold_VQ + gold_MQ + gold_TA.",
+        *_statistics(suite, table),
+        *_settings(suite.config, suite.nano),
+        *[note for runs in suite.rows for note in _about(runs, suite.seeds)],
+    ]
+    if suite.base is None:
+        notes.append("The base has no record yet, so no difference to it is shown.")
+    if suite.ignored:
+        notes.append(f"Records of other seeds or rows, not in this table: {', '.join(suite.ignored)}.")
+    if stored is not None:
+        notes.append(_about_reference(suite, stored))
+    return notes
+
+
+def _statistics(suite: Suite, table: pd.DataFrame) -> list[str]:
+    prompts = len(suite.runs[0].cells) if suite.runs else 0
+    notes = [
+        f"n = {len(suite.seeds)} seeds ({', '.join(map(str, suite.seeds))}), independent training runs, on {prompts} "
+        "held-out prompts; the base is one model and has no seeds.",
+        "`x [lo, hi]` is a mean and its 95 % interval: variance components of seeds x prompts, both random, "
+        "Satterthwaite degrees of freedom, Student's t. [n/a]: fewer than two seeds.",
+        "Differences are paired by prompt, and by seed between rows; p is adjusted after Holm over the rows of its "
+        "column. Bold only where the interval excludes 0 and the adjusted p is below 0.05.",
+        f"IQM and probability of improvement: {BOOTSTRAP_DRAWS:,} bootstrap draws over seeds and prompts; with few "
+        "seeds these intervals are too narrow.",
+    ]
+    effects = table["overall_mde"].dropna()
+    if len(effects):
+        notes.append(
+            "MDE: the smallest true difference in Overall to the base that a two-sided 5 % test finds with a power "
+            f"of 80 %: {cells.number(effects.min())} to {cells.number(effects.max())}. Smaller ones are not ruled out."
+        )
+    return notes
+
+
+def _settings(config: Mapping[str, Any], nano: bool) -> list[str]:
+    notes = []
+    budget = config.get("budget")
+    if isinstance(budget, Mapping) and budget.get("minibatches") == 1:
+        notes.append("minibatches: 1, so each rollout is used for one step: the ratio is 1 and the clip never acts.")
+    if "decode" in config:
+        notes.append(
+            f"Decode rule of the rollouts: {config['decode']} ({DECODE.get(str(config['decode']), 'see the YAML')})."
+        )
+    policy = config.get("noise_policy")
+    if isinstance(policy, Mapping):
+        values = ", ".join(f"{key} {value}" for key, value in policy.items() if key != "kind" and value is not None)
+        kind = f"{policy.get('kind')}{f' ({values})' if values else ''}"
+        notes.append(f"Noise policy: {kind}. Equal eta is not equal exploration.")
+    size = (
+        "compare with nothing measured on nano" if nano else "used other prompts, seeds and settings than these runs"
+    )
+    notes.append(
+        f"Published: SAGE-GRPO's paper (arXiv 2603.21872), HunyuanVideo-1.5 at full size; they {size}. n/a: not found."
+    )
+    return notes
+
+
+def _about(runs: RowRuns, seeds: list[int]) -> list[str]:
+    label, notes = runs.row.label, []
+    for record in runs.failed:
+        notes.append(f"{label} seed {record.seed} failed: {record.error or 'no reason recorded'}.")
+    waiting = len(seeds) - len(runs.finished) - len(runs.failed)
+    if waiting > 0:
+        notes.append(f"{label}: {waiting} of {len(seeds)} seeds have not run yet.")
+    for run in runs.finished:
+        if failed := failed_gates(run.record):
+            notes.append(
+                f"† {label} seed {run.record.seed} fails the validity gate {', '.join(failed)}: do not cite it."
+            )
+    return notes
+
+
+def _about_reference(suite: Suite, stored: Suite) -> str:
+    mine, theirs = (one.runs[0].record if one.runs else None for one in (suite, stored))
+    alike = (
+        mine and theirs and (mine.budget_digest, mine.prompts_digest) == (theirs.budget_digest, theirs.prompts_digest)
+    )
+    seeds = ", ".join(map(str, stored.seeds))
+    if alike:
+        return f"Stored reference: our own runs with the same budget and prompts, seeds {seeds}."
+    return f"Stored reference: our own runs, seeds {seeds}, made with ANOTHER budget or other prompts: do not compare."

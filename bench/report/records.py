@@ -1,0 +1,266 @@
+"""The records of one suite, loaded, checked for fairness and cut into cells [seed, prompt]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from bench.base import BenchError
+from bench.provenance import canonical_json, digest
+from bench.store import RUN, RunRecord, read_record, read_run
+
+BASE = "base"
+
+#: Column of the table to the metric names it adds up, each with weight 1; `trained` adds the suite's own weights.
+SUMS = {
+    "overall": ("VQ", "MQ", "TA"),
+    "vq": ("VQ",),
+    "mq": ("MQ",),
+    "ta": ("TA",),
+    "clipscore": ("clipscore",),
+    "pickscore": ("pickscore",),
+    "gold_overall": ("gold_VQ", "gold_MQ", "gold_TA"),
+}
+#: Seeds from here on tune settings before the reported seeds are run (protocol); they enter a table only if all do.
+PILOT_SEED = 100
+#: Keys of the configuration, beside the budget, that a closed division holds equal.
+EQUAL_SETTINGS = ("reward", "decode", "group_noise", "noise_policy", "advantage", "evaluation")
+#: The ledger's totals that every run of a closed division spends alike.
+EQUAL_SPENDING = ("nfe_rollout", "nfe_train", "reward_calls")
+
+
+class Row(NamedTuple):
+    """A row of the suite, as its YAML orders it."""
+
+    label: str
+    method: str
+    kl: str
+    variant: bool = False
+    """Whether it sets parameters of the method itself: the published numbers are then not its own."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run: its record and its columns per prompt."""
+
+    record: RunRecord
+    cells: pd.DataFrame
+    """Means over the videos of a prompt. Index: prompt_index; columns: those of `SUMS` that the scores allow,
+    `trained`, and every further metric in lower case."""
+    videos: str
+    """Digest of which prompts and videos were scored."""
+
+
+@dataclass(frozen=True)
+class RowRuns:
+    """All runs of one row."""
+
+    row: Row
+    finished: list[Run] = field(default_factory=list)
+    failed: list[RunRecord] = field(default_factory=list)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the finished runs, ascending."""
+        return [run.record.seed for run in self.finished if run.record.seed is not None]
+
+    def matrix(self, column: str, seeds: Sequence[int] | None = None) -> npt.NDArray[np.float64] | None:
+        """x[seed, prompt] of one column, for the given seeds or all; None if there are no runs or no such column."""
+        runs = [run for run in self.finished if seeds is None or run.record.seed in seeds]
+        if not runs or column not in runs[0].cells:
+            return None
+        return np.stack([run.cells[column].to_numpy() for run in runs])
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Everything a table or a figure of one suite needs."""
+
+    name: str
+    config: Mapping[str, Any]
+    seeds: list[int]
+    """The seeds that the suite asks for."""
+    weights: dict[str, float]
+    """The training reward: metric to weight."""
+    base: Run | None
+    rows: list[RowRuns]
+    ignored: list[str] = field(default_factory=list)
+    """Records that are not of this suite's seeds or rows (pilot runs), as `row/seed-<n>`."""
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Columns of the table that the scores allow, in order."""
+        runs = self.runs
+        return list(runs[0].cells.columns) if runs else []
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The base and all finished runs."""
+        return ([self.base] if self.base else []) + [run for row in self.rows for run in row.finished]
+
+    @property
+    def nano(self) -> bool:
+        """Whether the model is the miniature one."""
+        backbone = self.config.get("backbone")
+        checkpoint = backbone.get("checkpoint", "") if isinstance(backbone, Mapping) else ""
+        return "nano" in self.name or "nano" in str(checkpoint)
+
+
+def failed_gates(record: RunRecord) -> list[str]:
+    """Validity gates that the run fails: recorded as false, or as a mapping whose "passed" is not true."""
+    gates = record.gates.items()
+    return sorted(name for name, gate in gates if not (gate.get("passed") if isinstance(gate, Mapping) else gate))
+
+
+def load_suite(folder: Path | str, rows: Sequence[Row] | None = None, seeds: Sequence[int] | None = None) -> Suite:
+    """Read every record below `results/<suite>`; refuse records that do not compare.
+
+    `rows` and `seeds` are the suite's, in YAML order; left out, they are taken from the records' own configuration.
+    """
+    folder = Path(folder)
+    found = [path.parent for path in sorted([*folder.glob(f"*/{RUN}"), *folder.glob(f"*/seed-*/{RUN}")])]
+    if not found:
+        raise BenchError(
+            f"{folder} holds no records (*/{RUN}, */seed-*/{RUN}): run `bench run` on the suite's YAML first."
+        )
+    records = {path: read_record(path) for path in found}
+    config = max((record.config for record in records.values()), key=lambda c: len(c.get("seeds", [])))
+    wanted = sorted(seeds if seeds is not None else _planned_seeds(records.values()))
+    plan = list(rows) if rows is not None else _planned_rows(config, records.values())
+    labels = {row.label for row in plan}
+    weights = _reward_weights(config)
+
+    base: Run | None = None
+    by_row: dict[str, RowRuns] = {row.label: RowRuns(row) for row in plan}
+    ignored: list[str] = []
+    for path, record in records.items():
+        if record.seed is None:
+            if record.status == "finished":
+                base = _run(path, weights)
+        elif record.row not in labels or record.seed not in wanted:
+            ignored.append(f"{record.row}/seed-{record.seed}")
+        elif record.status == "failed":
+            by_row[record.row].failed.append(record)
+        else:
+            by_row[record.row].finished.append(_run(path, weights))
+    for runs in by_row.values():
+        runs.finished.sort(key=lambda run: run.record.seed or 0)
+    suite = Suite(
+        next(iter(records.values())).suite, config, wanted, weights, base, list(by_row.values()), sorted(ignored)
+    )
+    refuse_unequal(suite)
+    return suite
+
+
+def refuse_unequal(suite: Suite) -> None:
+    """Runs of one table share suite, budget, prompts, model, reward, scorers and videos, and spent alike."""
+    runs = suite.runs
+    for run in runs[1:]:
+        first, second = runs[0], run
+        a, b = first.record, second.record
+        for what, left, right in [
+            ("suite", a.suite, b.suite),
+            ("prompts digest", a.prompts_digest, b.prompts_digest),
+            *[(key, a.config.get(key), b.config.get(key)) for key in EQUAL_SETTINGS],
+            ("backbone fingerprint", a.backbone, b.backbone),
+            ("evaluator fingerprints", a.evaluators, b.evaluators),
+            ("budget", a.budget, b.budget),
+            ("budget digest", a.budget_digest, b.budget_digest),
+            ("scored videos", first.videos, second.videos),
+            ("metrics", list(first.cells.columns), list(second.cells.columns)),
+        ]:
+            _refuse(what, a, b, left, right)
+    trained = [run.record for run in runs if run.record.seed is not None]
+    for record in trained:
+        for name in EQUAL_SPENDING:
+            if name not in record.ledger:
+                raise BenchError(f"run {_name(record)} has no {name} in its ledger: run it again with this version.")
+            _refuse(f"ledger {name}", trained[0], record, trained[0].ledger[name], record.ledger[name])
+
+
+def _refuse(what: str, a: RunRecord, b: RunRecord, left: Any, right: Any) -> None:
+    if canonical_json(left) != canonical_json(right):
+        left, right = _differing(left, right)
+        raise BenchError(
+            f"runs {_name(a)} and {_name(b)} do not compare: {what} {left} against {right}. Rows of a table must be "
+            "equal in this; run the odd one again with the suite's settings, or move its folder away."
+        )
+
+
+def _differing(left: Any, right: Any) -> tuple[Any, Any]:
+    """The parts of two mappings that differ; anything else as it is."""
+    if not (isinstance(left, Mapping) and isinstance(right, Mapping)):
+        return left, right
+    keys = [key for key in sorted({*left, *right}) if left.get(key) != right.get(key)]
+    return {key: left.get(key) for key in keys}, {key: right.get(key) for key in keys}
+
+
+def _name(record: RunRecord) -> str:
+    return record.row if record.seed is None else f"{record.row}/seed-{record.seed}"
+
+
+# one run ------------------------------------------------------------------------------------------------------
+def _run(folder: Path, weights: Mapping[str, float]) -> Run:
+    record, scores = read_run(folder)
+    if scores.groupby("metric")["evaluator"].nunique().max() > 1:
+        raise BenchError(
+            f"scores in {folder} have one metric from two evaluators: metric names must be unique in a suite."
+        )
+    videos = scores.pivot(index=["prompt_index", "prompt", "video"], columns="metric", values="value")
+    missing = sorted(set(weights) - set(videos.columns))
+    if missing:
+        raise BenchError(
+            f"scores in {folder} lack the trained metrics {missing}: add their evaluator to the suite's evaluation."
+        )
+    columns = {
+        name: videos[list(parts)].sum(axis=1) for name, parts in SUMS.items() if set(parts) <= set(videos.columns)
+    }
+    if weights:
+        columns["trained"] = (videos[list(weights)] * pd.Series(weights)).sum(axis=1)
+    shown = {part for name, parts in SUMS.items() if len(parts) == 1 for part in parts}
+    columns |= {str(name).lower(): videos[name] for name in sorted(set(videos.columns) - shown)}
+    cells = pd.DataFrame(columns).groupby(level="prompt_index").mean()
+    return Run(record, cells, digest([list(key) for key in videos.index]))
+
+
+# the plan, from the records -----------------------------------------------------------------------------------
+def _reward_weights(config: Mapping[str, Any]) -> dict[str, float]:
+    """{evaluator: {metric: weight}} as {metric: weight}."""
+    reward = config.get("reward") or {}
+    return {name: float(weight) for weights in reward.values() for name, weight in weights.items()}
+
+
+def _planned_seeds(records: Iterable[RunRecord]) -> set[int]:
+    records = list(records)
+    planned = {int(seed) for record in records for seed in record.config.get("seeds", [])}
+    planned = planned or {record.seed for record in records if record.seed is not None}
+    return {seed for seed in planned if seed < PILOT_SEED} or planned
+
+
+def _planned_rows(config: Mapping[str, Any], records: Iterable[RunRecord]) -> list[Row]:
+    """Rows in the order of the configuration, then those that only the records know, by label."""
+    known = {
+        record.row: Row(record.row, record.method or BASE, record.kl or "none")
+        for record in records
+        if record.seed is not None
+    }
+    rows: list[Row] = []
+    for entry in config.get("rows", []):
+        method, kl = str(entry.get("method")), str(entry.get("kl") or "none")
+        label = entry.get("label")
+        variant = any(entry[key] for key in entry if key not in ("method", "kl", "label"))
+        matching = [r for r in known.values() if (r.label == label if label else (r.method, r.kl) == (method, kl))]
+        rows += [row._replace(variant=variant) for row in sorted(matching)]
+        rows += [] if matching else [Row(str(label or f"{method}-{kl}"), method, kl, variant)]
+    rows += sorted(known.values())
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.label, row)
+    return list(first.values())

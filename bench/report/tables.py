@@ -1,0 +1,211 @@
+"""The main table of a suite, from its records only: `results/<suite>/tables/main.{md,csv,tex}`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.provenance import ROOT
+from bench.report import cells
+from bench.report.notes import footnotes, warning
+from bench.report.records import Row, RowRuns, Suite, load_suite
+from bench.report.summary import COUNTS, METRICS, PUBLISHED, add_published, add_reference, summarise
+from bench.store import RUN, write_text
+
+FOLDER, NAME = "tables", "main"
+
+#: Metrics of the first table and their heads; `trained` and the differences follow in the second.
+HEADS = {
+    "overall": "Overall",
+    "vq": "VQ",
+    "mq": "MQ",
+    "ta": "TA",
+    "clipscore": "CLIPScore",
+    "pickscore": "PickScore",
+    "gold_overall": "gold Overall",
+}
+Table = tuple[list[str], list[list[str]]]
+
+
+def build_table(
+    suite_folder: Path | str,
+    rows: Sequence[Row] | None = None,
+    seeds: Sequence[int] | None = None,
+    reference: Path | None = None,
+    published: Path | None = None,
+) -> dict[str, Path]:
+    """Write main.md, main.csv and main.tex of a suite atomically, as {file name: path}; see `render_table`."""
+    texts = render_table(suite_folder, rows, seeds, reference, published)
+    paths = {name: Path(suite_folder) / FOLDER / name for name in texts}
+    for name, path in paths.items():
+        write_text(path, texts[name])
+    return paths
+
+
+def render_table(
+    suite_folder: Path | str,
+    rows: Sequence[Row] | None = None,
+    seeds: Sequence[int] | None = None,
+    reference: Path | None = None,
+    published: Path | None = None,
+) -> dict[str, str]:
+    """The text of each file, nothing written: {"main.md": ..., "main.csv": ..., "main.tex": ...}.
+
+    `rows` and `seeds` are the suite's (from its YAML); left out, the records' own configuration gives them.
+    `reference` is a folder of stored runs of the same suite (default: `results/reference/<suite>`, if there is one),
+    `published` the folder of published numbers. Unequal budgets, prompts, scorers or spending are a `BenchError`.
+    """
+    suite = load_suite(suite_folder, rows, seeds)
+    stored_folder = reference or ROOT / "results" / "reference" / suite.name
+    stored = None
+    if any(stored_folder.rglob(RUN)) and stored_folder.resolve() != Path(suite_folder).resolve():
+        stored = load_suite(stored_folder, [runs.row for runs in suite.rows])
+    table = add_reference(add_published(summarise(suite), suite, published), stored)
+    return {
+        f"{NAME}.md": _markdown(suite, table, stored),
+        f"{NAME}.csv": table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
+        f"{NAME}.tex": _tex(suite, table),
+    }
+
+
+# the parts ----------------------------------------------------------------------------------------------------
+def _label(row: pd.Series[Any]) -> str:
+    return f"{row['row']} †" if row["failed_gates"] else str(row["row"])
+
+
+def _seeds(row: pd.Series[Any], suite: Suite) -> str:
+    if row["method"] == "base":
+        return "-"
+    failed = f" ({row['n_failed']} failed)" if row["n_failed"] else ""
+    return f"{row['n_seeds']}/{len(suite.seeds)}{failed}"
+
+
+def _scores(suite: Suite, table: pd.DataFrame) -> Table:
+    digits = {name: cells.decimals(table, name) for name in HEADS}
+    rows = [
+        [
+            _label(row),
+            _seeds(row, suite),
+            *[cells.interval(row, name, digits[name]) for name in HEADS],
+            row["run_ids"] or cells.MISSING,
+        ]
+        for _, row in table.iterrows()
+    ]
+    return ["Row", "seeds", *HEADS.values(), "run ids"], rows
+
+
+def _differences(table: pd.DataFrame) -> Table:
+    names = ("overall_delta", "trained_delta", "vs_best_delta")
+    digits = {
+        name: cells.decimals(table, name)
+        for name in (*names, "trained", "overall_iqm", "improvement", "gold_overall_delta")
+    }
+    rows = []
+    for _, row in table.iloc[1:].iterrows():
+        line = [_label(row)]
+        for name in names[:2]:
+            line += [cells.difference(row, name, digits[name]), cells.p_value(row[f"{name}_p_holm"])]
+        line += [
+            cells.interval(row, "gold_overall_delta", digits["gold_overall_delta"]),
+            cells.number(row["overall_mde"]),
+        ]
+        line += [
+            cells.difference(row, "vs_best_delta", digits["vs_best_delta"]),
+            cells.p_value(row["vs_best_delta_p_holm"]),
+        ]
+        rows.append([*line, row["vs_best_row"] or cells.MISSING])
+    head = ["Row", "Overall - base", "p (Holm)", "trained - base", "p (Holm)", "gold Overall - base", "MDE"]
+    return [*head, "Overall - best other", "p (Holm)", "best other row"], rows
+
+
+def _aggregates(table: pd.DataFrame) -> Table:
+    names = {"trained": "trained score", "overall_iqm": "IQM of Overall", "improvement": "P(Overall > base)"}
+    digits = {name: cells.decimals(table, name) for name in names}
+    rows = [[_label(row), *[cells.interval(row, name, digits[name]) for name in names]] for _, row in table.iterrows()]
+    return ["Row", *names.values()], rows
+
+
+def _others(suite: Suite, table: pd.DataFrame) -> Table:
+    """Every further metric that was scored: single gold scores, detectors of reward hacking."""
+    names = [name for name in suite.columns if name not in METRICS]
+    digits = {name: cells.decimals(table, name) for name in names}
+    rows = [[_label(row), *[cells.interval(row, name, digits[name]) for name in names]] for _, row in table.iterrows()]
+    return ["Row", *names], rows if names else []
+
+
+def _cost(suite: Suite, table: pd.DataFrame) -> Table:
+    rows = []
+    for (_, row), runs in zip(table.iloc[1:].iterrows(), suite.rows, strict=True):
+        counts = [cells.count(row[name]) for name in COUNTS]
+        rows.append([_label(row), *counts, *_time(runs)])
+    heads = [
+        "rollout NFE",
+        "train NFE",
+        "anchor NFE",
+        "reward calls",
+        "videos",
+        "decodes",
+        "updates",
+        "minutes",
+        "peak MB",
+    ]
+    return ["Row", *heads], rows
+
+
+def _time(runs: RowRuns) -> list[str]:
+    """Minutes per run (mean) and peak memory in MB (largest) of the finished runs."""
+    seconds = [sum(run.record.seconds.values()) for run in runs.finished if run.record.seconds]
+    memory = [run.record.peak_memory_mb for run in runs.finished if run.record.peak_memory_mb is not None]
+    minutes = cells.number(sum(seconds) / len(seconds) / 60, 1) if seconds else cells.MISSING
+    return [minutes, cells.count(max(memory)) if memory else cells.MISSING]
+
+
+def _published(table: pd.DataFrame) -> Table:
+    heads = [head for name in PUBLISHED for head in (f"{HEADS[name]}: here", "published")]
+    rows = []
+    for _, row in table.iterrows():
+        pairs = [(cells.number(row[name], 4), cells.number(row[f"published_{name}"], 4)) for name in PUBLISHED]
+        rows.append([_label(row), *[text for pair in pairs for text in pair]])
+    return ["Row", *heads], rows
+
+
+def _reference(suite: Suite, table: pd.DataFrame) -> Table:
+    digits = max(cells.decimals(table, name) for name in ("overall", "reference_overall"))
+    rows = []
+    for _, row in table.iterrows():
+        stored = cells.count(row["reference_n_seeds"]) if row["method"] != "base" else "-"
+        here = cells.interval(row, "overall", digits)
+        rows.append([_label(row), _seeds(row, suite), here, stored, cells.interval(row, "reference_overall", digits)])
+    return ["Row", "seeds here", "Overall here", "seeds stored", "Overall of the stored reference"], rows
+
+
+# the files ----------------------------------------------------------------------------------------------------
+def _markdown(suite: Suite, table: pd.DataFrame, stored: Suite | None) -> str:
+    parts = [f"# {suite.name}: main table", *([warning(suite)] if suite.nano else [])]
+    sections: Mapping[str, Table] = {
+        "Scores": _scores(suite, table),
+        "Differences": _differences(table),
+        "Aggregates": _aggregates(table),
+        "Further metrics": _others(suite, table),
+        "What one run spent": _cost(suite, table),
+        "Beside the stored reference": _reference(suite, table) if stored else ([], []),
+        "Beside the published numbers": _published(table),
+    }
+    for title, (header, rows) in sections.items():
+        if rows:
+            parts += [f"## {title}", cells.markdown(header, rows)]
+    parts += ["## Notes", "\n".join(f"- {note}" for note in footnotes(suite, table, stored))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _tex(suite: Suite, table: pd.DataFrame) -> str:
+    notes = footnotes(suite, table, None)
+    head = "% Written by `bench table` from the run records; needs the package booktabs.\n"
+    scores = cells.tex_table(*_scores(suite, table), f"{suite.name}: scores", f"tab:{suite.name}-scores", notes)
+    differences = cells.tex_table(
+        *_differences(table), f"{suite.name}: differences", f"tab:{suite.name}-differences", []
+    )
+    return head + scores + "\n" + differences

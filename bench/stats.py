@@ -1,0 +1,207 @@
+"""Intervals and tests over seeds and prompts: how sure a number of the table is, and how sure a difference.
+
+A cell `x[s, p]` is the mean over the videos of prompt p of the model trained with seed s. Seeds and prompts are both
+random: another training run and another prompt would give another number, and the interval covers both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import nctdtrinc, stdtr, stdtrit
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+CONFIDENCE = 0.95
+POWER = 0.8
+BOOTSTRAP_DRAWS = 10_000
+#: Draws of one bootstrap chunk are limited to about this many numbers (64 MB of float64).
+CHUNK = 8_000_000
+
+
+class Estimate(NamedTuple):
+    """A mean with its standard error; nan where the data cannot say (fewer than two seeds or two prompts)."""
+
+    mean: float
+    se: float
+    df: float
+    """Satterthwaite degrees of freedom."""
+    lo: float
+    hi: float
+    """Limits of the two-sided 95 % interval, unit of the data."""
+    p: float
+    """Two-sided p-value of "the mean is 0"; of use for differences only."""
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of 0; an unknown interval does not."""
+        return bool(self.lo > 0 or self.hi < 0)
+
+
+class Interval(NamedTuple):
+    """A bootstrap estimate with its two-sided 95 % percentile interval."""
+
+    value: float
+    lo: float
+    hi: float
+
+
+# means --------------------------------------------------------------------------------------------------------
+def two_way(x: npt.ArrayLike) -> Estimate:
+    """Grand mean of x[seed, prompt] and its interval: two-way random effects without replication, Student's t.
+
+    Model: `x[s, p] = mu + a[s] + b[p] + e[s, p]`, all three random (Searle, Casella, McCulloch, Variance Components,
+    1992, ch. 4). With the mean squares of seeds, prompts and rest, `Var(mean) = (MS_s + MS_p - MS_e) / (S P)`.
+    Where the variance of seeds or of prompts is estimated below 0 (MS_s or MS_p below MS_e) it counts as 0, which can
+    only widen the interval: the numerator is at least the largest of the three. Degrees of freedom after Satterthwaite
+    (1946): the numerator squared over the sum of `MS^2 / df`, no fewer than the smaller factor's.
+
+    Simulated coverage of the 95 % interval, 16 to 64 prompts, each variance from 0 to dominant: .92 to .99 at 3 seeds,
+    .94 to .99 at 5; above .97 only where seeds and prompts hardly matter beside the rest.
+    """
+    x = np.asarray(x, dtype=np.float64)
+    if x.ndim != 2:
+        raise ValueError(f"two_way needs x[seed, prompt], got shape {x.shape}")
+    seeds, prompts = x.shape
+    if seeds < 2 or prompts < 2:
+        return _unknown(x)
+    mean = x.mean()
+    by_seed, by_prompt = x.mean(1, keepdims=True), x.mean(0, keepdims=True)
+    df_s, df_p = seeds - 1, prompts - 1
+    df_e = df_s * df_p
+    ms_s = prompts * float(((by_seed - mean) ** 2).sum()) / df_s
+    ms_p = seeds * float(((by_prompt - mean) ** 2).sum()) / df_p
+    ms_e = float(((x - by_seed - by_prompt + mean) ** 2).sum()) / df_e
+    total = max(ms_s + ms_p - ms_e, ms_s, ms_p, ms_e)
+    spread = ms_s**2 / df_s + ms_p**2 / df_p + ms_e**2 / df_e
+    df = min(max(total**2 / spread, min(df_s, df_p)), df_e) if spread > 0 else min(df_s, df_p)
+    return _estimate(float(mean), float(np.sqrt(total / x.size)), df)
+
+
+def one_way(x: npt.ArrayLike) -> Estimate:
+    """Mean of x[prompt] and its interval, prompts random: for the base, which is one model and has no seeds."""
+    x = np.asarray(x, dtype=np.float64)
+    if x.ndim != 1:
+        raise ValueError(f"one_way needs x[prompt], got shape {x.shape}")
+    if len(x) < 2:
+        return _unknown(x)
+    return _estimate(float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x))), len(x) - 1)
+
+
+def paired_difference(run: npt.ArrayLike, other: npt.ArrayLike) -> Estimate:
+    """Mean of run - other with its interval.
+
+    `run` is [seed, prompt]. `other` is [prompt] (the base: subtracted from every seed, so its own noise counts as a
+    prompt effect) or [seed, prompt] (another row, the same seeds and prompts in the same order).
+    """
+    run, other = np.asarray(run, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    if run.ndim != 2 or other.shape not in (run.shape, run.shape[1:]):
+        raise ValueError(
+            f"paired_difference needs the same seeds and prompts, got shapes {run.shape} and {other.shape}"
+        )
+    return two_way(run - other)
+
+
+def _unknown(x: Array) -> Estimate:
+    nan = float("nan")
+    return Estimate(float(x.mean()) if x.size else nan, nan, nan, nan, nan, nan)
+
+
+def _estimate(mean: float, se: float, df: float) -> Estimate:
+    half = float(stdtrit(df, (1 + CONFIDENCE) / 2)) * se
+    t = abs(mean) / se if se > 0 else (0.0 if mean == 0 else float("inf"))
+    return Estimate(mean, se, float(df), mean - half, mean + half, 2 * float(stdtr(df, -t)))
+
+
+# many tests ---------------------------------------------------------------------------------------------------
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, in the given order; nan (no test possible) stays nan and is not counted."""
+    p = np.asarray(p_values, dtype=np.float64)
+    adjusted = np.full(len(p), np.nan)
+    order = [i for i in np.argsort(p, kind="stable") if not np.isnan(p[i])]
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * float(p[i])))
+        adjusted[i] = largest
+    return adjusted.tolist()
+
+
+def detectable_effect(se: float, df: float, power: float = POWER) -> float:
+    """The smallest true difference that a two-sided 5 % t test finds with this power, for an estimate's se and df.
+
+    Solves the non-central t exactly (the chance of the wrong sign, below 1e-4 at a power of 0.8, is left out).
+    """
+    if not (se >= 0 and df > 0):
+        return float("nan")
+    return float(nctdtrinc(df, 1 - power, stdtrit(df, (1 + CONFIDENCE) / 2))) * se
+
+
+# robust aggregates --------------------------------------------------------------------------------------------
+def interquartile_mean(x: npt.ArrayLike, axis: int | None = None) -> Array:
+    """Mean of the middle half of the values (Agarwal et al. 2021, arXiv 2108.13264): a quarter is cut off each end."""
+    x = np.asarray(x, dtype=np.float64)
+    if axis is None:
+        x, axis = x.reshape(-1), 0
+    x = np.sort(np.moveaxis(x, axis, -1), axis=-1)
+    cut = int(0.25 * x.shape[-1])
+    return np.asarray(x[..., cut : x.shape[-1] - cut].mean(-1))
+
+
+def improvement(run: npt.ArrayLike, other: npt.ArrayLike) -> Array:
+    """P(run > other) per prompt over all pairs of seeds, ties one half, averaged over prompts; [..., seed, prompt]."""
+    run, other = np.asarray(run, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    a, b = run[..., :, None, :], other[..., None, :, :]
+    return np.asarray(((a > b) + 0.5 * (a == b)).mean((-3, -2, -1)))
+
+
+def bootstrap_iqm(x: npt.ArrayLike, rng: np.random.Generator, draws: int = BOOTSTRAP_DRAWS) -> Interval:
+    """Interquartile mean over the cells x[seed, prompt]; seeds and prompts are both drawn again with replacement.
+
+    With three seeds a bootstrap interval is too narrow (protocol: it covers .74 to .96), so no claim rests on it.
+    """
+    x = np.atleast_2d(np.asarray(x, dtype=np.float64))
+
+    def drawn(n: int) -> Array:
+        return interquartile_mean(_draw(x, *_indices(x.shape, n, rng)).reshape(n, -1), axis=1)
+
+    return _bootstrap(drawn, float(interquartile_mean(x)), x.size, draws)
+
+
+def bootstrap_improvement(
+    run: npt.ArrayLike, other: npt.ArrayLike, rng: np.random.Generator, draws: int = BOOTSTRAP_DRAWS
+) -> Interval:
+    """Probability of improvement of run[seed, prompt] over other ([seed, prompt], or [prompt] for the base).
+
+    The seeds of both are drawn independently, the prompts together (both rows see the same prompts).
+    """
+    run, other = np.atleast_2d(np.asarray(run, dtype=np.float64)), np.atleast_2d(np.asarray(other, dtype=np.float64))
+    if run.shape[1] != other.shape[1]:
+        raise ValueError(f"bootstrap_improvement needs the same prompts, got shapes {run.shape} and {other.shape}")
+
+    def drawn(n: int) -> Array:
+        rows, columns = _indices(run.shape, n, rng)
+        others = rng.integers(other.shape[0], size=(n, other.shape[0]))
+        return improvement(_draw(run, rows, columns), _draw(other, others, columns))
+
+    return _bootstrap(drawn, float(improvement(run, other)), run.size * other.shape[0], draws)
+
+
+def _indices(shape: tuple[int, ...], n: int, rng: np.random.Generator) -> tuple[Indices, Indices]:
+    return rng.integers(shape[0], size=(n, shape[0])), rng.integers(shape[1], size=(n, shape[1]))
+
+
+def _draw(x: Array, rows: Indices, columns: Indices) -> Array:
+    """[draw, seed, prompt]"""
+    return x[rows[:, :, None], columns[:, None, :]]
+
+
+def _bootstrap(statistic: Callable[[int], Array], value: float, size: int, draws: int) -> Interval:
+    """Percentile interval of `statistic(n)`, which returns n draws; chunked, so that memory stays bounded."""
+    chunk = max(1, min(draws, CHUNK // max(1, size)))
+    parts = [statistic(min(chunk, draws - start)) for start in range(0, draws, chunk)]
+    lo, hi = np.quantile(np.concatenate(parts), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(value, float(lo), float(hi))
