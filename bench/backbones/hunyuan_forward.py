@@ -1,0 +1,104 @@
+"""The velocity of `HunyuanVideo15Transformer3DModel` on valid text tokens only, without an attention mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TIMESTEPS = 1000.0
+"""The model's timestep is 1000 * sigma."""
+
+
+class UnmaskedJointAttention:
+    """Joint attention of latent and text tokens in which every token is valid, so that fused kernels apply.
+
+    diffusers' own processor builds an [s, s] mask in each block; on valid tokens the result is the same.
+    """
+
+    _attention_backend: Any = None
+    _parallel_config: Any = None
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+        from diffusers.models.embeddings import apply_rotary_emb
+
+        latents = hidden_states.shape[1]
+
+        def heads(x: Tensor) -> Tensor:
+            split: Tensor = x.unflatten(2, (attn.heads, -1))
+            return split
+
+        query = attn.norm_q(heads(attn.to_q(hidden_states)))
+        key = attn.norm_k(heads(attn.to_k(hidden_states)))
+        if image_rotary_emb is not None:
+            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
+            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+        text_query = attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states)))
+        text_key = attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states)))
+        value = torch.cat([heads(attn.to_v(hidden_states)), heads(attn.add_v_proj(encoder_hidden_states))], 1)
+        mixed = dispatch_attention_fn(
+            torch.cat([query, text_query], 1),
+            torch.cat([key, text_key], 1),
+            value,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        mixed = mixed.flatten(2).to(query.dtype)
+        return attn.to_out[1](attn.to_out[0](mixed[:, :latents])), attn.to_add_out(mixed[:, latents:])
+
+
+def drop_masks(transformer: Any) -> None:
+    """Install `UnmaskedJointAttention` in the joint blocks; the text refiner keeps its own."""
+    for block in transformer.transformer_blocks:
+        block.attn.set_processor(UnmaskedJointAttention())
+
+
+def velocity(transformer: Any, x: Tensor, sigma: Tensor, text: Sequence[Tensor], glyph: Sequence[Tensor]) -> Tensor:
+    """Velocity `noise - x0` [b, c, f, h, w] in float32 for x at noise levels sigma [b]; text and glyph states per sample.
+
+    Samples whose text has the same length share a forward pass; the others follow in passes of their own.
+    """
+    lengths = [(len(t), len(g)) for t, g in zip(text, glyph, strict=True)]
+    out = torch.empty_like(x, dtype=torch.float32)
+    if len(set(lengths)) == 1:
+        return _forward(transformer, x, sigma, torch.stack(list(text)), torch.stack(list(glyph)))
+    for length in sorted(set(lengths)):
+        rows = [i for i, found in enumerate(lengths) if found == length]
+        part = _forward(
+            transformer,
+            x[rows],
+            sigma[rows],
+            torch.stack([text[i] for i in rows]),
+            torch.stack([glyph[i] for i in rows]),
+        )
+        out = out.index_put((torch.tensor(rows),), part)
+    return out
+
+
+def _forward(transformer: Any, x: Tensor, sigma: Tensor, text: Tensor, glyph: Tensor) -> Tensor:
+    dtype = next(transformer.parameters()).dtype
+    b, channels, *rest = x.shape
+    extra = transformer.config.in_channels - channels  # condition latent and mask: zeros for text to video
+    padded = torch.cat([x, x.new_zeros(b, extra, *rest)], 1).to(dtype)
+    image = torch.zeros(b, 0, transformer.config.image_embed_dim, dtype=dtype, device=x.device)
+    predicted: Tensor = transformer(
+        hidden_states=padded,
+        timestep=(TIMESTEPS * sigma).to(dtype),
+        encoder_hidden_states=text.to(dtype),
+        encoder_attention_mask=torch.ones(text.shape[:2], dtype=torch.bool, device=x.device),
+        encoder_hidden_states_2=glyph.to(dtype),
+        encoder_attention_mask_2=torch.ones(glyph.shape[:2], dtype=torch.bool, device=x.device),
+        image_embeds=image,
+        return_dict=False,
+    )[0]
+    return predicted.float()

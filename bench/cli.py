@@ -1,0 +1,140 @@
+"""The command line: `bench run | table | check | nano`. Exit code 0 only if all is well, 2 for a mistake the user can mend."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import __version__
+from bench.base import BenchError
+from bench.provenance import ROOT
+
+NANO_PARTS = ("vae", "policy", "videoreward", "clip", "pickscore", "manifest")
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(
+        prog="bench",
+        description="Compare GRPO variants on video generators under one budget, with equal seeds and error bars.",
+    )
+    main.add_argument("--version", action="version", version=__version__)
+    commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def suite(command: argparse.ArgumentParser) -> None:
+        command.add_argument("suite", type=Path, help="YAML file of the suite, e.g. bench/configs/nano.yaml")
+        command.add_argument("overrides", nargs="*", help="dotted overrides such as budget.updates=10 or seeds='[0]'")
+        command.add_argument(
+            "--results", type=Path, default=ROOT / "results", help="where records lie (default: results/)"
+        )
+
+    run = commands.add_parser("run", help="train and evaluate the suite's unfinished runs")
+    suite(run)
+    run.add_argument("--dry-run", action="store_true", help="print what will run and what it will cost, and stop")
+    run.add_argument("--processes", type=int, default=None, help="runs at a time (default: one per core)")
+    table = commands.add_parser("table", help="write and print the suite's table from its records")
+    suite(table)
+    check = commands.add_parser("check", help="check methods for conformance, in milliseconds")
+    check.add_argument("methods", nargs="+", metavar="METHOD", help="a method's name or 'module:Class'")
+    nano = commands.add_parser("nano", help="train one part of the nano checkpoints again")
+    nano.add_argument("part", choices=NANO_PARTS)
+    nano.add_argument(
+        "--out", type=Path, default=ROOT / "bench" / "nano" / "checkpoints", help="folder of the checkpoints"
+    )
+    nano.add_argument("--steps", type=int, default=None, help="training steps (default: the recipe's)")
+    nano.add_argument("--seed", type=int, default=0)
+    return main
+
+
+def _run(args: argparse.Namespace) -> int:
+    from bench import config, launch
+
+    exp = config.load(args.suite, args.overrides)
+    if args.dry_run:
+        launch.check(exp)
+        print(launch.describe(exp, launch.jobs(exp, args.results)))
+        return 0
+    if args.processes is not None and args.processes < 1:
+        raise BenchError(f"--processes is {args.processes}: give at least 1.")
+    outcome = launch.run(exp, args.results, args.processes)
+    if outcome.errors or outcome.failed:
+        print(f"{outcome.failed} run(s) failed and {outcome.errors} stopped with an error, see above", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _table(args: argparse.Namespace) -> int:
+    from bench import config
+    from bench.report.records import Row
+    from bench.report.tables import build_table
+
+    exp = config.load(args.suite, args.overrides)
+    rows = [
+        Row(row.name, row.method, row.kl_spec.name, variant=bool(row.params or row.kl_spec.params)) for row in exp.rows
+    ]
+    written = build_table(args.results / exp.suite, rows=rows, seeds=exp.seeds)
+    print(written["md"].read_text(encoding="utf-8"))
+    print("written: " + ", ".join(str(path) for path in written.values()), file=sys.stderr)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from bench import plugins
+    from bench.conformance import check_method
+
+    failed = 0
+    for name in args.methods:
+        try:
+            passed = check_method(plugins.method(name))
+        except BenchError as error:
+            failed += 1
+            print(f"{name}: {error}")
+        else:
+            print(f"{name}: {len(passed)} checks passed ({', '.join(passed)})")
+    return 1 if failed else 0
+
+
+def _nano(args: argparse.Namespace) -> int:
+    import torch
+
+    torch.set_num_threads(1)
+    from bench.nano import make
+
+    make.part(args.part, args.out, args.steps, args.seed)
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments; overrides may stand before and after options."""
+    main = parser()
+    args, rest = main.parse_known_args(argv)
+    stray = [word for word in rest if word.startswith("-") or "=" not in word]
+    if rest and (stray or not hasattr(args, "overrides")):
+        main.error(f"unrecognized arguments: {' '.join(stray or rest)}")
+    if rest:
+        args.overrides += rest
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded behind a user's back
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    args = _parse(argv)
+    commands = {"run": _run, "table": _table, "check": _check, "nano": _nano}
+    try:
+        return commands[args.command](args)
+    except BenchError as error:
+        print(f"bench {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "interrupted; finished runs and checkpoints are kept: the same command goes on from them", file=sys.stderr
+        )
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""A suite as one YAML file: unknown keys are refused, dotted overrides are part of the digest, one budget for all rows."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bench.base import AdvantageRule, BenchError, Budget
+from bench.provenance import ROOT, digest
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class BackboneSpec(Part):
+    name: str
+    """Entry point of group bench.backbones, or "module:Class"."""
+    checkpoint: str
+    """A folder, or "nano/<part>" for a checkpoint that comes with the project ("nano" is nano/hunyuanvideo15)."""
+    train: dict[str, Any] = {}
+    """What is trained: `lora_rank`, `lora_alpha`, `lora_targets`."""
+
+
+class Native(Part):
+    kind: Literal["native"] = "native"
+
+
+class CommonEta(Part):
+    kind: Literal["common_eta"]
+    eta: float = Field(ge=0)
+
+
+class MatchedRSS(Part):
+    kind: Literal["matched_rss"]
+    rss: float = Field(gt=0)
+    """Root of the summed variance that a rollout injects; eta is solved for each method."""
+
+
+class Evaluation(Part):
+    evaluators: list[str]
+    steps: int = Field(ge=1)
+    videos_per_prompt: int = Field(ge=1)
+    seed: int = 0
+    """Key of the evaluation noise, independent of the training seed, so that all rows and seeds are paired."""
+
+
+class Prompts(Part):
+    train: str
+    heldout: str
+
+
+class KLSpec(Part):
+    name: str
+    params: dict[str, Any] = {}
+
+
+class RowSpec(Part):
+    method: str
+    kl: str | KLSpec = "none"
+    params: dict[str, Any] = {}
+    """Method parameters that differ from the paper's defaults; the row then needs a label."""
+    label: str | None = None
+
+    @property
+    def kl_spec(self) -> KLSpec:
+        return self.kl if isinstance(self.kl, KLSpec) else KLSpec(name=self.kl)
+
+    @property
+    def name(self) -> str:
+        """Label of the row, and the name of its folder."""
+        method = self.method.replace(":", ".")
+        return self.label or f"{method}-{self.kl_spec.name}"
+
+
+class Experiment(Part):
+    """One suite: everything that decides its numbers."""
+
+    suite: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    scale: Literal["nano", "full"]
+    """Records of a nano suite say so and never enter a table of the full-size suite."""
+    backbone: BackboneSpec
+    budget: Budget
+    decode: Literal["predicted_x0", "final_latent"] = "predicted_x0"
+    """What is decoded and rewarded: the predicted x0 of the last step, which is then not trained, or the noisy final latent."""
+    group_noise: Literal["distinct", "shared"] = "distinct"
+    """Initial noise of a group: one per sample, or one per prompt."""
+    noise_policy: Annotated[Native | CommonEta | MatchedRSS, Field(discriminator="kind")] = Native()
+    advantage: AdvantageRule = AdvantageRule()
+    clip_reference_size: int | None = Field(default=None, gt=0)
+    """Latent elements at which the methods' clip ranges hold. Mean log-ratios scale as 1 / sqrt(elements), so the harness multiplies
+    each clip range by sqrt(reference / elements). None: as they are."""
+    reward: dict[str, dict[str, float]]
+    """Evaluator to metric to weight: the training reward is the weighted sum."""
+    evaluation: Evaluation
+    evaluator_params: dict[str, dict[str, Any]] = {}
+    """Constructor arguments of each evaluator; `checkpoint`, `base_model` and `processor` may be "nano/<part>"."""
+    prompts: Prompts
+    seeds: list[int] = Field(min_length=1)
+    rows: list[RowSpec] = Field(min_length=1)
+
+    def model_post_init(self, context: Any) -> None:
+        names = [row.name for row in self.rows]
+        double = {name for name in names if names.count(name) > 1}
+        if double:
+            raise BenchError(
+                f"suite {self.suite}: two rows are called {double.pop()!r}; give each a 'label:' of its own."
+            )
+        for row in self.rows:
+            if row.params and row.label is None:
+                raise BenchError(
+                    f"suite {self.suite}: row {row.name!r} sets params, so give it a 'label:' that says so."
+                )
+            if not row.name.replace("-", "").replace("_", "").replace(".", "").isalnum() or row.name == "base":
+                raise BenchError(
+                    f"suite {self.suite}: {row.name!r} names a folder; use letters, digits, '-', '_' or '.'."
+                )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise BenchError(f"suite {self.suite}: seeds {self.seeds} hold one twice; a seed is one training run.")
+        if not any(weight for metrics in self.reward.values() for weight in metrics.values()):
+            raise BenchError(f"suite {self.suite}: every reward weight is 0; give at least one metric a weight.")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Metric to weight, over all reward evaluators."""
+        return {metric: weight for metrics in self.reward.values() for metric, weight in metrics.items()}
+
+    def prompt_list(self, which: Literal["train", "heldout"]) -> list[str]:
+        """Prompts of the file, one a line; empty lines and lines that start with '#' are skipped."""
+        path = resolve(getattr(self.prompts, which))
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except OSError as cause:
+            raise BenchError(
+                f"prompt file {path} cannot be read ({cause.strerror}): check 'prompts.{which}' in the YAML."
+            ) from cause
+        prompts = [line for line in lines if line.strip() and not line.startswith("#")]
+        if len(set(prompts)) < len(prompts) or not prompts:
+            raise BenchError(f"prompt file {path} is empty or holds a prompt twice: give each prompt once.")
+        return prompts
+
+    def shared(self) -> dict[str, Any]:
+        """What all runs of the suite share and what decides their numbers: everything but the name, the seeds and the rows."""
+        return self.model_dump(mode="json", exclude={"suite", "seeds", "rows"})
+
+    def check_prompts(self) -> str:
+        """Digest of both prompt lists; a prompt in both is refused."""
+        train, heldout = self.prompt_list("train"), self.prompt_list("heldout")
+        leaked = sorted(set(train) & set(heldout))
+        if leaked:
+            raise BenchError(
+                f"prompt {leaked[0]!r} is in the training and in the held-out list: remove it from one of them."
+            )
+        if self.budget.prompts > len(train):
+            raise BenchError(
+                f"budget.prompts is {self.budget.prompts}, but the training list holds {len(train)}: lower it."
+            )
+        return digest([train, heldout])
+
+
+def resolve(name: str) -> Path:
+    """A path of the suite: relative names count from the project's root, "nano" and "nano/<part>" are the packaged checkpoints."""
+    if name == "nano":
+        name = "nano/hunyuanvideo15"
+    if name.startswith("nano/"):
+        return ROOT / "bench" / "nano" / "checkpoints" / name.removeprefix("nano/")
+    return ROOT / name
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
+    """Read a suite's YAML and apply overrides such as `budget.lr=1e-4` or `rows='[{method: cps}]'`."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        data = yaml.safe_load(text)
+    except OSError as cause:
+        raise BenchError(
+            f"suite {path} cannot be read ({cause.strerror}): name a YAML file such as bench/configs/nano.yaml."
+        ) from cause
+    except yaml.YAMLError as cause:
+        raise BenchError(f"suite {path} is not YAML: {' '.join(str(cause).split())}.") from cause
+    if not isinstance(data, dict):
+        raise BenchError(f"suite {path} holds no mapping: start from bench/configs/nano.yaml.")
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return Experiment.model_validate(data)
+    except ValidationError as cause:
+        raise BenchError(f"suite {path}: {_first(cause)}") from cause
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, found, value = override.partition("=")
+    if not found:
+        raise BenchError(f"override {override!r} has no '=': write it as key.subkey=value.")
+    *parents, last = key.split(".")
+    at: Any = data
+    for name in parents:
+        at = at.setdefault(name, {}) if isinstance(at, dict) else None
+    if not isinstance(at, dict):
+        raise BenchError(f"override {override!r}: {'.'.join(parents)!r} is no mapping in the suite.")
+    try:
+        at[last] = _number(yaml.safe_load(value))
+    except yaml.YAMLError as cause:
+        raise BenchError(f"override {override!r}: the value is not YAML.") from cause
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text; an override means the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _first(cause: ValidationError) -> str:
+    """The first mistake of a suite in one sentence, with the nearest known key for a misspelt one."""
+    error = cause.errors()[0]
+    path = [str(part) for part in error["loc"]]
+    where = ".".join(path)
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _known_keys(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(sorted(known))}."
+        return f"unknown key {where!r}; {hint}"
+    if error["type"] == "missing":
+        return f"key {where!r} is missing: add it (bench/configs/nano.yaml shows every key)."
+    return f"key {where!r}: {error['msg']} (got {str(error['input'])[:60]!r})."
+
+
+def _known_keys(path: Sequence[str]) -> list[str]:
+    parts: dict[str, Any] = {
+        "backbone": BackboneSpec,
+        "evaluation": Evaluation,
+        "prompts": Prompts,
+        "rows": RowSpec,
+        "budget": Budget,
+        "advantage": AdvantageRule,
+    }
+    if not path:
+        return list(Experiment.model_fields)
+    known = parts.get(path[0])
+    if known is None:
+        return []
+    return list(getattr(known, "model_fields", None) or known.__dataclass_fields__)

@@ -1,0 +1,263 @@
+"""Turn a suite into runs and do the unfinished ones: one process per core, one thread each, progress on stderr."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import plugins, store
+from bench.base import BenchError
+from bench.config import Experiment, RowSpec, resolve
+from bench.kl import kl_policy
+from bench.ledger import planned
+from bench.provenance import MANIFEST, digest, source_digest, verify_manifest
+from bench.train import PATHS, Job, execute, make_method
+
+UNIT = {"train": "updates", "evaluate": "videos"}
+
+
+def checkpoint_digests(exp: Experiment) -> dict[str, Any]:
+    """What every checkpoint of the suite is; one with a manifest is verified file by file."""
+    folders = {"backbone": exp.backbone.checkpoint}
+    for name, params in exp.evaluator_params.items():
+        folders |= {f"{name}.{key}": params[key] for key in PATHS if isinstance(params.get(key), str)}
+    return {key: _checkpoint_digest(resolve(value)) for key, value in sorted(folders.items())}
+
+
+def _checkpoint_digest(path: Path) -> Any:
+    if not path.exists():
+        raise BenchError(
+            f"checkpoint {path} does not exist: mend the path in the suite, or make it with `bench nano` for a nano part."
+        )
+    if (path / MANIFEST).exists():
+        return verify_manifest(path)
+    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    return [[file.relative_to(path).as_posix(), file.stat().st_size] for file in files]
+
+
+def jobs(exp: Experiment, results: Path) -> list[Job]:
+    """The base and rows x seeds (seed by seed), each with its digest. Every name and parameter is checked here."""
+    shared = {
+        "shared": exp.shared(),
+        "prompts": exp.check_prompts(),
+        "checkpoints": checkpoint_digests(exp),
+        "sources": source_digest(),
+    }
+    suite = results / exp.suite
+    found = [Job(exp, None, None, suite / "base", digest({**shared, "row": None}))]
+    for seed in exp.seeds:
+        for row in exp.rows:
+            method_source = plugins.source("methods", row.method)
+            key = {**shared, "row": row.model_dump(mode="json"), "seed": seed, "method": method_source}
+            found.append(Job(exp, row, seed, store.run_folder(suite, row.name, seed), digest(key)))
+    return found
+
+
+def check(exp: Experiment) -> None:
+    """Refuse, before anything is loaded or trained, a row whose method, parameters or KL policy are wrong."""
+    for name in [*exp.reward, *exp.evaluation.evaluators]:
+        plugins.find("evaluators", name)
+    plugins.find("backbones", exp.backbone.name)
+    for row in exp.rows:
+        make_method(exp, row, exp.clip_reference_size or 1)
+        kl_policy(row.kl_spec.name, **row.kl_spec.params)
+
+
+def unfinished(found: Sequence[Job]) -> list[Job]:
+    """Runs without a finished record of their digest; a record of another digest is refused."""
+    return [job for job in found if not store.is_complete(job.folder, job.digest)]
+
+
+def describe(exp: Experiment, found: Sequence[Job]) -> str:
+    """What will run and what it will cost, for `--dry-run`."""
+    todo = unfinished(found)
+    budget, each = exp.budget, planned(exp.budget, len(exp.reward), exp.budget.updates)
+    trained = [job for job in todo if job.row is not None]
+    videos = len(exp.prompt_list("heldout")) * exp.evaluation.videos_per_prompt
+    anchored = [job for job in trained if job.row and _has_anchor(job.row)]
+    anchor = exp.budget.updates * budget.prompts * budget.group_size * budget.train_steps
+    lines = [
+        f"suite {exp.suite}: {len(found)} runs (base + {len(exp.rows)} rows x {len(exp.seeds)} seeds), {len(todo)} to do",
+        *(f"  {job.label:32s} {'to do' if job in todo else 'finished'}  {job.digest}" for job in found),
+        f"each row: {budget.updates} updates of {budget.prompts} prompts x {budget.group_size} samples, {budget.steps} steps, "
+        f"{budget.train_steps} trained, {budget.minibatches} optimizer step(s) each",
+        "each row spends: " + ", ".join(f"{name} {value:,}" for name, value in each.items()),
+        f"held-out evaluation of each run: {videos} videos x {exp.evaluation.steps} steps = {videos * exp.evaluation.steps:,} NFE",
+        f"to do in all: rollout NFE {each['nfe_rollout'] * len(trained):,}, train NFE {each['nfe_train'] * len(trained):,}, "
+        f"anchor NFE {anchor * len(anchored):,}, evaluation NFE {videos * exp.evaluation.steps * len(todo):,}",
+        _hours(found, len(trained)),
+    ]
+    return "\n".join(lines)
+
+
+def _has_anchor(row: RowSpec) -> bool:
+    return any(rule.network for rule in kl_policy(row.kl_spec.name, **row.kl_spec.params).anchors().values())
+
+
+def _hours(found: Sequence[Job], todo: int) -> str:
+    """Time from the finished runs of this suite on this machine; nothing is guessed without one."""
+    done = [
+        store.read_record(job.folder)
+        for job in found
+        if job.row is not None and store.is_complete(job.folder, job.digest)
+    ]
+    if not todo:
+        return "time: nothing to do"
+    if not done:
+        return "time: unknown until one run of this suite has finished on this machine"
+    minutes = sum(sum(v for k, v in record.seconds.items() if k != "this_call") for record in done) / len(done) / 60
+    return f"time: {minutes:.1f} minutes of one process per run, measured on {len(done)} finished runs"
+
+
+# the processes ------------------------------------------------------------------------------------------------
+_messages: Any = None
+
+
+def _start(messages: Any) -> None:
+    global _messages
+    import torch
+
+    torch.set_num_threads(1)
+    _messages = messages
+
+
+def _work(job: Job) -> tuple[str, str | None]:
+    """Status of one run, in a worker process; the second entry says what was wrong."""
+    last = [0.0]
+
+    def report(phase: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - last[0] > 0.5 or done == total:
+            last[0] = now
+            _messages.put((job.label, phase, done, total))
+
+    record = execute(job, report)
+    return record.status, record.error
+
+
+@dataclass
+class Outcome:
+    """What a call of `run` did."""
+
+    finished: int = 0
+    failed: int = 0
+    errors: int = 0
+
+
+def run(exp: Experiment, results: Path, processes: int | None = None) -> Outcome:
+    """Do every unfinished run. One run's error leaves the others going; the caller turns the outcome into an exit code."""
+    found = jobs(exp, results)
+    check(exp)
+    todo, outcome = unfinished(found), Outcome()
+    done = [job for job in found if job not in todo]
+    outcome.failed = sum(store.read_record(job.folder).status == "failed" for job in done)
+    if done:
+        _say(f"{len(done)} of {len(found)} runs are finished already under {results / exp.suite}")
+    if not todo:
+        return outcome
+    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers: two threads collapse when processes compete
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        messages = manager.Queue()
+        workers = min(processes or os.cpu_count() or 1, len(todo))
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(messages,)) as pool:
+            waiting = {pool.submit(_work, job): job for job in todo}
+            _watch(waiting, messages, exp, outcome)
+    return outcome
+
+
+def _watch(
+    waiting: dict[Future[tuple[str, str | None]], Job], messages: Any, exp: Experiment, outcome: Outcome
+) -> None:
+    progress = Progress(len(waiting), exp)
+    pending = set(waiting)
+    while pending:
+        ended, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+        progress.hear(messages)
+        for future in ended:
+            job = waiting[future]
+            try:
+                status, error = future.result()
+            except BenchError as cause:
+                outcome.errors += 1
+                progress.end(job.label, f"error: {cause}")
+            except BrokenProcessPool:
+                outcome.errors += 1
+                progress.end(job.label, "error: its process was killed (out of memory?); call again and it resumes")
+            else:
+                outcome.finished += status == "finished"
+                outcome.failed += status == "failed"
+                progress.end(job.label, status if error is None else f"failed: {error}")
+    progress.close()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """One bar over all runs with the time left; plain lines every 20 seconds when stderr is no terminal."""
+
+    def __init__(self, total: int, exp: Experiment):
+        from tqdm import tqdm
+
+        self.total, self.ended, self.start, self.spoke = total, 0, time.monotonic(), time.monotonic()
+        self.updates = max(exp.budget.updates, 1)
+        self.share: dict[str, float] = {}
+        self.now: dict[str, str] = {}
+        self.bar = (
+            tqdm(total=float(total), unit="run", bar_format="{l_bar}{bar}| {postfix}") if sys.stderr.isatty() else None
+        )
+
+    def hear(self, messages: Any) -> None:
+        try:
+            while True:
+                label, phase, done, total = messages.get_nowait()
+                # Training is nine tenths of a run, the held-out evaluation the rest.
+                share = {"load": 0.0, "train": 0.9 * done / total, "evaluate": 0.9 + 0.1 * done / total, "store": 1.0}[
+                    phase
+                ]
+                self.share[label] = share
+                self.now[label] = f"{label} {done}/{total} {UNIT[phase]}" if phase in UNIT else label
+        except queue.Empty:
+            pass
+        self._show()
+
+    def end(self, label: str, how: str) -> None:
+        self.ended += 1
+        self.share.pop(label, None)
+        self.now.pop(label, None)
+        text = f"[{self.ended}/{self.total}] {label}: {how}"
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            _say(text)
+
+    def _show(self) -> None:
+        done = self.ended + sum(self.share.values())
+        now = time.monotonic()
+        left = (
+            f"{(now - self.start) / done * (self.total - done) / 60:.1f} min left"
+            if done > 0.02
+            else "time left: not known yet"
+        )
+        text = f"{left}; " + ", ".join(self.now.values())
+        if self.bar is not None:
+            self.bar.n = min(done, self.total)
+            self.bar.set_postfix_str(text)
+        elif now - self.spoke > 20:
+            self.spoke = now
+            _say(f"{done:.1f}/{self.total} runs, {text}")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,170 @@
+"""Sample trajectories: the method gives the kernel, the harness draws the noise and keeps the steps that train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bench.api import Backbone, BenchError, Budget, Conditioning, DivergedError, Gaussian, Method, StepView
+from bench.flow import euler, sigma_schedule
+from bench.ledger import Ledger, guidance_multiplicity
+from bench.rng import normal, stream
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a rollout needs to know of the suite."""
+
+    budget: Budget
+    decode: Literal["predicted_x0", "final_latent"]
+    group_noise: Literal["distinct", "shared"]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Trained steps of prompts x group_size trajectories, samples in prompt order ([p, g] flattened), and where they end."""
+
+    sigmas: Float[Tensor, "t1"]
+    view: StepView
+    x: Float[Tensor, "n b ..."]
+    x_next: Float[Tensor, "n b ..."]
+    logp_old: Float[Tensor, "n b"]
+    anchors: dict[str, Float[Tensor, "n b ..."]]
+    """Velocities of each anchor at the trained steps."""
+    x0: Float[Tensor, "b ..."]
+    cond: Conditioning
+
+    def conditioning(self, rows: slice) -> Conditioning:
+        return Conditioning(self.cond.text[rows], self.cond.glyph[rows])
+
+
+def repeat(cond: Conditioning, times: int) -> Conditioning:
+    """Each prompt `times` times, in prompt order."""
+    return Conditioning([t for t in cond.text for _ in range(times)], [g for g in cond.glyph for _ in range(times)])
+
+
+def micro_batches(b: int, size: int) -> list[slice]:
+    """Slices of at most `size` samples; the shape of a forward pass is the suite's choice, never the machine's."""
+    return [slice(start, min(start + size, b)) for start in range(0, b, size)]
+
+
+def noisy_steps(method: Method, sigmas: Tensor, settings: Settings, update: int) -> Tensor:
+    """Which steps are noisy [t]: the method's choice, less the last one where the predicted x0 is decoded."""
+    steps = len(sigmas) - 1
+    noisy = method.stochastic(sigmas, update, stream(settings.seed, "stochastic", update))
+    if noisy.shape != (steps,) or noisy.dtype != torch.bool:
+        raise BenchError(
+            f"{type(method).__name__}.stochastic returned {noisy.dtype} {list(noisy.shape)}: return bool [{steps}]."
+        )
+    if settings.decode == "predicted_x0":
+        noisy = noisy.clone()
+        noisy[-1] = False
+    return noisy
+
+
+def trained_steps(method: Method, sigmas: Tensor, noisy: Tensor, settings: Settings, update: int) -> Int[Tensor, "n"]:
+    """Which steps train, ascending: the method's own choice if it overrides `train_steps`, else drawn from its noisy steps.
+
+    The draw's stream does not know the method, so methods with the same noisy steps train the same steps.
+    """
+    n, rng = settings.budget.train_steps, stream(settings.seed, "train_steps", update)
+    name = type(method).__name__
+    candidates = noisy.nonzero()[:, 0]
+    if len(candidates) < n:
+        raise BenchError(
+            f"{name} makes {len(candidates)} of {len(noisy)} steps noisy, but budget.train_steps is {n}: widen its window or lower the budget."
+        )
+    if type(method).train_steps is Method.train_steps:
+        return candidates[torch.randperm(len(candidates), generator=rng)[:n]].sort().values
+    chosen = method.train_steps(sigmas, n, rng)
+    if chosen.shape != (n,) or len(chosen.unique()) != n or not bool(noisy[chosen].all()):
+        raise BenchError(
+            f"{name}.train_steps returned {chosen.tolist()}: it must name {n} different noisy steps out of {candidates.tolist()}."
+        )
+    return chosen.sort().values
+
+
+def noise(settings: Settings, update: int, kind: str, step: int, shape: Sequence[int]) -> Float[Tensor, "b ..."]:
+    """Noise of all samples: a pure function of (seed, update, prompt position, member, step), never of the method or the batch."""
+    budget = settings.budget
+    shared = kind == "initial" and settings.group_noise == "shared"
+    names = [
+        (kind, update, p, 0 if shared else g, step) for p in range(budget.prompts) for g in range(budget.group_size)
+    ]
+    return normal(settings.seed, names, shape)
+
+
+def _velocities(backbone: Backbone, x: Tensor, sigma: Tensor, cond: Conditioning, budget: Budget) -> Tensor:
+    parts = []
+    for rows in micro_batches(len(x), budget.micro_batch):
+        part = Conditioning(cond.text[rows], cond.glyph[rows])
+        parts.append(backbone.velocity(x[rows], sigma[rows], part, budget.guidance))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def sample(
+    backbone: Backbone,
+    method: Method,
+    cond: Conditioning,
+    settings: Settings,
+    update: int,
+    anchors: Sequence[str],
+    ledger: Ledger,
+) -> Rollout:
+    """One round of trajectories for the prompts behind `cond` (one entry per prompt)."""
+    budget = settings.budget
+    sigmas = sigma_schedule(budget.steps, budget.shift)
+    noisy = noisy_steps(method, sigmas, settings, update)
+    chosen = trained_steps(method, sigmas, noisy, settings, update)
+    members = repeat(cond, budget.group_size)
+    b, times = len(members.text), guidance_multiplicity(budget.guidance)
+    x = noise(settings, update, "initial", 0, backbone.latent_shape)
+    kept_x, kept_next, kept_logp = [], [], []
+    kept_anchor: dict[str, list[Tensor]] = {name: [] for name in anchors}
+    for i in range(budget.steps):
+        sigma, sigma_next = sigmas[i].expand(b), sigmas[i + 1].expand(b)
+        v = _velocities(backbone, x, sigma, members, budget)
+        ledger.spend("nfe_rollout", b * times)
+        if noisy[i]:
+            step = method.transition(x, v, sigma, sigma_next)
+            fresh = noise(settings, update, "step", i, backbone.latent_shape)
+            x_next = step.mean + step.std.reshape(-1, *[1] * (x.ndim - 1)) * fresh
+        else:
+            x_next = euler(x, v, sigma, sigma_next)
+        if i in chosen:
+            kept_x.append(x)
+            kept_next.append(x_next)
+            kept_logp.append(_finite_log_prob(method, step, x_next, i))
+            for name in anchors:
+                with backbone.as_anchor(name):
+                    kept_anchor[name].append(_velocities(backbone, x, sigma, members, budget))
+                ledger.spend("nfe_anchor", b * times)
+        x = x_next
+    ledger.spend("videos", b)
+    ledger.spend("prompts", len(cond.text))
+    return Rollout(
+        sigmas,
+        StepView(chosen, method.step_weights(sigmas)[chosen]),
+        torch.stack(kept_x),
+        torch.stack(kept_next),
+        torch.stack(kept_logp),
+        {name: torch.stack(kept) for name, kept in kept_anchor.items()},
+        x,
+        members,
+    )
+
+
+def _finite_log_prob(method: Method, step: Gaussian, x_next: Tensor, i: int) -> Tensor:
+    logp = method.log_prob(step, x_next)
+    if not torch.isfinite(logp).all():
+        raise DivergedError(
+            f"log-probability of rollout step {i} is not finite: the policy diverged or the kernel has no variance there."
+        )
+    return logp

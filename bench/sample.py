@@ -1,0 +1,48 @@
+"""Held-out videos by the plain ODE: no method code is involved, so every row is judged by the same sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bench.api import Backbone, Conditioning
+from bench.flow import euler, sigma_schedule
+from bench.rng import normal
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some held-out videos: which prompt, which of its videos, and the pixels in [0, 1]."""
+
+    prompt_index: list[int]
+    video: list[int]
+    pixels: Float[Tensor, "b 3 F H W"]
+
+
+@torch.no_grad()
+def heldout(
+    backbone: Backbone,
+    cond: Conditioning,
+    *,
+    videos: int,
+    seed: int,
+    steps: int,
+    shift: float,
+    guidance: float,
+    batch: int,
+) -> Iterator[Batch]:
+    """`videos` per prompt, in prompt order; noise keyed by (seed, prompt, video) alone, so it is paired over rows and training seeds."""
+    pairs = [(p, k) for p in range(len(cond.text)) for k in range(videos)]
+    sigmas = sigma_schedule(steps, shift)
+    for start in range(0, len(pairs), batch):
+        part = pairs[start : start + batch]
+        x = normal(seed, [("heldout", p, k) for p, k in part], backbone.latent_shape)
+        text = Conditioning([cond.text[p] for p, _ in part], [cond.glyph[p] for p, _ in part])
+        for i in range(steps):
+            sigma, sigma_next = sigmas[i].expand(len(x)), sigmas[i + 1].expand(len(x))
+            x = euler(x, backbone.velocity(x, sigma, text, guidance), sigma, sigma_next)
+        yield Batch([p for p, _ in part], [k for _, k in part], backbone.decode(x))

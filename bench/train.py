@@ -1,0 +1,333 @@
+"""One run = (suite, row, seed): rollout, reward, update, checkpoint, resume, held-out evaluation, record."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import noise, plugins, store
+from bench.api import Backbone, BenchError, DivergedError, Evaluator, Method, Rewards
+from bench.config import Experiment, RowSpec, resolve
+from bench.conformance import check_method
+from bench.evaluate import evaluate
+from bench.flow import sigma_schedule
+from bench.kl import KLPolicy, kl_policy
+from bench.ledger import Ledger
+from bench.provenance import digest, provenance
+from bench.rng import stream
+from bench.rollout import Rollout, Settings, noisy_steps, sample
+from bench.update import Log, Updater
+
+CHECKPOINT = "checkpoint.pt"
+CHECKPOINT_EVERY = 5
+"""Updates between checkpoints: a killed run repeats at most this many."""
+RATIO_TOLERANCE = 1e-5
+"""Ratio audit at update 0: a tenth of the smallest clip range in use (1e-4). On a CPU the error is exactly 0."""
+PATHS = ("checkpoint", "base_model", "processor", "prompt_template")
+
+Report = Callable[[str, int, int], None]
+"""Hears (phase, done, total)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do: `row` and `seed` are None for the untrained base."""
+
+    exp: Experiment
+    row: RowSpec | None
+    seed: int | None
+    folder: Path
+    digest: str
+
+    @property
+    def label(self) -> str:
+        return "base" if self.row is None else f"{self.row.name} seed {self.seed}"
+
+
+def make_backbone(exp: Experiment) -> Backbone:
+    return plugins.backbone(exp.backbone.name, checkpoint=resolve(exp.backbone.checkpoint), **exp.backbone.train)
+
+
+def make_evaluator(exp: Experiment, name: str) -> Evaluator:
+    params = dict(exp.evaluator_params.get(name, {}))
+    for key in PATHS:
+        if isinstance(params.get(key), str):
+            params[key] = resolve(params[key])
+    return plugins.evaluator(name, **params)
+
+
+def make_method(exp: Experiment, row: RowSpec, latent_elements: int) -> Method:
+    """The row's method under the suite's noise policy, its clip range scaled to the latent's size, checked for conformance."""
+    method = plugins.method(row.method, **row.params)
+    sigmas = sigma_schedule(exp.budget.steps, exp.budget.shift)
+    noisy = noisy_steps(method, sigmas, Settings(exp.budget, exp.decode, exp.group_noise, 0), 0)
+    method = noise.apply(method, exp.noise_policy, sigmas, noisy)
+    if exp.clip_reference_size is not None:
+        scale = math.sqrt(exp.clip_reference_size / latent_elements)
+        method = dataclasses.replace(method, clip_range=method.clip_range * scale)
+    check_method(method, sigmas)
+    return method
+
+
+def score_round(
+    evaluators: dict[str, Evaluator],
+    exp: Experiment,
+    videos: Tensor,
+    prompts: list[str],
+    fps: float,
+    folder: Path,
+    ledger: Ledger,
+) -> Rewards:
+    """Rewards [p, g] of one round; a non-finite one stops the run with the offending sample saved."""
+    budget, values = exp.budget, {}
+    for name, weights in exp.reward.items():
+        scores = evaluators[name].score(videos, prompts, fps)
+        ledger.call_reward(name, len(videos))
+        for metric in weights:
+            if metric not in scores:
+                raise BenchError(
+                    f"reward {name}.{metric}: the evaluator gives {', '.join(scores)}; mend 'reward:' in the YAML."
+                )
+            bad = (~torch.isfinite(scores[metric])).nonzero()
+            if len(bad):
+                first = int(bad[0])
+                from safetensors.torch import save_file
+
+                save_file(
+                    {"video": videos[first].contiguous()},
+                    folder / "offending_sample.safetensors",
+                    {"prompt": prompts[first]},
+                )
+                raise DivergedError(
+                    f"reward {metric} of prompt {prompts[first]!r} is not finite; its video is saved as {folder / 'offending_sample.safetensors'}."
+                )
+            values[metric] = scores[metric].float().reshape(budget.prompts, budget.group_size)
+    return Rewards(values, exp.weights, exp.advantage)
+
+
+def round_prompts(exp: Experiment, prompts: list[str], seed: int, index: int) -> list[str]:
+    """Training prompts of one round: epochs of seeded permutations, the same order for every row."""
+    first = index * exp.budget.prompts
+    order: dict[int, list[int]] = {}
+    chosen = []
+    for position in range(first, first + exp.budget.prompts):
+        epoch, place = divmod(position, len(prompts))
+        if epoch not in order:
+            order[epoch] = torch.randperm(len(prompts), generator=stream(seed, "prompts", epoch)).tolist()
+        chosen.append(prompts[order[epoch][place]])
+    return chosen
+
+
+@dataclass
+class Trainer:
+    """The state of a run, and all of it: what `save` writes is what `load` needs to go on in the same bits."""
+
+    job: Job
+    backbone: Backbone
+    method: Method
+    policy: KLPolicy
+    evaluators: dict[str, Evaluator]
+    optimizer: torch.optim.Optimizer
+    ledger: Ledger
+    kl_state: dict[str, Any]
+    updates_done: int = 0
+    audit: dict[str, Any] | None = None
+
+    @property
+    def exp(self) -> Experiment:
+        return self.job.exp
+
+    @classmethod
+    def new(cls, job: Job, backbone: Backbone, evaluators: dict[str, Evaluator]) -> Trainer:
+        assert job.row is not None
+        assert job.seed is not None
+        exp, row = job.exp, job.row
+        method = make_method(exp, row, math.prod(backbone.latent_shape))
+        policy = kl_policy(row.kl_spec.name, **row.kl_spec.params)
+        backbone.reset(stream(job.seed, "initial_policy"))
+        optimizer = torch.optim.AdamW(
+            list(backbone.parameters()),
+            lr=exp.budget.lr,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            weight_decay=exp.budget.weight_decay,
+        )
+        trainer = cls(job, backbone, method, policy, evaluators, optimizer, Ledger(), policy.init_state())
+        trainer.load()
+        return trainer
+
+    def save(self) -> None:
+        """One file, written aside and renamed: the adapters and anchors, optimizer, KL state, ledger and position."""
+        state = {
+            "digest": self.job.digest,
+            "policy": self.backbone.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rest": json.dumps(
+                {"updates": self.updates_done, "kl": self.kl_state, "ledger": self.ledger.state(), "audit": self.audit}
+            ),
+        }
+        store.replace_atomically(self.job.folder / CHECKPOINT, lambda path: torch.save(state, path))
+
+    def load(self) -> None:
+        """Go on from the folder's checkpoint, if there is one; lines of `train.jsonl` past it are dropped."""
+        path, lines = self.job.folder / CHECKPOINT, self.job.folder / store.TRAIN
+        if path.exists():
+            try:
+                state = torch.load(path, weights_only=True)
+            except (RuntimeError, OSError, EOFError, ValueError) as cause:
+                raise BenchError(
+                    f"checkpoint {path} is damaged ({cause}): delete it and the run starts again."
+                ) from cause
+            store.check_digest(self.job.folder, state["digest"], self.job.digest)
+            self.backbone.load_state_dict(state["policy"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            rest = json.loads(state["rest"])
+            self.updates_done, self.kl_state, self.audit = rest["updates"], rest["kl"], rest["audit"]
+            self.ledger = Ledger.from_state(rest["ledger"])
+            self.ledger.restarts += 1
+        if lines.exists():
+            kept = [line for line in store.read_lines(lines) if line["update"] < self.updates_done]
+            store.write_text(lines, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def train(self, report: Report) -> None:
+        budget, prompts = self.exp.budget, self.exp.prompt_list("train")
+        while self.updates_done < budget.updates:
+            report("train", self.updates_done, budget.updates)
+            self._round(self.updates_done, prompts)
+            self.updates_done += 1
+            self.ledger.settle(budget, len(self.exp.reward), self.updates_done)
+            if self.updates_done % CHECKPOINT_EVERY == 0 or self.updates_done == budget.updates:
+                self.save()
+
+    def _round(self, index: int, prompts: list[str]) -> None:
+        assert self.job.seed is not None
+        exp, budget, seed, ledger = self.exp, self.exp.budget, self.job.seed, self.ledger
+        start = dict(ledger.seconds)
+        for name, rule in self.policy.anchors().items():
+            if rule.due(index):
+                self.backbone.refresh_anchor(name)
+        anchors = [name for name, rule in self.policy.anchors().items() if rule.network]
+        chosen = round_prompts(exp, prompts, seed, index)
+        with ledger.phase("rollout"):
+            settings = Settings(budget, exp.decode, exp.group_noise, seed)
+            rollout = sample(
+                self.backbone, self.method, self.backbone.encode(chosen), settings, index, anchors, ledger
+            )
+        with ledger.phase("decode"):
+            videos = self.backbone.decode(rollout.x0)
+            ledger.spend("decodes", len(videos))
+        with ledger.phase("reward"):
+            texts = [prompt for prompt in chosen for _ in range(budget.group_size)]
+            rewards = score_round(self.evaluators, exp, videos, texts, self.backbone.fps, self.job.folder, ledger)
+        with ledger.phase("update"):
+            updater = Updater(self.backbone, self.method, self.policy, self.optimizer, budget, seed, ledger)
+            self.kl_state, log = updater(rollout, rewards, self.kl_state, index)
+        if index == 0:
+            worst = max(log.ratio_error.values())
+            self.audit = {"passed": worst <= RATIO_TOLERANCE, "largest": worst, "tolerance": RATIO_TOLERANCE}
+        store.append_line(self.job.folder / store.TRAIN, self._line(index, rollout, rewards, log, start))
+
+    def _line(
+        self, index: int, rollout: Rollout, rewards: Rewards, log: Log, start: dict[str, float]
+    ) -> dict[str, Any]:
+        total = rewards.total()
+        spent = {name: round(value - start.get(name, 0.0), 4) for name, value in self.ledger.seconds.items()}
+        return {
+            "update": index,
+            "reward": float(total.mean()),
+            "reward_group_std": float(total.std(1, correction=0).mean()),
+            "rewards": {name: float(values.mean()) for name, values in rewards.items()},
+            **log.means(),
+            "kl_weight": self.policy.weights(self.kl_state),
+            "grad_norm": log.grad_norm,
+            "ratio_error": max(log.ratio_error.values()),
+            "clipped_share": log.clipped / log.count,
+            "trained_steps": rollout.view.steps.tolist(),
+            "ledger": self.ledger.totals(),
+            "seconds": spent,
+        }
+
+
+def execute(job: Job, report: Report) -> store.RunRecord:
+    """Do one run to its record. A divergence is recorded as a failed run; any other error leaves it unfinished, to be resumed."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    exp, start = job.exp, time.perf_counter()
+    report("load", 0, 1)
+    backbone = make_backbone(exp)
+    names = dict.fromkeys([*exp.evaluation.evaluators, *(exp.reward if job.row else ())])
+    evaluators = {name: make_evaluator(exp, name) for name in names}
+    trainer, error, scores = None, None, None
+    try:
+        if job.row is not None:
+            trainer = Trainer.new(job, backbone, evaluators)
+            trainer.train(report)
+        else:
+            backbone.reset(stream(0, "initial_policy"))
+        scores = evaluate(
+            backbone, evaluators, exp, exp.prompt_list("heldout"), lambda done, total: report("evaluate", done, total)
+        )
+    except DivergedError as cause:
+        error = str(cause)
+    report("store", 1, 1)
+    record = _record(job, backbone, evaluators, trainer, error, time.perf_counter() - start)
+    record = store.write_run(job.folder, record, scores)
+    (job.folder / CHECKPOINT).unlink(missing_ok=True)
+    if trainer is not None and error is None:
+        _save_policy(job.folder, backbone)
+    return record
+
+
+def _save_policy(folder: Path, backbone: Backbone) -> None:
+    """The trained adapter as safetensors beside the record."""
+    from safetensors.torch import save_file
+
+    policy = {key: value for key, value in backbone.state_dict().items() if key.startswith("policy:")}
+    store.replace_atomically(folder / "policy.safetensors", lambda path: save_file(policy, path))
+
+
+def _record(
+    job: Job,
+    backbone: Backbone,
+    evaluators: dict[str, Evaluator],
+    trainer: Trainer | None,
+    error: str | None,
+    seconds: float,
+) -> store.RunRecord:
+    import resource
+
+    exp, row = job.exp, job.row
+    budget = dataclasses.asdict(exp.budget)
+    params = {} if trainer is None else {**dataclasses.asdict(trainer.method)}
+    return store.RunRecord(
+        suite=exp.suite,
+        row="base" if row is None else row.name,
+        method=None if row is None else row.method,
+        method_params=params,
+        kl=None if row is None else row.kl_spec.name,
+        seed=job.seed,
+        status="finished" if error is None else "failed",
+        error=error,
+        digest=job.digest,
+        budget=budget,
+        budget_digest=digest(budget),
+        prompts_digest=exp.check_prompts(),
+        config=exp.model_dump(mode="json"),
+        evaluators={name: dict(e.fingerprint()) for name, e in evaluators.items()},
+        backbone=dict(backbone.fingerprint()),
+        ledger={} if trainer is None else trainer.ledger.totals(),
+        seconds={**({} if trainer is None else trainer.ledger.seconds), "this_call": seconds},
+        peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+        provenance=provenance(),
+        updates_done=0 if trainer is None else trainer.updates_done,
+        gates={} if trainer is None or trainer.audit is None else {"ratio_audit": trainer.audit},
+        extra={"scale": exp.scale},
+    )

@@ -1,0 +1,185 @@
+"""One GRPO update from a method's parts: clipped surrogates of the trained steps, the KL policy's terms, optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from bench.api import Backbone, BenchError, Budget, Conditioning, DivergedError, Method, Rewards
+from bench.kl import KLPolicy
+from bench.ledger import TRAIN_COST, Ledger, guidance_multiplicity
+from bench.rng import stream
+from bench.rollout import Rollout, micro_batches
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Who trains, and by how much: k advantages per sample with their weights, samples in the rollout's order."""
+
+    adv: Float[Tensor, "k b"]
+    weights: list[float]
+    keep: Bool[Tensor, "b"]
+
+    @classmethod
+    def of(cls, method: Method, rewards: Rewards) -> Credit:
+        """Ask the method; shapes and finiteness are checked here, once, before any statistics."""
+        for metric, values in rewards.items():
+            if not torch.isfinite(values).all():
+                raise DivergedError(f"reward {metric} is not finite: look at the saved sample and at the evaluator.")
+        name, (p, g) = type(method).__name__, next(iter(rewards.values())).shape
+        adv = method.advantages(rewards)
+        if adv.ndim != 3 or adv.shape[1:] != (p, g):
+            raise BenchError(f"{name}.advantages returned {list(adv.shape)}: return [k, {p}, {g}].")
+        if not torch.isfinite(adv).all():
+            raise DivergedError(f"{name}.advantages is not finite: a group may be tied; add an epsilon to its std.")
+        if len(adv) not in (1, len(rewards.weights)):
+            raise BenchError(
+                f"{name}.advantages returned {len(adv)} advantages: return one, or one per reward "
+                f"({len(rewards.weights)}: {', '.join(rewards.weights)})."
+            )
+        keep = method.select(adv).flatten()
+        if not keep.any():
+            raise DivergedError(f"{name}.select keeps no sample of this round: nothing is left to train on.")
+        return cls(adv.flatten(1), [1.0] if len(adv) == 1 else list(rewards.weights.values()), keep)
+
+
+@dataclass
+class Log:
+    """Sums over samples and trained steps of one update; `means` gives the averages."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+    ratio_error: dict[int, float] = field(default_factory=dict)
+    """Largest |ratio - 1| of each trained step before the first optimizer step of the update."""
+    clipped: int = 0
+    grad_norm: list[float] = field(default_factory=list)
+    """Norm of each optimizer step's gradient before clipping."""
+
+    def add(self, **values: Tensor | float) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self.count for name, value in self.sums.items()}
+
+
+@dataclass(frozen=True)
+class Updater:
+    """Everything that stays the same from update to update.
+
+    loss = mean over samples and trained steps of (step weight * sum over k of weight_k * surrogate_k), plus the mean
+    of each KL term times its weight before the controller's tick.
+    """
+
+    backbone: Backbone
+    method: Method
+    policy: KLPolicy
+    optimizer: torch.optim.Optimizer
+    budget: Budget
+    seed: int
+    ledger: Ledger
+
+    def __call__(
+        self, rollout: Rollout, rewards: Rewards, kl_state: Mapping[str, Any], index: int
+    ) -> tuple[dict[str, Any], Log]:
+        """Train on one rollout. Returns the KL policy's next state and what happened."""
+        credit, state, log = Credit.of(self.method, rewards), dict(kl_state), Log()
+        for number, rows in enumerate(self._minibatches(index)):
+            self.optimizer.zero_grad(set_to_none=True)
+            for n in range(len(rollout.view.steps)):
+                terms = self._backward(rollout, credit, n, rows, self.policy.weights(state), log, number == 0)
+                state = self.policy.next_state(state, terms)
+            log.grad_norm.append(self._step(index))
+        self.ledger.spend("updates", 1)
+        return state, log
+
+    def _minibatches(self, index: int) -> list[Tensor]:
+        """Samples of each optimizer step: all in order for one, otherwise a split of a seeded permutation."""
+        b = self.budget.prompts * self.budget.group_size
+        if self.budget.minibatches == 1:
+            return [torch.arange(b)]
+        order = torch.randperm(b, generator=stream(self.seed, "minibatches", index))
+        return list(order.chunk(self.budget.minibatches))
+
+    def _backward(
+        self,
+        rollout: Rollout,
+        credit: Credit,
+        n: int,
+        rows: Tensor,
+        factors: Mapping[Any, float],
+        log: Log,
+        first: bool,
+    ) -> dict[str, float]:
+        """Gradient of trained step n over one minibatch, micro-batch by micro-batch; the means of its KL terms."""
+        terms: dict[str, float] = dict.fromkeys(factors, 0.0)
+        trained = float(credit.keep[rows].sum()) * len(rollout.view.steps)
+        for part in micro_batches(len(rows), self.budget.micro_batch):
+            piece = rows[part]
+            loss, found = self._loss(rollout, credit, n, piece, factors, log, first)
+            if not torch.isfinite(loss):
+                step = int(rollout.view.steps[n])
+                raise DivergedError(f"loss at step {step} is not finite: lower budget.lr, or look at the rewards.")
+            (loss / trained).backward()
+            self.ledger.spend("nfe_train", TRAIN_COST * len(piece) * guidance_multiplicity(self.budget.guidance))
+            for name, value in found.items():
+                terms[name] += float(value.detach().sum()) / len(rows)
+                log.add(**{f"kl_{name}": value.detach().sum()})
+        return terms
+
+    def _loss(
+        self,
+        rollout: Rollout,
+        credit: Credit,
+        n: int,
+        rows: Tensor,
+        factors: Mapping[Any, float],
+        log: Log,
+        first: bool,
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, "b"]]]:
+        """Loss summed over the samples of one micro-batch, and its KL terms per sample."""
+        i = int(rollout.view.steps[n])
+        x, old = rollout.x[n][rows], rollout.logp_old[n][rows]
+        sigma, sigma_next = rollout.sigmas[i].expand(len(rows)), rollout.sigmas[i + 1].expand(len(rows))
+        picked = rows.tolist()
+        cond = Conditioning([rollout.cond.text[r] for r in picked], [rollout.cond.glyph[r] for r in picked])
+        v = self.backbone.velocity(x, sigma, cond, self.budget.guidance)
+        step = self.method.transition(x, v, sigma, sigma_next)
+        new = self.method.log_prob(step, rollout.x_next[n][rows])
+        pairs = zip(credit.weights, credit.adv[:, rows], strict=True)
+        surrogate = torch.stack([w * self.method.surrogate(new, old, adv) for w, adv in pairs]).sum(0)
+        counts = credit.keep[rows].to(surrogate.dtype)
+        loss = policy_loss = (surrogate * rollout.view.weight[n] * counts).sum()
+        terms: dict[str, Tensor] = {}
+        for name, factor in factors.items():
+            if name == "stepwise":
+                terms[name] = old - new
+            else:
+                (velocities,) = rollout.anchors.values()
+                reference = self.method.transition(x, velocities[n][rows], sigma, sigma_next)
+                terms[name] = self.method.divergence(step, reference, sigma, sigma_next)
+            loss = loss + factor * (terms[name] * counts).sum()
+        error = (torch.exp(new.detach() - old) - 1).abs()
+        log.count += len(rows)
+        log.clipped += int((error > self.method.clip_range).sum())
+        log.add(policy_loss=policy_loss.detach(), log_prob=new.detach().sum())
+        if first:
+            log.ratio_error[i] = max(log.ratio_error.get(i, 0.0), float(error.max()))
+        return loss, terms
+
+    def _step(self, index: int) -> float:
+        """Clip, check and apply the gradient; its norm before clipping."""
+        trained = [p for p in self.backbone.parameters() if p.grad is not None]
+        if not trained:
+            raise BenchError("no trained parameter got a gradient: the policy is not the backbone's active adapter.")
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.budget.grad_clip)
+        if not torch.isfinite(norm):
+            raise DivergedError(f"gradient norm of update {index} is not finite: lower budget.lr.")
+        self.optimizer.step()
+        self.ledger.spend("optimizer_steps", 1)
+        return float(norm)
