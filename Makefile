@@ -11,7 +11,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table reproduce table figures report test check departures format clean
+.PHONY: help setup reproduce-table table test check departures format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -31,18 +31,16 @@ reproduce-table: setup ## train every row of SUITE (default: the nano suite) and
 	$(BIN)/bench run $(SUITE)
 	$(BIN)/bench table $(SUITE)
 
+table: setup ## train every row of SUITE (default: the nano suite) and print its table
+	$(BIN)/bench run $(SUITE)
+	$(BIN)/bench table $(SUITE)
+
 reproduce: reproduce-table ## the same, then the figures and the report
 	$(BIN)/bench figures $(SUITE)
 	$(BIN)/bench report $(SUITE)
 
 table: setup ## the table of SUITE from the runs that exist
 	$(BIN)/bench table $(SUITE)
-
-figures: setup ## the figures of SUITE from the runs that exist
-	$(BIN)/bench figures $(SUITE)
-
-report: setup ## the HTML report of SUITE from the runs that exist
-	$(BIN)/bench report $(SUITE)
 
 test: setup ## the tests that need neither a GPU nor downloaded weights
 	$(BIN)/python -m pytest -n 2

@@ -98,7 +98,8 @@ class Method(ABC):
         taken = sorted(RESERVED_FIELDS & set(inspect.get_annotations(cls)))
         if taken:
             raise BenchError(
-                f"method class {cls.__module__}:{cls.__qualname__} declares the field '{taken[0]}', which belongs to the "
+                f"method class {cls.__module__}:{cls.__qualname__} declares the field '{taken[0]}', "
+                "which belongs to the "
                 "suite's budget: remove it from the class and set it once for all rows under 'budget:' in the YAML."
             )
 
@@ -150,20 +151,27 @@ class Method(ABC):
 
     # which steps are noisy, which of them train, and how much each counts ---------------------------------------
     def stochastic(self, sigmas: Float[Tensor, "t1"], update: int, rng: torch.Generator) -> Bool[Tensor, "t"]:
-        """Noisy steps of the rollout; all by default (the harness makes the last one deterministic where its decode rule says so)."""
+        """Noisy steps of the rollout; all by default.
+
+        The harness makes the last one deterministic where its decode rule says so.
+        """
         return torch.ones(len(sigmas) - 1, dtype=torch.bool)
 
     def train_steps(self, sigmas: Float[Tensor, "t1"], n: int, rng: torch.Generator) -> Int[Tensor, "n"]:
-        """Indices of the n steps that train. Not overridden: the harness draws n of the noisy steps, the same for all methods."""
+        """Indices of the n steps that train.
+
+        Not overridden: the harness draws n of the noisy steps, the same for all methods.
+        """
         return torch.randperm(len(sigmas) - 2, generator=rng)[:n].sort().values
 
     def step_weights(self, sigmas: Float[Tensor, "t1"]) -> Float[Tensor, "t"]:
         """Weight of each step's policy loss: ones, or the temporal gradient equalizer lower_median(N) / N_i.
 
         `derived`: N = |J| * |d log_prob / d mean| at x_next = mean + std, with J = d mean / d v from `transition`
-        (affine in v, so J is its value at x = 0, v = 1); right for every log-prob convention. `released`: N = |J| / std
-        with std at least 1e-12, SAGE-GRPO's released code (hyvideo/schedulers/scheduling_flow_match_discrete.py,
-        compute_log_prob_grad_norms). A zero or non-finite N, and with `derived` any deterministic step, counts as 1.
+        (affine in v, so J is its value at x = 0, v = 1); right for every log-prob convention.
+        `released`: N = |J| / std with std at least 1e-12, SAGE-GRPO's released code
+        (hyvideo/schedulers/scheduling_flow_match_discrete.py, compute_log_prob_grad_norms).
+        A zero or non-finite N, and with `derived` any deterministic step, counts as 1.
         """
         steps = len(sigmas) - 1
         if self.equalizer == "off":
@@ -195,7 +203,10 @@ class Method(ABC):
     def divergence(
         self, step: Gaussian, ref: Gaussian, sigma: Float[Tensor, "b"], sigma_next: Float[Tensor, "b"]
     ) -> Float[Tensor, "b"]:
-        """This method's distance between the policy's and a reference's step: by default the Gaussian KL per latent element (equal stds)."""
+        """This method's distance between the policy's and a reference's step.
+
+        By default the Gaussian KL per latent element (equal stds).
+        """
         _refuse_zero_std(step.std, f"{type(self).__name__}.divergence")
         return latent_mean((step.mean - ref.mean) ** 2) / (2 * step.std**2)
 
@@ -224,7 +235,7 @@ class Evaluator(ABC):
         """Scores of videos with pixels in [0, 1], channels first and frames third, `fps` frames per second."""
 
     def details(self) -> pd.DataFrame:
-        """Per-frame values, frame indices and whether the prompt was cut, of the last call; empty if there are none."""
+        """Per-frame values, frame indices and whether the prompt was cut, of the last call; empty if none."""
         import pandas as pd
 
         return pd.DataFrame()
@@ -244,7 +255,7 @@ class Conditioning(NamedTuple):
 
 
 class Backbone(Protocol):
-    """The video generator: encodes prompts, predicts velocities, decodes latents, and switches between policy and anchors."""
+    """Video generator: encodes prompts, predicts velocities, decodes latents, switches between policy and anchors."""
 
     latent_shape: tuple[int, int, int, int]
     """c f h w."""

@@ -1,4 +1,4 @@
-"""What needs no torch: the error users see, the budget that every row shares, and the closed-division advantage rule."""
+"""What needs no torch: the error users see, the budget that every row shares, the closed-division advantage rule."""
 
 from __future__ import annotations
 
@@ -53,12 +53,14 @@ class Budget:
             raise BenchError("budget.group_size is 1, so every advantage is 0: a group needs at least 2 samples.")
         if self.train_steps > self.steps:
             raise BenchError(
-                f"budget.train_steps ({self.train_steps}) exceeds budget.steps ({self.steps}): train at most all steps."
+                f"budget.train_steps ({self.train_steps}) exceeds budget.steps ({self.steps}): "
+                "train at most all steps."
             )
         samples = self.prompts * self.group_size
         if samples % (self.minibatches * self.micro_batch) and samples // self.minibatches > self.micro_batch:
             raise BenchError(
-                f"budget: {samples} samples do not split into {self.minibatches} minibatches of whole micro-batches of "
+                f"budget: {samples} samples do not split into {self.minibatches} minibatches "
+                "of whole micro-batches of "
                 f"{self.micro_batch}: choose a budget.micro_batch that divides {samples // self.minibatches}."
             )
         if samples % self.minibatches:

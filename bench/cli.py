@@ -1,4 +1,7 @@
-"""The command line: `bench run | table | check | nano`. Exit code 0 only if all is well, 2 for a mistake the user can mend."""
+"""The command line: `bench run | table | check | nano`.
+
+Exit code 0 only if all is well, 2 for a mistake the user can mend.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from bench import __version__
 from bench.base import BenchError
 from bench.provenance import ROOT
 
-NANO_PARTS = ("vae", "policy", "videoreward", "clip", "pickscore", "manifest")
+NANO_PARTS = ("vae", "policy", "videoreward", "clip", "pickscore", "manifest", "measure")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     suite(table)
     check = commands.add_parser("check", help="check methods for conformance, in milliseconds")
     check.add_argument("methods", nargs="+", metavar="METHOD", help="a method's name or 'module:Class'")
-    nano = commands.add_parser("nano", help="train one part of the nano checkpoints again")
+    nano = commands.add_parser("nano", help="train one part of the nano checkpoints again, or measure them")
     nano.add_argument("part", choices=NANO_PARTS)
     nano.add_argument(
         "--out", type=Path, default=ROOT / "bench" / "nano" / "checkpoints", help="folder of the checkpoints"

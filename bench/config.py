@@ -1,4 +1,4 @@
-"""A suite as one YAML file: unknown keys are refused, dotted overrides are part of the digest, one budget for all rows."""
+"""A suite as one YAML file: unknown keys refused, dotted overrides part of the digest, one budget for all rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.base import AdvantageRule, BenchError, Budget
 from bench.provenance import ROOT, digest
@@ -78,23 +78,37 @@ class RowSpec(Part):
         return self.label or f"{method}-{self.kl_spec.name}"
 
 
+NANO: dict[str, Any] = {
+    "prompts": {"train": "bench/prompts/nano_train.txt", "heldout": "bench/prompts/nano_heldout.txt"},
+    "evaluator_params": {
+        "videoalign": {"checkpoint": "nano/videoreward"},
+        "clipscore": {"checkpoint": "nano/clip"},
+        "pickscore": {"checkpoint": "nano/pickscore"},
+    },
+    "clip_reference_size": 32 * 21 * 30 * 53,
+}
+"""What a suite on the packaged nano checkpoint need not say: its prompts, its scorers, and the latent size of 480p
+HunyuanVideo-1.5 with 81 frames, for which the methods' clip ranges are stated."""
+
+
 class Experiment(Part):
     """One suite: everything that decides its numbers."""
 
     suite: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    scale: Literal["nano", "full"]
-    """Records of a nano suite say so and never enter a table of the full-size suite."""
     backbone: BackboneSpec
     budget: Budget
     decode: Literal["predicted_x0", "final_latent"] = "predicted_x0"
-    """What is decoded and rewarded: the predicted x0 of the last step, which is then not trained, or the noisy final latent."""
+    """What is decoded and rewarded: the last step's predicted x0 (then not trained), or the noisy final latent."""
     group_noise: Literal["distinct", "shared"] = "distinct"
     """Initial noise of a group: one per sample, or one per prompt."""
     noise_policy: Annotated[Native | CommonEta | MatchedRSS, Field(discriminator="kind")] = Native()
     advantage: AdvantageRule = AdvantageRule()
     clip_reference_size: int | None = Field(default=None, gt=0)
-    """Latent elements at which the methods' clip ranges hold. Mean log-ratios scale as 1 / sqrt(elements), so the harness multiplies
-    each clip range by sqrt(reference / elements). None: as they are."""
+    """Latent elements at which the methods' clip ranges hold.
+
+    Mean log-ratios scale as 1 / sqrt(elements), so the harness multiplies each clip range by
+    sqrt(reference / elements). None: as they are.
+    """
     reward: dict[str, dict[str, float]]
     """Evaluator to metric to weight: the training reward is the weighted sum."""
     evaluation: Evaluation
@@ -125,6 +139,19 @@ class Experiment(Part):
         if not any(weight for metrics in self.reward.values() for weight in metrics.values()):
             raise BenchError(f"suite {self.suite}: every reward weight is 0; give at least one metric a weight.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_nano(cls, data: Any) -> Any:
+        backbone = data.get("backbone") if isinstance(data, dict) else None
+        if isinstance(backbone, dict) and _packaged(str(backbone.get("checkpoint"))):
+            return {**NANO, **data}
+        return data
+
+    @property
+    def scale(self) -> Literal["nano", "full"]:
+        """Records of a nano suite say so and never enter a table of the full-size suite."""
+        return "nano" if _packaged(self.backbone.checkpoint) else "full"
+
     @property
     def weights(self) -> dict[str, float]:
         """Metric to weight, over all reward evaluators."""
@@ -145,7 +172,7 @@ class Experiment(Part):
         return prompts
 
     def shared(self) -> dict[str, Any]:
-        """What all runs of the suite share and what decides their numbers: everything but the name, the seeds and the rows."""
+        """What all runs share and what decides their numbers: everything but the name, the seeds and the rows."""
         return self.model_dump(mode="json", exclude={"suite", "seeds", "rows"})
 
     def check_prompts(self) -> str:
@@ -163,8 +190,15 @@ class Experiment(Part):
         return digest([train, heldout])
 
 
+def _packaged(name: str) -> bool:
+    return name == "nano" or name.startswith("nano/")
+
+
 def resolve(name: str) -> Path:
-    """A path of the suite: relative names count from the project's root, "nano" and "nano/<part>" are the packaged checkpoints."""
+    """A path of the suite.
+
+    Relative names count from the project's root, "nano" and "nano/<part>" are the packaged checkpoints.
+    """
     if name == "nano":
         name = "nano/hunyuanvideo15"
     if name.startswith("nano/"):

@@ -36,7 +36,8 @@ def checkpoint_digests(exp: Experiment) -> dict[str, Any]:
 def _checkpoint_digest(path: Path) -> Any:
     if not path.exists():
         raise BenchError(
-            f"checkpoint {path} does not exist: mend the path in the suite, or make it with `bench nano` for a nano part."
+            f"checkpoint {path} does not exist: mend the path in the suite, "
+            "or make it with `bench nano` for a nano part."
         )
     if (path / MANIFEST).exists():
         return verify_manifest(path)
@@ -86,13 +87,17 @@ def describe(exp: Experiment, found: Sequence[Job]) -> str:
     anchored = [job for job in trained if job.row and _has_anchor(job.row)]
     anchor = exp.budget.updates * budget.prompts * budget.group_size * budget.train_steps
     lines = [
-        f"suite {exp.suite}: {len(found)} runs (base + {len(exp.rows)} rows x {len(exp.seeds)} seeds), {len(todo)} to do",
+        f"suite {exp.suite}: {len(found)} runs (base + {len(exp.rows)} rows x {len(exp.seeds)} seeds), "
+        f"{len(todo)} to do",
         *(f"  {job.label:32s} {'to do' if job in todo else 'finished'}  {job.digest}" for job in found),
-        f"each row: {budget.updates} updates of {budget.prompts} prompts x {budget.group_size} samples, {budget.steps} steps, "
+        f"each row: {budget.updates} updates of {budget.prompts} prompts x {budget.group_size} samples, "
+        f"{budget.steps} steps, "
         f"{budget.train_steps} trained, {budget.minibatches} optimizer step(s) each",
         "each row spends: " + ", ".join(f"{name} {value:,}" for name, value in each.items()),
-        f"held-out evaluation of each run: {videos} videos x {exp.evaluation.steps} steps = {videos * exp.evaluation.steps:,} NFE",
-        f"to do in all: rollout NFE {each['nfe_rollout'] * len(trained):,}, train NFE {each['nfe_train'] * len(trained):,}, "
+        "held-out evaluation of each run: "
+        f"{videos} videos x {exp.evaluation.steps} steps = {videos * exp.evaluation.steps:,} NFE",
+        f"to do in all: rollout NFE {each['nfe_rollout'] * len(trained):,}, "
+        f"train NFE {each['nfe_train'] * len(trained):,}, "
         f"anchor NFE {anchor * len(anchored):,}, evaluation NFE {videos * exp.evaluation.steps * len(todo):,}",
         _hours(found, len(trained)),
     ]
@@ -154,7 +159,10 @@ class Outcome:
 
 
 def run(exp: Experiment, results: Path, processes: int | None = None) -> Outcome:
-    """Do every unfinished run. One run's error leaves the others going; the caller turns the outcome into an exit code."""
+    """Do every unfinished run.
+
+    One run's error leaves the others going; the caller turns the outcome into an exit code.
+    """
     found = jobs(exp, results)
     check(exp)
     todo, outcome = unfinished(found), Outcome()

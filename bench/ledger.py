@@ -64,7 +64,8 @@ class Ledger:
         for name, amount in planned(budget, reward_evaluators, updates).items():
             if spent.get(name, 0) != amount:
                 raise BenchError(
-                    f"ledger: {name} is {spent.get(name, 0)} after {updates} updates, the budget says {amount}: a method or an "
+                    f"ledger: {name} is {spent.get(name, 0)} after {updates} updates, the budget says {amount}: "
+                    "a method or an "
                     "evaluator spent what is not its own; this run does not count."
                 )
 

@@ -1,4 +1,4 @@
-"""Noise policies of a suite: native eta, one eta for all, or eta solved so that every method injects the same noise."""
+"""Noise policies of a suite: native eta, one eta for all, or eta solved so that all methods inject the same noise."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ def injected_variance(method: Method, sigmas: Float[Tensor, "t1"]) -> Float[Tens
 def apply(
     method: Method, policy: Native | CommonEta | MatchedRSS, sigmas: Float[Tensor, "t1"], noisy: Bool[Tensor, "t"]
 ) -> Method:
-    """The method with the eta that the suite's noise policy gives it; `noisy` marks the steps that count for matched_rss."""
+    """The method with the eta of the suite's noise policy; `noisy` marks the steps that count for matched_rss."""
     if isinstance(policy, Native):
         return method
     if not hasattr(method, "eta"):
         raise BenchError(
-            f"{type(method).__name__} has no field 'eta', so noise_policy {policy.kind} cannot set it: use kind native."
+            f"{type(method).__name__} has no field 'eta', so noise_policy {policy.kind} cannot set it: "
+            "use kind native."
         )
     if isinstance(policy, CommonEta):
         return dataclasses.replace(method, eta=policy.eta)  # type: ignore[call-arg]
@@ -39,7 +40,8 @@ def apply(
     low, high = 0.0, 1.0
     if rss(high) < policy.rss:
         raise BenchError(
-            f"{type(method).__name__} injects at most {rss(high):.3f} at eta 1, below noise_policy.rss {policy.rss}: lower rss."
+            f"{type(method).__name__} injects at most {rss(high):.3f} at eta 1, "
+            f"below noise_policy.rss {policy.rss}: lower rss."
         )
     for _ in range(60):
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""Names to objects: entry points of the groups bench.methods, bench.evaluators and bench.backbones, or "module:Class"."""
+"""Names to objects: entry points of bench.methods, bench.evaluators and bench.backbones, or "module:Class"."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def find(group: str, name: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as cause:
         raise BenchError(
-            f"{group.removesuffix('s')} {name!r}: module {cause.name!r} cannot be imported; run from the folder that holds it or install it."
+            f"{group.removesuffix('s')} {name!r}: module {cause.name!r} cannot be imported; "
+            "run from the folder that holds it or install it."
         ) from cause
     found = getattr(module, class_name, None)
     if found is None:
@@ -97,5 +98,5 @@ def backbone(name: str, **params: Any) -> Backbone:
 
 
 def source(group: str, name: str) -> str:
-    """sha256 of the file that defines a plug-in, so that an edit outside the project's packages changes a run's digest too."""
+    """sha256 of a plug-in's file, so that an edit outside the project's packages changes a run's digest too."""
     return sha256_file(inspect.getfile(find(group, name)))

@@ -28,7 +28,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Trained steps of prompts x group_size trajectories, samples in prompt order ([p, g] flattened), and where they end."""
+    """Trained steps of prompts x group_size trajectories, in prompt order ([p, g] flattened), and where they end."""
 
     sigmas: Float[Tensor, "t1"]
     view: StepView
@@ -69,7 +69,7 @@ def noisy_steps(method: Method, sigmas: Tensor, settings: Settings, update: int)
 
 
 def trained_steps(method: Method, sigmas: Tensor, noisy: Tensor, settings: Settings, update: int) -> Int[Tensor, "n"]:
-    """Which steps train, ascending: the method's own choice if it overrides `train_steps`, else drawn from its noisy steps.
+    """Which steps train, ascending: the method's choice if it has its own `train_steps`, else drawn from noisy ones.
 
     The draw's stream does not know the method, so methods with the same noisy steps train the same steps.
     """
@@ -78,20 +78,25 @@ def trained_steps(method: Method, sigmas: Tensor, noisy: Tensor, settings: Setti
     candidates = noisy.nonzero()[:, 0]
     if len(candidates) < n:
         raise BenchError(
-            f"{name} makes {len(candidates)} of {len(noisy)} steps noisy, but budget.train_steps is {n}: widen its window or lower the budget."
+            f"{name} makes {len(candidates)} of {len(noisy)} steps noisy, but budget.train_steps is {n}: "
+            "widen its window or lower the budget."
         )
     if type(method).train_steps is Method.train_steps:
         return candidates[torch.randperm(len(candidates), generator=rng)[:n]].sort().values
     chosen = method.train_steps(sigmas, n, rng)
     if chosen.shape != (n,) or len(chosen.unique()) != n or not bool(noisy[chosen].all()):
         raise BenchError(
-            f"{name}.train_steps returned {chosen.tolist()}: it must name {n} different noisy steps out of {candidates.tolist()}."
+            f"{name}.train_steps returned {chosen.tolist()}: "
+            f"it must name {n} different noisy steps out of {candidates.tolist()}."
         )
     return chosen.sort().values
 
 
 def noise(settings: Settings, update: int, kind: str, step: int, shape: Sequence[int]) -> Float[Tensor, "b ..."]:
-    """Noise of all samples: a pure function of (seed, update, prompt position, member, step), never of the method or the batch."""
+    """Noise of all samples: a pure function of (seed, update, prompt position, member, step).
+
+    Never of the method or the batch.
+    """
     budget = settings.budget
     shared = kind == "initial" and settings.group_noise == "shared"
     names = [
@@ -165,6 +170,7 @@ def _finite_log_prob(method: Method, step: Gaussian, x_next: Tensor, i: int) -> 
     logp = method.log_prob(step, x_next)
     if not torch.isfinite(logp).all():
         raise DivergedError(
-            f"log-probability of rollout step {i} is not finite: the policy diverged or the kernel has no variance there."
+            f"log-probability of rollout step {i} is not finite: "
+            "the policy diverged or the kernel has no variance there."
         )
     return logp

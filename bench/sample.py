@@ -35,7 +35,10 @@ def heldout(
     guidance: float,
     batch: int,
 ) -> Iterator[Batch]:
-    """`videos` per prompt, in prompt order; noise keyed by (seed, prompt, video) alone, so it is paired over rows and training seeds."""
+    """`videos` per prompt, in prompt order.
+
+    Noise is keyed by (seed, prompt, video) alone, so it is paired over rows and training seeds.
+    """
     pairs = [(p, k) for p in range(len(cond.text)) for k in range(videos)]
     sigmas = sigma_schedule(steps, shift)
     for start in range(0, len(pairs), batch):

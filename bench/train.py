@@ -66,7 +66,7 @@ def make_evaluator(exp: Experiment, name: str) -> Evaluator:
 
 
 def make_method(exp: Experiment, row: RowSpec, latent_elements: int) -> Method:
-    """The row's method under the suite's noise policy, its clip range scaled to the latent's size, checked for conformance."""
+    """The row's method under the suite's noise policy, clip range scaled to the latent's size, conformance checked."""
     method = plugins.method(row.method, **row.params)
     sigmas = sigma_schedule(exp.budget.steps, exp.budget.shift)
     noisy = noisy_steps(method, sigmas, Settings(exp.budget, exp.decode, exp.group_noise, 0), 0)
@@ -108,7 +108,8 @@ def score_round(
                     {"prompt": prompts[first]},
                 )
                 raise DivergedError(
-                    f"reward {metric} of prompt {prompts[first]!r} is not finite; its video is saved as {folder / 'offending_sample.safetensors'}."
+                    f"reward {metric} of prompt {prompts[first]!r} is not finite; "
+                    f"its video is saved as {folder / 'offending_sample.safetensors'}."
                 )
             values[metric] = scores[metric].float().reshape(budget.prompts, budget.group_size)
     return Rewards(values, exp.weights, exp.advantage)
@@ -258,7 +259,10 @@ class Trainer:
 
 
 def execute(job: Job, report: Report) -> store.RunRecord:
-    """Do one run to its record. A divergence is recorded as a failed run; any other error leaves it unfinished, to be resumed."""
+    """Do one run to its record.
+
+    A divergence is recorded as a failed run; any other error leaves it unfinished, to be resumed.
+    """
     job.folder.mkdir(parents=True, exist_ok=True)
     exp, start = job.exp, time.perf_counter()
     report("load", 0, 1)

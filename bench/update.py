@@ -1,4 +1,4 @@
-"""One GRPO update from a method's parts: clipped surrogates of the trained steps, the KL policy's terms, optimizer steps."""
+"""One GRPO update from a method's parts: clipped surrogates of the trained steps, KL terms, optimizer steps."""
 
 from __future__ import annotations
 

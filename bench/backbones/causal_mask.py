@@ -23,8 +23,9 @@ def causal_mask(
 def allow_batches(vae: AutoencoderKLHunyuanVideo15) -> AutoencoderKLHunyuanVideo15:
     """Let `vae` encode and decode several videos in one call.
 
-    diffusers 0.42 builds a three-dimensional mask that scaled_dot_product_attention refuses for more than one video, and
-    fills it in a Python loop over the tokens; slicing one video at a time costs five times the training time at nano's size.
+    diffusers 0.42 builds a three-dimensional mask that scaled_dot_product_attention refuses for more than one video,
+    and fills it in a Python loop over the tokens; slicing one video at a time costs five times the training time at
+    nano's size.
     """
     for module in vae.modules():
         if type(module).__name__ == "HunyuanVideo15AttnBlock":

@@ -64,7 +64,7 @@ def drop_masks(transformer: Any) -> None:
 
 
 def velocity(transformer: Any, x: Tensor, sigma: Tensor, text: Sequence[Tensor], glyph: Sequence[Tensor]) -> Tensor:
-    """Velocity `noise - x0` [b, c, f, h, w] in float32 for x at noise levels sigma [b]; text and glyph states per sample.
+    """Velocity `noise - x0` [b, c, f, h, w] in float32 for x at noise levels sigma [b]; text and glyph per sample.
 
     Samples whose text has the same length share a forward pass; the others follow in passes of their own.
     """

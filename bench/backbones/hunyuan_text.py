@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.api import BenchError, Conditioning
 
 SKIPPED_LAYERS = 2
-"""The states are those before the last two layers: `hidden_states[-3]` (Tencent's sampler and the diffusers pipeline)."""
+"""The states are those before the last two layers: `hidden_states[-3]` (Tencent's sampler, the diffusers pipeline)."""
 MAX_TEXT_TOKENS = 1000
 MAX_GLYPH_TOKENS = 256
 
@@ -72,7 +72,8 @@ class TextEncoders:
             ids = self.tokenizer(self._chat(prompt), add_special_tokens=False, return_tensors="pt").input_ids
             if ids.shape[1] > self.crop + MAX_TEXT_TOKENS:
                 raise BenchError(
-                    f"prompt {prompt[:40]!r} has {ids.shape[1] - self.crop} tokens, the model reads {MAX_TEXT_TOKENS}: shorten it."
+                    f"prompt {prompt[:40]!r} has {ids.shape[1] - self.crop} tokens, "
+                    f"the model reads {MAX_TEXT_TOKENS}: shorten it."
                 )
             states = self.encoder(input_ids=ids.to(self.encoder.device), output_hidden_states=True).hidden_states
             text.append(states[-(SKIPPED_LAYERS + 1)][0, self.crop :])

@@ -1,4 +1,4 @@
-"""HunyuanVideo-1.5, at full size and as the nano miniature: the same diffusers pipeline folder, the same classes, the same code.
+"""HunyuanVideo-1.5, at full size and as the nano miniature: same diffusers pipeline folder, same classes, same code.
 
 The sampling loop is the harness's; this class encodes prompts, predicts velocities on valid text tokens only, decodes
 latents, and holds the LoRA policy and its anchors on one frozen base.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,13 +29,17 @@ POLICY = "policy"
 _ATTENTION = r"attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
 _FEED_FORWARD = r"(ff|ff_context)\.net\.(0\.proj|2)"
 LORA_TARGETS = {"attention": _ATTENTION, "attention+ff": f"({_ATTENTION}|{_FEED_FORWARD})"}
-"""Layers of the joint blocks, both streams. Bare names such as `to_q` would also hit the text refiner, hence the pattern."""
+"""Layers of the joint blocks, both streams.
+
+Bare names such as `to_q` would also hit the text refiner, hence the pattern.
+"""
 
 
 class HunyuanVideo15:
     """A LoRA policy on a frozen base, loaded from a diffusers pipeline folder.
 
-    `size` is (frames, height, width) in pixels. `dtype` is that of the base; LoRA weights, latents and guidance are float32.
+    `size` is (frames, height, width) in pixels. `dtype` is that of the base; LoRA weights, latents and guidance are
+    float32.
     """
 
     def __init__(
@@ -64,7 +69,8 @@ class HunyuanVideo15:
         missing = [part for part in PARTS if not (self.folder / part).is_dir()]
         if missing:
             raise BenchError(
-                f"checkpoint {self.folder} has no folder {missing[0]!r}: give a diffusers pipeline folder of HunyuanVideo-1.5 "
+                f"checkpoint {self.folder} has no folder {missing[0]!r}: "
+                "give a diffusers pipeline folder of HunyuanVideo-1.5 "
                 "under backbone.checkpoint."
             )
 
@@ -112,7 +118,8 @@ class HunyuanVideo15:
             if found.get(kind):
                 key = next(iter(found[kind]))
                 raise BenchError(
-                    f"checkpoint {self.folder}/{part} has {kind.replace('_', ' ')}, first {key!r}: it is not a checkpoint of this model."
+                    f"checkpoint {self.folder}/{part} has {kind.replace('_', ' ')}, first {key!r}: "
+                    "it is not a checkpoint of this model."
                 )
 
     def _latent_shape(self, size: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -120,7 +127,8 @@ class HunyuanVideo15:
         time, space = self.vae.temporal_compression_ratio, self.vae.spatial_compression_ratio
         if (frames - 1) % time or height % space or width % space:
             raise BenchError(
-                f"size {list(size)}: frames must be {time} n + 1, height and width multiples of {space}; set backbone.train or size accordingly."
+                f"size {list(size)}: frames must be {time} n + 1, height and width multiples of {space}; "
+                "set backbone.train or size accordingly."
             )
         return (self.vae.config.latent_channels, (frames - 1) // time + 1, height // space, width // space)
 
@@ -135,15 +143,15 @@ class HunyuanVideo15:
             target_modules=rf"transformer_blocks\.\d+\.{self._lora['pattern']}",
             init_lora_weights=True,
         )
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # peft draws from the global generator; `reset` overwrites what it drew
+        # peft draws from the global generator (`reset` overwrites what it drew) and warns of any second adapter
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
             self.transformer.add_adapter(config, adapter_name=name)
         if name != POLICY:
             self.transformer.set_adapter(POLICY)
 
     def reset(self, rng: torch.Generator) -> None:
-        """Fresh policy: A uniform as in peft (Kaiming with a = sqrt 5: bound 1 / sqrt(inputs)), B zero, from `rng` only."""
+        """Fresh policy from `rng` only: B zero, A uniform as in peft (Kaiming, a = sqrt 5: bound 1 / sqrt(inputs))."""
         with torch.no_grad():
             for name, parameter in self._adapter(POLICY).items():
                 if "lora_A" in name:
@@ -180,8 +188,8 @@ class HunyuanVideo15:
     def as_anchor(self, name: str) -> Iterator[None]:
         """Run as a frozen reference: the base ("fixed", or an anchor never refreshed) or a stored copy of the policy.
 
-        Switches attributes only, so `requires_grad` of the policy stays as it is (peft's own switch clears it, and a backward pass after
-        it would silently give the policy no gradient).
+        Switches attributes only, so `requires_grad` of the policy stays as it is (peft's own switch clears it,
+        and a backward pass after it would silently give the policy no gradient).
         """
         from peft.tuners.lora import LoraLayer
 
@@ -213,7 +221,8 @@ class HunyuanVideo15:
         own = {f"{name}:{key}": p for name in self._adapters() for key, p in self._adapter(name).items()}
         if own.keys() != state.keys() or any(own[key].shape != state[key].shape for key in own):
             raise BenchError(
-                "a stored policy has other LoRA weights than this suite's backbone: it belongs to another rank or target set."
+                "a stored policy has other LoRA weights than this suite's backbone: "
+                "it belongs to another rank or target set."
             )
         with torch.no_grad():
             for key, parameter in own.items():
