@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -66,9 +67,9 @@ class Budget:
         if samples % self.minibatches:
             raise BenchError(f"budget: {samples} samples do not split into {self.minibatches} minibatches.")
         for name in ("shift", "lr", "grad_clip"):
-            if not getattr(self, name) > 0:
-                raise BenchError(f"budget.{name} is {getattr(self, name)}: set it above 0.")
-        if self.guidance < 1:
+            if not 0 < getattr(self, name) < math.inf:
+                raise BenchError(f"budget.{name} is {getattr(self, name)}: set it to a finite value above 0.")
+        if not 1 <= self.guidance < math.inf:
             raise BenchError(f"budget.guidance is {self.guidance}: 1 means no guidance, larger values guide.")
 
 

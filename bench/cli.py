@@ -78,7 +78,7 @@ def _table(args: argparse.Namespace) -> int:
         Row(row.name, row.method, row.kl_spec.name, variant=bool(row.params or row.kl_spec.params)) for row in exp.rows
     ]
     written = build_table(args.results / exp.suite, rows=rows, seeds=exp.seeds)
-    print(written["md"].read_text(encoding="utf-8"))
+    print(written["main.md"].read_text(encoding="utf-8"))
     print("written: " + ", ".join(str(path) for path in written.values()), file=sys.stderr)
     return 0
 

@@ -253,12 +253,24 @@ def _number(value: Any) -> Any:
     return value
 
 
+#: Where a key has several forms, pydantic adds the form's name to the key's path.
+VARIANTS: dict[str, Any] = {
+    "native": Native,
+    "common_eta": CommonEta,
+    "matched_rss": MatchedRSS,
+    "KLSpec": KLSpec,
+    "str": KLSpec,
+}
+
+
 def _first(cause: ValidationError) -> str:
     """The first mistake of a suite in one sentence, with the nearest known key for a misspelt one."""
-    error = cause.errors()[0]
+    errors = cause.errors()
+    unknown = [e for e in errors if e["type"] in ("extra_forbidden", "unexpected_keyword_argument")]
+    error = (unknown or errors)[0]  # a misspelt key first: it is why the right one is missing
     path = [str(part) for part in error["loc"]]
-    where = ".".join(path)
-    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    where = ".".join(part for part in path if part not in VARIANTS)
+    if unknown:
         known = _known_keys(path[:-1])
         near = difflib.get_close_matches(path[-1], known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(sorted(known))}."
@@ -279,7 +291,7 @@ def _known_keys(path: Sequence[str]) -> list[str]:
     }
     if not path:
         return list(Experiment.model_fields)
-    known = parts.get(path[0])
+    known = VARIANTS.get(path[-1], parts.get(path[0]))
     if known is None:
         return []
     return list(getattr(known, "model_fields", None) or known.__dataclass_fields__)

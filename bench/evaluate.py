@@ -36,6 +36,9 @@ def evaluate(
     )
     for batch in batches:
         texts = [prompts[p] for p in batch.prompt_index]
+        if not torch.isfinite(batch.pixels).all():
+            worst = int((~batch.pixels.flatten(1).isfinite().all(1)).nonzero()[0])
+            raise DivergedError(f"a held-out video of prompt {texts[worst]!r} is not finite: the policy diverged.")
         for name in spec.evaluators:
             scores = evaluators[name].score(batch.pixels, texts, backbone.fps)
             for metric, values in scores.items():

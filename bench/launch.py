@@ -16,11 +16,12 @@ from typing import Any
 
 from bench import plugins, store
 from bench.base import BenchError
+from bench.build import PATHS, Job, make_method
 from bench.config import Experiment, RowSpec, resolve
 from bench.kl import kl_policy
-from bench.ledger import planned
+from bench.ledger import guidance_multiplicity, planned
 from bench.provenance import MANIFEST, digest, source_digest, verify_manifest
-from bench.train import PATHS, Job, execute, make_method
+from bench.train import execute
 
 UNIT = {"train": "updates", "evaluate": "videos"}
 
@@ -52,6 +53,8 @@ def jobs(exp: Experiment, results: Path) -> list[Job]:
         "prompts": exp.check_prompts(),
         "checkpoints": checkpoint_digests(exp),
         "sources": source_digest(),
+        "backbone": plugins.source("backbones", exp.backbone.name),
+        "evaluators": {name: plugins.source("evaluators", name) for name in [*exp.reward, *exp.evaluation.evaluators]},
     }
     suite = results / exp.suite
     found = [Job(exp, None, None, suite / "base", digest({**shared, "row": None}))]
@@ -64,10 +67,10 @@ def jobs(exp: Experiment, results: Path) -> list[Job]:
 
 
 def check(exp: Experiment) -> None:
-    """Refuse, before anything is loaded or trained, a row whose method, parameters or KL policy are wrong."""
-    for name in [*exp.reward, *exp.evaluation.evaluators]:
-        plugins.find("evaluators", name)
-    plugins.find("backbones", exp.backbone.name)
+    """Refuse, before anything is loaded or trained, a wrong name or parameter of a plug-in or of a KL policy."""
+    for name in [*exp.reward, *exp.evaluation.evaluators, *exp.evaluator_params]:
+        plugins.check("evaluators", name, exp.evaluator_params.get(name, {}))
+    plugins.check("backbones", exp.backbone.name, exp.backbone.train)
     for row in exp.rows:
         make_method(exp, row, exp.clip_reference_size or 1)
         kl_policy(row.kl_spec.name, **row.kl_spec.params)
@@ -85,7 +88,9 @@ def describe(exp: Experiment, found: Sequence[Job]) -> str:
     trained = [job for job in todo if job.row is not None]
     videos = len(exp.prompt_list("heldout")) * exp.evaluation.videos_per_prompt
     anchored = [job for job in trained if job.row and _has_anchor(job.row)]
-    anchor = exp.budget.updates * budget.prompts * budget.group_size * budget.train_steps
+    times = guidance_multiplicity(budget.guidance)
+    anchor = budget.updates * budget.prompts * budget.group_size * budget.train_steps * times
+    judged = videos * exp.evaluation.steps * times
     lines = [
         f"suite {exp.suite}: {len(found)} runs (base + {len(exp.rows)} rows x {len(exp.seeds)} seeds), "
         f"{len(todo)} to do",
@@ -94,11 +99,10 @@ def describe(exp: Experiment, found: Sequence[Job]) -> str:
         f"{budget.steps} steps, "
         f"{budget.train_steps} trained, {budget.minibatches} optimizer step(s) each",
         "each row spends: " + ", ".join(f"{name} {value:,}" for name, value in each.items()),
-        "held-out evaluation of each run: "
-        f"{videos} videos x {exp.evaluation.steps} steps = {videos * exp.evaluation.steps:,} NFE",
+        f"held-out evaluation of each run: {videos} videos x {exp.evaluation.steps} steps = {judged:,} NFE",
         f"to do in all: rollout NFE {each['nfe_rollout'] * len(trained):,}, "
         f"train NFE {each['nfe_train'] * len(trained):,}, "
-        f"anchor NFE {anchor * len(anchored):,}, evaluation NFE {videos * exp.evaluation.steps * len(todo):,}",
+        f"anchor NFE {anchor * len(anchored):,}, evaluation NFE {judged * len(todo):,}",
         _hours(found, len(trained)),
     ]
     return "\n".join(lines)
@@ -119,7 +123,7 @@ def _hours(found: Sequence[Job], todo: int) -> str:
         return "time: nothing to do"
     if not done:
         return "time: unknown until one run of this suite has finished on this machine"
-    minutes = sum(sum(v for k, v in record.seconds.items() if k != "this_call") for record in done) / len(done) / 60
+    minutes = sum(sum(record.seconds.values()) for record in done) / len(done) / 60
     return f"time: {minutes:.1f} minutes of one process per run, measured on {len(done)} finished runs"
 
 

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import os
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any, cast
 
@@ -50,13 +51,18 @@ def _construct(group: str, name: str, params: dict[str, Any]) -> Any:
     cls = find(group, name)
     if getattr(cls, "__pydantic_config__", None):
         return _validated(cls, name, params)
-    known = inspect.signature(cls).parameters
+    check(group, name, params)
+    return cls(**params)
+
+
+def check(group: str, name: str, params: Mapping[str, Any]) -> None:
+    """Refuse an unknown name, or a parameter that the class does not take, without making anything."""
+    known = inspect.signature(find(group, name)).parameters
     for key in params:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}."
             raise BenchError(f"{group.removesuffix('s')} {name!r} has no parameter {key!r}: {hint}")
-    return cls(**params)
 
 
 def _validated(cls: Any, name: str, params: dict[str, Any]) -> Any:

@@ -181,16 +181,21 @@ def replace_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
                 os.close(handle)
 
 
-def write_text(path: Path | str, text: str) -> None:
-    """A UTF-8 text file, atomically and durably."""
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """A file, atomically and durably."""
 
     def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
 
     replace_atomically(path, write)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """A UTF-8 text file, atomically and durably."""
+    write_bytes(path, text.encode())
 
 
 def write_run(folder: Path | str, record: RunRecord, scores: pd.DataFrame | None = None) -> RunRecord:

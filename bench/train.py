@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bench import noise, plugins, store
+from bench import store
 from bench.api import Backbone, BenchError, DivergedError, Evaluator, Method, Rewards
-from bench.config import Experiment, RowSpec, resolve
-from bench.conformance import check_method
+from bench.build import Job, make_backbone, make_evaluator, make_method
+from bench.config import Experiment
 from bench.evaluate import evaluate
-from bench.flow import sigma_schedule
 from bench.kl import KLPolicy, kl_policy
 from bench.ledger import Ledger
 from bench.provenance import digest, provenance
 from bench.rng import stream
-from bench.rollout import Rollout, Settings, noisy_steps, sample
+from bench.rollout import Rollout, Settings, sample
+from bench.rounds import round_prompts, score_round
 from bench.update import Log, Updater
 
 CHECKPOINT = "checkpoint.pt"
@@ -32,100 +32,29 @@ CHECKPOINT_EVERY = 5
 """Updates between checkpoints: a killed run repeats at most this many."""
 RATIO_TOLERANCE = 1e-5
 """Ratio audit at update 0: a tenth of the smallest clip range in use (1e-4). On a CPU the error is exactly 0."""
-PATHS = ("checkpoint", "base_model", "processor", "prompt_template")
 
 Report = Callable[[str, int, int], None]
 """Hears (phase, done, total)."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run to do: `row` and `seed` are None for the untrained base."""
-
-    exp: Experiment
-    row: RowSpec | None
-    seed: int | None
-    folder: Path
-    digest: str
-
-    @property
-    def label(self) -> str:
-        return "base" if self.row is None else f"{self.row.name} seed {self.seed}"
+def _write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """torch's file behind the sha256 of its bytes: torch itself reads a flipped bit as another number."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getvalue()
+    store.write_bytes(path, hashlib.sha256(data).digest() + data)
 
 
-def make_backbone(exp: Experiment) -> Backbone:
-    return plugins.backbone(exp.backbone.name, checkpoint=resolve(exp.backbone.checkpoint), **exp.backbone.train)
-
-
-def make_evaluator(exp: Experiment, name: str) -> Evaluator:
-    params = dict(exp.evaluator_params.get(name, {}))
-    for key in PATHS:
-        if isinstance(params.get(key), str):
-            params[key] = resolve(params[key])
-    return plugins.evaluator(name, **params)
-
-
-def make_method(exp: Experiment, row: RowSpec, latent_elements: int) -> Method:
-    """The row's method under the suite's noise policy, clip range scaled to the latent's size, conformance checked."""
-    method = plugins.method(row.method, **row.params)
-    sigmas = sigma_schedule(exp.budget.steps, exp.budget.shift)
-    noisy = noisy_steps(method, sigmas, Settings(exp.budget, exp.decode, exp.group_noise, 0), 0)
-    method = noise.apply(method, exp.noise_policy, sigmas, noisy)
-    if exp.clip_reference_size is not None:
-        scale = math.sqrt(exp.clip_reference_size / latent_elements)
-        method = dataclasses.replace(method, clip_range=method.clip_range * scale)
-    check_method(method, sigmas)
-    return method
-
-
-def score_round(
-    evaluators: dict[str, Evaluator],
-    exp: Experiment,
-    videos: Tensor,
-    prompts: list[str],
-    fps: float,
-    folder: Path,
-    ledger: Ledger,
-) -> Rewards:
-    """Rewards [p, g] of one round; a non-finite one stops the run with the offending sample saved."""
-    budget, values = exp.budget, {}
-    for name, weights in exp.reward.items():
-        scores = evaluators[name].score(videos, prompts, fps)
-        ledger.call_reward(name, len(videos))
-        for metric in weights:
-            if metric not in scores:
-                raise BenchError(
-                    f"reward {name}.{metric}: the evaluator gives {', '.join(scores)}; mend 'reward:' in the YAML."
-                )
-            bad = (~torch.isfinite(scores[metric])).nonzero()
-            if len(bad):
-                first = int(bad[0])
-                from safetensors.torch import save_file
-
-                save_file(
-                    {"video": videos[first].contiguous()},
-                    folder / "offending_sample.safetensors",
-                    {"prompt": prompts[first]},
-                )
-                raise DivergedError(
-                    f"reward {metric} of prompt {prompts[first]!r} is not finite; "
-                    f"its video is saved as {folder / 'offending_sample.safetensors'}."
-                )
-            values[metric] = scores[metric].float().reshape(budget.prompts, budget.group_size)
-    return Rewards(values, exp.weights, exp.advantage)
-
-
-def round_prompts(exp: Experiment, prompts: list[str], seed: int, index: int) -> list[str]:
-    """Training prompts of one round: epochs of seeded permutations, the same order for every row."""
-    first = index * exp.budget.prompts
-    order: dict[int, list[int]] = {}
-    chosen = []
-    for position in range(first, first + exp.budget.prompts):
-        epoch, place = divmod(position, len(prompts))
-        if epoch not in order:
-            order[epoch] = torch.randperm(len(prompts), generator=stream(seed, "prompts", epoch)).tolist()
-        chosen.append(prompts[order[epoch][place]])
-    return chosen
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    size = hashlib.sha256().digest_size
+    if hashlib.sha256(content[size:]).digest() != content[:size]:
+        raise BenchError(
+            f"checkpoint {path} is damaged (its bytes do not have the sha256 that it was written with): "
+            "delete it and the run starts again."
+        )
+    state: dict[str, Any] = torch.load(io.BytesIO(content[size:]), weights_only=True)
+    return state
 
 
 @dataclass
@@ -176,18 +105,13 @@ class Trainer:
                 {"updates": self.updates_done, "kl": self.kl_state, "ledger": self.ledger.state(), "audit": self.audit}
             ),
         }
-        store.replace_atomically(self.job.folder / CHECKPOINT, lambda path: torch.save(state, path))
+        _write_checkpoint(self.job.folder / CHECKPOINT, state)
 
     def load(self) -> None:
         """Go on from the folder's checkpoint, if there is one; lines of `train.jsonl` past it are dropped."""
         path, lines = self.job.folder / CHECKPOINT, self.job.folder / store.TRAIN
         if path.exists():
-            try:
-                state = torch.load(path, weights_only=True)
-            except (RuntimeError, OSError, EOFError, ValueError) as cause:
-                raise BenchError(
-                    f"checkpoint {path} is damaged ({cause}): delete it and the run starts again."
-                ) from cause
+            state = _read_checkpoint(path)
             store.check_digest(self.job.folder, state["digest"], self.job.digest)
             self.backbone.load_state_dict(state["policy"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -264,11 +188,12 @@ def execute(job: Job, report: Report) -> store.RunRecord:
     A divergence is recorded as a failed run; any other error leaves it unfinished, to be resumed.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
-    exp, start = job.exp, time.perf_counter()
+    exp, clock = job.exp, Ledger()
     report("load", 0, 1)
-    backbone = make_backbone(exp)
-    names = dict.fromkeys([*exp.evaluation.evaluators, *(exp.reward if job.row else ())])
-    evaluators = {name: make_evaluator(exp, name) for name in names}
+    with clock.phase("load"):
+        backbone = make_backbone(exp)
+        names = dict.fromkeys([*exp.evaluation.evaluators, *(exp.reward if job.row else ())])
+        evaluators = {name: make_evaluator(exp, name) for name in names}
     trainer, error, scores = None, None, None
     try:
         if job.row is not None:
@@ -276,26 +201,26 @@ def execute(job: Job, report: Report) -> store.RunRecord:
             trainer.train(report)
         else:
             backbone.reset(stream(0, "initial_policy"))
-        scores = evaluate(
-            backbone, evaluators, exp, exp.prompt_list("heldout"), lambda done, total: report("evaluate", done, total)
-        )
+        with clock.phase("evaluate"):
+            prompts = exp.prompt_list("heldout")
+            scores = evaluate(backbone, evaluators, exp, prompts, lambda done, total: report("evaluate", done, total))
     except DivergedError as cause:
         error = str(cause)
     report("store", 1, 1)
-    record = _record(job, backbone, evaluators, trainer, error, time.perf_counter() - start)
-    record = store.write_run(job.folder, record, scores)
-    (job.folder / CHECKPOINT).unlink(missing_ok=True)
+    record = _record(job, backbone, evaluators, trainer, error, clock.seconds)
     if trainer is not None and error is None:
         _save_policy(job.folder, backbone)
+    record = store.write_run(job.folder, record, scores)
+    (job.folder / CHECKPOINT).unlink(missing_ok=True)
     return record
 
 
 def _save_policy(folder: Path, backbone: Backbone) -> None:
     """The trained adapter as safetensors beside the record."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     policy = {key: value for key, value in backbone.state_dict().items() if key.startswith("policy:")}
-    store.replace_atomically(folder / "policy.safetensors", lambda path: save_file(policy, path))
+    store.write_bytes(folder / "policy.safetensors", save(policy))
 
 
 def _record(
@@ -304,7 +229,7 @@ def _record(
     evaluators: dict[str, Evaluator],
     trainer: Trainer | None,
     error: str | None,
-    seconds: float,
+    seconds: dict[str, float],
 ) -> store.RunRecord:
     import resource
 
@@ -328,7 +253,7 @@ def _record(
         evaluators={name: dict(e.fingerprint()) for name, e in evaluators.items()},
         backbone=dict(backbone.fingerprint()),
         ledger={} if trainer is None else trainer.ledger.totals(),
-        seconds={**({} if trainer is None else trainer.ledger.seconds), "this_call": seconds},
+        seconds={**({} if trainer is None else trainer.ledger.seconds), **seconds},
         peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
         provenance=provenance(),
         updates_done=0 if trainer is None else trainer.updates_done,

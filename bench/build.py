@@ -1,0 +1,58 @@
+"""From a suite's names to objects: a job, its backbone, its evaluators, and its row's method."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import noise, plugins
+from bench.api import Backbone, Evaluator, Method
+from bench.config import Experiment, RowSpec, resolve
+from bench.conformance import check_method
+from bench.flow import sigma_schedule
+from bench.rollout import Settings, noisy_steps
+
+PATHS = ("checkpoint", "base_model", "processor", "prompt_template")
+"""Evaluator parameters that name a file or folder of the suite."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do: `row` and `seed` are None for the untrained base."""
+
+    exp: Experiment
+    row: RowSpec | None
+    seed: int | None
+    folder: Path
+    digest: str
+
+    @property
+    def label(self) -> str:
+        return "base" if self.row is None else f"{self.row.name} seed {self.seed}"
+
+
+def make_backbone(exp: Experiment) -> Backbone:
+    return plugins.backbone(exp.backbone.name, checkpoint=resolve(exp.backbone.checkpoint), **exp.backbone.train)
+
+
+def make_evaluator(exp: Experiment, name: str) -> Evaluator:
+    params = dict(exp.evaluator_params.get(name, {}))
+    for key in PATHS:
+        if isinstance(params.get(key), str):
+            params[key] = resolve(params[key])
+    return plugins.evaluator(name, **params)
+
+
+def make_method(exp: Experiment, row: RowSpec, latent_elements: int) -> Method:
+    """The row's method under the suite's noise policy, clip range scaled to the latent's size, conformance checked."""
+    method = plugins.method(row.method, **row.params)
+    sigmas = sigma_schedule(exp.budget.steps, exp.budget.shift)
+    noisy = noisy_steps(method, sigmas, Settings(exp.budget, exp.decode, exp.group_noise, 0), 0)
+    method = noise.apply(method, exp.noise_policy, sigmas, noisy)
+    if exp.clip_reference_size is not None:
+        scale = math.sqrt(exp.clip_reference_size / latent_elements)
+        method = dataclasses.replace(method, clip_range=method.clip_range * scale)
+    check_method(method, sigmas)
+    return method

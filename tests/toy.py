@@ -1,0 +1,95 @@
+"""Stand-ins for what a run loads: a backbone with three trained numbers, and scorers that misbehave on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from bench.api import Conditioning, Evaluator, Metric
+from bench.flow import per_sample
+
+
+class ToyBackbone:
+    """v = gain * x + tilt * sigma + text per channel: linear in its parameters, element by element."""
+
+    latent_shape = (2, 1, 2, 2)
+    fps = 8.0
+
+    def __init__(self) -> None:
+        self.gain = torch.nn.Parameter(torch.tensor([0.3, -0.2]))
+        self.tilt = torch.nn.Parameter(torch.tensor(0.1))
+        self.base = self._copy()
+        self.anchors: dict[str, list[Tensor]] = {}
+        self.active: list[Tensor] | None = None
+        self.calls: list[int] = []
+        """Batch size of each call of `velocity`."""
+
+    def _copy(self) -> list[Tensor]:
+        return [p.detach().clone() for p in self.parameters()]
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        return Conditioning([torch.full((1, 1), len(p) / 10) for p in prompts], [torch.zeros(0, 1) for _ in prompts])
+
+    def velocity(
+        self, x: Tensor, sigma: Tensor, cond: Conditioning, guidance: float, uncond_grad: bool = True
+    ) -> Tensor:
+        self.calls.append(len(x))
+        gain, tilt = self.active or self.parameters()
+        text = per_sample(torch.cat([t[:, 0] for t in cond.text]), x)
+        return guidance * (gain.reshape(1, 2, 1, 1, 1) * x + tilt * per_sample(sigma, x) + text)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return x0
+
+    def reset(self, rng: torch.Generator) -> None:
+        with torch.no_grad():
+            for p, start in zip(self.parameters(), self.base, strict=True):
+                p.copy_(start)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [self.gain, self.tilt]
+
+    @contextmanager
+    def as_anchor(self, name: str) -> Iterator[None]:
+        self.active = self.anchors.get(name, self.base)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.active = None
+
+    def refresh_anchor(self, name: str) -> None:
+        self.anchors[name] = self._copy()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(zip(("policy:gain", "policy:tilt"), self._copy(), strict=True))
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for p, stored in zip(self.parameters(), state.values(), strict=True):
+                p.copy_(stored)
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"kind": "toy"}
+
+
+class NotANumberLater(Evaluator):
+    """Mean brightness; from the second call on, the last video of the batch scores NaN."""
+
+    metrics: Mapping[str, Metric] = {"brightness": Metric(True, "share of white")}
+
+    def __init__(self, calls_before: int = 1):
+        self.left = calls_before
+
+    def score(self, videos: Tensor, prompts: Sequence[str], fps: float) -> dict[str, Tensor]:
+        values = videos.flatten(1).mean(1)
+        if self.left == 0:
+            values[-1] = float("nan")
+        self.left -= 1
+        return {"brightness": values}
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"kind": "toy"}
