@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 
@@ -76,7 +76,7 @@ class Budget:
 #: Names that belong to the suite: a method that declares one of them could spend more than the others.
 RESERVED_FIELDS = frozenset(
     {
-        *Budget.__dataclass_fields__,
+        *(field.name for field in fields(Budget)),
         *("seed", "seeds", "batch_size", "learning_rate", "num_generations", "num_steps", "sampling_steps", "budget"),
     }
 )

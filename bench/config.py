@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -294,4 +295,4 @@ def _known_keys(path: Sequence[str]) -> list[str]:
     known = VARIANTS.get(path[-1], parts.get(path[0]))
     if known is None:
         return []
-    return list(getattr(known, "model_fields", None) or known.__dataclass_fields__)
+    return list(getattr(known, "model_fields", None) or [field.name for field in fields(known)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -74,8 +75,9 @@ def _validated(cls: Any, name: str, params: dict[str, Any]) -> Any:
         error = cause.errors()[0]
         key = str(error["loc"][-1]) if error["loc"] else ""
         if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            near = difflib.get_close_matches(key, cls.__dataclass_fields__, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(cls.__dataclass_fields__))}."
+            known = sorted(field.name for field in dataclasses.fields(cls))
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}."
             raise BenchError(f"method {name!r} has no parameter {key!r}: {hint}") from cause
         raise BenchError(
             f"method {name!r}, parameter {key!r}: {error['msg']} (got {str(error['input'])[:60]!r})."
