@@ -28,16 +28,9 @@ setup: .venv/.ready ## create .venv and install the pinned versions
 	@touch $@
 
 reproduce-table: setup ## train every row of SUITE (default: the nano suite) and print its table
-	$(BIN)/bench run $(SUITE)
-	$(BIN)/bench table $(SUITE)
-
-table: setup ## train every row of SUITE (default: the nano suite) and print its table
-	$(BIN)/bench run $(SUITE)
-	$(BIN)/bench table $(SUITE)
-
-reproduce: reproduce-table ## the same, then the figures and the report
-	$(BIN)/bench figures $(SUITE)
-	$(BIN)/bench report $(SUITE)
+	@$(BIN)/bench run $(SUITE); status=$$?; \
+	  if [ $$status -gt 1 ]; then exit $$status; fi; \
+	  $(BIN)/bench table $(SUITE) && exit $$status
 
 table: setup ## the table of SUITE from the runs that exist
 	$(BIN)/bench table $(SUITE)

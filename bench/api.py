@@ -95,7 +95,8 @@ class Method(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        taken = sorted(RESERVED_FIELDS & set(inspect.get_annotations(cls)))
+        declared = {name for part in cls.__mro__ for name in inspect.get_annotations(part)}
+        taken = sorted(RESERVED_FIELDS & declared)
         if taken:
             raise BenchError(
                 f"method class {cls.__module__}:{cls.__qualname__} declares the field '{taken[0]}', "

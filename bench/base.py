@@ -46,10 +46,19 @@ class Budget:
     """Samples per forward pass, in the rollout and in training: fixed by the suite, never by the machine."""
 
     def __post_init__(self) -> None:
-        counts = ("updates", "prompts", "group_size", "steps", "train_steps", "minibatches", "micro_batch")
-        for name in counts:
+        for name in ("updates", "prompts", "group_size", "steps", "train_steps", "minibatches", "micro_batch"):
             if getattr(self, name) < 1:
                 raise BenchError(f"budget.{name} is {getattr(self, name)}: set it to at least 1.")
+        for name in ("shift", "lr", "grad_clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise BenchError(f"budget.{name} is {getattr(self, name)}: set it to a finite value above 0.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise BenchError(f"budget.weight_decay is {self.weight_decay}: set it to a finite value of at least 0.")
+        if not 1 <= self.guidance < math.inf:
+            raise BenchError(f"budget.guidance is {self.guidance}: 1 means no guidance, larger values guide.")
+        self._check_shape()
+
+    def _check_shape(self) -> None:
         if self.group_size < 2:
             raise BenchError("budget.group_size is 1, so every advantage is 0: a group needs at least 2 samples.")
         if self.train_steps > self.steps:
@@ -58,19 +67,14 @@ class Budget:
                 "train at most all steps."
             )
         samples = self.prompts * self.group_size
-        if samples % (self.minibatches * self.micro_batch) and samples // self.minibatches > self.micro_batch:
-            raise BenchError(
-                f"budget: {samples} samples do not split into {self.minibatches} minibatches "
-                "of whole micro-batches of "
-                f"{self.micro_batch}: choose a budget.micro_batch that divides {samples // self.minibatches}."
-            )
         if samples % self.minibatches:
             raise BenchError(f"budget: {samples} samples do not split into {self.minibatches} minibatches.")
-        for name in ("shift", "lr", "grad_clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise BenchError(f"budget.{name} is {getattr(self, name)}: set it to a finite value above 0.")
-        if not 1 <= self.guidance < math.inf:
-            raise BenchError(f"budget.guidance is {self.guidance}: 1 means no guidance, larger values guide.")
+        share = samples // self.minibatches
+        if share > self.micro_batch and share % self.micro_batch:
+            raise BenchError(
+                f"budget: minibatches of {share} samples do not split into whole micro-batches of {self.micro_batch}: "
+                f"choose a budget.micro_batch that divides {share}."
+            )
 
 
 #: Names that belong to the suite: a method that declares one of them could spend more than the others.
@@ -92,3 +96,11 @@ class AdvantageRule:
     ddof: int = 0
     eps: float = 1e-4
     clip: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.ddof not in (0, 1):
+            raise BenchError(f"advantage.ddof is {self.ddof}: 0 divides by the group size, 1 by one less.")
+        if not 0 <= self.eps < math.inf:
+            raise BenchError(f"advantage.eps is {self.eps}: set it to a finite value of at least 0.")
+        if not 0 < self.clip < math.inf:
+            raise BenchError(f"advantage.clip is {self.clip}: set it to a finite value above 0.")

@@ -12,10 +12,14 @@ from bench.api import Backbone, Evaluator, Method
 from bench.config import Experiment, RowSpec, resolve
 from bench.conformance import check_method
 from bench.flow import sigma_schedule
-from bench.rollout import Settings, noisy_steps
+from bench.rollout import Settings, noisy_steps, trained_steps
 
 PATHS = ("checkpoint", "base_model", "processor", "prompt_template")
 """Evaluator parameters that name a file or folder of the suite."""
+
+
+STARTED = "digest"
+"""File of a run's folder that names the digest the run was started with."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,9 @@ def make_method(exp: Experiment, row: RowSpec, latent_elements: int) -> Method:
     """The row's method under the suite's noise policy, clip range scaled to the latent's size, conformance checked."""
     method = plugins.method(row.method, **row.params)
     sigmas = sigma_schedule(exp.budget.steps, exp.budget.shift)
-    noisy = noisy_steps(method, sigmas, Settings(exp.budget, exp.decode, exp.group_noise, 0), 0)
+    settings = Settings(exp.budget, exp.decode, exp.group_noise, 0)
+    noisy = noisy_steps(method, sigmas, settings, 0)
+    trained_steps(method, sigmas, noisy, settings, 0)  # refuses what the first rollout would refuse
     method = noise.apply(method, exp.noise_policy, sigmas, noisy)
     if exp.clip_reference_size is not None:
         scale = math.sqrt(exp.clip_reference_size / latent_elements)

@@ -10,10 +10,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import __version__
 from bench.base import BenchError
 from bench.provenance import ROOT
+
+if TYPE_CHECKING:
+    from bench.config import Experiment
 
 NANO_PARTS = ("vae", "policy", "videoreward", "clip", "pickscore", "manifest", "measure")
 
@@ -64,8 +68,7 @@ def _run(args: argparse.Namespace) -> int:
     outcome = launch.run(exp, args.results, args.processes)
     if outcome.errors or outcome.failed:
         print(f"{outcome.failed} run(s) failed and {outcome.errors} stopped with an error, see above", file=sys.stderr)
-        return 1
-    return 0
+    return 2 if outcome.errors else int(outcome.failed > 0)
 
 
 def _table(args: argparse.Namespace) -> int:
@@ -77,10 +80,28 @@ def _table(args: argparse.Namespace) -> int:
     rows = [
         Row(row.name, row.method, row.kl_spec.name, variant=bool(row.params or row.kl_spec.params)) for row in exp.rows
     ]
+    _refuse_other_settings(exp, args.results / exp.suite)
     written = build_table(args.results / exp.suite, rows=rows, seeds=exp.seeds)
     print(written["main.md"].read_text(encoding="utf-8"))
     print("written: " + ", ".join(str(path) for path in written.values()), file=sys.stderr)
     return 0
+
+
+def _refuse_other_settings(exp: Experiment, folder: Path) -> None:
+    """Records made with other settings than the suite's are no rows of its table."""
+    from bench import store
+
+    want = exp.shared()
+    runs = [folder / "base", *(store.run_folder(folder, row.name, seed) for row in exp.rows for seed in exp.seeds)]
+    for run in runs:
+        if (run / store.RUN).exists():
+            had = store.read_record(run).config
+            other = sorted(key for key, value in want.items() if had.get(key) != value)
+            if other:
+                raise BenchError(
+                    f"record {run} was made with another '{other[0]}' than the suite's: run the suite again into "
+                    "another folder with --results, or give `bench table` the YAML and the overrides of that run."
+                )
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -89,8 +110,9 @@ def _check(args: argparse.Namespace) -> int:
 
     failed = 0
     for name in args.methods:
+        method = plugins.method(name)
         try:
-            passed = check_method(plugins.method(name))
+            passed = check_method(method)
         except BenchError as error:
             failed += 1
             print(f"{name}: {error}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -120,38 +120,54 @@ class Experiment(Part):
     rows: list[RowSpec] = Field(min_length=1)
 
     def model_post_init(self, context: Any) -> None:
+        for mistake in (*self._wrong_rows(), *self._wrong_scores()):
+            raise BenchError(f"suite {self.suite}: {mistake}")
+
+    def _wrong_rows(self) -> Iterator[str]:
         names = [row.name for row in self.rows]
-        double = {name for name in names if names.count(name) > 1}
-        if double:
-            raise BenchError(
-                f"suite {self.suite}: two rows are called {double.pop()!r}; give each a 'label:' of its own."
-            )
+        for name in names:
+            if names.count(name) > 1:
+                yield f"two rows are called {name!r}; give each a 'label:' of its own."
+            if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name == "base":
+                yield f"{name!r} names a folder; use letters, digits, '-', '_' or '.'."
         for row in self.rows:
             if row.params and row.label is None:
-                raise BenchError(
-                    f"suite {self.suite}: row {row.name!r} sets params, so give it a 'label:' that says so."
-                )
-            if not row.name.replace("-", "").replace("_", "").replace(".", "").isalnum() or row.name == "base":
-                raise BenchError(
-                    f"suite {self.suite}: {row.name!r} names a folder; use letters, digits, '-', '_' or '.'."
-                )
+                yield f"row {row.name!r} sets params, so give it a 'label:' that says so."
         if len(set(self.seeds)) < len(self.seeds):
-            raise BenchError(f"suite {self.suite}: seeds {self.seeds} hold one twice; a seed is one training run.")
-        if not any(weight for metrics in self.reward.values() for weight in metrics.values()):
-            raise BenchError(f"suite {self.suite}: every reward weight is 0; give at least one metric a weight.")
+            yield f"seeds {self.seeds} hold one twice; a seed is one training run."
+
+    def _wrong_scores(self) -> Iterator[str]:
+        metrics = [metric for named in self.reward.values() for metric in named]
+        judges = self.evaluation.evaluators
+        for metric in metrics:
+            if metrics.count(metric) > 1:
+                yield f"reward metric {metric!r} is given by two evaluators; name each once."
+        if not judges or len(set(judges)) < len(judges):
+            yield f"evaluation.evaluators is {judges}; name each evaluator once."
+        for name in self.reward:
+            if name not in judges:
+                yield f"reward evaluator {name!r} is not in evaluation.evaluators; add it there."
+        if self.advantage.ddof >= self.budget.group_size:
+            yield f"advantage.ddof {self.advantage.ddof} leaves nothing of a group of {self.budget.group_size}."
+        if not any(weight for named in self.reward.values() for weight in named.values()):
+            yield "every reward weight is 0; give at least one metric a weight."
 
     @model_validator(mode="before")
     @classmethod
     def _fill_nano(cls, data: Any) -> Any:
         backbone = data.get("backbone") if isinstance(data, dict) else None
-        if isinstance(backbone, dict) and _packaged(str(backbone.get("checkpoint"))):
-            return {**NANO, **data}
-        return data
+        if not isinstance(backbone, dict) or not packaged(str(backbone.get("checkpoint"))):
+            return data
+        filled = {**NANO, **data}
+        for key in ("prompts", "evaluator_params"):
+            if isinstance(filled[key], dict):
+                filled[key] = _merged(NANO[key], filled[key])
+        return filled
 
     @property
     def scale(self) -> Literal["nano", "full"]:
         """Records of a nano suite say so and never enter a table of the full-size suite."""
-        return "nano" if _packaged(self.backbone.checkpoint) else "full"
+        return "nano" if packaged(self.backbone.checkpoint) else "full"
 
     @property
     def weights(self) -> dict[str, float]:
@@ -191,7 +207,18 @@ class Experiment(Part):
         return digest([train, heldout])
 
 
-def _packaged(name: str) -> bool:
+def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`given` over `defaults`, key by key, mappings one level deep."""
+    both = {
+        key: {**defaults[key], **given[key]}
+        for key in defaults.keys() & given.keys()
+        if isinstance(given[key], dict) and isinstance(defaults[key], dict)
+    }
+    return {**defaults, **given, **both}
+
+
+def packaged(name: str) -> bool:
+    """Whether the name is that of a checkpoint that comes with the project."""
     return name == "nano" or name.startswith("nano/")
 
 
@@ -207,11 +234,25 @@ def resolve(name: str) -> Path:
     return ROOT / name
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses a key given twice (plain YAML silently keeps the last one)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for name, _ in node.value:
+            key = self.construct_object(name, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", name.start_mark)
+            seen.add(key)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
     """Read a suite's YAML and apply overrides such as `budget.lr=1e-4` or `rows='[{method: cps}]'`."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=UniqueKeys)
     except OSError as cause:
         raise BenchError(
             f"suite {path} cannot be read ({cause.strerror}): name a YAML file such as bench/configs/nano.yaml."

@@ -14,12 +14,12 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from bench.api import BenchError
+from bench.api import BenchError, DivergedError
 
 AnchorName = Literal["fixed", "moving", "previous"]
 Controller = Literal["released", "usual", "constant"]
@@ -123,7 +123,7 @@ class ControlledKL(KLPolicy):
             raise BenchError(f"KL policy: the value of the term '{missing[0]}' is missing from the logs.")
         kl = sum(weight * float(logs[term]) for term, weight in self.term_weights().items())
         if not math.isfinite(kl):
-            raise BenchError(f"KL policy: the KL is {kl} at tick {state['ticks']} (terms {dict(logs)}).")
+            raise DivergedError(f"KL policy: the KL is {kl} at tick {state['ticks']} (terms {dict(logs)}).")
         ticks, recent = state["ticks"] + 1, [*state["recent"], kl][-WINDOW:]
         return {
             "ticks": ticks,
@@ -228,7 +228,7 @@ def kl_policy(name: str, **params: Any) -> KLPolicy:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        allowed = ", ".join(POLICIES[name].__dataclass_fields__) or "none"
+        allowed = ", ".join(field.name for field in fields(POLICIES[name])) or "none"
         raise BenchError(
             f"KL policy '{name}', parameter '{where}': {first['msg']}. Its parameters: {allowed}."
         ) from error

@@ -7,6 +7,7 @@ import os
 import queue
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,11 +17,11 @@ from typing import Any
 
 from bench import plugins, store
 from bench.base import BenchError
-from bench.build import PATHS, Job, make_method
-from bench.config import Experiment, RowSpec, resolve
+from bench.build import PATHS, STARTED, Job, make_method
+from bench.config import Experiment, RowSpec, packaged, resolve
 from bench.kl import kl_policy
 from bench.ledger import guidance_multiplicity, planned
-from bench.provenance import MANIFEST, digest, source_digest, verify_manifest
+from bench.provenance import MANIFEST, digest, package_versions, sha256_file, source_digest, verify_manifest
 from bench.train import execute
 
 UNIT = {"train": "updates", "evaluate": "videos"}
@@ -29,12 +30,14 @@ UNIT = {"train": "updates", "evaluate": "videos"}
 def checkpoint_digests(exp: Experiment) -> dict[str, Any]:
     """What every checkpoint of the suite is; one with a manifest is verified file by file."""
     folders = {"backbone": exp.backbone.checkpoint}
-    for name, params in exp.evaluator_params.items():
+    for name in {*exp.reward, *exp.evaluation.evaluators}:
+        params = exp.evaluator_params.get(name, {})
         folders |= {f"{name}.{key}": params[key] for key in PATHS if isinstance(params.get(key), str)}
-    return {key: _checkpoint_digest(resolve(value)) for key, value in sorted(folders.items())}
+    return {key: _checkpoint_digest(value) for key, value in sorted(folders.items())}
 
 
-def _checkpoint_digest(path: Path) -> Any:
+def _checkpoint_digest(name: str) -> Any:
+    path = resolve(name)
     if not path.exists():
         raise BenchError(
             f"checkpoint {path} does not exist: mend the path in the suite, "
@@ -42,8 +45,12 @@ def _checkpoint_digest(path: Path) -> Any:
         )
     if (path / MANIFEST).exists():
         return verify_manifest(path)
-    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-    return [[file.relative_to(path).as_posix(), file.stat().st_size] for file in files]
+    if packaged(name):
+        raise BenchError(
+            f"checkpoint {path} has no {MANIFEST}: restore it with `git checkout`, or by `bench nano manifest`."
+        )
+    files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
+    return [[file.relative_to(path.parent).as_posix(), sha256_file(file)] for file in files]
 
 
 def jobs(exp: Experiment, results: Path) -> list[Job]:
@@ -53,6 +60,7 @@ def jobs(exp: Experiment, results: Path) -> list[Job]:
         "prompts": exp.check_prompts(),
         "checkpoints": checkpoint_digests(exp),
         "sources": source_digest(),
+        "packages": package_versions(),
         "backbone": plugins.source("backbones", exp.backbone.name),
         "evaluators": {name: plugins.source("evaluators", name) for name in [*exp.reward, *exp.evaluation.evaluators]},
     }
@@ -77,7 +85,11 @@ def check(exp: Experiment) -> None:
 
 
 def unfinished(found: Sequence[Job]) -> list[Job]:
-    """Runs without a finished record of their digest; a record of another digest is refused."""
+    """Runs without a finished record of their digest; a folder of another digest, finished or not, is refused."""
+    for job in found:
+        started = job.folder / STARTED
+        if started.exists():
+            store.check_digest(job.folder, started.read_text(encoding="utf-8").strip(), job.digest)
     return [job for job in found if not store.is_complete(job.folder, job.digest)]
 
 
@@ -180,7 +192,7 @@ def run(exp: Experiment, results: Path, processes: int | None = None) -> Outcome
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         messages = manager.Queue()
-        workers = min(processes or os.cpu_count() or 1, len(todo))
+        workers = min(processes or len(os.sched_getaffinity(0)), len(todo))
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(messages,)) as pool:
             waiting = {pool.submit(_work, job): job for job in todo}
             _watch(waiting, messages, exp, outcome)
@@ -204,7 +216,13 @@ def _watch(
                 progress.end(job.label, f"error: {cause}")
             except BrokenProcessPool:
                 outcome.errors += 1
-                progress.end(job.label, "error: its process was killed (out of memory?); call again and it resumes")
+                progress.end(
+                    job.label, "error: a process was killed (out of memory?); call again and the rest goes on"
+                )
+            except Exception as cause:  # a bug: the other runs go on, the traceback is shown, the exit code is not 0
+                outcome.errors += 1
+                progress.end(job.label, f"error: {type(cause).__name__}: {cause}")
+                traceback.print_exception(cause)
             else:
                 outcome.finished += status == "finished"
                 outcome.failed += status == "failed"

@@ -32,8 +32,8 @@ PACKAGES = (
 
 MANIFEST = "manifest.json"
 
-#: Files beside a checkpoint that no number depends on: the manifest itself, and a recipe's own state for going on.
-NOT_LISTED = (MANIFEST, "state.pt")
+#: Files beside a checkpoint that no number depends on: the manifest itself, a recipe's own state and its report.
+NOT_LISTED = (MANIFEST, "state.pt", "report.json")
 
 #: Length of the hexadecimal digests that name runs, budgets and prompt lists: 64 bits, ample for a suite.
 DIGEST_LENGTH = 16

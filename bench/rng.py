@@ -5,24 +5,37 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
-def stream(seed: int, *name: str | int) -> torch.Generator:
-    """A CPU generator keyed by `seed` and `name`; equal keys give equal streams on every machine and process.
-
-    The key is the first 8 bytes of the SHA-256 of the parts, each with its type and length, so ("a", "b") and ("ab",)
-    or "1" and 1 are different names.
-    """
+def _key(seed: int, name: tuple[str | int, ...]) -> bytes:
+    """SHA-256 of the parts with type and length: ("a", "b") and ("ab",), or "1" and 1, are different names."""
     key = hashlib.sha256()
     for part in (seed, *name):
         text = repr(part).encode()
         key.update(f"{type(part).__name__}:{len(text)}:".encode() + text)
-    return torch.Generator().manual_seed(int.from_bytes(key.digest()[:8], "little") >> 1)
+    return key.digest()
+
+
+def stream(seed: int, *name: str | int) -> torch.Generator:
+    """A torch CPU generator keyed by `seed` and `name`, for permutations, choices and initial weights.
+
+    torch keeps 32 bits of a seed, plenty for the few streams of a run; the many noise tensors come from `normal`.
+    """
+    return torch.Generator().manual_seed(int.from_bytes(_key(seed, name)[:4], "little"))
 
 
 def normal(seed: int, names: Sequence[tuple[str | int, ...]], shape: Sequence[int]) -> Float[Tensor, "b ..."]:
-    """Standard normal tensors [len(names), *shape], each drawn from its own stream: no draw depends on the batch."""
-    return torch.stack([torch.randn(tuple(shape), generator=stream(seed, *name)) for name in names])
+    """Standard normal float32 tensors [len(names), *shape], one per name.
+
+    Each comes from a counter-based generator (Philox) with a 128-bit key of its name, so no draw depends on the
+    batch, on the device or on another draw.
+    """
+    draws = []
+    for name in names:
+        philox = np.random.Philox(key=int.from_bytes(_key(seed, name)[:16], "little"))
+        draws.append(np.random.Generator(philox).standard_normal(tuple(shape), dtype=np.float32))
+    return torch.from_numpy(np.stack(draws))

@@ -13,6 +13,7 @@ from torch import Tensor
 from bench.api import Backbone, BenchError, Budget, Conditioning, DivergedError, Gaussian, Method, StepView
 from bench.flow import euler, sigma_schedule
 from bench.ledger import Ledger, guidance_multiplicity
+from bench.noise import injected_variance
 from bench.rng import normal, stream
 
 
@@ -55,15 +56,18 @@ def micro_batches(b: int, size: int) -> list[slice]:
 
 
 def noisy_steps(method: Method, sigmas: Tensor, settings: Settings, update: int) -> Tensor:
-    """Which steps are noisy [t]: the method's choice, less the last one where the predicted x0 is decoded."""
+    """Which steps are noisy [t]: the method's choice, less those whose kernel injects nothing (CPS's last one).
+
+    Where the predicted x0 is decoded, the last step is not noisy either.
+    """
     steps = len(sigmas) - 1
     noisy = method.stochastic(sigmas, update, stream(settings.seed, "stochastic", update))
     if noisy.shape != (steps,) or noisy.dtype != torch.bool:
         raise BenchError(
             f"{type(method).__name__}.stochastic returned {noisy.dtype} {list(noisy.shape)}: return bool [{steps}]."
         )
+    noisy = noisy & (injected_variance(method, sigmas) > 0)
     if settings.decode == "predicted_x0":
-        noisy = noisy.clone()
         noisy[-1] = False
     return noisy
 
@@ -84,7 +88,13 @@ def trained_steps(method: Method, sigmas: Tensor, noisy: Tensor, settings: Setti
     if type(method).train_steps is Method.train_steps:
         return candidates[torch.randperm(len(candidates), generator=rng)[:n]].sort().values
     chosen = method.train_steps(sigmas, n, rng)
-    if chosen.shape != (n,) or len(chosen.unique()) != n or not bool(noisy[chosen].all()):
+    whole = not chosen.is_floating_point() and chosen.dtype != torch.bool
+    if (
+        chosen.shape != (n,)
+        or not whole
+        or not set(chosen.tolist()) <= set(candidates.tolist())
+        or len(chosen.unique()) != n
+    ):
         raise BenchError(
             f"{name}.train_steps returned {chosen.tolist()}: "
             f"it must name {n} different noisy steps out of {candidates.tolist()}."

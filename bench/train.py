@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 
 from bench import store
 from bench.api import Backbone, BenchError, DivergedError, Evaluator, Method, Rewards
-from bench.build import Job, make_backbone, make_evaluator, make_method
+from bench.build import STARTED, Job, make_backbone, make_evaluator, make_method
 from bench.config import Experiment
 from bench.evaluate import evaluate
 from bench.kl import KLPolicy, kl_policy
@@ -188,6 +190,25 @@ def execute(job: Job, report: Report) -> store.RunRecord:
     A divergence is recorded as a failed run; any other error leaves it unfinished, to be resumed.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
+    with _alone(job.folder):
+        return _execute(job, report)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; a second process that works on the same run is refused."""
+    with (folder / ".lock").open("w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as cause:
+            raise BenchError(
+                f"run {folder} is being worked on by another process: wait for it, or stop it."
+            ) from cause
+        yield
+
+
+def _execute(job: Job, report: Report) -> store.RunRecord:
+    store.write_text(job.folder / STARTED, job.digest + "\n")
     exp, clock = job.exp, Ledger()
     report("load", 0, 1)
     with clock.phase("load"):

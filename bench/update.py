@@ -119,6 +119,8 @@ class Updater:
         """Gradient of trained step n over one minibatch, micro-batch by micro-batch; the means of its KL terms."""
         terms: dict[str, float] = dict.fromkeys(factors, 0.0)
         trained = float(credit.keep[rows].sum()) * len(rollout.view.steps)
+        if not trained:
+            raise DivergedError("select keeps no sample of a minibatch: use fewer minibatches, or keep more samples.")
         for part in micro_batches(len(rows), self.budget.micro_batch):
             piece = rows[part]
             loss, found = self._loss(rollout, credit, n, piece, factors, log, first)

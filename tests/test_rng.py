@@ -25,7 +25,7 @@ def test_other_names_give_other_streams(other: tuple[int, str | int]) -> None:
 
 def test_a_stream_is_the_same_on_every_machine() -> None:
     """The key is part of the records' meaning: changing it changes every stored result."""
-    assert stream(0, "initial", 0, 1, 2).initial_seed() == 4193532097771558721
+    assert stream(0, "initial", 0, 1, 2).initial_seed() == 62828162
 
 
 def test_a_draw_does_not_depend_on_its_batch() -> None:

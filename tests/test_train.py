@@ -100,7 +100,8 @@ def test_a_run_ends_in_a_complete_record(tmp_path: Path) -> None:
     assert read == record
     assert set(scores["metric"]) == {"gold_VQ", "gold_MQ", "gold_TA"}
     assert scores[["prompt_index", "video"]].drop_duplicates().shape[0] == 36
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "run").iterdir() if path.name != ".lock") == [
+        "digest",
         "policy.safetensors",
         "run.json",
         "scores.parquet",
@@ -200,7 +201,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, killed: bytes) -
 
 
 def test_a_reward_that_is_not_a_number_fails_the_run_and_keeps_the_sample(tmp_path: Path) -> None:
-    exp = tiny("reward={'toy:NotANumberLater': {brightness: 1.0}}")
+    scorers = "evaluation.evaluators=[gold, 'toy:NotANumberLater']"
+    exp = tiny("reward={'toy:NotANumberLater': {brightness: 1.0}}", scorers)
     record = run(exp, tmp_path)
     assert record.status == "failed"
     assert record.error is not None

@@ -77,6 +77,7 @@ class HunyuanVideo15:
     def _load(self, dtype: torch.dtype) -> tuple[Any, Any, TextEncoders]:
         from diffusers import AutoencoderKLHunyuanVideo15, HunyuanVideo15Transformer3DModel
         from diffusers.utils import logging as diffusers_logging
+        from safetensors import SafetensorError
         from transformers import AutoTokenizer, ByT5Tokenizer, Qwen2_5_VLTextModel, T5EncoderModel
         from transformers.utils import logging as transformers_logging
 
@@ -103,7 +104,7 @@ class HunyuanVideo15:
             self._refuse_inexact("text_encoder_2", found)
             tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", **local)
             glyph_tokenizer = ByT5Tokenizer.from_pretrained(self.folder / "tokenizer_2", **local)
-        except (OSError, ValueError, RuntimeError, KeyError) as cause:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as cause:
             reason = " ".join(str(cause).split())[:200]
             raise BenchError(
                 f"checkpoint {self.folder} does not load ({reason}): restore the folder from its source."
@@ -147,6 +148,8 @@ class HunyuanVideo15:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
             self.transformer.add_adapter(config, adapter_name=name)
+        for parameter in self._adapter(name).values():
+            parameter.data = parameter.data.float()  # peft makes them in the base's dtype; bfloat16 would lose updates
         if name != POLICY:
             self.transformer.set_adapter(POLICY)
 
@@ -264,18 +267,17 @@ class HunyuanVideo15:
             path
             for part in PARTS
             for path in (self.folder / part).rglob("*")
-            if path.suffix in (".safetensors", ".json")
+            if path.is_file() and path.name != "report.json"
         )
         total = hashlib.sha256()
         for path in files:
-            if path.name == "report.json":
-                continue
             with path.open("rb") as file:
                 total.update(
                     path.relative_to(self.folder).as_posix().encode() + hashlib.file_digest(file, "sha256").digest()
                 )
         settings = {
             **self._lora,
+            "dtype": str(self.transformer.dtype),
             "latent_shape": self.latent_shape,
             "fps": self.fps,
             "decode_batch": self.decode_batch,

@@ -1,0 +1,126 @@
+"""A suite's YAML: what is refused, with which words, and what enters the digest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench import config
+from bench.base import BenchError
+from bench.provenance import ROOT
+
+NANO = ROOT / "bench" / "configs" / "nano.yaml"
+
+
+def test_the_nano_suite_loads() -> None:
+    exp = config.load(NANO)
+    assert exp.scale == "nano"
+    assert [row.name for row in exp.rows] == ["flow_grpo-fixed", "dance_grpo-fixed", "cps-fixed", "sage_grpo-dual"]
+    assert exp.weights == {"VQ": 0.5, "MQ": 0.5, "TA": 1.0}
+    assert len(exp.prompt_list("train")) == 108
+    assert len(exp.prompt_list("heldout")) == 36
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("decoed=final_latent", "unknown key 'decoed'; did you mean 'decode'?"),
+        ("budget.lrr=1e-3", "unknown key 'budget.lrr'; did you mean 'lr'?"),
+        ("rows=[{metod: cps}]", "unknown key 'rows.0.metod'; did you mean 'method'?"),
+        ("evaluation.stpes=4", "unknown key 'evaluation.stpes'; did you mean 'steps'?"),
+        ("decode=maybe", "key 'decode'"),
+        ("budget.updates=many", "key 'budget.updates'"),
+        ("budget.group_size=1", "group_size is 1"),
+        ("seeds=[]", "key 'seeds'"),
+        ("seeds=[1, 1]", "hold one twice"),
+        ("rows=[{method: cps}, {method: cps}]", "two rows are called 'cps-none'"),
+        ("rows=[{method: cps, params: {eta: 0.5}}]", "give it a 'label:'"),
+        ("rows=[{method: cps, label: base}]", "names a folder"),
+        ("rows=[{method: cps, label: ../x}]", "names a folder"),
+        ("reward={videoalign: {VQ: 0}}", "every reward weight is 0"),
+        ("noise_policy={kind: loud}", "key 'noise_policy'"),
+        ("budget", "has no '='"),
+        ("suite.x=1", "is no mapping"),
+    ],
+)
+def test_a_mistake_is_one_sentence(override: str, message: str) -> None:
+    with pytest.raises(BenchError) as caught:
+        config.load(NANO, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    data = yaml.safe_load(NANO.read_text(encoding="utf-8"))
+    del data["budget"]["lr"]
+    path = tmp_path / "suite.yaml"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    with pytest.raises(BenchError, match=r"key 'budget\.lr' is missing"):
+        config.load(path)
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "is not YAML"), ("- 1", "holds no mapping")])
+def test_a_file_that_is_no_suite(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(BenchError, match=message):
+        config.load(path)
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(BenchError, match="cannot be read"):
+        config.load("nowhere.yaml")
+
+
+def test_yaml_tags_run_no_code(tmp_path: Path) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text(f"suite: !!python/object/apply:os.mkdir ['{tmp_path}/made']\n", encoding="utf-8")
+    with pytest.raises(BenchError, match="is not YAML"):
+        config.load(path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_overrides_reach_nested_keys_and_read_numbers() -> None:
+    exp = config.load(
+        NANO, ["budget.lr=1e-4", "budget.updates=3", "seeds=[5]", "noise_policy={kind: common_eta, eta: 0.5}"]
+    )
+    assert exp.budget.lr == 1e-4
+    assert exp.budget.updates == 3
+    assert exp.seeds == [5]
+    assert exp.noise_policy.kind == "common_eta"
+
+
+def test_what_runs_share_knows_neither_seeds_nor_rows_nor_the_name() -> None:
+    one = config.load(NANO)
+    other = config.load(NANO, ["seeds=[7]", "rows=[{method: cps}]", "suite=mine"])
+    assert one.shared() == other.shared()
+    assert one.shared() != config.load(NANO, ["budget.lr=1e-4"]).shared()
+
+
+def test_a_prompt_in_both_lists_is_refused(tmp_path: Path) -> None:
+    train, heldout = tmp_path / "train.txt", tmp_path / "heldout.txt"
+    train.write_text("a\nb\nc\nd\n", encoding="utf-8")
+    heldout.write_text("e\nb\n", encoding="utf-8")
+    exp = config.load(NANO, [f"prompts={{train: {train}, heldout: {heldout}}}"])
+    with pytest.raises(BenchError, match="prompt 'b' is in the training and in the held-out list"):
+        exp.check_prompts()
+
+
+def test_a_prompt_twice_in_a_list_is_refused(tmp_path: Path) -> None:
+    train = tmp_path / "train.txt"
+    train.write_text("a\na\n", encoding="utf-8")
+    exp = config.load(NANO, [f"prompts.train={train}", "prompts.heldout=bench/prompts/nano_heldout.txt"])
+    with pytest.raises(BenchError, match="empty or holds a prompt twice"):
+        exp.prompt_list("train")
+
+
+def test_more_prompts_a_round_than_there_are_is_refused() -> None:
+    with pytest.raises(BenchError, match="the training list holds 108"):
+        config.load(NANO, ["budget.prompts=128"]).check_prompts()
+
+
+def test_another_checkpoint_gets_no_nano_defaults() -> None:
+    with pytest.raises(BenchError, match="key 'prompts' is missing"):
+        config.load(NANO, ["backbone.checkpoint=somewhere"])

@@ -1,0 +1,88 @@
+"""Names to objects: entry points, "module:Class", and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import plugins
+from bench.api import BenchError, Method
+
+STRANGER = """
+from dataclasses import dataclass
+from typing import ClassVar
+from methods.cps import CPS
+
+@dataclass(frozen=True, kw_only=True)
+class Stranger(CPS):
+    paper: ClassVar[str] = "none"
+    strength: float = 0.5
+
+class NoMethod:
+    pass
+"""
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stranger_grpo.py").write_text(STRANGER, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_ours_enter_by_entry_points() -> None:
+    assert list(plugins.available("methods")) == ["cps", "dance_grpo", "flow_grpo", "sage_grpo"]
+    assert {"videoalign", "clipscore", "pickscore", "gold"} <= plugins.available("evaluators").keys()
+    assert "hunyuanvideo15" in plugins.available("backbones")
+
+
+@pytest.mark.parametrize("name", ["flow_grpo", "dance_grpo", "cps", "sage_grpo"])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.3])
+def test_every_method_constructs_with_any_eta(name: str, eta: float) -> None:
+    made = plugins.method(name, eta=eta, clip_range=1e-3, equalizer="off")
+    assert isinstance(made, Method)
+    assert (made.eta, made.clip_range) == (eta, 1e-3)  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("stranger")
+def test_a_strangers_class_enters_by_its_module() -> None:
+    assert plugins.method("stranger_grpo:Stranger", strength=2).strength == 2.0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("sage_grp", {}, "unknown method 'sage_grp'.*did you mean 'sage_grpo'"),
+        ("ppo", {}, "known are cps, dance_grpo, flow_grpo, sage_grpo"),
+        ("cps", {"etta": 0.5}, "method 'cps' has no parameter 'etta': did you mean 'eta'"),
+        ("cps", {"eta": "loud"}, "method 'cps', parameter 'eta'"),
+        ("cps", {"group_size": 4}, "has no parameter 'group_size'"),
+        ("cps", {"eta": -1}, "eta is -1"),
+        ("no_such_module:Thing", {}, "module 'no_such_module' cannot be imported"),
+        ("methods.cps:Thing", {}, "module methods.cps has no class 'Thing'"),
+    ],
+)
+def test_a_wrong_method_is_refused(name: str, params: dict[str, object], message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        plugins.method(name, **params)
+
+
+@pytest.mark.usefixtures("stranger")
+def test_a_class_that_is_no_method_is_refused() -> None:
+    with pytest.raises(BenchError, match=r"is no bench\.api\.Method"):
+        plugins.method("stranger_grpo:NoMethod")
+
+
+@pytest.mark.parametrize("field", ["group_size", "steps", "lr", "seed", "updates", "optimizer"])
+def test_a_method_that_declares_a_budget_field_is_refused(field: str) -> None:
+    with pytest.raises(BenchError, match=f"declares the field '{field}', which belongs to the suite's budget"):
+        type("Greedy", (Method,), {"__annotations__": {field: int}, "__module__": __name__})
+
+
+def test_an_unknown_evaluator_parameter_is_refused() -> None:
+    with pytest.raises(BenchError, match="no parameter 'chekpoint': did you mean 'checkpoint'"):
+        plugins.evaluator("clipscore", chekpoint="x")
+
+
+def test_the_source_of_a_method_enters_the_digest() -> None:
+    assert plugins.source("methods", "cps") != plugins.source("methods", "flow_grpo")
