@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -21,10 +19,9 @@ from bench.build import PATHS, STARTED, Job, make_method
 from bench.config import Experiment, RowSpec, packaged, resolve
 from bench.kl import kl_policy
 from bench.ledger import guidance_multiplicity, planned
+from bench.progress import Progress, say
 from bench.provenance import MANIFEST, digest, package_versions, sha256_file, source_digest, verify_manifest
 from bench.train import execute
-
-UNIT = {"train": "updates", "evaluate": "videos"}
 
 
 def checkpoint_digests(exp: Experiment) -> dict[str, Any]:
@@ -185,7 +182,7 @@ def run(exp: Experiment, results: Path, processes: int | None = None) -> Outcome
     done = [job for job in found if job not in todo]
     outcome.failed = sum(store.read_record(job.folder).status == "failed" for job in done)
     if done:
-        _say(f"{len(done)} of {len(found)} runs are finished already under {results / exp.suite}")
+        say(f"{len(done)} of {len(found)} runs are finished already under {results / exp.suite}")
     if not todo:
         return outcome
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers: two threads collapse when processes compete
@@ -195,14 +192,24 @@ def run(exp: Experiment, results: Path, processes: int | None = None) -> Outcome
         workers = min(processes or len(os.sched_getaffinity(0)), len(todo))
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(messages,)) as pool:
             waiting = {pool.submit(_work, job): job for job in todo}
-            _watch(waiting, messages, exp, outcome)
+            _watch(waiting, messages, outcome)
     return outcome
 
 
-def _watch(
-    waiting: dict[Future[tuple[str, str | None]], Job], messages: Any, exp: Experiment, outcome: Outcome
-) -> None:
-    progress = Progress(len(waiting), exp)
+def _cost(job: Job) -> tuple[int, int]:
+    """Function evaluations of a run's training (anchors included) and of its held-out evaluation."""
+    exp, budget = job.exp, job.exp.budget
+    times = guidance_multiplicity(budget.guidance)
+    judged = len(exp.prompt_list("heldout")) * exp.evaluation.videos_per_prompt * exp.evaluation.steps * times
+    if job.row is None:
+        return 0, judged
+    spent = planned(budget, len(exp.reward), budget.updates)
+    anchor = spent["videos"] * budget.train_steps * times * _has_anchor(job.row)
+    return spent["nfe_rollout"] + spent["nfe_train"] + anchor, judged
+
+
+def _watch(waiting: dict[Future[tuple[str, str | None]], Job], messages: Any, outcome: Outcome) -> None:
+    progress = Progress({job.label: _cost(job) for job in waiting.values()})
     pending = set(waiting)
     while pending:
         ended, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -228,66 +235,3 @@ def _watch(
                 outcome.failed += status == "failed"
                 progress.end(job.label, status if error is None else f"failed: {error}")
     progress.close()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-class Progress:
-    """One bar over all runs with the time left; plain lines every 20 seconds when stderr is no terminal."""
-
-    def __init__(self, total: int, exp: Experiment):
-        from tqdm import tqdm
-
-        self.total, self.ended, self.start, self.spoke = total, 0, time.monotonic(), time.monotonic()
-        self.updates = max(exp.budget.updates, 1)
-        self.share: dict[str, float] = {}
-        self.now: dict[str, str] = {}
-        self.bar = (
-            tqdm(total=float(total), unit="run", bar_format="{l_bar}{bar}| {postfix}") if sys.stderr.isatty() else None
-        )
-
-    def hear(self, messages: Any) -> None:
-        try:
-            while True:
-                label, phase, done, total = messages.get_nowait()
-                # Training is nine tenths of a run, the held-out evaluation the rest.
-                share = {"load": 0.0, "train": 0.9 * done / total, "evaluate": 0.9 + 0.1 * done / total, "store": 1.0}[
-                    phase
-                ]
-                self.share[label] = share
-                self.now[label] = f"{label} {done}/{total} {UNIT[phase]}" if phase in UNIT else label
-        except queue.Empty:
-            pass
-        self._show()
-
-    def end(self, label: str, how: str) -> None:
-        self.ended += 1
-        self.share.pop(label, None)
-        self.now.pop(label, None)
-        text = f"[{self.ended}/{self.total}] {label}: {how}"
-        if self.bar is not None:
-            self.bar.write(text, file=sys.stderr)
-        else:
-            _say(text)
-
-    def _show(self) -> None:
-        done = self.ended + sum(self.share.values())
-        now = time.monotonic()
-        left = (
-            f"{(now - self.start) / done * (self.total - done) / 60:.1f} min left"
-            if done > 0.02
-            else "time left: not known yet"
-        )
-        text = f"{left}; " + ", ".join(self.now.values())
-        if self.bar is not None:
-            self.bar.n = min(done, self.total)
-            self.bar.set_postfix_str(text)
-        elif now - self.spoke > 20:
-            self.spoke = now
-            _say(f"{done:.1f}/{self.total} runs, {text}")
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
