@@ -1,237 +1,45 @@
-"""A suite as one YAML file: unknown keys refused, dotted overrides part of the digest, one budget for all rows."""
+"""Read a suite's YAML: duplicate and unknown keys are refused, dotted overrides are part of the digest."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from bench.base import AdvantageRule, BenchError, Budget
-from bench.provenance import ROOT, digest
+from bench.experiment import (
+    BackboneSpec,
+    CommonEta,
+    Evaluation,
+    Experiment,
+    KLSpec,
+    MatchedRSS,
+    Native,
+    Prompts,
+    RowSpec,
+    packaged,
+    resolve,
+)
 
-
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class BackboneSpec(Part):
-    name: str
-    """Entry point of group bench.backbones, or "module:Class"."""
-    checkpoint: str
-    """A folder, or "nano/<part>" for a checkpoint that comes with the project ("nano" is nano/hunyuanvideo15)."""
-    train: dict[str, Any] = {}
-    """What is trained: `lora_rank`, `lora_alpha`, `lora_targets`."""
-
-
-class Native(Part):
-    kind: Literal["native"] = "native"
-
-
-class CommonEta(Part):
-    kind: Literal["common_eta"]
-    eta: float = Field(ge=0)
-
-
-class MatchedRSS(Part):
-    kind: Literal["matched_rss"]
-    rss: float = Field(gt=0)
-    """Root of the summed variance that a rollout injects; eta is solved for each method."""
-
-
-class Evaluation(Part):
-    evaluators: list[str]
-    steps: int = Field(ge=1)
-    videos_per_prompt: int = Field(ge=1)
-    seed: int = 0
-    """Key of the evaluation noise, independent of the training seed, so that all rows and seeds are paired."""
-
-
-class Prompts(Part):
-    train: str
-    heldout: str
-
-
-class KLSpec(Part):
-    name: str
-    params: dict[str, Any] = {}
-
-
-class RowSpec(Part):
-    method: str
-    kl: str | KLSpec = "none"
-    params: dict[str, Any] = {}
-    """Method parameters that differ from the paper's defaults; the row then needs a label."""
-    label: str | None = None
-
-    @property
-    def kl_spec(self) -> KLSpec:
-        return self.kl if isinstance(self.kl, KLSpec) else KLSpec(name=self.kl)
-
-    @property
-    def name(self) -> str:
-        """Label of the row, and the name of its folder."""
-        method = self.method.replace(":", ".")
-        return self.label or f"{method}-{self.kl_spec.name}"
-
-
-NANO: dict[str, Any] = {
-    "prompts": {"train": "bench/prompts/nano_train.txt", "heldout": "bench/prompts/nano_heldout.txt"},
-    "evaluator_params": {
-        "videoalign": {"checkpoint": "nano/videoreward"},
-        "clipscore": {"checkpoint": "nano/clip"},
-        "pickscore": {"checkpoint": "nano/pickscore"},
-    },
-    "clip_reference_size": 32 * 21 * 30 * 53,
-}
-"""What a suite on the packaged nano checkpoint need not say: its prompts, its scorers, and the latent size of 480p
-HunyuanVideo-1.5 with 81 frames, for which the methods' clip ranges are stated."""
-
-
-class Experiment(Part):
-    """One suite: everything that decides its numbers."""
-
-    suite: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    backbone: BackboneSpec
-    budget: Budget
-    decode: Literal["predicted_x0", "final_latent"] = "predicted_x0"
-    """What is decoded and rewarded: the last step's predicted x0 (then not trained), or the noisy final latent."""
-    group_noise: Literal["distinct", "shared"] = "distinct"
-    """Initial noise of a group: one per sample, or one per prompt."""
-    noise_policy: Annotated[Native | CommonEta | MatchedRSS, Field(discriminator="kind")] = Native()
-    advantage: AdvantageRule = AdvantageRule()
-    clip_reference_size: int | None = Field(default=None, gt=0)
-    """Latent elements at which the methods' clip ranges hold.
-
-    Mean log-ratios scale as 1 / sqrt(elements), so the harness multiplies each clip range by
-    sqrt(reference / elements). None: as they are.
-    """
-    reward: dict[str, dict[str, float]]
-    """Evaluator to metric to weight: the training reward is the weighted sum."""
-    evaluation: Evaluation
-    evaluator_params: dict[str, dict[str, Any]] = {}
-    """Constructor arguments of each evaluator; `checkpoint`, `base_model` and `processor` may be "nano/<part>"."""
-    prompts: Prompts
-    seeds: list[int] = Field(min_length=1)
-    rows: list[RowSpec] = Field(min_length=1)
-
-    def model_post_init(self, context: Any) -> None:
-        for mistake in (*self._wrong_rows(), *self._wrong_scores()):
-            raise BenchError(f"suite {self.suite}: {mistake}")
-
-    def _wrong_rows(self) -> Iterator[str]:
-        names = [row.name for row in self.rows]
-        for name in names:
-            if names.count(name) > 1:
-                yield f"two rows are called {name!r}; give each a 'label:' of its own."
-            if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name == "base":
-                yield f"{name!r} names a folder; use letters, digits, '-', '_' or '.'."
-        for row in self.rows:
-            if row.params and row.label is None:
-                yield f"row {row.name!r} sets params, so give it a 'label:' that says so."
-        if len(set(self.seeds)) < len(self.seeds):
-            yield f"seeds {self.seeds} hold one twice; a seed is one training run."
-
-    def _wrong_scores(self) -> Iterator[str]:
-        metrics = [metric for named in self.reward.values() for metric in named]
-        judges = self.evaluation.evaluators
-        for metric in metrics:
-            if metrics.count(metric) > 1:
-                yield f"reward metric {metric!r} is given by two evaluators; name each once."
-        if not judges or len(set(judges)) < len(judges):
-            yield f"evaluation.evaluators is {judges}; name each evaluator once."
-        for name in self.reward:
-            if name not in judges:
-                yield f"reward evaluator {name!r} is not in evaluation.evaluators; add it there."
-        if self.advantage.ddof >= self.budget.group_size:
-            yield f"advantage.ddof {self.advantage.ddof} leaves nothing of a group of {self.budget.group_size}."
-        if not any(weight for named in self.reward.values() for weight in named.values()):
-            yield "every reward weight is 0; give at least one metric a weight."
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_nano(cls, data: Any) -> Any:
-        backbone = data.get("backbone") if isinstance(data, dict) else None
-        if not isinstance(backbone, dict) or not packaged(str(backbone.get("checkpoint"))):
-            return data
-        filled = {**NANO, **data}
-        for key in ("prompts", "evaluator_params"):
-            if isinstance(filled[key], dict):
-                filled[key] = _merged(NANO[key], filled[key])
-        return filled
-
-    @property
-    def scale(self) -> Literal["nano", "full"]:
-        """Records of a nano suite say so and never enter a table of the full-size suite."""
-        return "nano" if packaged(self.backbone.checkpoint) else "full"
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Metric to weight, over all reward evaluators."""
-        return {metric: weight for metrics in self.reward.values() for metric, weight in metrics.items()}
-
-    def prompt_list(self, which: Literal["train", "heldout"]) -> list[str]:
-        """Prompts of the file, one a line; empty lines and lines that start with '#' are skipped."""
-        path = resolve(getattr(self.prompts, which))
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except OSError as cause:
-            raise BenchError(
-                f"prompt file {path} cannot be read ({cause.strerror}): check 'prompts.{which}' in the YAML."
-            ) from cause
-        prompts = [line for line in lines if line.strip() and not line.startswith("#")]
-        if len(set(prompts)) < len(prompts) or not prompts:
-            raise BenchError(f"prompt file {path} is empty or holds a prompt twice: give each prompt once.")
-        return prompts
-
-    def shared(self) -> dict[str, Any]:
-        """What all runs share and what decides their numbers: everything but the name, the seeds and the rows."""
-        return self.model_dump(mode="json", exclude={"suite", "seeds", "rows"})
-
-    def check_prompts(self) -> str:
-        """Digest of both prompt lists; a prompt in both is refused."""
-        train, heldout = self.prompt_list("train"), self.prompt_list("heldout")
-        leaked = sorted(set(train) & set(heldout))
-        if leaked:
-            raise BenchError(
-                f"prompt {leaked[0]!r} is in the training and in the held-out list: remove it from one of them."
-            )
-        if self.budget.prompts > len(train):
-            raise BenchError(
-                f"budget.prompts is {self.budget.prompts}, but the training list holds {len(train)}: lower it."
-            )
-        return digest([train, heldout])
-
-
-def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`given` over `defaults`, key by key, mappings one level deep."""
-    both = {
-        key: {**defaults[key], **given[key]}
-        for key in defaults.keys() & given.keys()
-        if isinstance(given[key], dict) and isinstance(defaults[key], dict)
-    }
-    return {**defaults, **given, **both}
-
-
-def packaged(name: str) -> bool:
-    """Whether the name is that of a checkpoint that comes with the project."""
-    return name == "nano" or name.startswith("nano/")
-
-
-def resolve(name: str) -> Path:
-    """A path of the suite.
-
-    Relative names count from the project's root, "nano" and "nano/<part>" are the packaged checkpoints.
-    """
-    if name == "nano":
-        name = "nano/hunyuanvideo15"
-    if name.startswith("nano/"):
-        return ROOT / "bench" / "nano" / "checkpoints" / name.removeprefix("nano/")
-    return ROOT / name
+__all__ = [
+    "BackboneSpec",
+    "CommonEta",
+    "Evaluation",
+    "Experiment",
+    "KLSpec",
+    "MatchedRSS",
+    "Native",
+    "Prompts",
+    "RowSpec",
+    "load",
+    "packaged",
+    "resolve",
+]
 
 
 class UniqueKeys(yaml.SafeLoader):
