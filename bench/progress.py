@@ -32,7 +32,7 @@ class Progress:
         self.now: dict[str, str] = {}
         self.ended = 0
         self.start = self.spoke = time.monotonic()
-        form = "{percentage:3.0f}%|{bar}| {postfix}"
+        form = "{percentage:3.0f}%|{bar:20}| {desc}"
         self.bar = tqdm(total=self.total, bar_format=form, leave=False) if sys.stderr.isatty() else None
 
     def hear(self, messages: Any) -> None:
@@ -81,7 +81,7 @@ class Progress:
         text = f"{self.ended}/{len(self.costs)} runs, {clock}; {', '.join(self.now.values())}"
         if self.bar is not None:
             self.bar.n = min(sum(self.done.values()), self.total)
-            self.bar.set_postfix_str(text)
+            self.bar.set_description_str(text)
         elif now - self.spoke > LINE_EVERY:
             self.spoke = now
             say(text)

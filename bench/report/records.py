@@ -31,7 +31,10 @@ SUMS = {
 #: Seeds from here on tune settings before the reported seeds are run (protocol); they enter a table only if all do.
 PILOT_SEED = 100
 #: Keys of the configuration, beside the budget, that a closed division holds equal.
-EQUAL_SETTINGS = ("reward", "decode", "group_noise", "noise_policy", "advantage", "evaluation")
+EQUAL_SETTINGS = (
+    *("reward", "decode", "group_noise", "noise_policy", "advantage", "evaluation"),
+    *("clip_reference_size", "evaluator_params"),
+)
 #: The ledger's totals that every run of a closed division spends alike.
 EQUAL_SPENDING = ("nfe_rollout", "nfe_train", "reward_calls")
 
