@@ -41,6 +41,13 @@ def test_the_nano_suite_loads() -> None:
         ("rows=[{method: cps, label: ../x}]", "names a folder"),
         ("reward={videoalign: {VQ: 0}}", "every reward weight is 0"),
         ("noise_policy={kind: loud}", "key 'noise_policy'"),
+        ("reward={videoalign: {VQ: 1}, gold: {VQ: 1}}", "reward metric 'VQ' is given by two evaluators"),
+        ("evaluation.evaluators=[gold]", "reward evaluator 'videoalign' is not in evaluation.evaluators"),
+        ("evaluation.evaluators=[videoalign, videoalign]", "name each evaluator once"),
+        ("advantage.clip=-5", "advantage.clip is -5"),
+        ("advantage.ddof=2", "advantage.ddof is 2"),
+        ("advantage.eps=.nan", "advantage.eps is nan"),
+        ("budget.weight_decay=-1", "budget.weight_decay is -1"),
         ("budget", "has no '='"),
         ("suite.x=1", "is no mapping"),
     ],
@@ -124,3 +131,18 @@ def test_more_prompts_a_round_than_there_are_is_refused() -> None:
 def test_another_checkpoint_gets_no_nano_defaults() -> None:
     with pytest.raises(BenchError, match="key 'prompts' is missing"):
         config.load(NANO, ["backbone.checkpoint=somewhere"])
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text(
+        NANO.read_text(encoding="utf-8").replace("  lr: 3.0e-4\n", "  lr: 3.0e-4\n  lr: 1.0e-4\n"), "utf-8"
+    )
+    with pytest.raises(BenchError, match="key 'lr' is given twice"):
+        config.load(path)
+
+
+def test_a_scorer_parameter_keeps_the_nano_checkpoints() -> None:
+    exp = config.load(NANO, ["evaluator_params.videoalign.normalise=false"])
+    assert exp.evaluator_params["videoalign"] == {"checkpoint": "nano/videoreward", "normalise": False}
+    assert exp.evaluator_params["clipscore"] == {"checkpoint": "nano/clip"}

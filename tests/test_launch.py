@@ -1,0 +1,54 @@
+"""What a run's digest knows of its checkpoints, and that two processes never work on one run."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+import nano_suite
+import pytest
+
+from bench import launch
+from bench.base import BenchError
+from bench.provenance import write_manifest
+
+
+def test_a_checkpoint_without_a_manifest_is_known_by_its_content(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(b"one")
+    before = launch._checkpoint_digest(str(tmp_path))
+    weights.write_bytes(b"two")
+    assert launch._checkpoint_digest(str(tmp_path)) != before
+
+
+def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
+    template = tmp_path / "prompt_template.txt"
+    template.write_text("How good is it?", encoding="utf-8")
+    before = launch._checkpoint_digest(str(template))
+    template.write_text("How good is it? ", encoding="utf-8")
+    assert launch._checkpoint_digest(str(template)) != before
+
+
+def test_a_packaged_checkpoint_needs_its_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"one")
+    monkeypatch.setattr(launch, "resolve", lambda name: tmp_path)
+    with pytest.raises(BenchError, match=r"has no manifest\.json: restore it"):
+        launch._checkpoint_digest("nano/clip")
+    write_manifest(tmp_path)
+    assert list(launch._checkpoint_digest("nano/clip")) == ["weights.bin"]
+
+
+def test_a_run_that_another_process_works_on_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(BenchError, match="is being worked on by another process"):
+            nano_suite.run(nano_suite.tiny(), tmp_path)
+
+
+def test_an_unfinished_run_of_another_digest_is_refused(tmp_path: Path) -> None:
+    exp = nano_suite.tiny()
+    jobs = launch.jobs(exp, tmp_path)
+    jobs[1].folder.mkdir(parents=True)
+    (jobs[1].folder / "digest").write_text("0123456789abcdef\n", encoding="utf-8")
+    with pytest.raises(BenchError, match="0123456789abcdef"):
+        launch.unfinished(jobs)
