@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from bench import __version__
 from bench.base import BenchError
-from bench.provenance import ROOT
+from bench.provenance import ROOT, source_digest
 
 if TYPE_CHECKING:
     from bench.config import Experiment
@@ -34,7 +35,10 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("suite", type=Path, help="YAML file of the suite, e.g. bench/configs/nano.yaml")
         command.add_argument("overrides", nargs="*", help="dotted overrides such as budget.updates=10 or seeds='[0]'")
         command.add_argument(
-            "--results", type=Path, default=ROOT / "results", help="where records lie (default: results/)"
+            "--results",
+            type=Path,
+            default=ROOT / "results",
+            help="folder of the records (default: results/ of the checkout)",
         )
 
     run = commands.add_parser("run", help="train and evaluate the suite's unfinished runs")
@@ -65,7 +69,9 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     if args.processes is not None and args.processes < 1:
         raise BenchError(f"--processes is {args.processes}: give at least 1.")
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a scheduler's stop is handled like Ctrl-C
     outcome = launch.run(exp, args.results, args.processes)
+    print(f"records: {args.results / exp.suite}; the table: bench table with the same arguments", file=sys.stderr)
     if outcome.errors or outcome.failed:
         print(f"{outcome.failed} run(s) failed and {outcome.errors} stopped with an error, see above", file=sys.stderr)
     return 2 if outcome.errors else int(outcome.failed > 0)
@@ -90,18 +96,23 @@ def _table(args: argparse.Namespace) -> int:
 def _refuse_other_settings(exp: Experiment, folder: Path) -> None:
     """Records made with other settings than the suite's are no rows of its table."""
     from bench import store
+    from bench.config import difference
 
-    want = exp.shared()
+    sources, stale = source_digest(), 0
     runs = [folder / "base", *(store.run_folder(folder, row.name, seed) for row in exp.rows for seed in exp.seeds)]
     for run in runs:
-        if (run / store.RUN).exists():
-            had = store.read_record(run).config
-            other = sorted(key for key, value in want.items() if had.get(key) != value)
-            if other:
-                raise BenchError(
-                    f"record {run} was made with another '{other[0]}' than the suite's: run the suite again into "
-                    "another folder with --results, or give `bench table` the YAML and the overrides of that run."
-                )
+        if not (run / store.RUN).exists():
+            continue
+        record = store.read_record(run)
+        change = difference(record.config, exp.shared())
+        if change:
+            raise BenchError(
+                f"record {run} was made with other settings: {change}. Give `bench table` the YAML and the overrides "
+                "of that run, or run the suite under a name of its own with suite=NAME."
+            )
+        stale += record.provenance.get("source_digest") != sources
+    if stale:
+        print(f"note: the sources have changed since {stale} of these runs were made", file=sys.stderr)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -156,7 +167,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "interrupted; finished runs and checkpoints are kept: the same command goes on from them", file=sys.stderr
+            "interrupted; finished runs are kept, and the same command takes each other run up at its last checkpoint "
+            "(one every 5 updates)",
+            file=sys.stderr,
         )
         return 130
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 import traceback
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Any
 from bench import plugins, store
 from bench.base import BenchError
 from bench.build import PATHS, STARTED, Job, make_method
-from bench.config import Experiment, RowSpec, packaged, resolve
+from bench.config import Experiment, RowSpec, difference, packaged, resolve
 from bench.kl import kl_policy
 from bench.ledger import guidance_multiplicity, planned
 from bench.progress import Progress, say
@@ -86,8 +87,21 @@ def unfinished(found: Sequence[Job]) -> list[Job]:
     for job in found:
         started = job.folder / STARTED
         if started.exists():
-            store.check_digest(job.folder, started.read_text(encoding="utf-8").strip(), job.digest)
+            had = started.read_text(encoding="utf-8").strip()
+            if had != job.digest and (job.folder / store.RUN).exists():
+                _name_the_change(job)
+            store.check_digest(job.folder, had, job.digest)
     return [job for job in found if not store.is_complete(job.folder, job.digest)]
+
+
+def _name_the_change(job: Job) -> None:
+    """Refuse a finished run of other settings with the first setting that differs; other sources or weights pass."""
+    change = difference(store.read_record(job.folder).config, job.exp.shared())
+    if change:
+        raise BenchError(
+            f"{job.folder} holds another run: {change}. Give this suite a name of its own with suite=NAME, "
+            "write elsewhere with --results, or move that folder."
+        )
 
 
 def describe(exp: Experiment, found: Sequence[Job]) -> str:
@@ -144,6 +158,8 @@ def _start(messages: Any) -> None:
     global _messages
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears an interrupt and ends its workers
+
     torch.set_num_threads(1)
     _messages = messages
 
@@ -190,9 +206,17 @@ def run(exp: Experiment, results: Path, processes: int | None = None) -> Outcome
     with context.Manager() as manager:
         messages = manager.Queue()
         workers = min(processes or len(os.sched_getaffinity(0)), len(todo))
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(messages,)) as pool:
-            waiting = {pool.submit(_work, job): job for job in todo}
-            _watch(waiting, messages, outcome)
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(messages,))
+        try:
+            _watch({pool.submit(_work, job): job for job in todo}, messages, outcome)
+        except BaseException:
+            say("stopping the workers")
+            for child in multiprocessing.active_children():
+                if not child.name.startswith("SyncManager"):  # it carries the messages, and ends with its context
+                    child.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
     return outcome
 
 

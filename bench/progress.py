@@ -68,9 +68,11 @@ class Progress:
             say(text)
 
     def minutes_left(self, now: float) -> float | None:
-        """Minutes at the pace so far; None before a hundredth of the work is done."""
+        """Minutes at the pace so far; None before a fiftieth of the training is done, since loading comes first."""
         done, given = sum(self.done.values()), sum(self.given.values())
-        if done - given < 0.01 * self.total:
+        training = sum(train for train, _ in self.costs.values())
+        trained = sum(min(work, self.costs[label][0]) for label, work in self.done.items()) - given
+        if done == given or trained < 0.02 * training:
             return None
         return (now - self.start) / (done - given) * (self.total - done) / 60
 

@@ -252,7 +252,7 @@ def test_a_second_call_trains_nothing(finished: Path, capsys: pytest.CaptureFixt
 def test_another_suite_in_the_same_folder_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "tiny/base/run.json").read_bytes()
     said = refused(capsys, finished, ROWS, "budget.lr=1e-3")
-    assert "holds another run: its digest is" in said
+    assert "holds another run: " in said
     assert "write elsewhere with --results" in said
     assert (finished / "tiny/base/run.json").read_bytes() == before
 

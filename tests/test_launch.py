@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nano_suite
@@ -52,3 +56,23 @@ def test_an_unfinished_run_of_another_digest_is_refused(tmp_path: Path) -> None:
     (jobs[1].folder / "digest").write_text("0123456789abcdef\n", encoding="utf-8")
     with pytest.raises(BenchError, match="0123456789abcdef"):
         launch.unfinished(jobs)
+
+
+def test_a_stop_ends_the_workers_and_keeps_the_checkpoints(tmp_path: Path) -> None:
+    """Only the parent is told, as a scheduler does; the runs would go on for minutes."""
+    words = ["run", str(nano_suite.NANO), *nano_suite.TINY, "budget.updates=5000", "rows=[{method: cps}]"]
+    command = [sys.executable, "-m", "bench.cli", *words, "--results", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    folder, deadline = tmp_path / "tiny" / "cps-none" / "seed-0", time.monotonic() + 120
+    while not (folder / "checkpoint.pt").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "no checkpoint after two minutes"
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert "takes each other run up at its last checkpoint" in said
+    lines = (folder / "train.jsonl").read_bytes()
+    time.sleep(1)
+    assert (folder / "train.jsonl").read_bytes() == lines, "a worker goes on after the stop"
+    assert not (folder / "run.json").exists()
