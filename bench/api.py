@@ -254,6 +254,11 @@ class Conditioning(NamedTuple):
     glyph: list[Tensor]
     """Per prompt [length, dim]: states of the glyph encoder, length 0 when the prompt quotes no text."""
 
+    def take(self, rows: Iterable[int]) -> Conditioning:
+        """The prompts at these places, in this order; one may be taken several times."""
+        chosen = list(rows)
+        return Conditioning([self.text[i] for i in chosen], [self.glyph[i] for i in chosen])
+
 
 class Backbone(Protocol):
     """Video generator: encodes prompts, predicts velocities, decodes latents, switches between policy and anchors."""

@@ -167,8 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "interrupted; finished runs are kept, and the same command takes each other run up at its last checkpoint "
-            "(one every 5 updates)",
+            "interrupted; finished runs are kept, and the same command takes each other run up at its last checkpoint",
             file=sys.stderr,
         )
         return 130

@@ -17,7 +17,7 @@ from typing import Any
 from bench import plugins, store
 from bench.base import BenchError
 from bench.build import PATHS, STARTED, Job, make_method
-from bench.config import Experiment, RowSpec, difference, packaged, resolve
+from bench.config import Experiment, difference, packaged, resolve
 from bench.kl import kl_policy
 from bench.ledger import guidance_multiplicity, planned
 from bench.progress import Progress, say
@@ -110,10 +110,7 @@ def describe(exp: Experiment, found: Sequence[Job]) -> str:
     budget, each = exp.budget, planned(exp.budget, len(exp.reward), exp.budget.updates)
     trained = [job for job in todo if job.row is not None]
     videos = len(exp.prompt_list("heldout")) * exp.evaluation.videos_per_prompt
-    anchored = [job for job in trained if job.row and _has_anchor(job.row)]
-    times = guidance_multiplicity(budget.guidance)
-    anchor = budget.updates * budget.prompts * budget.group_size * budget.train_steps * times
-    judged = videos * exp.evaluation.steps * times
+    judged = _judged_nfe(exp)
     lines = [
         f"suite {exp.suite}: {len(found)} runs (base + {len(exp.rows)} rows x {len(exp.seeds)} seeds), "
         f"{len(todo)} to do",
@@ -125,14 +122,27 @@ def describe(exp: Experiment, found: Sequence[Job]) -> str:
         f"held-out evaluation of each run: {videos} videos x {exp.evaluation.steps} steps = {judged:,} NFE",
         f"to do in all: rollout NFE {each['nfe_rollout'] * len(trained):,}, "
         f"train NFE {each['nfe_train'] * len(trained):,}, "
-        f"anchor NFE {anchor * len(anchored):,}, evaluation NFE {judged * len(todo):,}",
+        f"anchor NFE {sum(_anchor_nfe(job) for job in todo):,}, evaluation NFE {judged * len(todo):,}",
         _hours(found, len(trained)),
     ]
     return "\n".join(lines)
 
 
-def _has_anchor(row: RowSpec) -> bool:
-    return any(rule.network for rule in kl_policy(row.kl_spec.name, **row.kl_spec.params).anchors().values())
+def _judged_nfe(exp: Experiment) -> int:
+    """Function evaluations of one run's held-out evaluation."""
+    videos = len(exp.prompt_list("heldout")) * exp.evaluation.videos_per_prompt
+    return videos * exp.evaluation.steps * guidance_multiplicity(exp.budget.guidance)
+
+
+def _anchor_nfe(job: Job) -> int:
+    """Function evaluations of one run's anchor: one per trained step, none for rows without anchors."""
+    if job.row is None:
+        return 0
+    rules = kl_policy(job.row.kl_spec.name, **job.row.kl_spec.params).anchors().values()
+    budget = job.exp.budget
+    samples = budget.updates * budget.prompts * budget.group_size
+    times = guidance_multiplicity(budget.guidance)
+    return samples * budget.train_steps * times * sum(rule.network for rule in rules)
 
 
 def _hours(found: Sequence[Job], todo: int) -> str:
@@ -222,14 +232,10 @@ def run(exp: Experiment, results: Path, processes: int | None = None) -> Outcome
 
 def _cost(job: Job) -> tuple[int, int]:
     """Function evaluations of a run's training (anchors included) and of its held-out evaluation."""
-    exp, budget = job.exp, job.exp.budget
-    times = guidance_multiplicity(budget.guidance)
-    judged = len(exp.prompt_list("heldout")) * exp.evaluation.videos_per_prompt * exp.evaluation.steps * times
     if job.row is None:
-        return 0, judged
-    spent = planned(budget, len(exp.reward), budget.updates)
-    anchor = spent["videos"] * budget.train_steps * times * _has_anchor(job.row)
-    return spent["nfe_rollout"] + spent["nfe_train"] + anchor, judged
+        return 0, _judged_nfe(job.exp)
+    spent = planned(job.exp.budget, len(job.exp.reward), job.exp.budget.updates)
+    return spent["nfe_rollout"] + spent["nfe_train"] + _anchor_nfe(job), _judged_nfe(job.exp)
 
 
 def _watch(waiting: dict[Future[tuple[str, str | None]], Job], messages: Any, outcome: Outcome) -> None:

@@ -41,14 +41,6 @@ class Rollout:
     x0: Float[Tensor, "b ..."]
     cond: Conditioning
 
-    def conditioning(self, rows: slice) -> Conditioning:
-        return Conditioning(self.cond.text[rows], self.cond.glyph[rows])
-
-
-def repeat(cond: Conditioning, times: int) -> Conditioning:
-    """Each prompt `times` times, in prompt order."""
-    return Conditioning([t for t in cond.text for _ in range(times)], [g for g in cond.glyph for _ in range(times)])
-
 
 def micro_batches(b: int, size: int) -> list[slice]:
     """Slices of at most `size` samples; the shape of a forward pass is the suite's choice, never the machine's."""
@@ -138,7 +130,7 @@ def sample(
     sigmas = sigma_schedule(budget.steps, budget.shift)
     noisy = noisy_steps(method, sigmas, settings, update)
     chosen = trained_steps(method, sigmas, noisy, settings, update)
-    members = repeat(cond, budget.group_size)
+    members = cond.take(p for p in range(len(cond.text)) for _ in range(budget.group_size))
     b, times = len(members.text), guidance_multiplicity(budget.guidance)
     x = noise(settings, update, "initial", 0, backbone.latent_shape)
     kept_x, kept_next, kept_logp = [], [], []

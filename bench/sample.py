@@ -44,7 +44,7 @@ def heldout(
     for start in range(0, len(pairs), batch):
         part = pairs[start : start + batch]
         x = normal(seed, [("heldout", p, k) for p, k in part], backbone.latent_shape)
-        text = Conditioning([cond.text[p] for p, _ in part], [cond.glyph[p] for p, _ in part])
+        text = cond.take(p for p, _ in part)
         for i in range(steps):
             sigma, sigma_next = sigmas[i].expand(len(x)), sigmas[i + 1].expand(len(x))
             x = euler(x, backbone.velocity(x, sigma, text, guidance), sigma, sigma_next)

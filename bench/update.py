@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bench.api import Backbone, BenchError, Budget, Conditioning, DivergedError, Method, Rewards
+from bench.api import Backbone, BenchError, Budget, DivergedError, Method, Rewards
 from bench.kl import KLPolicy
 from bench.ledger import TRAIN_COST, Ledger, guidance_multiplicity
 from bench.rng import stream
@@ -148,9 +148,7 @@ class Updater:
         i = int(rollout.view.steps[n])
         x, old = rollout.x[n][rows], rollout.logp_old[n][rows]
         sigma, sigma_next = rollout.sigmas[i].expand(len(rows)), rollout.sigmas[i + 1].expand(len(rows))
-        picked = rows.tolist()
-        cond = Conditioning([rollout.cond.text[r] for r in picked], [rollout.cond.glyph[r] for r in picked])
-        v = self.backbone.velocity(x, sigma, cond, self.budget.guidance)
+        v = self.backbone.velocity(x, sigma, rollout.cond.take(rows.tolist()), self.budget.guidance)
         step = self.method.transition(x, v, sigma, sigma_next)
         new = self.method.log_prob(step, rollout.x_next[n][rows])
         pairs = zip(credit.weights, credit.adv[:, rows], strict=True)
