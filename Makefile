@@ -11,7 +11,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table table test check departures format clean
+.PHONY: help setup reproduce-table table figures test check departures format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,9 @@ reproduce-table: setup ## train every row of SUITE (default: the nano suite) and
 
 table: setup ## the table of SUITE from the runs that exist
 	$(BIN)/bench table $(SUITE)
+
+figures: setup ## the figures of SUITE and their numbers, from the runs that exist
+	$(BIN)/bench figures $(SUITE)
 
 test: setup ## the tests that need neither a GPU nor downloaded weights
 	$(BIN)/python -m pytest -n 2

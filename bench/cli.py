@@ -1,4 +1,4 @@
-"""The command line: `bench run | table | check | nano`.
+"""The command line: `bench run | table | figures | gallery | check | nano`.
 
 Exit code 0 only if all is well, 2 for a mistake the user can mend.
 """
@@ -19,8 +19,9 @@ from bench.provenance import ROOT, source_digest
 
 if TYPE_CHECKING:
     from bench.config import Experiment
+    from bench.report.records import Row
 
-NANO_PARTS = ("vae", "policy", "videoreward", "clip", "pickscore", "manifest", "measure")
+NANO_PARTS = ("vae", "policy", "videoreward-start", "videoreward", "clip", "pickscore", "manifest", "measure")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,8 +48,14 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--processes", type=int, default=None, help="runs at a time (default: one per core)")
     table = commands.add_parser("table", help="write and print the suite's table from its records")
     suite(table)
+    figures = commands.add_parser("figures", help="write the suite's figures and their numbers from its records")
+    suite(figures)
     check = commands.add_parser("check", help="check methods for conformance, in milliseconds")
     check.add_argument("methods", nargs="+", metavar="METHOD", help="a method's name or 'module:Class'")
+    gallery = commands.add_parser("gallery", help="show videos of the base and of the trained policies side by side")
+    suite(gallery)
+    gallery.add_argument("--seed", type=int, default=0, help="training seed whose policies are shown (default: 0)")
+    gallery.add_argument("--videos", type=int, default=6, help="held-out prompts shown (default: 6)")
     nano = commands.add_parser("nano", help="train one part of the nano checkpoints again, or measure them")
     nano.add_argument("part", choices=NANO_PARTS)
     nano.add_argument(
@@ -56,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     )
     nano.add_argument("--steps", type=int, default=None, help="training steps (default: the recipe's)")
     nano.add_argument("--seed", type=int, default=0)
+    nano.add_argument("--device", default="cpu", help="where the part is trained: cpu (one thread, default) or cuda")
     return main
 
 
@@ -78,23 +86,51 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> int:
-    from bench import config
-    from bench.report.records import Row
     from bench.report.tables import build_table
 
-    exp = config.load(args.suite, args.overrides)
-    rows = [
-        Row(row.name, row.method, row.kl_spec.name, variant=bool(row.params or row.kl_spec.params)) for row in exp.rows
-    ]
-    _refuse_other_settings(exp, args.results / exp.suite)
+    exp, rows = _recorded(args)
     written = build_table(args.results / exp.suite, rows=rows, seeds=exp.seeds)
     print(written["main.md"].read_text(encoding="utf-8"))
     print("written: " + ", ".join(str(path) for path in written.values()), file=sys.stderr)
     return 0
 
 
-def _refuse_other_settings(exp: Experiment, folder: Path) -> None:
-    """Records made with other settings than the suite's are no rows of its table."""
+def _figures(args: argparse.Namespace) -> int:
+    from bench.report.figures import build_figures
+
+    exp, rows = _recorded(args)
+    written = build_figures(args.results / exp.suite, rows=rows, seeds=exp.seeds)
+    print("written: " + ", ".join(str(path) for path in written.values()), file=sys.stderr)
+    return 0
+
+
+def _gallery(args: argparse.Namespace) -> int:
+    import torch
+
+    torch.set_num_threads(1)
+    exp, _ = _recorded(args)
+    if args.seed not in exp.seeds or args.videos < 1:
+        raise BenchError(f"--seed {args.seed} must be one of {exp.seeds}, and --videos at least 1.")
+    from bench.gallery import build
+
+    print(f"written: {build(exp, args.results, args.seed, args.videos)}", file=sys.stderr)
+    return 0
+
+
+def _recorded(args: argparse.Namespace) -> tuple[Experiment, list[Row]]:
+    """The suite and its rows, after a look whether the records are its own."""
+    from bench import config
+    from bench.report.records import Row
+
+    exp = config.load(args.suite, args.overrides)
+    _refuse_other_settings(exp, args.results / exp.suite, args.command)
+    return exp, [
+        Row(row.name, row.method, row.kl_spec.name, variant=bool(row.params or row.kl_spec.params)) for row in exp.rows
+    ]
+
+
+def _refuse_other_settings(exp: Experiment, folder: Path, command: str) -> None:
+    """Records made with other settings than the suite's are no rows of its table or figures."""
     from bench import store
     from bench.config import difference
 
@@ -107,8 +143,8 @@ def _refuse_other_settings(exp: Experiment, folder: Path) -> None:
         change = difference(record.config, exp.shared())
         if change:
             raise BenchError(
-                f"record {run} was made with other settings: {change}. Give `bench table` the YAML and the overrides "
-                "of that run, or run the suite under a name of its own with suite=NAME."
+                f"record {run} was made with other settings: {change}. Give `bench {command}` the YAML and the "
+                "overrides of that run, or run the suite under a name of its own with suite=NAME."
             )
         stale += record.provenance.get("source_digest") != sources
     if stale:
@@ -135,10 +171,11 @@ def _check(args: argparse.Namespace) -> int:
 def _nano(args: argparse.Namespace) -> int:
     import torch
 
-    torch.set_num_threads(1)
+    if args.device == "cpu":
+        torch.set_num_threads(1)
     from bench.nano import make
 
-    make.part(args.part, args.out, args.steps, args.seed)
+    make.part(args.part, args.out, args.steps, args.seed, args.device)
     return 0
 
 
@@ -159,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded behind a user's back
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     args = _parse(argv)
-    commands = {"run": _run, "table": _table, "check": _check, "nano": _nano}
+    commands = {"run": _run, "table": _table, "figures": _figures, "check": _check, "gallery": _gallery, "nano": _nano}
     try:
         return commands[args.command](args)
     except BenchError as error:

@@ -70,9 +70,23 @@ class UniqueKeys(yaml.SafeLoader):
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
     """Read a suite's YAML and apply overrides such as `budget.lr=1e-4` or `rows='[{method: cps}]'`."""
+    data = _read(Path(path), [])
+    for override in overrides:
+        _apply(data, override)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        data = yaml.load(text, Loader=UniqueKeys)
+        return Experiment.model_validate(data)
+    except ValidationError as cause:
+        raise BenchError(f"suite {path}: {_first(cause)}") from cause
+
+
+MERGED = ("backbone", "budget", "advantage", "evaluation", "evaluator_params", "prompts")
+"""Mappings that a suite which extends another one changes key by key; every other key replaces the other's whole."""
+
+
+def _read(path: Path, above: list[Path]) -> dict[str, Any]:
+    """The file's mapping; `extends: other.yaml` (beside it) puts it on top of that suite."""
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeys)
     except OSError as cause:
         raise BenchError(
             f"suite {path} cannot be read ({cause.strerror}): name a YAML file such as bench/configs/nano.yaml."
@@ -81,12 +95,19 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
         raise BenchError(f"suite {path} is not YAML: {' '.join(str(cause).split())}.") from cause
     if not isinstance(data, dict):
         raise BenchError(f"suite {path} holds no mapping: start from bench/configs/nano.yaml.")
-    for override in overrides:
-        _apply(data, override)
-    try:
-        return Experiment.model_validate(data)
-    except ValidationError as cause:
-        raise BenchError(f"suite {path}: {_first(cause)}") from cause
+    parent = data.pop("extends", None)
+    if parent is None:
+        return data
+    other = path.parent / str(parent)
+    if other in above:
+        raise BenchError(f"suite {path} extends {parent}, which extends it in turn: remove one 'extends:'.")
+    base = _read(other, [*above, path])
+    merged = {
+        key: {**base[key], **data[key]}
+        for key in MERGED
+        if isinstance(base.get(key), dict) and isinstance(data.get(key), dict)
+    }
+    return {**base, **data, **merged}
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

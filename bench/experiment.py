@@ -79,9 +79,9 @@ class RowSpec(Part):
 NANO: dict[str, Any] = {
     "prompts": {"train": "bench/prompts/nano_train.txt", "heldout": "bench/prompts/nano_heldout.txt"},
     "evaluator_params": {
-        "videoalign": {"checkpoint": "nano/videoreward"},
-        "clipscore": {"checkpoint": "nano/clip"},
-        "pickscore": {"checkpoint": "nano/pickscore"},
+        "videoalign": {"checkpoint": "nano/videoreward", "device": "cpu"},
+        "clipscore": {"checkpoint": "nano/clip", "device": "cpu"},
+        "pickscore": {"checkpoint": "nano/pickscore", "device": "cpu"},
     },
     "clip_reference_size": 32 * 21 * 30 * 53,
 }
@@ -109,6 +109,12 @@ class Experiment(Part):
     """
     reward: dict[str, dict[str, float]]
     """Evaluator to metric to weight: the training reward is the weighted sum."""
+    shuffle_rewards: bool = False
+    """Negative control: each group's rewards are dealt out to its samples at random, so nothing can be learnt."""
+    monitor: list[str] = []
+    """Evaluators that also score each round's videos, for the curves; they train nothing and cost no reward calls.
+
+    One that gives a reward is not asked twice."""
     evaluation: Evaluation
     evaluator_params: dict[str, dict[str, Any]] = {}
     """Constructor arguments of each evaluator; `checkpoint`, `base_model` and `processor` may be "nano/<part>"."""
@@ -133,6 +139,11 @@ class Experiment(Part):
         if len(set(self.seeds)) < len(self.seeds):
             yield f"seeds {self.seeds} hold one twice; a seed is one training run."
 
+    @property
+    def judges(self) -> list[str]:
+        """Every evaluator that the suite uses, each once."""
+        return list(dict.fromkeys([*self.evaluation.evaluators, *self.reward, *self.monitor]))
+
     def _wrong_scores(self) -> Iterator[str]:
         metrics = [metric for named in self.reward.values() for metric in named]
         judges = self.evaluation.evaluators
@@ -144,6 +155,8 @@ class Experiment(Part):
         for name in self.reward:
             if name not in judges:
                 yield f"reward evaluator {name!r} is not in evaluation.evaluators; add it there."
+        if len(set(self.monitor)) < len(self.monitor):
+            yield f"monitor is {self.monitor}; name each evaluator once."
         if self.advantage.ddof >= self.budget.group_size:
             yield f"advantage.ddof {self.advantage.ddof} leaves nothing of a group of {self.budget.group_size}."
         if not any(weight for named in self.reward.values() for weight in named.values()):

@@ -28,7 +28,7 @@ from bench.train import execute
 def checkpoint_digests(exp: Experiment) -> dict[str, Any]:
     """What every checkpoint of the suite is; one with a manifest is verified file by file."""
     folders = {"backbone": exp.backbone.checkpoint}
-    for name in {*exp.reward, *exp.evaluation.evaluators}:
+    for name in exp.judges:
         params = exp.evaluator_params.get(name, {})
         folders |= {f"{name}.{key}": params[key] for key in PATHS if isinstance(params.get(key), str)}
     return {key: _checkpoint_digest(value) for key, value in sorted(folders.items())}
@@ -60,7 +60,7 @@ def jobs(exp: Experiment, results: Path) -> list[Job]:
         "sources": source_digest(),
         "packages": package_versions(),
         "backbone": plugins.source("backbones", exp.backbone.name),
-        "evaluators": {name: plugins.source("evaluators", name) for name in [*exp.reward, *exp.evaluation.evaluators]},
+        "evaluators": {name: plugins.source("evaluators", name) for name in exp.judges},
     }
     suite = results / exp.suite
     found = [Job(exp, None, None, suite / "base", digest({**shared, "row": None}))]
@@ -74,7 +74,7 @@ def jobs(exp: Experiment, results: Path) -> list[Job]:
 
 def check(exp: Experiment) -> None:
     """Refuse, before anything is loaded or trained, a wrong name or parameter of a plug-in or of a KL policy."""
-    for name in [*exp.reward, *exp.evaluation.evaluators, *exp.evaluator_params]:
+    for name in [*exp.judges, *exp.evaluator_params]:
         plugins.check("evaluators", name, exp.evaluator_params.get(name, {}))
     plugins.check("backbones", exp.backbone.name, exp.backbone.train)
     for row in exp.rows:

@@ -13,6 +13,28 @@ from bench.ledger import Ledger
 from bench.rng import stream
 
 
+def shuffled(values: dict[str, Tensor], seed: int, index: int) -> dict[str, Tensor]:
+    """Rewards [p, g] dealt out anew within each group; the metrics of one video stay together."""
+    p, g = next(iter(values.values())).shape
+    order = torch.rand(p, g, generator=stream(seed, "shuffle_rewards", index)).argsort(1)
+    return {name: value.gather(1, order) for name, value in values.items()}
+
+
+def watch(
+    evaluators: dict[str, Evaluator], exp: Experiment, videos: Tensor, prompts: list[str], fps: float
+) -> dict[str, float]:
+    """Mean of every metric of the suite's monitors over one round's videos; nothing of it reaches the update.
+
+    An evaluator that gives a reward is left out: its means are logged as rewards.
+    """
+    return {
+        metric: float(values.mean())
+        for name in exp.monitor
+        if name not in exp.reward
+        for metric, values in evaluators[name].score(videos, prompts, fps).items()
+    }
+
+
 def score_round(
     evaluators: dict[str, Evaluator],
     exp: Experiment,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +34,13 @@ def heldout(
     shift: float,
     guidance: float,
     batch: int,
+    only: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """`videos` per prompt, in prompt order.
+    """`videos` per prompt, in prompt order; of the prompts with an index in `only`, by default of all.
 
     Noise is keyed by (seed, prompt, video) alone, so it is paired over rows and training seeds.
     """
-    pairs = [(p, k) for p in range(len(cond.text)) for k in range(videos)]
+    pairs = [(p, k) for p in (range(len(cond.text)) if only is None else only) for k in range(videos)]
     sigmas = sigma_schedule(steps, shift)
     for start in range(0, len(pairs), batch):
         part = pairs[start : start + batch]

@@ -21,15 +21,17 @@ from bench.api import Backbone, BenchError, DivergedError, Evaluator, Method, Re
 from bench.build import STARTED, Job, make_backbone, make_evaluator, make_method
 from bench.config import Experiment
 from bench.evaluate import evaluate
+from bench.flow import sigma_schedule
 from bench.kl import KLPolicy, kl_policy
 from bench.ledger import Ledger
+from bench.noise import injected_variance
 from bench.provenance import digest, provenance
 from bench.rng import stream
-from bench.rollout import Rollout, Settings, sample
-from bench.rounds import round_prompts, score_round
+from bench.rollout import Rollout, Settings, noisy_steps, sample
+from bench.rounds import round_prompts, score_round, shuffled, watch
 from bench.update import Log, Updater
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, POLICY = "checkpoint.pt", "policy.safetensors"
 CHECKPOINT_EVERY = 5
 """Updates between checkpoints: a killed run repeats at most this many."""
 RATIO_TOLERANCE = 1e-5
@@ -125,6 +127,19 @@ class Trainer:
             kept = [line for line in store.read_lines(lines) if line["update"] < self.updates_done]
             store.write_text(lines, "".join(json.dumps(line) + "\n" for line in kept))
 
+    def schedule(self) -> dict[str, list[float]]:
+        """What the method does at each rollout step: the noise it injects, and the equalizer's prediction."""
+        settings = Settings(self.exp.budget, self.exp.decode, self.exp.group_noise, 0)
+        sigmas = sigma_schedule(settings.budget.steps, settings.budget.shift)
+        noisy = noisy_steps(self.method, sigmas, settings, 0)
+        predicted = dataclasses.replace(self.method, equalizer="derived").step_weights(sigmas)
+        return {
+            "sigma": sigmas.tolist(),
+            "std": (injected_variance(self.method, sigmas).sqrt() * noisy).tolist(),
+            "predicted_grad_norm": (1 / predicted).tolist(),
+            "step_weight": self.method.step_weights(sigmas).tolist(),
+        }
+
     def train(self, report: Report) -> None:
         budget, prompts = self.exp.budget, self.exp.prompt_list("train")
         while self.updates_done < budget.updates:
@@ -155,13 +170,19 @@ class Trainer:
         with ledger.phase("reward"):
             texts = [prompt for prompt in chosen for _ in range(budget.group_size)]
             rewards = score_round(self.evaluators, exp, videos, texts, self.backbone.fps, self.job.folder, ledger)
+            if exp.shuffle_rewards:
+                rewards = Rewards(shuffled(dict(rewards), seed, index), exp.weights, exp.advantage)
+        with ledger.phase("monitor"):
+            watched = watch(self.evaluators, exp, videos, texts, self.backbone.fps)
         with ledger.phase("update"):
             updater = Updater(self.backbone, self.method, self.policy, self.optimizer, budget, seed, ledger)
             self.kl_state, log = updater(rollout, rewards, self.kl_state, index)
         if index == 0:
             worst = max(log.ratio_error.values())
             self.audit = {"passed": worst <= RATIO_TOLERANCE, "largest": worst, "tolerance": RATIO_TOLERANCE}
-        store.append_line(self.job.folder / store.TRAIN, self._line(index, rollout, rewards, log, start))
+        store.append_line(
+            self.job.folder / store.TRAIN, {**self._line(index, rollout, rewards, log, start), "monitor": watched}
+        )
 
     def _line(
         self, index: int, rollout: Rollout, rewards: Rewards, log: Log, start: dict[str, float]
@@ -176,6 +197,7 @@ class Trainer:
             **log.means(),
             "kl_weight": self.policy.weights(self.kl_state),
             "grad_norm": log.grad_norm,
+            "grad_norm_of_step": {str(step): norm for step, norm in log.grad_norm_of_step.items()},
             "ratio_error": max(log.ratio_error.values()),
             "clipped_share": log.clipped / log.count,
             "trained_steps": rollout.view.steps.tolist(),
@@ -213,7 +235,7 @@ def _execute(job: Job, report: Report) -> store.RunRecord:
     report("load", 0, 1)
     with clock.phase("load"):
         backbone = make_backbone(exp)
-        names = dict.fromkeys([*exp.evaluation.evaluators, *(exp.reward if job.row else ())])
+        names = exp.judges if job.row else exp.evaluation.evaluators
         evaluators = {name: make_evaluator(exp, name) for name in names}
     trainer, error, scores = None, None, None
     try:
@@ -241,7 +263,7 @@ def _save_policy(folder: Path, backbone: Backbone) -> None:
     from safetensors.torch import save
 
     policy = {key: value for key, value in backbone.state_dict().items() if key.startswith("policy:")}
-    store.write_bytes(folder / "policy.safetensors", save(policy))
+    store.write_bytes(folder / POLICY, save(policy))
 
 
 def _record(
@@ -279,5 +301,5 @@ def _record(
         provenance=provenance(),
         updates_done=0 if trainer is None else trainer.updates_done,
         gates={} if trainer is None or trainer.audit is None else {"ratio_audit": trainer.audit},
-        extra={"scale": exp.scale},
+        extra={"scale": exp.scale, **({} if trainer is None else {"schedule": trainer.schedule()})},
     )

@@ -59,6 +59,8 @@ class Log:
     clipped: int = 0
     grad_norm: list[float] = field(default_factory=list)
     """Norm of each optimizer step's gradient before clipping."""
+    grad_norm_of_step: dict[int, float] = field(default_factory=dict)
+    """Norm of what each trained step adds to the gradient of the first optimizer step: its weight and KL included."""
 
     def add(self, **values: Tensor | float) -> None:
         for name, value in values.items():
@@ -92,11 +94,30 @@ class Updater:
         for number, rows in enumerate(self._minibatches(index)):
             self.optimizer.zero_grad(set_to_none=True)
             for n in range(len(rollout.view.steps)):
+                before = self._gradients() if number == 0 else []
                 terms = self._backward(rollout, credit, n, rows, self.policy.weights(state), log, number == 0)
+                if number == 0:
+                    log.grad_norm_of_step[int(rollout.view.steps[n])] = self._added(before)
                 state = self.policy.next_state(state, terms)
             log.grad_norm.append(self._step(index))
         self.ledger.spend("updates", 1)
         return state, log
+
+    def _gradients(self) -> list[Tensor | None]:
+        return [None if p.grad is None else p.grad.clone() for p in self.backbone.parameters()]
+
+    def _added(self, before: list[Tensor | None]) -> float:
+        """Norm of what the gradient gained since `before`."""
+        gained = [
+            p.grad if old is None else p.grad - old
+            for p, old in zip(self.backbone.parameters(), before, strict=True)
+            if p.grad is not None
+        ]
+        return (
+            float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gained])))
+            if gained
+            else 0.0
+        )
 
     def _minibatches(self, index: int) -> list[Tensor]:
         """Samples of each optimizer step: all in order for one, otherwise a split of a seeded permutation."""

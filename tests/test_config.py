@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench import config
+from bench import config, launch
 from bench.base import BenchError
 from bench.provenance import ROOT
 
@@ -144,5 +144,36 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_scorer_parameter_keeps_the_nano_checkpoints() -> None:
     exp = config.load(NANO, ["evaluator_params.videoalign.normalise=false"])
-    assert exp.evaluator_params["videoalign"] == {"checkpoint": "nano/videoreward", "normalise": False}
-    assert exp.evaluator_params["clipscore"] == {"checkpoint": "nano/clip"}
+    nano = {"device": "cpu", "checkpoint": "nano/videoreward"}
+    assert exp.evaluator_params["videoalign"] == {**nano, "normalise": False}
+    assert exp.evaluator_params["clipscore"] == {"device": "cpu", "checkpoint": "nano/clip"}
+
+
+def test_a_suite_extends_another_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(NANO.read_text())
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: base.yaml\nsuite: child\nbudget: {lr: 0.001}\nreward: {gold: {gold_TA: 1.0}}\n")
+    exp, base = config.load(child), config.load(NANO)
+    assert (exp.suite, exp.budget.lr, exp.budget.updates) == ("child", 0.001, base.budget.updates)
+    assert exp.reward == {"gold": {"gold_TA": 1.0}}  # replaced, not merged
+    assert exp.rows == base.rows
+
+
+def test_suites_that_extend_each_other_are_refused(tmp_path: Path) -> None:
+    for one, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{one}.yaml").write_text(f"extends: {other}.yaml\nsuite: {one}\n")
+    with pytest.raises(BenchError, match=r"extends a\.yaml, which extends it in turn"):
+        config.load(tmp_path / "a.yaml")
+
+
+def test_a_missing_parent_suite_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: none.yaml\nsuite: a\n")
+    with pytest.raises(BenchError, match=r"none\.yaml cannot be read"):
+        config.load(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in NANO.parent.glob("*.yaml")))
+def test_every_suite_that_comes_with_the_project_loads(name: str) -> None:
+    exp = config.load(NANO.parent / name)
+    assert exp.suite == name.removesuffix(".yaml")
+    launch.check(exp)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import bench.nano
 from bench.nano import clip, videoreward, world
-from bench.nano.preferences import AXES, Judged, judge, pair_accuracy, renders
+from bench.nano.preferences import AXES, Judged, Parts, judge, pair_accuracy, renders
 from bench.nano.vocabulary import save_clip_tokenizer, save_qwen_tokenizer
 from bench.rng import stream
 from evaluators.clipscore import ClipScore
@@ -24,7 +24,7 @@ CLIPS = 128
 @pytest.fixture(scope="module")
 def judged() -> Judged:
     """Fresh renders of held-out captions, half of them corrupted, some with a wrong word."""
-    return judge(renders, world.split()[1], CLIPS, stream(1, "test_nano_rewards"))
+    return judge(Parts(renders, world.split()[1], CLIPS, (1, "test", "nano_rewards")))
 
 
 def pixels(judged: Judged) -> Tensor:
@@ -83,3 +83,12 @@ def test_tokenizers_make_each_word_one_token(tmp_path: Path) -> None:
     small = save_clip_tokenizer(tmp_path / "clip", texts)
     rows = small(texts)["input_ids"]
     assert all(len(row) == 8 and row[-1] == max(row) == small.eos_token_id for row in rows)
+
+
+def test_the_number_of_processes_changes_no_clip() -> None:
+    parts = Parts(renders, world.split()[0], 20, (1, "test", "workers"), size=8)
+    alone, shared = judge(parts), judge(parts, workers=2)
+    assert len(alone) == 20
+    assert torch.equal(alone.clips, shared.clips)
+    assert torch.equal(alone.found.centre, shared.found.centre)
+    assert alone.captions.texts() == shared.captions.texts()

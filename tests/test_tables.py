@@ -15,8 +15,9 @@ import pytest
 
 from bench import stats, store
 from bench.api import BenchError
-from bench.report import cells
+from bench.report import cells, controls
 from bench.report.records import Row, load_suite
+from bench.report.reference import prediction_band
 from bench.report.tables import build_table, render_table
 from bench.store import RunRecord
 
@@ -304,6 +305,230 @@ def test_the_stored_reference_stands_beside(suite: Path, tmp_path: Path) -> None
     for seed in range(5):
         write(stored, "sage_grpo-dual", seed, 0.5, budget_digest="c")
     assert "ANOTHER budget" in render_table(suite, reference=stored)["main.md"]
+
+
+def flat(folder: Path, row: str, seed: int | None, value: float, **changes: Any) -> None:
+    """A run whose every score is `value`: Overall and gold Overall are 3 times, trained is twice that."""
+    write(folder, row, seed, **changes)
+    record, frame = store.read_run(store.run_folder(folder, row, seed))
+    store.write_run(store.run_folder(folder, row, seed), record, frame.assign(value=value))
+
+
+def beside(suite: Path, stored: Path) -> tuple[pd.DataFrame, str]:
+    rendered = render_table(suite, reference=stored)
+    return pd.read_csv(io.StringIO(rendered["main.csv"])).set_index("row"), rendered["main.md"]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """A suite with the base at 1 and three seeds of one row, and its reference with five: 1, 2, 3, 4, 5."""
+    suite, stored = tmp_path / "own" / "toy-nano", tmp_path / "stored" / "toy-nano"
+    for folder, values in [(suite, [4.0, 4.0, 4.0]), (stored, [1.0, 2.0, 3.0, 4.0, 5.0])]:
+        config = CONFIG | {"seeds": list(range(len(values)))}
+        flat(folder, "base", None, 1.0, config=config)
+        for seed, value in enumerate(values):
+            flat(folder, "cps-fixed", seed, value, config=config)
+    return suite, stored
+
+
+@pytest.mark.parametrize(
+    ("stored", "n", "mean", "half"),
+    [
+        ([1, 2, 3], 3, 2.0, 4.302653 * 1.0 * 0.816497),  # t(2), s, sqrt(1/3 + 1/3)
+        ([1, 2, 3, 4, 5], 3, 3.0, 2.776445 * 1.581139 * 0.730297),
+        ([0, 2], 1, 1.0, 12.706205 * 1.414214 * 1.224745),
+    ],
+)
+def test_prediction_band_by_hand(stored: list[float], n: int, mean: float, half: float) -> None:
+    assert prediction_band(stored, n) == pytest.approx((mean - half, mean + half), rel=1e-5)
+
+
+@pytest.mark.parametrize(("stored", "n"), [([1.0], 3), ([], 3), ([1.0, 2.0], 0)])
+def test_no_band_without_two_stored_seeds_and_one_here(stored: list[float], n: int) -> None:
+    assert np.isnan(prediction_band(stored, n)).all()
+
+
+def test_prediction_band_covers_95_percent() -> None:
+    draws = np.random.default_rng(0).normal(size=(4000, 8))
+    bands = [prediction_band(draw[:5], 3) for draw in draws]
+    covered = np.mean([lo <= draw[5:].mean() <= hi for draw, (lo, hi) in zip(draws, bands, strict=True)])
+    assert covered == pytest.approx(0.95, abs=0.014)  # 4 standard errors of a share over 4000 draws
+
+
+def test_inside_and_outside_the_band(pair: tuple[Path, Path]) -> None:
+    found, text = beside(*pair)
+    row = found.loc["cps-fixed"]
+    for name, factor, shift in [("overall", 3, 0), ("trained", 2, 0), ("gold_overall", 3, 0), ("overall_delta", 3, 1)]:
+        assert row[f"reference_{name}"] == pytest.approx(factor * (3 - shift))
+        band = [row[f"reference_{name}_band_{end}"] for end in ("lo", "hi")]
+        half = 3.205963  # t(4) 2.776445, s 1.581139, sqrt(1/3 + 1/5) 0.730297
+        assert band == pytest.approx([factor * (3 - shift - half), factor * (3 - shift + half)], rel=1e-5)
+        assert str(row[f"reference_{name}_inside"]) == "True"
+        assert pd.isna(found.loc["base", f"reference_{name}_inside"])
+    assert re.search(
+        r"\| cps-fixed +\| +Overall +\| +3 \| +5 \| +12.00 \| +9.00 \| +\[-0.62, 18.62\] \| +inside", text
+    )
+    assert re.search(r"\| base +\| +Overall +\| +- \| +- \| +3.00 \| +3.00 \| +- \| +equal", text)
+    assert "3 of 3 comparisons (Overall, trained, gold Overall of each row) are inside their band" in text
+    assert "Of the 3 runs whose row and seed the reference has too, 0 have exactly equal scores" in text
+    assert "the others' Overall is up to 9 apart" in text
+
+    flat(pair[0], "cps-fixed", 2, 20.0)  # mean 9.33, band up to 6.21
+    found, text = beside(*pair)
+    assert str(found.loc["cps-fixed", "reference_overall_inside"]) == "False"
+    assert "0 of 3 comparisons" in text
+    assert re.search(r"\| cps-fixed +\| +trained .*\| +outside", text)
+
+
+def test_equal_runs_are_counted_and_equal_scores_are_inside(pair: tuple[Path, Path]) -> None:
+    suite, stored = pair
+    shutil.rmtree(stored)
+    shutil.copytree(suite, stored)
+    found, text = beside(suite, stored)  # the seeds do not differ at all: a band of no width
+    assert str(found.loc["cps-fixed", "reference_overall_inside"]) == "True"
+    assert "Of the 3 runs whose row and seed the reference has too, 3 have exactly equal scores. Equal seeds" in text
+
+
+def test_one_stored_seed_gives_no_band(pair: tuple[Path, Path]) -> None:
+    for seed in range(1, 5):
+        shutil.rmtree(pair[1] / "cps-fixed" / f"seed-{seed}")
+    found, text = beside(*pair)
+    assert found.loc["cps-fixed", "reference_n_seeds"] == 1
+    assert found.loc["cps-fixed", "reference_overall"] == 3
+    assert np.isnan(found.loc["cps-fixed", "reference_overall_band_lo"])
+    assert "No comparison with the reference has a band." in text
+
+
+def test_a_base_that_differs_says_by_how_much(pair: tuple[Path, Path]) -> None:
+    flat(pair[1], "base", None, 0.999)
+    assert re.search(r"\| base +\| +Overall .*\| +differs by 3.0e-03", beside(*pair)[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"budget_digest": "c"}, "budget digest"),
+        ({"prompts_digest": "q"}, "prompts digest"),
+        ({"backbone": {"weights": "9"}}, "backbone fingerprint"),
+        ({"config": CONFIG | {"decode": "final_latent"}}, "decode"),
+    ],
+)
+def test_other_settings_than_the_reference_give_no_verdict(
+    pair: tuple[Path, Path], changes: dict[str, Any], what: str
+) -> None:
+    shutil.rmtree(pair[1])
+    flat(pair[1], "base", None, 1.0, **changes)
+    for seed in range(3):
+        flat(pair[1], "cps-fixed", seed, float(seed), **changes)
+    found, text = beside(*pair)
+    assert f"made with ANOTHER {what}: do not compare" in text
+    assert found.loc["cps-fixed", "reference_overall"] == 3
+    assert found.filter(regex="_inside$|_band_").isna().all(axis=None)
+    assert "inside" not in text
+    assert "outside" not in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method_params": {"eta": 0.9}},
+        {"config": CONFIG | {"rows": [{"method": "cps", "kl": {"name": "fixed", "params": {"beta": 1}}}]}},
+    ],
+)
+def test_a_row_with_other_parameters_is_not_compared(pair: tuple[Path, Path], changes: dict[str, Any]) -> None:
+    for seed in range(3):
+        flat(pair[0], "cps-fixed", seed, 4.0, **changes)
+    found, text = beside(*pair)
+    assert np.isnan(found.loc["cps-fixed", "reference_overall_band_lo"])
+    assert "Not compared, since their parameters here are not those of the reference: cps-fixed." in text
+
+
+# controls -----------------------------------------------------------------------------------------------------
+def control(folder: Path, which: str, lift: float, seeds: int = 3, shuffled: bool | None = None) -> None:
+    """A control suite of toy-nano below `folder`: one row, the base at its own noise."""
+    name = f"toy-nano_control_{which}"
+    config = CONFIG | {
+        **{"suite": name, "reward": {"gold": {"gold_VQ": 1.0}}, "rows": [{"method": "cps", "kl": "fixed"}]},
+        "shuffle_rewards": which == "shuffled" if shuffled is None else shuffled,
+    }
+    write(folder / name, "base", None, suite=name, config=config)
+    for seed in range(seeds):
+        write(folder / name, "cps-fixed", seed, lift, suite=name, config=config)
+
+
+def control_lines(suite: Path) -> list[str]:
+    text = render_table(suite, reference=suite.parent / "stored" / "toy-nano")["main.md"]
+    return [
+        line
+        for line in text.splitlines()
+        if re.match(r"(- )?\**(Positive control|Negative control|Controls|This)", line)
+    ]
+
+
+def test_controls_that_pass(suite: Path, tmp_path: Path) -> None:
+    control(tmp_path, "gold", 0.5)
+    control(tmp_path / "stored", "shuffled", 0.0)
+    positive, negative = control_lines(suite)
+    start = r"- Positive control toy-nano_control_gold \(your own runs\): 3 seeds, reward 1 gold_VQ; trained - base: "
+    assert re.match(start + r"cps-fixed 0\.\d+ \[0\.\d+, 0\.\d+\]\. It passes", positive)
+    assert "Negative control toy-nano_control_shuffled (our stored runs): 3 seeds" in negative
+    assert "reward 1 gold_VQ, shuffled within each group" in negative
+    assert "It passes" in negative
+
+
+def test_controls_that_fail_are_bold(suite: Path, tmp_path: Path) -> None:
+    control(tmp_path, "gold", 0.0)
+    control(tmp_path, "shuffled", 0.5)
+    positive, negative = control_lines(suite)
+    for line, why in [(positive, "no interval lies above 0"), (negative, "cps-fixed rises although")]:
+        assert line.startswith("- **")
+        assert line.endswith("**")
+        assert f"It FAILS: {why}" in line
+    assert r"\textbf{Negative control toy-nano\_control\_shuffled" in render_table(suite)["main.tex"]
+
+
+def test_own_controls_stand_before_stored_ones(suite: Path, tmp_path: Path) -> None:
+    control(tmp_path, "gold", 0.5)
+    control(tmp_path / "stored", "gold", 0.0)
+    assert ["your own runs" in line and "passes" in line for line in control_lines(suite)] == [True]
+
+
+def test_controls_without_enough_seeds_are_undecided(suite: Path, tmp_path: Path) -> None:
+    control(tmp_path, "gold", 0.5, seeds=1)
+    control(tmp_path, "shuffled", 0.0, seeds=2)
+    positive, negative = control_lines(suite)
+    assert "[n/a] (1/3 seeds, 0 failed). Undecided" in positive
+    assert "(2/3 seeds, 0 failed). Undecided" in negative
+
+
+def test_a_control_with_the_wrong_rewards_or_broken_records_is_named(suite: Path, tmp_path: Path) -> None:
+    control(tmp_path, "shuffled", 0.0, shuffled=False)
+    control(tmp_path, "gold", 0.5)
+    (tmp_path / "toy-nano_control_gold" / "base" / store.SCORES).unlink()
+    positive, negative = control_lines(suite)
+    assert "**Positive control toy-nano_control_gold (your own runs) cannot be judged: scores" in positive
+    assert "It is NO negative control: its rewards are not shuffled.**" in negative
+
+
+def test_absent_controls_are_named_if_the_project_has_them(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert control_lines(suite) == []
+    monkeypatch.setattr(controls, "CONFIGS", tmp_path)
+    for which in ("gold", "shuffled"):
+        (tmp_path / f"toy-nano_control_{which}.yaml").touch()
+    commands = [f"`bench run bench/configs/toy-nano_control_{which}.yaml`" for which in ("gold", "shuffled")]
+    assert control_lines(suite) == [f"- Controls: not run; {' and '.join(commands)} would do it."]
+    control(tmp_path, "gold", 0.5)
+    assert control_lines(suite)[1:] == [f"- Negative control: not run; {commands[1]} would do it."]
+    assert not any("not run" in line for line in control_lines(tmp_path / "toy-nano_control_gold"))
+
+
+def test_a_control_says_so_above_its_own_table(tmp_path: Path) -> None:
+    for which, kind in [("gold", "positive"), ("shuffled", "negative")]:
+        control(tmp_path, which, 0.5 if which == "gold" else 0.0)
+        (line,) = control_lines(tmp_path / f"toy-nano_control_{which}")
+        assert line.startswith(f"This suite is a {kind} control: 3 seeds")
 
 
 def test_tex_is_escaped_and_balanced(suite: Path) -> None:

@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 
 from bench import store, train
 from bench.api import BenchError
+from bench.build import make_method
 from bench.config import Experiment
+from bench.flow import sigma_schedule
+from bench.noise import injected_variance
 from bench.store import RunRecord, read_lines, read_run
 from bench.train import Job, Trainer, execute
 
@@ -93,7 +96,15 @@ def test_a_run_ends_in_a_complete_record(tmp_path: Path) -> None:
     }
     assert record.gates["ratio_audit"] == {"passed": True, "largest": 0.0, "tolerance": 1e-5}
     assert record.evaluators.keys() == {"gold"}
-    assert record.extra == {"scale": "nano"}
+    schedule = record.extra["schedule"]
+    assert record.extra.keys() == {"scale", "schedule"}
+    assert record.extra["scale"] == "nano"
+    method, sigmas = make_method(exp, exp.rows[0], 512), sigma_schedule(4, 5.0)
+    assert schedule["sigma"] == sigmas.tolist()
+    assert schedule["std"][:-1] == injected_variance(method, sigmas).sqrt()[:-1].tolist()
+    assert schedule["std"][-1] == 0.0  # the predicted x0 of the last step is decoded: it is not noisy
+    assert schedule["step_weight"] == [1.0] * 4
+    assert min(schedule["predicted_grad_norm"]) > 0
     assert record.config == exp.model_dump(mode="json")
     assert {"rollout", "decode", "reward", "update", "load", "evaluate"} <= record.seconds.keys()
     read, scores = read_run(tmp_path / "run")
@@ -117,6 +128,9 @@ def test_lines_of_the_curve_say_what_happened(whole: Path) -> None:
         assert line["ratio_error"] == line["clipped_share"] == line["kl_stepwise"] == 0.0  # one optimizer step each
         assert len(line["grad_norm"]) == 1
         assert line["grad_norm"][0] > 0
+        assert sorted(map(int, line["grad_norm_of_step"])) == line["trained_steps"]
+        assert all(norm > 0 for norm in line["grad_norm_of_step"].values())
+        assert line["monitor"] == {}  # gold gives the reward here, so it is not asked again
         assert line["ledger"]["updates"] == index + 1
         # two ticks per update; the ramp rises by (0.01 - 0.001) / 100 each
         assert line["kl_weight"]["anchor"] == pytest.approx(0.001 + 0.009 * 2 * (index + 1) / 100)
@@ -236,3 +250,24 @@ def test_prompts_come_in_seeded_epochs_that_no_row_can_change() -> None:
     assert all(sorted(epoch) == prompts for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 6
     assert seen != [p for u in range(14) for p in train.round_prompts(exp, prompts, 6, u)]
+
+
+def test_monitors_are_logged_and_change_nothing(tmp_path: Path, whole: Path) -> None:
+    plain, watched = tiny("monitor=[]"), tiny("monitor=[clipscore]")
+    first, second = run(plain, tmp_path / "plain"), run(watched, tmp_path / "watched")
+    assert first.scores_digest == second.scores_digest
+    assert first.ledger == second.ledger
+    lines = read_lines(tmp_path / "watched" / store.TRAIN)
+    assert all(line["monitor"].keys() == {"clipscore", "clip_cosine"} for line in lines)
+    assert all(line["monitor"] == {} for line in read_lines(tmp_path / "plain" / store.TRAIN))
+
+
+def test_shuffled_rewards_train_another_policy_on_the_same_rewards(tmp_path: Path) -> None:
+    one = ("budget.updates=1", "budget.group_size=4", "budget.micro_batch=8")
+    run(tiny(*one), tmp_path / "true")
+    run(tiny(*one, "shuffle_rewards=true"), tmp_path / "shuffled")
+    (true,), (shuffled,) = (read_lines(tmp_path / name / store.TRAIN) for name in ("true", "shuffled"))
+    assert shuffled["reward"] == pytest.approx(true["reward"], rel=1e-5)
+    assert shuffled["reward_group_std"] == pytest.approx(true["reward_group_std"], rel=1e-5)
+    first, second = (load_file(tmp_path / name / "policy.safetensors") for name in ("true", "shuffled"))
+    assert any(not torch.equal(first[key], second[key]) for key in first)

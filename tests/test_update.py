@@ -383,3 +383,17 @@ def test_a_policy_without_gradient_is_an_error_and_not_a_quiet_run() -> None:
     updater = Updater(backbone, FlowGRPO(), kl_policy("none"), optimizer, BUDGET, 0, ledger)
     with pytest.raises(BenchError, match="no trained parameter got a gradient"):
         updater(rollout, rewards(2, 4), {}, 0)
+
+
+def test_the_gradient_norms_of_the_steps_are_those_of_their_parts() -> None:
+    """Parts of the gradient by step, with the KL term off: all other steps' weights are set to zero."""
+    whole = go(FlowGRPO())
+    for n, step in enumerate(whole.rollout.view.steps.tolist()):
+
+        class Alone(FlowGRPO):
+            def step_weights(self, sigmas: Tensor, only: int = step) -> Tensor:
+                return torch.nn.functional.one_hot(torch.tensor(only), len(sigmas) - 1).float()
+
+        alone = go(Alone())
+        assert whole.log.grad_norm_of_step[step] == pytest.approx(float(alone.gradient().norm()), rel=1e-5)
+        assert list(whole.log.grad_norm_of_step)[n] == step

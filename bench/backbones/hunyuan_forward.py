@@ -81,7 +81,7 @@ def velocity(transformer: Any, x: Tensor, sigma: Tensor, text: Sequence[Tensor],
             torch.stack([text[i] for i in rows]),
             torch.stack([glyph[i] for i in rows]),
         )
-        out = out.index_put((torch.tensor(rows),), part)
+        out = out.index_put((torch.tensor(rows, device=x.device),), part)
     return out
 
 

@@ -90,7 +90,8 @@ class TextEncoders:
     def _glyph(self, prompt: str) -> Tensor:
         quoted = quoted_text(prompt)
         if quoted is None:
-            return torch.zeros(0, self.glyph_encoder.config.d_model, dtype=self.glyph_encoder.dtype)
+            encoder = self.glyph_encoder
+            return torch.zeros(0, encoder.config.d_model, dtype=encoder.dtype, device=encoder.device)
         tokens = self.glyph_tokenizer(quoted, max_length=MAX_GLYPH_TOKENS, truncation=True, return_tensors="pt")
         ids = tokens.input_ids.to(self.glyph_encoder.device)
         states: Tensor = self.glyph_encoder(input_ids=ids, attention_mask=torch.ones_like(ids).float())[0][0]

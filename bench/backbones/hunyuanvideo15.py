@@ -39,7 +39,7 @@ class HunyuanVideo15:
     """A LoRA policy on a frozen base, loaded from a diffusers pipeline folder.
 
     `size` is (frames, height, width) in pixels. `dtype` is that of the base; LoRA weights, latents and guidance are
-    float32.
+    float32. `device` holds the models, by default the GPU where there is one; latents come and go on the caller's.
     """
 
     def __init__(
@@ -52,9 +52,11 @@ class HunyuanVideo15:
         lora_alpha: int | None = None,
         lora_targets: Literal["attention", "attention+ff"] = "attention+ff",
         decode_batch: int = 16,
+        device: str | None = None,
     ):
         self.folder = Path(checkpoint)
         self._check_parts()
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.transformer, self.vae, self.text = self._load(getattr(torch, dtype))
         self.fps, self.decode_batch = float(fps), decode_batch
         self.latent_shape = self._latent_shape(tuple(size))
@@ -110,7 +112,7 @@ class HunyuanVideo15:
                 f"checkpoint {self.folder} does not load ({reason}): restore the folder from its source."
             ) from cause
         for module in (transformer, vae, encoder, glyph):
-            module.eval().requires_grad_(False)
+            module.eval().requires_grad_(False).to(self.device)
         drop_masks(transformer)
         return transformer, allow_batches(vae), TextEncoders(encoder, tokenizer, glyph, glyph_tokenizer)
 
@@ -149,7 +151,9 @@ class HunyuanVideo15:
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
             self.transformer.add_adapter(config, adapter_name=name)
         for parameter in self._adapter(name).values():
-            parameter.data = parameter.data.float()  # peft makes them in the base's dtype; bfloat16 would lose updates
+            parameter.data = parameter.data.to(
+                self.device, torch.float32
+            )  # peft makes them in the base's dtype; bfloat16 would lose updates
         if name != POLICY:
             self.transformer.set_adapter(POLICY)
 
@@ -244,22 +248,23 @@ class HunyuanVideo15:
         uncond_grad: bool = True,
     ) -> Float[Tensor, "b c f h w"]:
         """v = noise - x0 in float32; above guidance 1, uncond + guidance * (cond - uncond) with the empty prompt."""
+        home, x, sigma = x.device, x.to(self.device), sigma.to(self.device)
         v = velocity(self.transformer, x, sigma, cond.text, cond.glyph)
         if guidance == 1:
-            return v
+            return v.to(home)
         if self._empty is None:
             self._empty = self.encode([""])
         text, glyph = self._empty.text * len(x), self._empty.glyph * len(x)
         with torch.set_grad_enabled(torch.is_grad_enabled() and uncond_grad):
             base = velocity(self.transformer, x, sigma, text, glyph)
-        return base + guidance * (v - base)
+        return (base + guidance * (v - base)).to(home)
 
     @torch.no_grad()
     def decode(self, x0: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
         """Pixels in [0, 1], `decode_batch` videos at a time."""
-        scaled = x0.to(self.vae.dtype) / self.vae.config.scaling_factor
+        scaled = x0.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
         pixels = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in scaled.split(self.decode_batch)])
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+        return (pixels.float() / 2 + 0.5).clamp(0, 1).to(x0.device)
 
     def fingerprint(self) -> dict[str, str]:
         """sha256 over the weight files and the settings that change a number."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from bench.nano import world
 from bench.nano.preferences import Judged, Source, choose, describe, pair_accuracy, pools, preference_loss, renders
-from bench.nano.recipe import Stopwatch, save_report
+from bench.nano.recipe import Stopwatch, helpers, save_report
 from bench.nano.videoreward_files import write_json
 from bench.nano.vocabulary import save_clip_tokenizer
 from bench.rng import stream
@@ -36,7 +36,7 @@ VISION: dict[str, Any] = {**TOWER, "num_hidden_layers": 3, "image_size": world.S
 PROJECTION = 64
 TEMPERATURE = 0.5
 """Difference of gold Overall at which a preference is 73 % sure: about a quarter of a standard deviation."""
-PICK_FRAMES = 4
+PICK_FRAMES = 6
 """Frames of a clip that are scored and averaged in one training step."""
 
 Loss = Callable[["Pair", Judged, torch.Generator], Tensor]
@@ -50,13 +50,14 @@ class Pair:
 
     def frames(self, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """Unit image features; the world's frames have the model's size, so nothing is resized."""
-        mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
-        pixels = (images.float() / 255 - mean) / std
+        device = self.model.device
+        mean, std = (torch.tensor(value, device=device).view(3, 1, 1) for value in (MEAN, STD))
+        pixels = (images.to(device).float() / 255 - mean) / std
         return F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Unit text features."""
-        tokens = self.tokenizer(list(texts), padding=True, return_tensors="pt")
+        tokens = self.tokenizer(list(texts), padding=True, return_tensors="pt").to(self.model.device)
         return F.normalize(self.model.get_text_features(**tokens).pooler_output, dim=-1)
 
     def cosine(self, clips: UInt8[Tensor, "n 3 f h w"], texts: Sequence[str]) -> Float[Tensor, "n"]:
@@ -66,7 +67,7 @@ class Pair:
             for i, some in enumerate(clips.split(64)):
                 image = self.frames(some.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(some), -1))
                 rows.append((image.mean(1) * self.texts(texts[i * 64 : i * 64 + len(some)])).sum(-1))
-        return torch.cat(rows)
+        return torch.cat(rows).cpu()
 
 
 def contrastive_loss(pair: Pair, batch: Judged, rng: torch.Generator) -> Tensor:
@@ -74,7 +75,7 @@ def contrastive_loss(pair: Pair, batch: Judged, rng: torch.Generator) -> Tensor:
     n, frames = len(batch), batch.clips.shape[2]
     image = pair.frames(batch.clips[torch.arange(n), :, torch.randint(frames, (n,), generator=rng)])
     logits = pair.model.logit_scale.exp() * image @ pair.texts(batch.seen().texts()).T
-    target = torch.arange(n)
+    target = torch.arange(n, device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -87,7 +88,7 @@ def pick_loss(pair: Pair, batch: Judged, rng: torch.Generator) -> Tensor:
     images = batch.clips.transpose(1, 2)[torch.arange(n)[:, None], chosen]
     image = pair.frames(images.flatten(0, 1)).unflatten(0, (n, PICK_FRAMES))
     scores = pair.model.logit_scale.exp() * (image.mean(1) * pair.texts(captions.texts())).sum(-1)
-    return preference_loss(scores, overall(batch, captions), TEMPERATURE)
+    return preference_loss(scores, overall(batch, captions).to(scores.device), TEMPERATURE)
 
 
 def overall(clips: Judged, captions: world.Captions | None = None) -> Float[Tensor, "n"]:
@@ -185,11 +186,13 @@ def train_clip(
     tests: int = 768,
     init: Path | None = None,
     cache: Path | None = None,
+    device: str = "cpu",
 ) -> dict[str, float]:
     """Train CLIPScore's model on frames of `source` and save it to `out`/clip; `init`: a folder to start from."""
     watch, folder = Stopwatch("clip", steps), out / "clip"
-    clips, held = pools(source, exam, pool, tests, seed, cache)
+    clips, held = pools(source, exam, pool, tests, seed, cache, helpers(device))
     pair = new_pair(folder, seed) if init is None else load(init)
+    pair.model.to(device)
     fit(pair, clips, contrastive_loss, steps, seed, batch, lr, watch)
     save(folder, pair)
     cosine = pair.cosine(held.clips, held.seen().texts())
@@ -223,11 +226,13 @@ def train_pickscore(
     tests: int = 768,
     init: Path | None = None,
     cache: Path | None = None,
+    device: str = "cpu",
 ) -> dict[str, float]:
     """Train PickScore's model and save it to `out`/pickscore; `init`: a saved `CLIPModel` to start from."""
     watch, folder = Stopwatch("pickscore", steps), out / "pickscore"
-    clips, held = pools(source, exam, pool, tests, seed, cache)
+    clips, held = pools(source, exam, pool, tests, seed, cache, helpers(device))
     pair = new_pair(folder, seed) if init is None else load(init)
+    pair.model.to(device)
     fit(pair, clips, pick_loss, steps, seed, batch, lr, watch)
     save(folder, pair)
     scores = pair.cosine(held.clips, held.captions.texts())

@@ -58,6 +58,12 @@ class Fit:
         time = time - time.mean()
         return torch.einsum("f,bfc->bc", time, self.centre) / (time**2).sum()
 
+    def steady(self) -> Float[Tensor, "b f 2"]:
+        """The straight path of constant velocity that fits the centres best, pixels."""
+        frames = self.centre.shape[1]
+        time = torch.arange(frames, dtype=torch.float32) - (frames - 1) / 2
+        return self.centre.mean(1, keepdim=True) + time[None, :, None] * self.velocity()[:, None]
+
 
 def fit(videos: Float[Tensor, "b 3 f h w"]) -> Fit:
     """Fit colour, shape and path of each clip; each clip alone."""
@@ -107,9 +113,7 @@ def visual_quality(found: Fit) -> Float[Tensor, "b"]:
 def motion_quality(found: Fit) -> Float[Tensor, "b"]:
     velocity = found.velocity()
     frames = found.centre.shape[1]
-    time = torch.arange(frames, dtype=torch.float32)
-    straight = found.centre.mean(1, keepdim=True) + (time - time.mean())[None, :, None] * velocity[:, None]
-    shake = ((found.centre - straight) ** 2).sum(-1).mean(1).sqrt()
+    shake = ((found.centre - found.steady()) ** 2).sum(-1).mean(1).sqrt()
     speeds = torch.tensor(list(world.SPEEDS.values()))
     off = (velocity.norm(dim=1)[:, None] - speeds).abs().amin(1) * (frames - 1)
     score: Tensor = -(shake + off / 2) / MQ_UNIT

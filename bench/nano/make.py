@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,16 @@ from bench.provenance import write_manifest
 
 FOLDERS = ("hunyuanvideo15", "videoreward", "clip", "pickscore")
 POLICY = "hunyuanvideo15"
+START = "start"
+"""Where `videoreward-start` leaves its model, below the folder of the checkpoints; it is not shipped."""
 
 
-def part(name: str, out: Path, steps: int | None, seed: int) -> None:
+def part(name: str, out: Path, steps: int | None, seed: int, device: str) -> None:
     """Make one part below `out`, whose parts it builds on must lie there; "manifest" only rewrites the manifests."""
-    recipes: dict[str, Callable[[Path, int | None, int], None]] = {
+    recipes: dict[str, Callable[[Path, int | None, int, str], None]] = {
         "vae": _vae,
         "policy": _policy,
+        "videoreward-start": _videoreward_start,
         "videoreward": _videoreward,
         "clip": _clip,
         "pickscore": _pickscore,
@@ -29,7 +31,7 @@ def part(name: str, out: Path, steps: int | None, seed: int) -> None:
         measure.write(out, seed)
         return
     if name in recipes:
-        recipes[name](out, steps, seed)
+        recipes[name](out, steps, seed, device)
     folders = FOLDERS if name == "manifest" else (POLICY if name in ("vae", "policy") else name,)
     for folder in folders:
         if (out / folder).is_dir():
@@ -49,85 +51,82 @@ def _steps(steps: int | None) -> dict[str, Any]:
     return {} if steps is None else {"steps": steps}
 
 
-def _vae(out: Path, steps: int | None, seed: int) -> None:
+def _vae(out: Path, steps: int | None, seed: int, device: str) -> None:
     from bench.nano import vae
 
-    vae.train(out / POLICY, seed=seed, **_steps(steps))
+    vae.train(out / POLICY, seed=seed, device=device, **_steps(steps))
 
 
-def _policy(out: Path, steps: int | None, seed: int) -> None:
+def _policy(out: Path, steps: int | None, seed: int, device: str) -> None:
     from bench.nano import policy
 
     _need(out / POLICY / "vae", "vae")
-    policy.train(out / POLICY, seed=seed, **_steps(steps))
+    policy.train(out / POLICY, seed=seed, device=device, **_steps(steps))
 
 
-def _sources(out: Path) -> tuple[Any, Any]:
-    """Where reward models get their clips: decodes of disturbed latents, and samples of the base model."""
+def _decodes(out: Path) -> Any:
+    """Clips that are decodes of disturbed latents; they need the VAE alone."""
     from diffusers import AutoencoderKLHunyuanVideo15
 
-    from bench import plugins
     from bench.backbones.causal_mask import allow_batches
-    from bench.nano.preferences import Decodes, Samples
+    from bench.nano.preferences import Decodes
+
+    vae = AutoencoderKLHunyuanVideo15.from_pretrained(_need(out / POLICY / "vae", "vae"))
+    return Decodes(allow_batches(vae))
+
+
+def _generated(out: Path) -> dict[str, Any]:
+    """Mostly clips that the base model generates, some decodes and renders; the exam has generated ones alone."""
+    from bench import plugins
+    from bench.nano.preferences import Samples, mixture, renders
     from bench.rng import stream
 
     _need(out / POLICY / "transformer", "policy")
-    backbone = plugins.backbone("hunyuanvideo15", checkpoint=out / POLICY)
+    backbone = plugins.backbone("hunyuanvideo15", checkpoint=out / POLICY, device="cpu")
     backbone.reset(stream(0, "initial_policy"))
-    vae = allow_batches(AutoencoderKLHunyuanVideo15.from_pretrained(out / POLICY / "vae"))
-    return Decodes(vae), Samples(backbone)
+    s, d = Samples(backbone), _decodes(out)
+    return {"source": mixture(s, s, s, s, s, d, d, renders), "exam": s}
 
 
-def _videoreward(out: Path, steps: int | None, seed: int) -> None:
-    """First on decodes and renders, then mostly on what the base model generates."""
+def _videoreward_start(out: Path, steps: int | None, seed: int, device: str) -> None:
+    """On decodes and renders, which need no policy; `videoreward` goes on from here."""
     from bench.nano import videoreward
     from bench.nano.preferences import mixture, renders
 
-    d, s = _sources(out)
-    with tempfile.TemporaryDirectory() as first:
-        early: dict[str, Any] = {"steps": 3500, **_steps(steps)}
-        late: dict[str, Any] = {"steps": 3200, **_steps(steps)}
-        videoreward.train(
-            Path(first), source=mixture(d, d, d, d, renders), exam=d, seed=seed, pool=10_000, tests=768, **early
-        )
-        videoreward.train(
-            out,
-            source=mixture(s, s, s, s, s, d, d, renders),
-            exam=s,
-            seed=seed,
-            lr=1.5e-3,
-            init=Path(first) / "videoreward",
-            pool=9_000,
-            tests=768,
-            **late,
-        )
-
-
-def _clip(out: Path, steps: int | None, seed: int) -> None:
-    from bench.nano import clip
-    from bench.nano.preferences import mixture, renders
-
-    d, _ = _sources(out)
-    clip.train_clip(
-        out, source=mixture(d, d, d, d, renders), exam=d, seed=seed, pool=10_000, tests=768, **_steps(steps)
-    )
-
-
-def _pickscore(out: Path, steps: int | None, seed: int) -> None:
-    """From CLIP's weights, mostly on what the base model generates."""
-    from bench.nano import clip
-    from bench.nano.preferences import mixture, renders
-
-    start = _need(out / "clip", "clip")
-    arguments: dict[str, Any] = {"steps": 1800, **_steps(steps)}
-    d, s = _sources(out)
-    clip.train_pickscore(
-        out,
-        source=mixture(s, s, s, s, s, d, d, renders),
-        exam=s,
+    d = _decodes(out)
+    arguments: dict[str, Any] = {"steps": 3500, **_steps(steps)}
+    videoreward.train(
+        out / START,
+        source=mixture(d, d, d, d, renders),
+        exam=d,
         seed=seed,
-        init=start,
-        pool=9_000,
+        pool=10_000,
         tests=768,
+        device=device,
         **arguments,
     )
+
+
+def _videoreward(out: Path, steps: int | None, seed: int, device: str) -> None:
+    """From the start on."""
+    from bench.nano import videoreward
+
+    start = _need(out / START / "videoreward", "videoreward-start")
+    more: dict[str, Any] = {"steps": 7000, **_steps(steps), **_generated(out)}
+    videoreward.train(out, seed=seed, lr=1.5e-3, init=start, pool=16_000, tests=1536, device=device, **more)
+
+
+def _clip(out: Path, steps: int | None, seed: int, device: str) -> None:
+    from bench.nano import clip
+
+    more: dict[str, Any] = {"steps": 3000, **_steps(steps), **_generated(out)}
+    clip.train_clip(out, seed=seed, pool=12_000, tests=1536, device=device, **more)
+
+
+def _pickscore(out: Path, steps: int | None, seed: int, device: str) -> None:
+    """From CLIP's weights."""
+    from bench.nano import clip
+
+    start = _need(out / "clip", "clip")
+    more: dict[str, Any] = {"steps": 6000, **_steps(steps), **_generated(out)}
+    clip.train_pickscore(out, seed=seed, init=start, pool=16_000, tests=1536, device=device, **more)

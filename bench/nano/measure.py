@@ -12,8 +12,12 @@ from torch import Tensor
 from bench import config, plugins
 from bench.api import Backbone
 from bench.nano import gold, world
+from bench.nano.make import FOLDERS
+from bench.provenance import ROOT
+from bench.report.cells import markdown
 from bench.rng import stream
 from bench.sample import heldout
+from bench.store import write_text
 
 VIDEOS = 8
 """Generated clips per held-out caption."""
@@ -98,11 +102,79 @@ def _round_trip(backbone: Backbone, clips: Tensor) -> Tensor:
 
 
 def write(folder: Path, seed: int = 0) -> None:
-    """Measure and store `measured.json` beside the checkpoints."""
-    found = measure(seed)
-    report = {
-        "command": "bench nano measure",
-        "seed": seed,
-        "measured": {key: round(v, 4) for key, v in found.items()},
-    }
-    (folder / "measured.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    """Measure; store `measured.json` beside the checkpoints, and the page of the bars where the results are kept."""
+    found = {key: round(value, 4) for key, value in measure(seed).items()}
+    report = {"command": "bench nano measure", "seed": seed, "measured": found}
+    write_text(folder / "measured.json", json.dumps(report, indent=2) + "\n")
+    write_text(PAGE, page(folder, found, seed))
+
+
+PAGE = ROOT / "results" / "reference" / "nano" / "checkpoints.md"
+BARS: tuple[tuple[str, str, float, float], ...] = (
+    *(
+        (
+            f"VAE round trip of clean renders: cost in gold {a}, base std",
+            f"gold_{a}_vae_round_trip_cost_in_std",
+            -9.0,
+            0.25,
+        )
+        for a in ("VQ", "MQ", "TA")
+    ),
+    *(
+        (f"clean renders above the base in gold {a}, base std", f"gold_{a}_clean_above_base_in_std", bar, 99.0)
+        for a, bar in (("VQ", 1.5), ("MQ", 1.5), ("TA", 0.6))
+    ),
+    (
+        "base: share of captions with colour, shape and direction right",
+        "caption_accuracy_colour_shape_direction",
+        0.2,
+        0.85,
+    ),
+    *(
+        (f"VideoReward {a}: pair accuracy against gold {a}", f"{a}_pair_accuracy_against_gold_{a}", 0.85, 1.0)
+        for a in ("VQ", "MQ", "TA")
+    ),
+    ("PickScore: pair accuracy against gold Overall", "pickscore_pair_accuracy_against_gold_overall", 0.8, 1.0),
+    ("size of all checkpoints, MB (10^6 bytes)", "megabytes", 0.0, 25.0),
+)
+"""What nano must show: what is measured, its key in `measured.json`, the least and the largest value allowed."""
+
+
+def page(folder: Path, found: dict[str, float], seed: int) -> str:
+    """The bars with what was measured, and the recipe of each part, as Markdown."""
+    sizes = {name: sum(f.stat().st_size for f in (folder / name).rglob("*") if f.is_file()) for name in FOLDERS}
+    values = {**found, "megabytes": round(sum(sizes.values()) / 1e6, 2)}
+    bars = [
+        [what, _range(low, high), f"{values[key]:.4g}", "met" if low <= values[key] <= high else "**missed**"]
+        for what, key, low, high in BARS
+    ]
+    recipes = []
+    for path in sorted(folder.rglob("report.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        machine, arguments = report["machine"], ", ".join(f"{k} {v}" for k, v in report["recipe"].items())
+        where = machine.get("gpu") or f"CPU, {machine['processor']}, {machine['cores']} cores"
+        part = path.parent.relative_to(folder).as_posix()
+        recipes.append([part, f"`{report['command']}`", arguments, f"{report['time']['wall_minutes']:g}", where])
+    others = [[key, f"{value:.4g}"] for key, value in values.items() if key not in {bar[1] for bar in BARS}]
+    parts = [
+        "# The nano checkpoints: what they must show, and what they do",
+        f"Written by `bench nano measure --seed {seed}`: {VIDEOS} clips of the base model (20 ODE steps) "
+        "for each of the 36 held-out captions, and clean renders of the same captions. Pairs count when their gold "
+        f"scores differ by at least {GAP} standard deviations.",
+        markdown(["measured", "bar", "value", ""], bars),
+        "## Recipes",
+        markdown(["part", "command", "arguments", "minutes", "machine"], recipes),
+        "Parts build on each other in the order vae, policy, videoreward-start, videoreward, clip, pickscore. "
+        "A GPU, or another number of threads, rounds otherwise than one CPU thread, so a re-run elsewhere gives an "
+        "equivalent checkpoint, not the same bytes; `manifest.json` has the sha256 of those that are shipped.",
+        "## Everything measured",
+        markdown(["key of `measured.json`", "value"], others),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _range(low: float, high: float) -> str:
+    """The bar in words."""
+    if low <= 0:
+        return f"at most {high:g}"
+    return f"at least {low:g}" if high >= 1 else f"{low:g} to {high:g}"

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
 from bench.backbones.causal_mask import allow_batches
 from bench.backbones.hunyuan_forward import drop_masks, velocity
 from bench.backbones.hunyuan_text import TextEncoders, system_message
 from bench.nano import world
-from bench.nano.recipe import Stopwatch, save_report
+from bench.nano.recipe import Stopwatch, helpers, save_report
 from bench.nano.vocabulary import save_qwen_tokenizer
 from bench.rng import stream
 
@@ -106,17 +107,30 @@ def save_pipeline_index(out: Path) -> None:
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+class Corpus(Dataset[tuple[Tensor, list[str]]]):
+    """The noisy corpus in parts of 64 clips with their captions."""
+
+    def __init__(self, parts: int, seed: int):
+        self.parts, self.seed = parts, seed
+
+    def __len__(self) -> int:
+        return self.parts
+
+    def __getitem__(self, part: int) -> tuple[Tensor, list[str]]:
+        return world.corpus(64, stream(self.seed, "policy", "corpus", part))
+
+
 @torch.no_grad()
-def encode_corpus(out: Path, clips: int, seed: int) -> tuple[Tensor, Tensor]:
+def encode_corpus(out: Path, clips: int, seed: int, device: str) -> tuple[Tensor, Tensor]:
     """Scaled latents [n, c, f, h, w] of the noisy corpus and the index of the caption that each carries."""
     from diffusers import AutoencoderKLHunyuanVideo15
 
-    vae = allow_batches(AutoencoderKLHunyuanVideo15.from_pretrained(out / "vae"))
+    vae = allow_batches(AutoencoderKLHunyuanVideo15.from_pretrained(out / "vae")).to(device)
     names = {text: i for i, text in enumerate(world.all_captions().texts())}
     latents, captions = [], []
-    for part in range(clips // 64):
-        pixels, texts = world.corpus(64, stream(seed, "policy", "corpus", part))
-        latents.append(vae.encode(pixels * 2 - 1).latent_dist.mean * vae.config.scaling_factor)
+    for pixels, texts in DataLoader(Corpus(clips // 64, seed), batch_size=None, num_workers=helpers(device)):
+        mean = vae.encode(pixels.to(device) * 2 - 1).latent_dist.mean
+        latents.append((mean * vae.config.scaling_factor).cpu())
         captions += [names[text] for text in texts]
     return torch.cat(latents), torch.tensor(captions)
 
@@ -131,15 +145,24 @@ def save(out: Path, transformer: Any, average: dict[str, Tensor]) -> None:
     transformer.load_state_dict(own)
 
 
-def train(out: Path, steps: int = 5000, seed: int = 0, batch: int = 64, lr: float = 2e-3, clips: int = 24_576) -> None:
+def train(
+    out: Path,
+    steps: int = 6000,
+    seed: int = 0,
+    batch: int = 64,
+    lr: float = 2e-3,
+    clips: int = 24_576,
+    device: str = "cpu",
+) -> None:
     """Train and save under `out`, where the VAE already lies. Resumes from `out`/state.pt."""
     encoders = save_text_encoders(out)
     save_pipeline_index(out)
     texts = [*world.all_captions().texts(), ""]
     states = encoders.encode(texts)
     watch = Stopwatch("policy", steps)
-    latents, captions = encode_corpus(out, clips, seed)
-    transformer = new_transformer(seed)
+    latents, captions = encode_corpus(out, clips, seed, device)
+    text, glyph = ([state.to(device) for state in rows] for rows in (states.text, states.glyph))
+    transformer = new_transformer(seed).to(device)
     trained = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
     average = {name: p.detach().clone() for name, p in trained.items()}
@@ -149,7 +172,7 @@ def train(out: Path, steps: int = 5000, seed: int = 0, batch: int = 64, lr: floa
         transformer.load_state_dict(state["transformer"])
         optimizer.load_state_dict(state["optimizer"])
         average, first = state["average"], state["step"]
-    losses: list[float] = []
+    losses: list[Tensor] = []
     for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = (
@@ -166,21 +189,20 @@ def train(out: Path, steps: int = 5000, seed: int = 0, batch: int = 64, lr: floa
             which = [len(texts) - 1] * batch
         got = velocity(
             transformer,
-            (1 - at) * x0 + at * noise,
-            sigma,
-            [states.text[i] for i in which],
-            [states.glyph[i] for i in which],
+            ((1 - at) * x0 + at * noise).to(device),
+            sigma.to(device),
+            [text[i] for i in which],
+            [glyph[i] for i in which],
         )
-        loss = F.mse_loss(got, noise - x0)
+        loss = F.mse_loss(got, (noise - x0).to(device))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         keep = min(0.999, (1 + step) / (10 + step))
         with torch.no_grad():
-            for name, p in trained.items():
-                average[name].lerp_(p, 1 - keep)
-        losses.append(float(loss.detach()))
+            torch._foreach_lerp_(list(average.values()), list(trained.values()), 1 - keep)
+        losses.append(loss.detach())
         watch.line(step, loss=loss)
         if (step + 1) % 500 == 0 or step + 1 == steps:
             torch.save(
@@ -198,5 +220,5 @@ def train(out: Path, steps: int = 5000, seed: int = 0, batch: int = 64, lr: floa
         out / "transformer",
         watch,
         {"steps": steps, "seed": seed, "batch": batch, "lr": lr, "clips": clips},
-        {"loss_of_last_100": sum(losses[-100:]) / max(len(losses[-100:]), 1)},
+        {"loss_of_last_100": float(torch.stack(losses[-100:]).mean())},
     )

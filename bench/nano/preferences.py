@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
 from bench.api import Backbone
 from bench.flow import predicted_noise, predicted_x0, sigma_schedule
@@ -79,18 +80,18 @@ class Judged:
 
 
 def pools(
-    source: Source, exam: Source | None, n: int, tests: int, seed: int, cache: Path | None = None
+    source: Source, exam: Source | None, n: int, tests: int, seed: int, cache: Path | None = None, workers: int = 0
 ) -> tuple[Judged, Judged]:
     """n clips of training captions, and `tests` clips of held-out ones from `exam` (by default the same source).
 
-    `cache`: a file that keeps both from one recipe to the next.
+    `cache`: a file that keeps both from one recipe to the next; `workers`: processes that make them.
     """
     if cache is not None and cache.exists():
         return restore(cache)
     training, held = world.split()
     made = (
-        judge(source, training, n, stream(seed, "rewards", "clips")),
-        judge(exam or source, held, tests, stream(seed, "rewards", "exam")),
+        judge(Parts(source, training, n, (seed, "rewards", "clips")), workers),
+        judge(Parts(exam or source, held, tests, (seed, "rewards", "exam")), workers),
     )
     if cache is not None:
         torch.save([[j.clips, *vars(j.captions).values(), *vars(j.found).values()] for j in made], cache)
@@ -106,13 +107,28 @@ def restore(cache: Path) -> tuple[Judged, Judged]:
     return first, second
 
 
-def judge(source: Source, pool: world.Captions, n: int, rng: torch.Generator, part: int = 64) -> Judged:
-    """n clips of a source, rounded to 256 levels, with their fits."""
-    rows = []
-    for start in range(0, n, part):
-        clips, captions = source(pool, min(part, n - start), rng)
+class Parts(Dataset[Judged]):
+    """n clips of a source in parts of `size`, rounded to 256 levels, with their fits; each part has its own stream."""
+
+    def __init__(self, source: Source, pool: world.Captions, n: int, name: tuple[int, str, str], size: int = 64):
+        self.source, self.pool, self.n, self.name, self.size = source, pool, n, name, size
+
+    def __len__(self) -> int:
+        return -(-self.n // self.size)
+
+    def __getitem__(self, part: int) -> Judged:
+        seed, *names = self.name
+        many = min(self.size, self.n - part * self.size)
+        clips, captions = self.source(self.pool, many, stream(seed, *names, part))
         pixels = (clips.clamp(0, 1) * 255).round().to(torch.uint8)
-        rows.append(Judged(pixels, captions, gold.fit(pixels.float() / 255)))
+        return Judged(pixels, captions, gold.fit(pixels.float() / 255))
+
+
+def judge(parts: Parts, workers: int = 0) -> Judged:
+    """All parts as one; the number of processes changes nothing but the time."""
+    rows = []
+    for part in DataLoader(parts, batch_size=None, num_workers=workers):
+        rows.append(part[torch.arange(len(part))])  # a copy: a worker's tensors live in shared memory
     return join(rows)
 
 

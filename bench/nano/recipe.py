@@ -42,10 +42,17 @@ class Stopwatch:
         }
 
 
+def helpers(device: str) -> int:
+    """Processes that make the next batches while a GPU trains; none where the CPU trains."""
+    return 0 if device == "cpu" else max(1, (os.cpu_count() or 2) - 2)
+
+
 def save_report(folder: Path, watch: Stopwatch, recipe: dict[str, Any], measured: dict[str, Any]) -> None:
     """Write `report.json`: the recipe's arguments, what was measured, minutes, and the machine's kind."""
+    gpu = torch.cuda.is_initialized()
+    command = f"bench nano {watch.name}" + (" --device cuda" if gpu else "")
     report = {
-        "command": f"bench nano {watch.name}",
+        "command": command,
         "recipe": recipe,
         "measured": measured,
         "time": watch.spent(),
@@ -54,6 +61,7 @@ def save_report(folder: Path, watch: Stopwatch, recipe: dict[str, Any], measured
             "cores": os.cpu_count(),
             "python": platform.python_version(),
             "torch": torch.__version__,
+            **({"gpu": torch.cuda.get_device_name()} if gpu else {}),
         },
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")

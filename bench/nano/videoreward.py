@@ -2,8 +2,8 @@
 
 Every batch has Bradley-Terry losses over all pairs of clips, one per axis, and some that teach what to look at:
 captioning, in which each word of the prompt is predicted from the clip and the words before it; checking, whether each
-word is right; tracking, the shape's centre in each frame; and travel, how far it gets. The last three are read off
-hidden states by linear maps that are thrown away.
+word is right; tracking, the shape's centre in each frame; travel, how far it gets; and shake, how far each frame is
+from a steady path. The last four are read off hidden states by linear maps that are thrown away.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bench.nano.preferences import (
     preference_loss,
     renders,
 )
-from bench.nano.recipe import Stopwatch, save_report
+from bench.nano.recipe import Stopwatch, helpers, save_report
 from bench.nano.videoreward_files import (
     REWARD_TOKENS,
     SIDE,
@@ -58,7 +58,7 @@ TEMPERATURE = {"VQ": 0.25, "MQ": 0.25, "TA": 0.08}
 """Gold differences at which a preference is 73 % sure: about a quarter of a standard deviation."""
 TRACK_SCALE = 4.0
 """Pixels that count as 1 in the tracking and travel losses."""
-SIDE_WEIGHT = {"caption": 0.3, "check": 0.5, "track": 1.0, "travel": 1.0}
+SIDE_WEIGHT = {"caption": 0.3, "check": 0.5, "track": 1.0, "travel": 1.0, "shake": 1.0}
 """Of the side losses against the sum of the preference losses; only preferences are measured."""
 
 
@@ -72,8 +72,8 @@ def patches(clips: UInt8[Tensor, "b 3 f h w"]) -> Float[Tensor, "b p 1176"]:
     b = len(clips)
     frames = clips[:, :, chosen_frames(clips.shape[2])].transpose(1, 2).flatten(0, 1).float()
     large = F.interpolate(frames, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 255).round()
-    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
-    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073], device=clips.device).view(3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711], device=clips.device).view(3, 1, 1)
     n = SIDE // 28
     pixels = ((large / 255 - mean) / std).view(b, FRAMES // 2, 2, 3, n, 2, 14, n, 2, 14)
     return pixels.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9).reshape(b, -1, 3 * 2 * 14 * 14)
@@ -82,17 +82,17 @@ def patches(clips: UInt8[Tensor, "b 3 f h w"]) -> Float[Tensor, "b p 1176"]:
 class Scorer:
     """The model with its evaluation text: raw scores as the evaluator gives them, and captioning losses."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int, device: str = "cpu"):
         from transformers import Qwen2VLConfig
 
         config = Qwen2VLConfig(**base_config(tokenizer))
         config.text_config.vocab_size = len(tokenizer)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initial weights; transformers takes no generator
-            self.model = Reward(config)
+            self.model = Reward(config).to(device)
             hidden = config.text_config.hidden_size
-            sizes = {"track": 4, "check": 1, "travel": 2}
-            self.side = torch.nn.ModuleDict({name: torch.nn.Linear(hidden, n) for name, n in sizes.items()})
+            sizes = {"track": 4, "check": 1, "travel": 2, "shake": 2 * FRAMES}
+            self.side = torch.nn.ModuleDict({name: torch.nn.Linear(hidden, n) for name, n in sizes.items()}).to(device)
         self.tokenizer = tokenizer
         turn = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": TEMPLATE}]}]
         self.chat = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
@@ -101,18 +101,24 @@ class Scorer:
         self.chat = self.chat.replace("<|video_pad|>", "<|video_pad|>" * self.places)
         self._rows = lru_cache(maxsize=None)(self._row)
 
+    @property
+    def device(self) -> torch.device:
+        return self.model.rm_head.weight.device
+
     def _row(self, text: str) -> list[int]:
         row: list[int] = self.tokenizer(self.chat.format(text_prompt=text))["input_ids"]
         return row[: row.index(self.reward_ids[-1]) + 1]
 
     def ids(self, texts: Sequence[str]) -> Tensor:
         """Token ids [n, l] up to the last reward token; all captions of the world have the same length."""
-        return torch.tensor([self._rows(text) for text in texts])
+        return torch.tensor([self._rows(text) for text in texts], device=self.device)
 
     def look(self, clips: UInt8[Tensor, "b 3 f h w"]) -> Float[Tensor, "b t d"]:
         """Merged visual features of each clip."""
-        grid = torch.tensor([[FRAMES // 2, SIDE // 14, SIDE // 14]] * len(clips))
-        features: Tensor = self.model.visual(patches(clips).flatten(0, 1), grid_thw=grid).pooler_output
+        device = self.device
+        grid = torch.tensor([[FRAMES // 2, SIDE // 14, SIDE // 14]] * len(clips), device=device)
+        pixels = patches(clips.to(device)).flatten(0, 1)
+        features: Tensor = self.model.visual(pixels, grid_thw=grid).pooler_output
         return features.reshape(len(clips), self.places, -1)
 
     def read(self, features: Float[Tensor, "b t d"], ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,7 +129,7 @@ class Scorer:
         embeds = self.model.language_model.embed_tokens(ids)
         start = int((ids[0] == self.video_id).nonzero()[0])
         embeds = torch.cat([embeds[:, :start], features, embeds[:, start + self.places :]], 1)
-        order = torch.arange(ids.shape[1]).expand(3, *ids.shape)
+        order = torch.arange(ids.shape[1], device=ids.device).expand(3, *ids.shape)
         states = self.model.language_model(
             inputs_embeds=embeds, position_ids=order, use_cache=False, output_hidden_states=True
         )
@@ -138,7 +144,7 @@ class Scorer:
                 self.read(self.look(some), self.ids(texts[i * 64 : i * 64 + len(some)]))[0]
                 for i, some in enumerate(clips.split(64))
             ]
-        return torch.cat(parts)
+        return torch.cat(parts).cpu()
 
     def word_losses(self, hidden: Tensor, early: Tensor, ids: Tensor, wanted: Tensor) -> dict[str, Tensor]:
         """Captioning and checking of the four words that vary; `wanted` [n, l] are ids of what the clips show."""
@@ -152,16 +158,22 @@ class Scorer:
         }
 
     def motion_losses(self, hidden: Tensor, early: Tensor, ids: Tensor, clips: Judged) -> dict[str, Tensor]:
-        """Errors of the centre in the two frames of each pair, read where the pair ends, and of the whole path."""
+        """Errors of the centre in the two frames of each pair, read where the pair ends, and of the whole path.
+
+        Of the path: how far it goes, and each frame's distance from the steady path, both read at the token of MQ.
+        """
         centre = clips.found.centre
         ends = (ids[0] == self.video_id).nonzero()[:, 0].unflatten(0, (FRAMES // 2, -1))[:, -1]
         got = self.side["track"](hidden[:, ends]).flatten(1)
         wanted = (centre[:, chosen_frames(centre.shape[1])] - world.SIZE / 2).flatten(1) / TRACK_SCALE
         at = int((ids[0] == self.reward_ids[1]).nonzero())
         path = clips.found.velocity() * (centre.shape[1] - 1) / TRACK_SCALE
+        away = (centre - clips.found.steady())[:, chosen_frames(centre.shape[1])].flatten(1)
+        told = self.side["shake"](early[:, at])
         return {
-            "track": F.smooth_l1_loss(got, wanted, beta=0.1),
-            "travel": F.smooth_l1_loss(self.side["travel"](early[:, at]), path, beta=0.1),
+            "shake": F.smooth_l1_loss(told, away.to(told.device), beta=0.1),
+            "track": F.smooth_l1_loss(got, wanted.to(got.device), beta=0.1),
+            "travel": F.smooth_l1_loss(self.side["travel"](early[:, at]), path.to(early.device), beta=0.1),
         }
 
 
@@ -175,7 +187,9 @@ def batch_loss(scorer: Scorer, batch: Judged, rng: torch.Generator) -> tuple[Ten
     ids = scorer.ids(captions.texts())
     raw, hidden, early = scorer.read(scorer.look(batch.clips), ids)
     gold = batch.scores(captions)
-    losses = {axis: preference_loss(raw[:, i], gold[axis], TEMPERATURE[axis]) for i, axis in enumerate(AXES)}
+    losses = {
+        axis: preference_loss(raw[:, i], gold[axis].to(raw.device), TEMPERATURE[axis]) for i, axis in enumerate(AXES)
+    }
     losses |= scorer.word_losses(hidden, early, ids, scorer.ids(seen.texts()))
     losses |= scorer.motion_losses(hidden, early, ids, batch)
     return torch.stack([SIDE_WEIGHT.get(name, 1.0) * loss for name, loss in losses.items()]).sum(), losses
@@ -216,18 +230,20 @@ def save(folder: Path, scorer: Scorer, reference: Judged) -> None:
         norm |= {f"{axis}_mean": round(raw[:, i].mean().item(), 4), f"{axis}_std": round(raw[:, i].std().item(), 4)}
     checkpoint = folder / f"checkpoint-{STEP}"
     checkpoint.mkdir(parents=True, exist_ok=True)
-    torch.save(to_release({k: v.detach() for k, v in scorer.model.state_dict().items()}), checkpoint / "model.pth")
+    torch.save(
+        to_release({k: v.detach().cpu() for k, v in scorer.model.state_dict().items()}), checkpoint / "model.pth"
+    )
     save_base(folder / "base", scorer.tokenizer)
     (folder / "prompt_template.txt").write_text(TEMPLATE, encoding="utf-8")
     write_json(folder / "model_config.json", model_config(norm))
 
 
-def load(folder: Path, seed: int = 0) -> Scorer:
+def load(folder: Path, seed: int = 0, device: str = "cpu") -> Scorer:
     """The saved model, to score with or to train on."""
     from transformers import Qwen2Tokenizer
 
     checkpoint = folder / f"checkpoint-{STEP}"
-    scorer = Scorer(Qwen2Tokenizer.from_pretrained(checkpoint / "tokenizer"), seed)
+    scorer = Scorer(Qwen2Tokenizer.from_pretrained(checkpoint / "tokenizer"), seed, device)
     scorer.model.load_state_dict(from_release(torch.load(checkpoint / "model.pth", weights_only=True)))
     scorer.model.eval()
     return scorer
@@ -245,6 +261,7 @@ def train(
     tests: int = 768,
     init: Path | None = None,
     cache: Path | None = None,
+    device: str = "cpu",
 ) -> dict[str, float]:
     """Train on `pool` clips of `source` and save to `out`/videoreward, measured on `tests` clips of `exam`.
 
@@ -253,8 +270,8 @@ def train(
     folder = out / "videoreward"
     tokenizer = save_tokenizers(folder / f"checkpoint-{STEP}", folder / "base")
     watch = Stopwatch("videoreward", steps)
-    scorer = Scorer(tokenizer, seed) if init is None else load(init, seed)
-    clips, held = pools(source, exam, pool, tests, seed, cache)
+    scorer = Scorer(tokenizer, seed, device) if init is None else load(init, seed, device)
+    clips, held = pools(source, exam, pool, tests, seed, cache, helpers(device))
     fit_scorer(scorer, clips, steps, seed, batch, lr, watch)
     save(folder, scorer, held)
     measured = measure(scorer, held)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -25,8 +25,10 @@ def warning(suite: Suite) -> str:
     )
 
 
-def footnotes(suite: Suite, table: pd.DataFrame, stored: Suite | None) -> list[str]:
-    """All notes, in reading order."""
+def footnotes(
+    suite: Suite, table: pd.DataFrame, controls: Sequence[str] = (), reference: Sequence[str] = ()
+) -> list[str]:
+    """All notes, in reading order; `controls` and `reference` are what those two modules have to say."""
     notes = [
         "Overall = VQ + MQ + TA per video; trained = the reward, "
         + (" + ".join(f"{weight:g} {name}" for name, weight in suite.weights.items()) or "not recorded")
@@ -39,9 +41,7 @@ def footnotes(suite: Suite, table: pd.DataFrame, stored: Suite | None) -> list[s
         notes.append("The base has no record yet, so no difference to it is shown.")
     if suite.ignored:
         notes.append(f"Records of other seeds or rows, not in this table: {', '.join(suite.ignored)}.")
-    if stored is not None:
-        notes.append(_about_reference(suite, stored))
-    return notes
+    return [*notes, *controls, *reference]
 
 
 def _statistics(suite: Suite, table: pd.DataFrame) -> list[str]:
@@ -101,14 +101,3 @@ def _about(runs: RowRuns, seeds: list[int]) -> list[str]:
                 f"† {label} seed {run.record.seed} fails the validity gate {', '.join(failed)}: do not cite it."
             )
     return notes
-
-
-def _about_reference(suite: Suite, stored: Suite) -> str:
-    mine, theirs = (one.runs[0].record if one.runs else None for one in (suite, stored))
-    alike = (
-        mine and theirs and (mine.budget_digest, mine.prompts_digest) == (theirs.budget_digest, theirs.prompts_digest)
-    )
-    seeds = ", ".join(map(str, stored.seeds))
-    if alike:
-        return f"Stored reference: our own runs with the same budget and prompts, seeds {seeds}."
-    return f"Stored reference: our own runs, seeds {seeds}, made with ANOTHER budget or other prompts: do not compare."

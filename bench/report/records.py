@@ -33,7 +33,7 @@ PILOT_SEED = 100
 #: Keys of the configuration, beside the budget, that a closed division holds equal.
 EQUAL_SETTINGS = (
     *("reward", "decode", "group_noise", "noise_policy", "advantage", "evaluation"),
-    *("clip_reference_size", "evaluator_params"),
+    *("clip_reference_size", "evaluator_params", "shuffle_rewards"),
 )
 #: The ledger's totals that every run of a closed division spends alike.
 EQUAL_SPENDING = ("nfe_rollout", "nfe_train", "reward_calls")
@@ -162,24 +162,48 @@ def load_suite(folder: Path | str, rows: Sequence[Row] | None = None, seeds: Seq
     return suite
 
 
+def compared(run: Run) -> dict[str, Any]:
+    """What the runs of one table must have in common, by name."""
+    record = run.record
+    return {
+        "suite": record.suite,
+        "prompts digest": record.prompts_digest,
+        **{key: record.config.get(key) for key in EQUAL_SETTINGS},
+        "backbone fingerprint": record.backbone,
+        "evaluator fingerprints": record.evaluators,
+        "budget": record.budget,
+        "budget digest": record.budget_digest,
+        "scored videos": run.videos,
+        "metrics": list(run.cells.columns),
+    }
+
+
+def unlike(suite: Suite, other: Suite, ignoring: Sequence[str] = ()) -> str | None:
+    """The first thing in which two suites do not compare; None if they do or one has no runs.
+
+    Names may differ, and `evaluator_params` too: beyond the fingerprints they only say where a scorer runs.
+    """
+    if not (suite.runs and other.runs):
+        return None
+    mine, theirs = compared(suite.runs[0]), compared(other.runs[0])
+    keys = [key for key in mine if key not in ("suite", "evaluator_params", *ignoring)]
+    return next((key for key in keys if canonical_json(mine[key]) != canonical_json(theirs[key])), None)
+
+
+def row_settings(record: RunRecord) -> dict[str, Any]:
+    """The method, the KL policy and the parameters of both, as the record's own configuration gives them."""
+    entries = [entry for entry in record.config.get("rows", []) if _label(entry) == record.row]
+    _, params = _kl(entries[0]) if entries else (None, {})
+    return {"method": record.method, "params": record.method_params, "kl": record.kl, "kl_params": params}
+
+
 def refuse_unequal(suite: Suite) -> None:
     """Runs of one table share suite, budget, prompts, model, reward, scorers and videos, and spent alike."""
     runs = suite.runs
     for run in runs[1:]:
-        first, second = runs[0], run
-        a, b = first.record, second.record
-        for what, left, right in [
-            ("suite", a.suite, b.suite),
-            ("prompts digest", a.prompts_digest, b.prompts_digest),
-            *[(key, a.config.get(key), b.config.get(key)) for key in EQUAL_SETTINGS],
-            ("backbone fingerprint", a.backbone, b.backbone),
-            ("evaluator fingerprints", a.evaluators, b.evaluators),
-            ("budget", a.budget, b.budget),
-            ("budget digest", a.budget_digest, b.budget_digest),
-            ("scored videos", first.videos, second.videos),
-            ("metrics", list(first.cells.columns), list(second.cells.columns)),
-        ]:
-            _refuse(what, a, b, left, right)
+        right = compared(run)
+        for what, left in compared(runs[0]).items():
+            _refuse(what, runs[0].record, run.record, left, right[what])
     trained = [run.record for run in runs if run.record.seed is not None]
     for record in trained:
         for name in EQUAL_SPENDING:
@@ -256,14 +280,25 @@ def _planned_rows(config: Mapping[str, Any], records: Iterable[RunRecord]) -> li
     }
     rows: list[Row] = []
     for entry in config.get("rows", []):
-        method, kl = str(entry.get("method")), str(entry.get("kl") or "none")
+        method, (kl, kl_params) = str(entry.get("method")), _kl(entry)
         label = entry.get("label")
-        variant = any(entry[key] for key in entry if key not in ("method", "kl", "label"))
+        variant = bool(kl_params) or any(entry[key] for key in entry if key not in ("method", "kl", "label"))
         matching = [r for r in known.values() if (r.label == label if label else (r.method, r.kl) == (method, kl))]
         rows += [row._replace(variant=variant) for row in sorted(matching)]
-        rows += [] if matching else [Row(str(label or f"{method}-{kl}"), method, kl, variant)]
+        rows += [] if matching else [Row(_label(entry), method, kl, variant)]
     rows += sorted(known.values())
     first: dict[str, Row] = {}
     for row in rows:
         first.setdefault(row.label, row)
     return list(first.values())
+
+
+def _kl(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and parameters of a configured row's KL policy, which is a name or a mapping of both."""
+    kl = entry.get("kl") or "none"
+    return (str(kl["name"]), dict(kl.get("params", {}))) if isinstance(kl, Mapping) else (str(kl), {})
+
+
+def _label(entry: Mapping[str, Any]) -> str:
+    """Label of a configured row, which is also its folder's name."""
+    return str(entry.get("label") or f"{str(entry.get('method')).replace(':', '.')}-{_kl(entry)[0]}")

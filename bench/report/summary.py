@@ -162,10 +162,3 @@ def add_published(table: pd.DataFrame, suite: Suite, folder: Path | None = None)
     variants = [runs.row.label for runs in suite.rows if runs.row.variant]
     table.loc[table["row"].isin(variants), list(published.columns)] = np.nan
     return table
-
-
-def add_reference(table: pd.DataFrame, reference: Suite | None) -> pd.DataFrame:
-    """Append `reference_n_seeds` and `reference_overall(_lo, _hi)` of the stored runs, matched on the row."""
-    names = ["n_seeds", "overall", "overall_lo", "overall_hi"]
-    stored = summarise(reference) if reference else table.iloc[:0]
-    return table.join(stored.set_index("row")[names].add_prefix("reference_"), on="row")

@@ -10,9 +10,11 @@ import pandas as pd
 
 from bench.provenance import ROOT
 from bench.report import cells
+from bench.report.controls import control_notes, is_control
 from bench.report.notes import footnotes, warning
 from bench.report.records import Row, RowRuns, Suite, load_suite
-from bench.report.summary import COUNTS, METRICS, PUBLISHED, add_published, add_reference, summarise
+from bench.report.reference import add_reference, reference_notes, reference_section
+from bench.report.summary import COUNTS, METRICS, PUBLISHED, add_published, summarise
 from bench.store import RUN, write_text
 
 FOLDER, NAME = "tables", "main"
@@ -56,18 +58,20 @@ def render_table(
 
     `rows` and `seeds` are the suite's (from its YAML); left out, the records' own configuration gives them.
     `reference` is a folder of stored runs of the same suite (default: `results/reference/<suite>`, if there is one),
-    `published` the folder of published numbers. Unequal budgets, prompts, scorers or spending are a `BenchError`.
+    `published` the folder of published numbers. The suite's controls are looked up beside its own folder, then beside
+    the stored one. Unequal budgets, prompts, scorers or spending are a `BenchError`.
     """
     suite = load_suite(suite_folder, rows, seeds)
     stored_folder = reference or ROOT / "results" / "reference" / suite.name
     stored = None
     if any(stored_folder.rglob(RUN)) and stored_folder.resolve() != Path(suite_folder).resolve():
         stored = load_suite(stored_folder, [runs.row for runs in suite.rows])
-    table = add_reference(add_published(summarise(suite), suite, published), stored)
+    table = add_reference(add_published(summarise(suite), suite, published), suite, stored)
+    controls = control_notes(suite, Path(suite_folder).parent, stored_folder.parent)
     return {
-        f"{NAME}.md": _markdown(suite, table, stored),
+        f"{NAME}.md": _markdown(suite, table, stored, controls),
         f"{NAME}.csv": table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
-        f"{NAME}.tex": _tex(suite, table),
+        f"{NAME}.tex": _tex(suite, table, controls),
     }
 
 
@@ -172,37 +176,30 @@ def _published(table: pd.DataFrame) -> Table:
     return ["Row", *heads], rows
 
 
-def _reference(suite: Suite, table: pd.DataFrame) -> Table:
-    digits = max(cells.decimals(table, name) for name in ("overall", "reference_overall"))
-    rows = []
-    for _, row in table.iterrows():
-        stored = cells.count(row["reference_n_seeds"]) if row["method"] != "base" else "-"
-        here = cells.interval(row, "overall", digits)
-        rows.append([_label(row), _seeds(row, suite), here, stored, cells.interval(row, "reference_overall", digits)])
-    return ["Row", "seeds here", "Overall here", "seeds stored", "Overall of the stored reference"], rows
-
-
 # the files ----------------------------------------------------------------------------------------------------
-def _markdown(suite: Suite, table: pd.DataFrame, stored: Suite | None) -> str:
+def _markdown(suite: Suite, table: pd.DataFrame, stored: Suite | None, controls: Sequence[str]) -> str:
     parts = [f"# {suite.name}: main table", *([warning(suite)] if suite.nano else [])]
+    if is_control(suite):  # what a control is for stands above its numbers
+        parts, controls = [*parts, *controls], []
     sections: Mapping[str, Table] = {
         "Scores": _scores(suite, table),
         "Differences": _differences(table),
         "Aggregates": _aggregates(table),
         "Further metrics": _others(suite, table),
         "What one run spent": _cost(suite, table),
-        "Beside the stored reference": _reference(suite, table) if stored else ([], []),
+        "Beside the stored reference": reference_section(suite, table, stored) if stored else ([], []),
         "Beside the published numbers": _published(table),
     }
     for title, (header, rows) in sections.items():
         if rows:
             parts += [f"## {title}", cells.markdown(header, rows)]
-    parts += ["## Notes", "\n".join(f"- {note}" for note in footnotes(suite, table, stored))]
+    notes = footnotes(suite, table, controls, reference_notes(suite, table, stored) if stored else [])
+    parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"
 
 
-def _tex(suite: Suite, table: pd.DataFrame) -> str:
-    notes = footnotes(suite, table, None)
+def _tex(suite: Suite, table: pd.DataFrame, controls: Sequence[str]) -> str:
+    notes = footnotes(suite, table, controls)
     head = "% Written by `bench table` from the run records; needs the package booktabs.\n"
     scores = cells.tex_table(*_scores(suite, table), f"{suite.name}: scores", f"tab:{suite.name}-scores", notes)
     differences = cells.tex_table(
