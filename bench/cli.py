@@ -1,4 +1,4 @@
-"""The command line: `bench run | table | figures | gallery | check | nano`.
+"""The command line: `bench run | table | figures | gallery | check | sde-study | nano`.
 
 Exit code 0 only if all is well, 2 for a mistake the user can mend.
 """
@@ -56,6 +56,12 @@ def parser() -> argparse.ArgumentParser:
     suite(gallery)
     gallery.add_argument("--seed", type=int, default=0, help="training seed whose policies are shown (default: 0)")
     gallery.add_argument("--videos", type=int, default=6, help="held-out prompts shown (default: 6)")
+    sde = commands.add_parser("sde-study", help="how exactly methods sample Gaussian data, in closed form, in seconds")
+    sde.add_argument("methods", nargs="*", metavar="METHOD", help="a method's name or 'module:Class' (default: all)")
+    sde.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
+    sde.add_argument("--shift", type=float, default=5.0, help="shift of the sigma schedule (default: 5)")
+    sde.add_argument("--eta", type=float, default=None, help="noise scale of all methods (default: each one's own)")
+    sde.add_argument("--out", type=Path, default=ROOT / "results" / "sde-study", help="folder of tables and figures")
     nano = commands.add_parser("nano", help="train one part of the nano checkpoints again, or measure them")
     nano.add_argument("part", choices=NANO_PARTS)
     nano.add_argument(
@@ -168,6 +174,24 @@ def _check(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _sde_study(args: argparse.Namespace) -> int:
+    import torch
+
+    torch.set_num_threads(1)
+    from bench.report.sde_page import build_page, main_tables
+    from bench.sde_study import contenders, study
+
+    entries = contenders(args.methods, args.eta)
+    frames = study(entries, args.steps, args.shift)
+    words = [*args.methods, f"--steps {args.steps}", f"--shift {args.shift:g}"]
+    words += [] if args.eta is None else [f"--eta {args.eta:g}"]
+    title = f"SDE study: {args.steps} steps, shift {args.shift:g}"
+    written = build_page(args.out, frames, title, f"bench sde-study {' '.join(words)}")
+    print(main_tables(frames))
+    print("written: " + ", ".join(str(path) for path in written.values()), file=sys.stderr)
+    return 0
+
+
 def _nano(args: argparse.Namespace) -> int:
     import torch
 
@@ -196,7 +220,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded behind a user's back
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     args = _parse(argv)
-    commands = {"run": _run, "table": _table, "figures": _figures, "check": _check, "gallery": _gallery, "nano": _nano}
+    commands = {
+        **{"run": _run, "table": _table, "figures": _figures, "gallery": _gallery},
+        **{"check": _check, "sde-study": _sde_study, "nano": _nano},
+    }
     try:
         return commands[args.command](args)
     except BenchError as error:
