@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bench.base import RESERVED_FIELDS, AdvantageRule, BenchError, Budget, DivergedError
+from bench.base import RESERVED_FIELDS, AdvantageRule, BenchError, Budget, BudgetFieldError, DivergedError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +98,7 @@ class Method(ABC):
         declared = {name for part in cls.__mro__ for name in inspect.get_annotations(part)}
         taken = sorted(RESERVED_FIELDS & declared)
         if taken:
-            raise BenchError(
+            raise BudgetFieldError(
                 f"method class {cls.__module__}:{cls.__qualname__} declares the field '{taken[0]}', "
                 "which belongs to the "
                 "suite's budget: remove it from the class and set it once for all rows under 'budget:' in the YAML."
