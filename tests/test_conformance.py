@@ -316,7 +316,7 @@ def test_all_broken_promises_are_found_and_none_spoils_another() -> None:
     assert [finding.check for finding in broken(InPlace(), sigmas)] == ["purity"]
     assert {finding.check for finding in broken(OwnNoise(), sigmas)} >= {"determinism", "no global randomness"}
     refused = list(broken(SAGEGRPO(), sigma_schedule(50, 9.0)))
-    assert [finding.check for finding in refused] == ["transition"]
+    assert [finding.check for finding in refused] == ["transition", "steps"]
     assert isinstance(refused[0].cause, BenchError)
 
 

@@ -75,7 +75,8 @@ def test_a_suite_adds_its_schedule(capsys: pytest.CaptureFixture[str], folder: P
     assert "sage_grpo.py:" in lines[0]
     assert ": transition: " in lines[0]
     assert "[50 steps, sigma 1, 0.998, ...]" in lines[0]
-    assert lines[1:] == [f"sage_grpo: 1 of {len(CHECKS)} checks failed"]
+    assert "steps: SAGE-GRPO's first step has no variance" in lines[1]
+    assert lines[2:] == [f"sage_grpo: 2 of {len(CHECKS)} checks failed"]
 
 
 @pytest.mark.parametrize(
