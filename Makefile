@@ -48,8 +48,8 @@ check: setup ## lint, format, types, import contracts, spelling
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-departures: ## where our code departs from a paper or its released code
-	@grep -rn --include='*.py' -oE 'Departs: .*' methods evaluators bench
+departures: setup ## write methods/DEPARTURES.md: where our code departs from a paper or its released code
+	$(BIN)/python -m bench.departures
 
 format: setup ## apply the formatter and the safe fixes
 	$(BIN)/ruff check --fix

@@ -19,12 +19,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bench.base import RESERVED_FIELDS, AdvantageRule, BenchError, Budget, DivergedError
+from bench.base import RESERVED_FIELDS, AdvantageRule, BenchError, Budget, BudgetFieldError, DivergedError
+from bench.credit import Rewards, rule_advantages
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "LATE",
     "AdvantageRule",
     "Backbone",
     "BenchError",
@@ -41,6 +43,11 @@ __all__ = [
 ]
 
 
+#: Metadata of a method's field that was added after results had been stored: records name it only where it is not at
+#: its default, so that older records of the same method still compare. `field(default=..., metadata=LATE)`.
+LATE = {"late": True}
+
+
 class Gaussian(NamedTuple):
     """One reverse step p(x_next | x, v): a diagonal Gaussian with one standard deviation per sample."""
 
@@ -48,19 +55,6 @@ class Gaussian(NamedTuple):
     """[b, ...], like x."""
     std: Tensor
     """[b], the real standard deviation of the step; 0 marks a deterministic step."""
-
-
-class Rewards(dict[str, Tensor]):
-    """Metric name to rewards [p, g] of one round, with the suite's weights and its advantage rule."""
-
-    def __init__(self, values: Mapping[str, Tensor], weights: Mapping[str, float], rule: AdvantageRule | None = None):
-        super().__init__(values)
-        self.weights = dict(weights)
-        self.rule = rule or AdvantageRule()
-
-    def total(self) -> Float[Tensor, "p g"]:
-        """The weighted sum that the suite calls the reward."""
-        return torch.stack([weight * self[name] for name, weight in self.weights.items()]).sum(0)
 
 
 def latent_mean(values: Float[Tensor, "b ..."]) -> Float[Tensor, "b"]:
@@ -98,7 +92,7 @@ class Method(ABC):
         declared = {name for part in cls.__mro__ for name in inspect.get_annotations(part)}
         taken = sorted(RESERVED_FIELDS & declared)
         if taken:
-            raise BenchError(
+            raise BudgetFieldError(
                 f"method class {cls.__module__}:{cls.__qualname__} declares the field '{taken[0]}', "
                 "which belongs to the "
                 "suite's budget: remove it from the class and set it once for all rows under 'budget:' in the YAML."
@@ -138,13 +132,8 @@ class Method(ABC):
     # credit ---------------------------------------------------------------------------------------------------
     def advantages(self, rewards: Rewards) -> Float[Tensor, "k p g"]:
         """One or more advantages per sample; the default is the suite's closed-division rule on the weighted sum."""
-        total, rule = rewards.total(), rewards.rule
-        spread = (
-            total.std(correction=rule.ddof)
-            if rule.std == "global"
-            else total.std(1, correction=rule.ddof, keepdim=True)
-        )
-        return ((total - total.mean(1, keepdim=True)) / (spread + rule.eps)).clamp(-rule.clip, rule.clip)[None]
+        rewards.check()
+        return rule_advantages(rewards.total(), rewards.rule)[None]
 
     def select(self, adv: Float[Tensor, "k p g"]) -> Bool[Tensor, "p g"]:
         """Samples that train (open division only); all by default."""

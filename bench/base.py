@@ -15,6 +15,10 @@ class DivergedError(BenchError):
     """A run met a non-finite number: recorded as failed and counted, never dropped."""
 
 
+class BudgetFieldError(BenchError):
+    """A method class declares a field that belongs to the suite's budget."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """What every row of a suite spends, no more and no less (protocol, "Equal budget")."""

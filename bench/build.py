@@ -6,6 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench import noise, plugins
 from bench.api import Backbone, Evaluator, Method
@@ -62,3 +63,13 @@ def make_method(exp: Experiment, row: RowSpec, latent_elements: int) -> Method:
         method = dataclasses.replace(method, clip_range=method.clip_range * scale)
     check_method(method, sigmas)
     return method
+
+
+def recorded(method: Method) -> dict[str, Any]:
+    """The method's parameters as a record names them; those marked `LATE` only where they are not at their default."""
+    values = dataclasses.asdict(method)
+    late = [field for field in dataclasses.fields(method) if field.metadata.get("late")]
+    for field in late:
+        if values[field.name] == field.default:
+            del values[field.name]
+    return values

@@ -50,8 +50,9 @@ def parser() -> argparse.ArgumentParser:
     suite(table)
     figures = commands.add_parser("figures", help="write the suite's figures and their numbers from its records")
     suite(figures)
-    check = commands.add_parser("check", help="check methods for conformance, in milliseconds")
+    check = commands.add_parser("check", help="check methods like a linter: one line per broken promise")
     check.add_argument("methods", nargs="+", metavar="METHOD", help="a method's name or 'module:Class'")
+    check.add_argument("--suite", type=Path, default=None, help="YAML of a suite whose schedule is checked too")
     gallery = commands.add_parser("gallery", help="show videos of the base and of the trained policies side by side")
     suite(gallery)
     gallery.add_argument("--seed", type=int, default=0, help="training seed whose policies are shown (default: 0)")
@@ -158,19 +159,13 @@ def _refuse_other_settings(exp: Experiment, folder: Path, command: str) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from bench import plugins
-    from bench.conformance import check_method
+    from bench import config
+    from bench.flow import sigma_schedule
+    from bench.lint import report
 
-    failed = 0
-    for name in args.methods:
-        method = plugins.method(name)
-        try:
-            passed = check_method(method)
-        except BenchError as error:
-            failed += 1
-            print(f"{name}: {error}")
-        else:
-            print(f"{name}: {len(passed)} checks passed ({', '.join(passed)})")
+    suites = [] if args.suite is None else [config.load(args.suite).budget]
+    text, failed = report(args.methods, [sigma_schedule(budget.steps, budget.shift) for budget in suites])
+    print(text)
     return 1 if failed else 0
 
 

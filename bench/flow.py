@@ -26,6 +26,28 @@ def sigma_schedule(steps: int, shift: float) -> Float[Tensor, "t1"]:
     return (shift * s / (1 + (shift - 1) * s)).float()
 
 
+#: A step that starts this near to sigma = 1, but not at it, must not be longer than `LONGEST` times its distance to 1.
+#: With N steps of any shift, 1 - sigma_i = i / (shift (N - i) + i), so that before the last step the length over the
+#: distance is at most 3 (N = 3, i = 1, shift to infinity) on every schedule that starts at 1.
+NEAR_ONE, LONGEST = 0.99, 3.0
+
+
+def need_first_sigma(name: str, sigma: Float[Tensor, "b"], sigma_next: Float[Tensor, "b"]) -> None:
+    """Refuse a first step that starts almost at sigma = 1, for kernels that treat sigma = 1 as a case of its own.
+
+    A noise rate proportional to sigma / (1 - sigma) explodes there: from 0.9999 it is a hundred times that from 1.
+    """
+    now, after = sigma.double(), sigma_next.double()
+    wrong = (now > NEAR_ONE) & (now < 1) & (after > 0) & (now - after > LONGEST * (1 - now))
+    if bool(wrong.any()):
+        i = int(wrong.nonzero()[0])
+        raise BenchError(
+            f"{name}'s first step starts at sigma {now[i]:.6f} and is {(now[i] - after[i]) / (1 - now[i]):.0f} times "
+            "longer than its distance to 1, so its noise would explode: start the schedule at sigma = 1 exactly, in "
+            "float32 (bench.flow.sigma_schedule does)."
+        )
+
+
 def per_sample(values: Float[Tensor, "b"], x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
     """One number per sample, in the dtype of x and shaped to broadcast over everything but the batch."""
     if values.shape != x.shape[:1]:

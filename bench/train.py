@@ -18,8 +18,9 @@ import torch
 
 from bench import store
 from bench.api import Backbone, BenchError, DivergedError, Evaluator, Method, Rewards
-from bench.build import STARTED, Job, make_backbone, make_evaluator, make_method
+from bench.build import STARTED, Job, make_backbone, make_evaluator, make_method, recorded
 from bench.config import Experiment
+from bench.credit import tied
 from bench.evaluate import evaluate
 from bench.flow import sigma_schedule
 from bench.kl import KLPolicy, kl_policy
@@ -193,6 +194,7 @@ class Trainer:
             "update": index,
             "reward": float(total.mean()),
             "reward_group_std": float(total.std(1, correction=0).mean()),
+            "tied_groups": int(tied(total).sum()),
             "rewards": {name: float(values.mean()) for name, values in rewards.items()},
             **log.means(),
             "kl_weight": self.policy.weights(self.kl_state),
@@ -278,7 +280,7 @@ def _record(
 
     exp, row = job.exp, job.row
     budget = dataclasses.asdict(exp.budget)
-    params = {} if trainer is None else {**dataclasses.asdict(trainer.method)}
+    params = {} if trainer is None else recorded(trainer.method)
     return store.RunRecord(
         suite=exp.suite,
         row="base" if row is None else row.name,

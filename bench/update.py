@@ -28,9 +28,7 @@ class Credit:
     @classmethod
     def of(cls, method: Method, rewards: Rewards) -> Credit:
         """Ask the method; shapes and finiteness are checked here, once, before any statistics."""
-        for metric, values in rewards.items():
-            if not torch.isfinite(values).all():
-                raise DivergedError(f"reward {metric} is not finite: look at the saved sample and at the evaluator.")
+        rewards.check()
         name, (p, g) = type(method).__name__, next(iter(rewards.values())).shape
         adv = method.advantages(rewards)
         if adv.ndim != 3 or adv.shape[1:] != (p, g):

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.api import Gaussian, Method
-from bench.flow import sde_step
+from bench.flow import need_first_sigma, sde_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,12 @@ class FlowGRPO(Method):
         sigma: Float[Tensor, "b"],
         sigma_next: Float[Tensor, "b"],
     ) -> Gaussian:
-        """One step with variance eta^2 (sigma - sigma_next) sigma / (1 - sigma); eta^2 exactly at sigma = 1."""
+        """One step with variance eta^2 (sigma - sigma_next) sigma / (1 - sigma); eta^2 exactly at sigma = 1.
+
+        A first sigma that is almost 1 escapes the special case: 0.9999 has a hundred times the variance. `BenchError`.
+        """
         now, after = sigma.double(), sigma_next.double()
+        need_first_sigma("FlowGRPO", now, after)
         rate = now / (1 - torch.where(now == 1, after, now))
         return sde_step(x, v, sigma, sigma_next, self.eta**2 * (now - after) * rate)
 

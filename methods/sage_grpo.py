@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bench.api import BenchError, Gaussian, Method, latent_mean
-from bench.flow import sde_step
+from bench.api import LATE, BenchError, Gaussian, Method, latent_mean
+from bench.flow import need_first_sigma, sde_step
 
 #: Floor of 1 - sigma in the variance, whose exact integral diverges at sigma = 1. In the released code only, not in
 #: the paper; it decides the variance of the first step.
 SIGNAL_FLOOR = 3e-3
+
+#: Smallest 1 - sigma_next for which a first step of the released variance is positive, the solution of
+#: r = SIGNAL_FLOOR exp(r), rounded up.
+LEAST_REST = 0.0030091
 
 #: Added to the variance in the released KL (hyvideo/utils/grpo_utils.py, train_one_step).
 KL_EPSILON = 1e-6
@@ -40,6 +45,24 @@ class SAGEGRPO(Method):
     equalizer: Literal["off", "derived", "released"] = "derived"
     """The paper's temporal gradient equalizer, on by default; both forms are equal for a Gaussian log-probability."""
 
+    variance: Literal["released", "exact"] = field(default="released", metadata=LATE)
+    """How the first steps get their variance, the integral of eta^2 s / (1 - s), which diverges at sigma = 1.
+
+    `released`: 1 - sigma is at least `SIGNAL_FLOOR` in the integral's logarithm, as in the released code. The first
+    step's variance then shrinks with more steps or a larger shift and vanishes at shift (steps - 1) = 331: from 68
+    steps with shift 5, 49 with shift 7 and 38 with shift 9 on, and so with 50 steps for 720p HunyuanVideo-1.5.
+    `exact` works on every schedule: a step from sigma < 1 has the integral itself, without a floor, and the one from
+    sigma = 1 takes FlowGRPO's convention (arXiv:2505.05470, sigma_max): the noise rate's denominator 1 - s is held at
+    the step's end, eta^2 (1 - sigma_next) / (1 - sigma_next) = eta^2 for every schedule. The two differ only in steps
+    that begin above 1 - `SIGNAL_FLOOR`: with 20 steps and shift 5 in the first alone, 1.23 eta^2 against eta^2.
+    Departs: `exact` is neither in the paper nor in its code; rows that use it need a label.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variance not in ("released", "exact"):
+            raise BenchError(f"SAGEGRPO: variance is {self.variance!r}; choose one of 'released', 'exact'.")
+
     def transition(
         self,
         x: Float[Tensor, "b ..."],
@@ -49,20 +72,40 @@ class SAGEGRPO(Method):
     ) -> Gaussian:
         """One step with variance eta^2 [ln((1 - sigma_next) / (1 - sigma)) - (sigma - sigma_next)].
 
-        That is the integral of eta^2 s / (1 - s) from sigma_next to sigma, with 1 - sigma at least `SIGNAL_FLOOR` in
-        the logarithm. Where the floor makes it zero or negative (sigma_next above about 0.997: many steps or a large
-        shift), `BenchError`.
+        That is the integral of eta^2 s / (1 - s) from sigma_next to sigma; see `variance` for sigma near 1. Where the
+        released floor makes it zero or negative, `BenchError`.
         """
         now, after = sigma.double(), sigma_next.double()
-        variance = self.eta**2 * (torch.log((1 - after) / (1 - now).clamp_min(SIGNAL_FLOOR)) - (now - after))
-        if self.eta > 0 and not bool((variance > 0).all()):
-            i = int((~(variance > 0)).nonzero()[0])
+        if self.variance == "released":
+            integral = torch.log((1 - after) / (1 - now).clamp_min(SIGNAL_FLOOR)) - (now - after)
+        else:
+            need_first_sigma("SAGE-GRPO", now, after)
+            inside = torch.where(now == 1, after, now)
+            integral = torch.log((1 - after) / (1 - inside)) - (inside - after)
+            integral = torch.where((now == 1) & (after < 1), torch.ones_like(now), integral)
+        wrong = ~(integral > 0)
+        if self.eta > 0 and bool(wrong.any()):
+            i = int(wrong.nonzero()[0])
             raise BenchError(
-                f"SAGE-GRPO's variance is {variance[i]:.3g}, not positive, for the step from sigma {now[i]:.6f} to "
-                f"{after[i]:.6f}: the first step must reach below about 0.997, so use fewer steps or a smaller shift "
-                "(at most 67 steps with shift 5, 48 with shift 7, 37 with shift 9)."
+                f"SAGE-GRPO's variance is {self.eta**2 * integral[i]:.3g}, not positive, for the step from sigma "
+                f"{now[i]:.6f} to {after[i]:.6f}: the first step must reach below about 0.997, so use fewer steps or "
+                "a smaller shift (at most 67 steps with shift 5, 48 with shift 7, 37 with shift 9), or set the row's "
+                "params to {variance: exact}."
             )
-        return sde_step(x, v, sigma, sigma_next, variance)
+        return sde_step(x, v, sigma, sigma_next, self.eta**2 * integral)
+
+    def stochastic(self, sigmas: Float[Tensor, "t1"], update: int, rng: torch.Generator) -> Bool[Tensor, "t"]:
+        """All steps; a schedule whose first step has no variance is refused here with the number of steps to use."""
+        steps, rest = len(sigmas) - 1, 1 - float(sigmas[1])
+        if self.variance == "released" and self.eta > 0 and rest <= LEAST_REST and steps > 1:
+            shift = (1 / rest - 1) / (steps - 1) if rest > 0 else math.inf
+            most = max(1, math.floor(1 + (1 / LEAST_REST - 1) / shift))
+            raise BenchError(
+                f"SAGE-GRPO's first step has no variance on this schedule ({steps} steps, shift {shift:.3g}): set "
+                f"budget.steps to at most {most} at this shift, use a smaller shift, or set the row's params to "
+                "{variance: exact}."
+            )
+        return super().stochastic(sigmas, update, rng)
 
     def divergence(
         self, step: Gaussian, ref: Gaussian, sigma: Float[Tensor, "b"], sigma_next: Float[Tensor, "b"]

@@ -161,31 +161,6 @@ def test_dry_run_prints_rows_and_costs_and_trains_nothing(capsys: pytest.Capture
     assert "time: unknown until one run of this suite has finished" in out
 
 
-def test_check_names_each_method_and_what_it_passed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "flow_grpo", "cps"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines] == ["flow_grpo", "cps"]
-    assert all("11 checks passed" in line and "affine in v" in line for line in lines)
-
-
-def test_check_of_a_broken_method_fails_and_goes_on(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "crooked.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from methods.flow_grpo import FlowGRPO\n"
-        "@dataclass(frozen=True, kw_only=True)\n"
-        "class Crooked(FlowGRPO):\n"
-        "    def surrogate(self, logp_new, logp_old, adv):\n"
-        "        return adv * (logp_new - logp_old).exp()\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    assert main(["check", "crooked:Crooked", "cps"]) == 1
-    first, second = capsys.readouterr().out.splitlines()
-    assert "crooked:Crooked fails the check 'surrogate'" in first
-    assert second.startswith("cps: 11 checks passed")
-
-
 @pytest.mark.parametrize("words", [["run", "suite.yaml", "--fast"], ["check"], ["fly"], []])
 def test_arguments_that_mean_nothing_are_refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.api import BenchError, Gaussian, Method, Rewards, latent_mean
-from bench.conformance import CHECKS, check_method
+from bench.conformance import CHECKS, broken, check_method
 from bench.flow import euler, sde_step, sigma_schedule
 from methods.cps import CPS
 from methods.dance_grpo import DanceGRPO
@@ -29,7 +29,7 @@ OURS = [FlowGRPO, DanceGRPO, CPS, SAGEGRPO]
 @pytest.mark.usefixtures("global_random_state_is_left_alone")
 def test_our_methods_conform(cls: Any, equalizer: str, eta: float) -> None:
     passed = check_method(cls(eta=eta, equalizer=equalizer), sigma_schedule(16, 5.0))
-    assert set(CHECKS) < set(passed)
+    assert passed == CHECKS
 
 
 @pytest.mark.parametrize("cls", OURS)
@@ -189,7 +189,60 @@ class ManyTrainSteps(Sound):
         return torch.arange(len(sigmas) - 1)
 
 
+class NoisyAtZero(Sound):
+    def transition(self, x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor) -> Gaussian:
+        return sde_step(x, v, sigma, sigma_next, 0.09 * (sigma.double() - sigma_next.double()))
+
+
+class DriftsWithoutNoise(Sound):
+    def transition(self, x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor) -> Gaussian:
+        step = super().transition(x, v, sigma, sigma_next)
+        return Gaussian(step.mean + 0.01 * x, step.std)
+
+
+class QuietButBent(Sound):
+    def transition(self, x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor) -> Gaussian:
+        step = super().transition(x, v, sigma, sigma_next)
+        return Gaussian(step.mean + 0.01 * x * self.eta, torch.where(sigma == 1, 0.0, step.std))
+
+
+class SortsRewards(Sound):
+    def advantages(self, rewards: Rewards) -> Tensor:
+        rewards["a"].sub_(1.0)
+        return super().advantages(rewards)
+
+
+class NoEpsilon(Sound):
+    def advantages(self, rewards: Rewards) -> Tensor:
+        total = rewards.total()
+        return ((total - total.mean(1, keepdim=True)) / total.std(1, correction=0, keepdim=True))[None]
+
+
+class Unnamed(Sound):
+    paper: ClassVar[str] = " "
+
+
+class SetsTheSeed(Sound):
+    seed = 3
+
+
+CALLS = iter(range(1000))
+
+
+class CountsCalls(Sound):
+    def step_weights(self, sigmas: Tensor) -> Tensor:
+        return torch.full((len(sigmas) - 1,), float(next(CALLS)))
+
+
 FAULTS = {
+    NoisyAtZero: ("no-noise limit", "eta 0 leaves noise"),
+    DriftsWithoutNoise: ("no-noise limit", "not the Euler step"),
+    QuietButBent: ("no-noise limit", "a step with std 0 is not the Euler step"),
+    SortsRewards: ("purity", "advantages changes its inputs"),
+    NoEpsilon: ("credit", "a group with equal rewards is not finite"),
+    Unnamed: ("paper", "add paper: ClassVar"),
+    SetsTheSeed: ("no budget field", "sets seed"),
+    CountsCalls: ("determinism", "two calls of step_weights"),
     NotAffine: ("affine in v", "not affine"),
     StdFromV: ("affine in v", "std depends on v"),
     InfiniteAtOne: ("transition", "std is not finite"),
@@ -197,13 +250,13 @@ FAULTS = {
     AlwaysDouble: ("transition", "float32 in gives torch.float64"),
     WholeBatch: ("independent samples", "depends on the other samples"),
     FirstIsSpecial: ("independent samples", "place in the batch"),
-    Detached: ("log_prob", "no gradient"),
-    InPlace: ("pure and deterministic", "changes its inputs"),
-    OwnNoise: ("pure and deterministic", "differ"),
-    PythonNoise: ("pure and deterministic", "differ"),
+    Detached: ("gradient reaches v", "no gradient"),
+    InPlace: ("purity", "transition changes its inputs"),
+    OwnNoise: ("determinism", "two calls of transition with the same inputs differ"),
+    PythonNoise: ("determinism", "differ"),
     SeedsTorch: ("no global randomness", "global random state"),
     DrawsNumpy: ("no global randomness", "global random state"),
-    SchedulesInPlace: ("pure and deterministic", "changes the schedule"),
+    SchedulesInPlace: ("purity", "step_weights changes its inputs"),
     OneWeightTooMany: ("step_weights", "shape"),
     NegativeWeight: ("step_weights", "negative"),
     LogProbPerElement: ("log_prob", "shape"),
@@ -217,6 +270,10 @@ FAULTS = {
 }
 
 
+for faulty in FAULTS:
+    dataclass(frozen=True, kw_only=True)(faulty)
+
+
 def test_the_sound_method_conforms() -> None:
     check_method(Sound())
 
@@ -228,6 +285,39 @@ def test_a_broken_method_is_named_with_its_fault(cls: type[Sound]) -> None:
         check_method(cls())
     assert f"{cls.__name__} fails the check '{check}'" in str(error.value)
     assert found in str(error.value)
+
+
+class Undecorated(Sound):
+    width: int = 2
+
+
+class NoPaper(Method):
+    eta: float = 0.3
+
+    def transition(self, x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor) -> Gaussian:
+        return Gaussian(euler(x, v, sigma, sigma_next), torch.zeros(len(x)).to(x))
+
+
+dataclass(frozen=True, kw_only=True)(NoPaper)
+
+
+@pytest.mark.parametrize(
+    ("cls", "sentence"),
+    [(Undecorated, "@dataclass\\(frozen=True, kw_only=True\\)"), (NoPaper, "class variable 'paper' is missing")],
+)
+def test_a_class_without_its_declarations_is_refused(cls: type[Method], sentence: str) -> None:
+    with pytest.raises(BenchError, match=sentence):
+        check_method(cls())
+
+
+def test_all_broken_promises_are_found_and_none_spoils_another() -> None:
+    """A method that changes its inputs, and one whose transition raises, still get every other check."""
+    sigmas = sigma_schedule(10, 5.0)
+    assert [finding.check for finding in broken(InPlace(), sigmas)] == ["purity"]
+    assert {finding.check for finding in broken(OwnNoise(), sigmas)} >= {"determinism", "no global randomness"}
+    refused = list(broken(SAGEGRPO(), sigma_schedule(50, 9.0)))
+    assert [finding.check for finding in refused] == ["transition", "steps"]
+    assert isinstance(refused[0].cause, BenchError)
 
 
 def test_a_field_of_the_budget_is_refused_at_class_creation() -> None:

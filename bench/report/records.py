@@ -168,7 +168,7 @@ def compared(run: Run) -> dict[str, Any]:
     return {
         "suite": record.suite,
         "prompts digest": record.prompts_digest,
-        **{key: record.config.get(key) for key in EQUAL_SETTINGS},
+        **{key: _given(record.config.get(key)) for key in EQUAL_SETTINGS},
         "backbone fingerprint": record.backbone,
         "evaluator fingerprints": record.evaluators,
         "budget": record.budget,
@@ -176,6 +176,11 @@ def compared(run: Run) -> dict[str, Any]:
         "scored videos": run.videos,
         "metrics": list(run.cells.columns),
     }
+
+
+def _given(setting: Any) -> Any:
+    """A setting without the options that are off: a record made before an option existed has it off."""
+    return {k: v for k, v in setting.items() if v is not None} if isinstance(setting, Mapping) else setting
 
 
 def unlike(suite: Suite, other: Suite, ignoring: Sequence[str] = ()) -> str | None:
