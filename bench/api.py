@@ -131,8 +131,10 @@ class Method(ABC):
 
     # credit ---------------------------------------------------------------------------------------------------
     def advantages(self, rewards: Rewards) -> Float[Tensor, "k p g"]:
-        """One or more advantages per sample; the default is the suite's closed-division rule on the weighted sum."""
+        """One or more advantages per sample; by default the suite's rule on the weighted sum or on each reward."""
         rewards.check()
+        if rewards.rule.std == "each":
+            return torch.stack([rule_advantages(rewards[name], rewards.rule) for name in rewards.weights])
         return rule_advantages(rewards.total(), rewards.rule)[None]
 
     def select(self, adv: Float[Tensor, "k p g"]) -> Bool[Tensor, "p g"]:

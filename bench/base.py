@@ -92,19 +92,27 @@ RESERVED_FIELDS = frozenset(
 
 @dataclass(frozen=True)
 class AdvantageRule:
-    """Closed-division advantage: (r - group mean) / (std + eps), clipped to [-clip, clip]."""
+    """How rewards become advantages: (r - group mean) / (max(std, floor) + eps), clipped to [-clip, clip].
+
+    The closed division has one rule for all rows; the defaults are its. The other options belong to the presets.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    std: Literal["group", "global"] = "group"
+    std: Literal["group", "global", "each"] = "group"
+    """Std of the weighted sum in each group or over the round; or one advantage for each reward, by its group std."""
     ddof: int = 0
     eps: float = 1e-4
     clip: float = 5.0
+    floor: float | None = None
+    """Smallest std that divides; None: whatever it is."""
 
     def __post_init__(self) -> None:
         if self.ddof not in (0, 1):
             raise BenchError(f"advantage.ddof is {self.ddof}: 0 divides by the group size, 1 by one less.")
         if not 0 <= self.eps < math.inf:
             raise BenchError(f"advantage.eps is {self.eps}: set it to a finite value of at least 0.")
+        if self.floor is not None and not 0 < self.floor < math.inf:
+            raise BenchError(f"advantage.floor is {self.floor}: set it to a finite value above 0, or leave it out.")
         if not 0 < self.clip < math.inf:
             raise BenchError(f"advantage.clip is {self.clip}: set it to a finite value above 0.")

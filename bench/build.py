@@ -50,11 +50,16 @@ def make_evaluator(exp: Experiment, name: str) -> Evaluator:
     return plugins.evaluator(name, **params)
 
 
+def rollout_settings(exp: Experiment, seed: int) -> Settings:
+    """What a rollout needs to know of the suite."""
+    return Settings(exp.budget, exp.decode, exp.group_noise, seed, exp.last_step != "untrained")
+
+
 def make_method(exp: Experiment, row: RowSpec, latent_elements: int) -> Method:
     """The row's method under the suite's noise policy, clip range scaled to the latent's size, conformance checked."""
     method = plugins.method(row.method, **row.params)
     sigmas = sigma_schedule(exp.budget.steps, exp.budget.shift)
-    settings = Settings(exp.budget, exp.decode, exp.group_noise, 0)
+    settings = rollout_settings(exp, 0)
     noisy = noisy_steps(method, sigmas, settings, 0)
     trained_steps(method, sigmas, noisy, settings, 0)  # refuses what the first rollout would refuse
     method = noise.apply(method, exp.noise_policy, sigmas, noisy)

@@ -45,7 +45,7 @@ def tied(values: Float[Tensor, "p g"]) -> Bool[Tensor, "p"]:
 
 
 def rule_advantages(values: Float[Tensor, "p g"], rule: AdvantageRule) -> Float[Tensor, "p g"]:
-    """(value - group mean) / (std + eps) of one reward or of their sum, clipped; exactly 0 for a tied group.
+    """(value - group mean) / (max(std, floor) + eps) of a reward or of their sum, clipped; exactly 0 for a tied group.
 
     Departs: the mean of equal numbers is rounded, and a small eps blows that rounding up (an advantage of up to 0.96
       with DanceGRPO's ddof 1 and eps 1e-8), so a tied group's advantage is set to 0 instead of computed.
@@ -54,5 +54,7 @@ def rule_advantages(values: Float[Tensor, "p g"], rule: AdvantageRule) -> Float[
         spread = values.std(correction=rule.ddof)
     else:
         spread = values.std(1, correction=rule.ddof, keepdim=True)
+    if rule.floor is not None:
+        spread = spread.clamp_min(rule.floor)
     adv = ((values - values.mean(1, keepdim=True)) / (spread + rule.eps)).clamp(-rule.clip, rule.clip)
     return torch.where(tied(values)[:, None], torch.zeros_like(adv), adv)

@@ -97,6 +97,8 @@ class Experiment(Part):
     budget: Budget
     decode: Literal["predicted_x0", "final_latent"] = "predicted_x0"
     """What is decoded and rewarded: the last step's predicted x0 (then not trained), or the noisy final latent."""
+    last_step: Literal["trained", "untrained"] | None = None
+    """Whether the last step may train where the final latent is decoded; None: it may, like every noisy step."""
     group_noise: Literal["distinct", "shared"] = "distinct"
     """Initial noise of a group: one per sample, or one per prompt."""
     noise_policy: Annotated[Native | CommonEta | MatchedRSS, Field(discriminator="kind")] = Native()

@@ -25,6 +25,8 @@ class Settings:
     decode: Literal["predicted_x0", "final_latent"]
     group_noise: Literal["distinct", "shared"]
     seed: int
+    train_last: bool = True
+    """Whether the last step may train where it is noisy."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def trained_steps(method: Method, sigmas: Tensor, noisy: Tensor, settings: Setti
     """
     n, rng = settings.budget.train_steps, stream(settings.seed, "train_steps", update)
     name = type(method).__name__
-    candidates = noisy.nonzero()[:, 0]
+    candidates = (noisy if settings.train_last else noisy[:-1]).nonzero()[:, 0]
     if len(candidates) < n:
         raise BenchError(
             f"{name} makes {len(candidates)} of {len(noisy)} steps noisy, but budget.train_steps is {n}: "

@@ -18,7 +18,7 @@ import torch
 
 from bench import store
 from bench.api import Backbone, BenchError, DivergedError, Evaluator, Method, Rewards
-from bench.build import STARTED, Job, make_backbone, make_evaluator, make_method, recorded
+from bench.build import STARTED, Job, make_backbone, make_evaluator, make_method, recorded, rollout_settings
 from bench.config import Experiment
 from bench.credit import tied
 from bench.evaluate import evaluate
@@ -28,7 +28,7 @@ from bench.ledger import Ledger
 from bench.noise import injected_variance
 from bench.provenance import digest, provenance
 from bench.rng import stream
-from bench.rollout import Rollout, Settings, noisy_steps, sample
+from bench.rollout import Rollout, noisy_steps, sample
 from bench.rounds import round_prompts, score_round, shuffled, watch
 from bench.update import Log, Updater
 
@@ -130,7 +130,7 @@ class Trainer:
 
     def schedule(self) -> dict[str, list[float]]:
         """What the method does at each rollout step: the noise it injects, and the equalizer's prediction."""
-        settings = Settings(self.exp.budget, self.exp.decode, self.exp.group_noise, 0)
+        settings = rollout_settings(self.exp, 0)
         sigmas = sigma_schedule(settings.budget.steps, settings.budget.shift)
         noisy = noisy_steps(self.method, sigmas, settings, 0)
         predicted = dataclasses.replace(self.method, equalizer="derived").step_weights(sigmas)
@@ -161,7 +161,7 @@ class Trainer:
         anchors = [name for name, rule in self.policy.anchors().items() if rule.network]
         chosen = round_prompts(exp, prompts, seed, index)
         with ledger.phase("rollout"):
-            settings = Settings(budget, exp.decode, exp.group_noise, seed)
+            settings = rollout_settings(exp, seed)
             rollout = sample(
                 self.backbone, self.method, self.backbone.encode(chosen), settings, index, anchors, ledger
             )

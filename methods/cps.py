@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bench.api import Gaussian, Method, latent_mean
+from bench.api import LATE, Gaussian, Method, latent_mean
 from bench.flow import reverse_step
 
 
@@ -31,6 +31,9 @@ class CPS(Method):
     """Angle of the exchange in quarter turns, at least 0: 0 keeps all of the predicted noise, 1 replaces it; not
     monotone above 1 (1.8 injects what 0.2 does). 0.7 is the default noise level of the released configs."""
 
+    drop_zero_advantages: bool = field(default=False, metadata=LATE)
+    """Whether samples of advantage 0 are left out of the update, as scripts/train_sd3.py does (open division)."""
+
     def transition(
         self,
         x: Float[Tensor, "b ..."],
@@ -42,6 +45,13 @@ class CPS(Method):
         angle, after = self.eta * math.pi / 2, sigma_next.double()
         pull = after * (1 - abs(math.cos(angle)))
         return reverse_step(x, v, sigma, sigma_next, pull, (after * math.sin(angle)) ** 2)
+
+    def select(self, adv: Float[Tensor, "k p g"]) -> Bool[Tensor, "p g"]:
+        """All samples, or those with an advantage.
+
+        Departs: the code pads what it keeps to a multiple of its batches with samples drawn again; here fewer train.
+        """
+        return (adv != 0).any(0) if self.drop_zero_advantages else super().select(adv)
 
     def log_prob(self, step: Gaussian, x_next: Float[Tensor, "b ..."]) -> Float[Tensor, "b"]:
         """-(x_next - mean)^2, averaged over the latent: neither the variance nor any constant, so finite at std 0."""

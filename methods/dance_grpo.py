@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bench.api import Gaussian, Method
+from bench.api import LATE, BenchError, Gaussian, Method
 from bench.flow import sde_step
 
 
@@ -27,6 +27,15 @@ class DanceGRPO(Method):
     eta: float = 0.25
     """Noise rate epsilon_t of the paper, at least 0; 0.25 in the released HunyuanVideo script."""
 
+    extremes: int = field(default=0, metadata=LATE)
+    """Best-of-n selection: how many of the best and how many of the worst samples of each group train; 0: all.
+    The released HunyuanVideo script keeps 4 and 4 of 24 (open division). A group of no more than both keeps all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.extremes < 0:
+            raise BenchError(f"DanceGRPO: extremes is {self.extremes}; set it to a number of samples, or 0 for all.")
+
     def transition(
         self,
         x: Float[Tensor, "b ..."],
@@ -36,3 +45,14 @@ class DanceGRPO(Method):
     ) -> Gaussian:
         """One step with variance eta^2 (sigma - sigma_next)."""
         return sde_step(x, v, sigma, sigma_next, self.eta**2 * (sigma.double() - sigma_next.double()))
+
+    def select(self, adv: Float[Tensor, "k p g"]) -> Bool[Tensor, "p g"]:
+        """All samples, or the `extremes` with the highest and with the lowest summed advantage of each group.
+
+        Departs: the code sorts all samples of a device together; it has one group on each, where the two agree.
+        """
+        if self.extremes == 0:
+            return super().select(adv)
+        rank: Tensor = adv.sum(0).sort(dim=1, stable=True).indices.sort(dim=1).indices
+        keep: Tensor = (rank < self.extremes) | (rank >= adv.shape[2] - self.extremes)
+        return keep

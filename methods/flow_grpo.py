@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bench.api import Gaussian, Method
+from bench.api import LATE, Gaussian, Method
 from bench.flow import need_first_sigma, sde_step
 
 
@@ -29,6 +29,9 @@ class FlowGRPO(Method):
     eta: float = 0.7
     """Noise scale `a` of the paper, at least 0; 0.7 is `sample.noise_level` of the released config/base.py."""
 
+    drop_zero_advantages: bool = field(default=False, metadata=LATE)
+    """Whether samples of advantage 0 are left out of the update, as scripts/train_sd3.py does (open division)."""
+
     def transition(
         self,
         x: Float[Tensor, "b ..."],
@@ -44,6 +47,13 @@ class FlowGRPO(Method):
         need_first_sigma("FlowGRPO", now, after)
         rate = now / (1 - torch.where(now == 1, after, now))
         return sde_step(x, v, sigma, sigma_next, self.eta**2 * (now - after) * rate)
+
+    def select(self, adv: Float[Tensor, "k p g"]) -> Bool[Tensor, "p g"]:
+        """All samples, or those with an advantage.
+
+        Departs: the code pads what it keeps to a multiple of its batches with samples drawn again; here fewer train.
+        """
+        return (adv != 0).any(0) if self.drop_zero_advantages else super().select(adv)
 
     def divergence(
         self, step: Gaussian, ref: Gaussian, sigma: Float[Tensor, "b"], sigma_next: Float[Tensor, "b"]
