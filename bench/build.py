@@ -35,7 +35,8 @@ class Job:
 
     @property
     def label(self) -> str:
-        return "base" if self.row is None else f"{self.row.name} seed {self.seed}"
+        run = "base" if self.row is None else f"{self.row.name} seed {self.seed}"
+        return f"{self.exp.variant}: {run}" if self.exp.variant else run
 
 
 def make_backbone(exp: Experiment) -> Backbone:

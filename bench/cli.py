@@ -77,16 +77,19 @@ def parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     from bench import config, launch
 
-    exp = config.load(args.suite, args.overrides)
+    suites = config.load_all(args.suite, args.overrides)
     if args.dry_run:
-        launch.check(exp)
-        print(launch.describe(exp, launch.jobs(exp, args.results)))
+        for exp in suites:
+            launch.check(exp)
+            print(launch.describe(exp, launch.jobs(exp, args.results)))
         return 0
     if args.processes is not None and args.processes < 1:
         raise BenchError(f"--processes is {args.processes}: give at least 1.")
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a scheduler's stop is handled like Ctrl-C
-    outcome = launch.run(exp, args.results, args.processes)
-    print(f"records: {args.results / exp.suite}; the table: bench table with the same arguments", file=sys.stderr)
+    outcome = launch.run(suites, args.results, args.processes)
+    print(
+        f"records: {args.results / suites[0].study}; the table: bench table with the same arguments", file=sys.stderr
+    )
     if outcome.errors or outcome.failed:
         print(f"{outcome.failed} run(s) failed and {outcome.errors} stopped with an error, see above", file=sys.stderr)
     return 2 if outcome.errors else int(outcome.failed > 0)

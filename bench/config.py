@@ -38,6 +38,7 @@ __all__ = [
     "RowSpec",
     "difference",
     "load",
+    "load_all",
     "packaged",
     "resolve",
 ]
@@ -69,10 +70,46 @@ class UniqueKeys(yaml.SafeLoader):
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
-    """Read a suite's YAML and apply overrides such as `budget.lr=1e-4` or `rows='[{method: cps}]'`."""
+    """Read a suite's YAML and apply overrides such as `budget.lr=1e-4` or `rows='[{method: cps}]'`.
+
+    Of a study (see `load_all`) the override `variant=NAME` picks one variant.
+    """
+    found = load_all(path, overrides)
+    if len(found) > 1:
+        names = ", ".join(exp.variant for exp in found)
+        raise BenchError(f"suite {path} is a study of {len(found)} variants: pick one with variant=NAME ({names}).")
+    return found[0]
+
+
+def load_all(path: Path | str, overrides: Sequence[str] = ()) -> list[Experiment]:
+    """One suite per entry of the YAML's `variants:`, named "study/variant"; the suite itself if there are none.
+
+    A variant's settings stand above the overrides, and merge as those of a suite that extends another.
+    """
     data = _read(Path(path), [])
     for override in overrides:
         _apply(data, override)
+    variants, wanted = data.pop("variants", None), data.pop("variant", None)
+    if variants is None:
+        if wanted is not None:
+            raise BenchError(f"suite {path} has no variants: remove variant={wanted}.")
+        return [_validated(path, data)]
+    if not (isinstance(variants, dict) and variants and all(isinstance(v, dict) for v in variants.values())):
+        raise BenchError(f"suite {path}: 'variants' is no mapping of names to settings, such as 'a: {{decode: ...}}'.")
+    if wanted is not None and wanted not in variants:
+        raise BenchError(f"suite {path} has no variant {wanted!r}: choose one of {', '.join(map(str, variants))}.")
+    for name, settings in variants.items():
+        odd = sorted({"suite", "seeds", "rows", "variants", "extends"} & settings.keys())
+        if odd:
+            raise BenchError(f"suite {path}: variant {name!r} sets {odd[0]!r}, which all variants share; move it up.")
+    return [
+        _validated(path, {**_merged(data, settings), "suite": f"{data.get('suite')}/{name}"})
+        for name, settings in variants.items()
+        if wanted in (None, name)
+    ]
+
+
+def _validated(path: Path | str, data: dict[str, Any]) -> Experiment:
     try:
         return Experiment.model_validate(data)
     except ValidationError as cause:
@@ -101,13 +138,16 @@ def _read(path: Path, above: list[Path]) -> dict[str, Any]:
     other = path.parent / str(parent)
     if other in above:
         raise BenchError(f"suite {path} extends {parent}, which extends it in turn: remove one 'extends:'.")
-    base = _read(other, [*above, path])
-    merged = {
+    return _merged(_read(other, [*above, path]), data)
+
+
+def _merged(base: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    both = {
         key: {**base[key], **data[key]}
         for key in MERGED
         if isinstance(base.get(key), dict) and isinstance(data.get(key), dict)
     }
-    return {**base, **data, **merged}
+    return {**base, **data, **both}
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

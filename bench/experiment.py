@@ -92,13 +92,16 @@ HunyuanVideo-1.5 with 81 frames, for which the methods' clip ranges are stated."
 class Experiment(Part):
     """One suite: everything that decides its numbers."""
 
-    suite: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    suite: str = Field(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?$")
+    """Name of the suite and of its folder of records; "study/variant" for one variant of a study."""
     backbone: BackboneSpec
     budget: Budget
     decode: Literal["predicted_x0", "final_latent"] = "predicted_x0"
     """What is decoded and rewarded: the last step's predicted x0 (then not trained), or the noisy final latent."""
     last_step: Literal["trained", "untrained"] | None = None
     """Whether the last step may train where the final latent is decoded; None: it may, like every noisy step."""
+    uncond_branch: Literal["trained", "detached"] | None = None
+    """Whether guidance's branch of the empty prompt gets gradients (FlowGRPO, DanceGRPO: detached); None: it does."""
     group_noise: Literal["distinct", "shared"] = "distinct"
     """Initial noise of a group: one per sample, or one per prompt."""
     noise_policy: Annotated[Native | CommonEta | MatchedRSS, Field(discriminator="kind")] = Native()
@@ -140,6 +143,16 @@ class Experiment(Part):
                 yield f"row {row.name!r} sets params, so give it a 'label:' that says so."
         if len(set(self.seeds)) < len(self.seeds):
             yield f"seeds {self.seeds} hold one twice; a seed is one training run."
+
+    @property
+    def variant(self) -> str:
+        """The variant's name; "" for a suite that is none."""
+        return self.suite.partition("/")[2]
+
+    @property
+    def study(self) -> str:
+        """Name of the study that the variant belongs to, or of the suite itself."""
+        return self.suite.partition("/")[0]
 
     @property
     def judges(self) -> list[str]:

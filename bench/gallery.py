@@ -18,7 +18,7 @@ from bench.build import make_backbone, make_evaluator
 from bench.config import Experiment
 from bench.rng import stream
 from bench.sample import heldout
-from bench.train import POLICY
+from bench.sharing import POLICY
 
 SIDE = 112
 """Least width of an enlarged video, pixels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -14,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import plugins, store
+from bench import plugins, sharing, store
 from bench.base import BenchError
-from bench.build import PATHS, STARTED, Job, make_method
-from bench.config import Experiment, difference, packaged, resolve
+from bench.build import PATHS, STARTED, Job, make_method, recorded
+from bench.config import Experiment, RowSpec, difference, packaged, resolve
 from bench.kl import kl_policy
 from bench.ledger import guidance_multiplicity, planned
 from bench.progress import Progress, say
@@ -52,9 +53,15 @@ def _checkpoint_digest(name: str) -> Any:
 
 
 def jobs(exp: Experiment, results: Path) -> list[Job]:
-    """The base and rows x seeds (seed by seed), each with its digest. Every name and parameter is checked here."""
+    """The base and rows x seeds (seed by seed), each with its digest. Every name and parameter is checked here.
+
+    A row counts by what it does, not by what it is called: its method's parameters after the suite's noise policy,
+    and its KL policy's, all defaults filled in. Rows of two suites that do the same share their runs (bench/sharing).
+    """
+    common = exp.shared()
+    del common["noise_policy"]
     shared = {
-        "shared": exp.shared(),
+        "shared": common,
         "prompts": exp.check_prompts(),
         "checkpoints": checkpoint_digests(exp),
         "sources": source_digest(),
@@ -67,9 +74,16 @@ def jobs(exp: Experiment, results: Path) -> list[Job]:
     for seed in exp.seeds:
         for row in exp.rows:
             method_source = plugins.source("methods", row.method)
-            key = {**shared, "row": row.model_dump(mode="json"), "seed": seed, "method": method_source}
+            key = {**shared, "row": _identity(exp, row), "seed": seed, "method": method_source}
             found.append(Job(exp, row, seed, store.run_folder(suite, row.name, seed), digest(key)))
     return found
+
+
+def _identity(exp: Experiment, row: RowSpec) -> dict[str, Any]:
+    """What a row does: the clip range stands as it is before the harness scales it to the latent's size."""
+    kl = dataclasses.asdict(kl_policy(row.kl_spec.name, **row.kl_spec.params))
+    method = make_method(exp.model_copy(update={"clip_reference_size": None}), row, 1)
+    return {"method": row.method, "params": recorded(method), "kl": row.kl_spec.name, "kl_params": kl}
 
 
 def check(exp: Experiment) -> None:
@@ -197,20 +211,31 @@ class Outcome:
     errors: int = 0
 
 
-def run(exp: Experiment, results: Path, processes: int | None = None) -> Outcome:
-    """Do every unfinished run.
+def run(suites: Sequence[Experiment], results: Path, processes: int | None = None) -> Outcome:
+    """Do every unfinished run of a suite, or of all variants of a study.
 
     One run's error leaves the others going; the caller turns the outcome into an exit code.
     """
-    found = jobs(exp, results)
-    check(exp)
+    for exp in suites:
+        check(exp)
+    found = [job for exp in suites for job in jobs(exp, results)]
     todo, outcome = unfinished(found), Outcome()
     done = [job for job in found if job not in todo]
     outcome.failed = sum(store.read_record(job.folder).status == "failed" for job in done)
     if done:
-        say(f"{len(done)} of {len(found)} runs are finished already under {results / exp.suite}")
-    if not todo:
-        return outcome
+        say(f"{len(done)} of {len(found)} runs are finished already under {results / suites[0].study}")
+    left = sharing.fill(todo, results)
+    if len(left) < len(todo):
+        say(f"{len(todo) - len(left)} runs are shared with other suites under {results}")
+    todo = sharing.first_of_each(left)
+    if todo:
+        _do(todo, processes, outcome)
+        twins = [job for job in left if job not in todo]
+        outcome.finished += len(twins) - len(sharing.fill(twins, results))
+    return outcome
+
+
+def _do(todo: Sequence[Job], processes: int | None, outcome: Outcome) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers: two threads collapse when processes compete
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
@@ -227,7 +252,6 @@ def run(exp: Experiment, results: Path, processes: int | None = None) -> Outcome
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-    return outcome
 
 
 def _cost(job: Job) -> tuple[int, int]:

@@ -30,9 +30,10 @@ from bench.provenance import digest, provenance
 from bench.rng import stream
 from bench.rollout import Rollout, noisy_steps, sample
 from bench.rounds import round_prompts, score_round, shuffled, watch
+from bench.sharing import POLICY
 from bench.update import Log, Updater
 
-CHECKPOINT, POLICY = "checkpoint.pt", "policy.safetensors"
+CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_EVERY = 5
 """Updates between checkpoints: a killed run repeats at most this many."""
 RATIO_TOLERANCE = 1e-5
@@ -176,7 +177,8 @@ class Trainer:
         with ledger.phase("monitor"):
             watched = watch(self.evaluators, exp, videos, texts, self.backbone.fps)
         with ledger.phase("update"):
-            updater = Updater(self.backbone, self.method, self.policy, self.optimizer, budget, seed, ledger)
+            both = exp.uncond_branch != "detached"
+            updater = Updater(self.backbone, self.method, self.policy, self.optimizer, budget, seed, ledger, both)
             self.kl_state, log = updater(rollout, rewards, self.kl_state, index)
         if index == 0:
             worst = max(log.ratio_error.values())
@@ -200,6 +202,7 @@ class Trainer:
             "kl_weight": self.policy.weights(self.kl_state),
             "grad_norm": log.grad_norm,
             "grad_norm_of_step": {str(step): norm for step, norm in log.grad_norm_of_step.items()},
+            **({} if log.kl_gradient is None else {"kl_gradient": log.kl_gradient}),
             "ratio_error": max(log.ratio_error.values()),
             "clipped_share": log.clipped / log.count,
             "trained_steps": rollout.view.steps.tolist(),

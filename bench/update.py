@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,10 @@ from bench.kl import KLPolicy
 from bench.ledger import TRAIN_COST, Ledger, guidance_multiplicity
 from bench.rng import stream
 from bench.rollout import Rollout, micro_batches
+
+PROBE_EVERY = 3
+"""Updates between two measurements of the KL term's share of the gradient: coprime to the usual refreshes of an
+anchor (10), so that all of its ages are sampled."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Log:
     """Norm of each optimizer step's gradient before clipping."""
     grad_norm_of_step: dict[int, float] = field(default_factory=dict)
     """Norm of what each trained step adds to the gradient of the first optimizer step: its weight and KL included."""
+    kl_gradient: dict[str, float] | None = None
+    """Norms of the two parts of the first optimizer step's gradient, "kl" (weighted) and "policy" (all the rest)."""
 
     def add(self, **values: Tensor | float) -> None:
         for name, value in values.items():
@@ -66,6 +72,51 @@ class Log:
 
     def means(self) -> dict[str, float]:
         return {name: value / self.count for name, value in self.sums.items()}
+
+
+def gradients(backbone: Backbone) -> list[Tensor | None]:
+    """A copy of every trained parameter's gradient."""
+    return [None if p.grad is None else p.grad.clone() for p in backbone.parameters()]
+
+
+def gained(backbone: Backbone, before: Sequence[Tensor | None]) -> float:
+    """Norm of what the gradient gained since `before`."""
+    return norm(
+        p.grad if old is None else p.grad - old
+        for p, old in zip(backbone.parameters(), before, strict=True)
+        if p.grad is not None
+    )
+
+
+def norm(parts: Iterable[Tensor]) -> float:
+    """Euclidean norm over all tensors together; 0 for none."""
+    norms = [torch.linalg.vector_norm(part) for part in parts]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+
+class KLProbe:
+    """Splits the gradient of one optimizer step into the weighted KL term's part and the rest.
+
+    The KL's part is a backward pass of its own, so it is taken at some updates only (`PROBE_EVERY`).
+    """
+
+    def __init__(self, backbone: Backbone):
+        self._backbone = backbone
+        self._kl: list[Tensor | None] = [None for _ in backbone.parameters()]
+
+    def add(self, kl: Float[Tensor, ""]) -> None:
+        """Add the gradient of one micro-batch's KL; its graph stays usable."""
+        parts = torch.autograd.grad(kl, list(self._backbone.parameters()), retain_graph=True, allow_unused=True)
+        self._kl = [
+            old if new is None else new if old is None else old + new for old, new in zip(self._kl, parts, strict=True)
+        ]
+
+    def norms(self) -> dict[str, float] | None:
+        """Norms of both parts, once the whole gradient stands in the parameters; None without a KL term."""
+        if all(part is None for part in self._kl):
+            return None
+        kl = [part for part in self._kl if part is not None]
+        return {"kl": norm(kl), "policy": gained(self._backbone, self._kl)}
 
 
 @dataclass(frozen=True)
@@ -83,6 +134,8 @@ class Updater:
     budget: Budget
     seed: int
     ledger: Ledger
+    uncond_grad: bool = True
+    """Whether gradients flow through the unconditional branch of guidance too."""
 
     def __call__(
         self, rollout: Rollout, rewards: Rewards, kl_state: Mapping[str, Any], index: int
@@ -91,31 +144,19 @@ class Updater:
         credit, state, log = Credit.of(self.method, rewards), dict(kl_state), Log()
         for number, rows in enumerate(self._minibatches(index)):
             self.optimizer.zero_grad(set_to_none=True)
+            first = number == 0
+            probe = KLProbe(self.backbone) if first and index % PROBE_EVERY == PROBE_EVERY - 1 else None
             for n in range(len(rollout.view.steps)):
-                before = self._gradients() if number == 0 else []
-                terms = self._backward(rollout, credit, n, rows, self.policy.weights(state), log, number == 0)
-                if number == 0:
-                    log.grad_norm_of_step[int(rollout.view.steps[n])] = self._added(before)
+                before = gradients(self.backbone) if first else []
+                terms = self._backward(rollout, credit, n, rows, self.policy.weights(state), log, first, probe)
+                if first:
+                    log.grad_norm_of_step[int(rollout.view.steps[n])] = gained(self.backbone, before)
                 state = self.policy.next_state(state, terms)
+            if probe is not None:
+                log.kl_gradient = probe.norms()
             log.grad_norm.append(self._step(index))
         self.ledger.spend("updates", 1)
         return state, log
-
-    def _gradients(self) -> list[Tensor | None]:
-        return [None if p.grad is None else p.grad.clone() for p in self.backbone.parameters()]
-
-    def _added(self, before: list[Tensor | None]) -> float:
-        """Norm of what the gradient gained since `before`."""
-        gained = [
-            p.grad if old is None else p.grad - old
-            for p, old in zip(self.backbone.parameters(), before, strict=True)
-            if p.grad is not None
-        ]
-        return (
-            float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gained])))
-            if gained
-            else 0.0
-        )
 
     def _minibatches(self, index: int) -> list[Tensor]:
         """Samples of each optimizer step: all in order for one, otherwise a split of a seeded permutation."""
@@ -134,6 +175,7 @@ class Updater:
         factors: Mapping[Any, float],
         log: Log,
         first: bool,
+        probe: KLProbe | None,
     ) -> dict[str, float]:
         """Gradient of trained step n over one minibatch, micro-batch by micro-batch; the means of its KL terms."""
         terms: dict[str, float] = dict.fromkeys(factors, 0.0)
@@ -142,10 +184,13 @@ class Updater:
             raise DivergedError("select keeps no sample of a minibatch: use fewer minibatches, or keep more samples.")
         for part in micro_batches(len(rows), self.budget.micro_batch):
             piece = rows[part]
-            loss, found = self._loss(rollout, credit, n, piece, factors, log, first)
+            policy_loss, kl, found = self._loss(rollout, credit, n, piece, factors, log, first)
+            loss = policy_loss if kl is None else policy_loss + kl
             if not torch.isfinite(loss):
                 step = int(rollout.view.steps[n])
                 raise DivergedError(f"loss at step {step} is not finite: lower budget.lr, or look at the rewards.")
+            if probe is not None and kl is not None:
+                probe.add(kl / trained)
             (loss / trained).backward()
             self.ledger.spend("nfe_train", TRAIN_COST * len(piece) * guidance_multiplicity(self.budget.guidance))
             for name, value in found.items():
@@ -162,19 +207,20 @@ class Updater:
         factors: Mapping[Any, float],
         log: Log,
         first: bool,
-    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, "b"]]]:
-        """Loss summed over the samples of one micro-batch, and its KL terms per sample."""
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None, dict[str, Float[Tensor, "b"]]]:
+        """Policy loss and weighted KL, summed over the samples of one micro-batch, and the KL terms per sample."""
         i = int(rollout.view.steps[n])
         x, old = rollout.x[n][rows], rollout.logp_old[n][rows]
         sigma, sigma_next = rollout.sigmas[i].expand(len(rows)), rollout.sigmas[i + 1].expand(len(rows))
-        v = self.backbone.velocity(x, sigma, rollout.cond.take(rows.tolist()), self.budget.guidance)
+        v = self.backbone.velocity(x, sigma, rollout.cond.take(rows.tolist()), self.budget.guidance, self.uncond_grad)
         step = self.method.transition(x, v, sigma, sigma_next)
         new = self.method.log_prob(step, rollout.x_next[n][rows])
         pairs = zip(credit.weights, credit.adv[:, rows], strict=True)
         surrogate = torch.stack([w * self.method.surrogate(new, old, adv) for w, adv in pairs]).sum(0)
         counts = credit.keep[rows].to(surrogate.dtype)
-        loss = policy_loss = (surrogate * rollout.view.weight[n] * counts).sum()
+        policy_loss = (surrogate * rollout.view.weight[n] * counts).sum()
         terms: dict[str, Tensor] = {}
+        kl = None
         for name, factor in factors.items():
             if name == "stepwise":
                 terms[name] = old - new
@@ -182,14 +228,15 @@ class Updater:
                 (velocities,) = rollout.anchors.values()
                 reference = self.method.transition(x, velocities[n][rows], sigma, sigma_next)
                 terms[name] = self.method.divergence(step, reference, sigma, sigma_next)
-            loss = loss + factor * (terms[name] * counts).sum()
+            weighted = factor * (terms[name] * counts).sum()
+            kl = weighted if kl is None else kl + weighted
         error = (torch.exp(new.detach() - old) - 1).abs()
         log.count += len(rows)
         log.clipped += int((error > self.method.clip_range).sum())
         log.add(policy_loss=policy_loss.detach(), log_prob=new.detach().sum())
         if first:
             log.ratio_error[i] = max(log.ratio_error.get(i, 0.0), float(error.max()))
-        return loss, terms
+        return policy_loss, kl, terms
 
     def _step(self, index: int) -> float:
         """Clip, check and apply the gradient; its norm before clipping."""

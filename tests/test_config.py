@@ -174,6 +174,62 @@ def test_a_missing_parent_suite_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(path.name for path in NANO.parent.glob("*.yaml")))
 def test_every_suite_that_comes_with_the_project_loads(name: str) -> None:
-    exp = config.load(NANO.parent / name)
-    assert exp.suite == name.removesuffix(".yaml")
-    launch.check(exp)
+    for exp in config.load_all(NANO.parent / name):
+        assert exp.study == name.removesuffix(".yaml")
+        launch.check(exp)
+
+
+STUDY = """
+extends: {nano}
+suite: noise
+seeds: [0]
+variants:
+  native: {{}}
+  quiet: {{noise_policy: {{kind: common_eta, eta: 0.1}}, budget: {{lr: 1.0e-3}}}}
+"""
+
+
+def study(tmp_path: Path, text: str = STUDY) -> Path:
+    path = tmp_path / "noise.yaml"
+    path.write_text(text.format(nano=NANO), encoding="utf-8")
+    return path
+
+
+def test_a_study_is_one_suite_per_variant(tmp_path: Path) -> None:
+    native, quiet = config.load_all(study(tmp_path), ["budget.updates=7", "seeds=[4]"])
+    assert (native.suite, native.study, native.variant) == ("noise/native", "noise", "native")
+    assert (quiet.suite, quiet.variant, quiet.budget.lr) == ("noise/quiet", "quiet", 1e-3)
+    assert native.budget.lr == config.load(NANO).budget.lr
+    assert native.budget.updates == quiet.budget.updates == 7, "an override reaches every variant"
+    assert native.seeds == quiet.seeds == [4]
+    assert (native.noise_policy.kind, quiet.noise_policy.kind) == ("native", "common_eta")
+
+
+def test_one_variant_of_a_study_can_be_picked(tmp_path: Path) -> None:
+    assert config.load(study(tmp_path), ["variant=quiet"]).suite == "noise/quiet"
+    with pytest.raises(BenchError, match=r"is a study of 2 variants: pick one with variant=NAME \(native, quiet\)"):
+        config.load(study(tmp_path))
+    with pytest.raises(BenchError, match="has no variant 'loud': choose one of native, quiet"):
+        config.load_all(study(tmp_path), ["variant=loud"])
+    with pytest.raises(BenchError, match="has no variants: remove variant=quiet"):
+        config.load_all(NANO, ["variant=quiet"])
+
+
+@pytest.mark.parametrize("key", ["seeds: [1]", "rows: [{method: cps}]", "suite: other"])
+def test_variants_share_name_seeds_and_rows(tmp_path: Path, key: str) -> None:
+    text = STUDY + f"  odd: {{{{{key.replace('{', '{{').replace('}', '}}')}}}}}\n"
+    with pytest.raises(BenchError, match=rf"variant 'odd' sets '{key.partition(':')[0]}', which all variants share"):
+        config.load_all(study(tmp_path, text))
+
+
+@pytest.mark.parametrize("variants", ["[a, b]", "{}", "{a: 3}"])
+def test_variants_are_a_mapping_of_settings(tmp_path: Path, variants: str) -> None:
+    path = tmp_path / "noise.yaml"
+    path.write_text(f"extends: {NANO}\nsuite: noise\nvariants: {variants}\n", encoding="utf-8")
+    with pytest.raises(BenchError, match="'variants' is no mapping of names to settings"):
+        config.load_all(path)
+
+
+def test_a_mistake_in_a_variant_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="unknown key 'decod'; did you mean 'decode'"):
+        config.load_all(study(tmp_path, STUDY + "  odd: {{decod: final_latent}}\n"))

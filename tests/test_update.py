@@ -15,7 +15,7 @@ from bench.api import BenchError, Budget, DivergedError, Method, Rewards
 from bench.kl import KLPolicy, kl_policy
 from bench.ledger import Ledger, planned
 from bench.rollout import Rollout, Settings, sample
-from bench.update import Credit, Log, Updater
+from bench.update import PROBE_EVERY, Credit, Log, Updater
 from methods.cps import CPS
 from methods.dance_grpo import DanceGRPO
 from methods.flow_grpo import FlowGRPO
@@ -55,6 +55,7 @@ def go(
     given: Rewards | None = None,
     state: dict[str, Any] | None = None,
     start: float = 0.0,
+    index: int = 0,
     **changes: Any,
 ) -> Round:
     """A rollout of the base (shifted by `start`), then one update by plain gradient descent at rate 1."""
@@ -71,7 +72,7 @@ def go(
         backbone, method, policy, torch.optim.SGD(backbone.parameters(), lr=1.0), budget, seed=0, ledger=ledger
     )
     given = given or rewards(budget.prompts, budget.group_size)
-    done, log = updater(rollout, given, state or policy.init_state(), 0)
+    done, log = updater(rollout, given, state or policy.init_state(), index)
     return Round(backbone, rollout, ledger, done, log)
 
 
@@ -397,3 +398,61 @@ def test_the_gradient_norms_of_the_steps_are_those_of_their_parts() -> None:
         alone = go(Alone())
         assert whole.log.grad_norm_of_step[step] == pytest.approx(float(alone.gradient().norm()), rel=1e-5)
         assert list(whole.log.grad_norm_of_step)[n] == step
+
+
+PROBED = PROBE_EVERY - 1
+
+
+@pytest.mark.parametrize("micro_batch", [2, 8])
+@pytest.mark.parametrize("name", ["fixed", "stepwise", "dual"])
+def test_the_probe_splits_the_gradient_into_kl_and_policy(name: str, micro_batch: int) -> None:
+    """Against two further updates: one without the KL, whose gradient is the policy's part, and their difference."""
+    params = {"anchor": "fixed"} if name == "dual" else {}
+    policy = kl_policy(name, weight=0.5, controller="constant", **params)
+    both = go(SAGEGRPO(clip_range=LOOSE), policy, start=0.2, index=PROBED, micro_batch=micro_batch)
+    alone = go(SAGEGRPO(clip_range=LOOSE), start=0.2, index=PROBED, micro_batch=micro_batch)
+    assert both.log.kl_gradient is not None
+    assert both.log.kl_gradient["policy"] == pytest.approx(float(alone.gradient().norm()), rel=1e-5)
+    kl = both.gradient() - alone.gradient()
+    assert both.log.kl_gradient["kl"] == pytest.approx(float(kl.norm()), rel=1e-3)
+    assert both.log.kl_gradient["kl"] > 1e-3
+
+
+def test_the_probe_changes_no_gradient() -> None:
+    policy = kl_policy("dual", weight=0.5, controller="constant", anchor="fixed")
+    probed, not_probed = (
+        go(SAGEGRPO(clip_range=LOOSE), policy, start=0.2, index=index, micro_batch=2) for index in (PROBED, 0)
+    )
+    assert not_probed.log.kl_gradient is None
+    assert torch.equal(probed.gradient(), not_probed.gradient())
+
+
+def test_without_a_kl_nothing_is_split() -> None:
+    assert go(FlowGRPO(), index=PROBED).log.kl_gradient is None
+
+
+def test_a_detached_uncond_branch_reaches_the_velocity(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    velocity = ToyBackbone.velocity
+
+    def spy(self: Any, x: Any, sigma: Any, cond: Any, guidance: float, uncond_grad: bool = True) -> Tensor:
+        seen.append(uncond_grad)
+        return velocity(self, x, sigma, cond, guidance, uncond_grad)
+
+    monkeypatch.setattr(ToyBackbone, "velocity", spy)
+    done = go(FlowGRPO())
+    assert all(seen)
+    updater = Updater(
+        done.backbone,
+        FlowGRPO(),
+        kl_policy("none"),
+        torch.optim.SGD(done.backbone.parameters(), lr=1.0),
+        BUDGET,
+        seed=0,
+        ledger=Ledger(),
+        uncond_grad=False,
+    )
+    seen.clear()
+    updater(done.rollout, rewards(2, 4), {}, 0)
+    assert seen == [False] * len(seen)
+    assert seen

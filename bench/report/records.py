@@ -32,7 +32,7 @@ SUMS = {
 PILOT_SEED = 100
 #: Keys of the configuration, beside the budget, that a closed division holds equal.
 EQUAL_SETTINGS = (
-    *("reward", "decode", "last_step", "group_noise", "noise_policy", "advantage", "evaluation"),
+    *("reward", "decode", "last_step", "uncond_branch", "group_noise", "noise_policy", "advantage", "evaluation"),
     *("clip_reference_size", "evaluator_params", "shuffle_rewards"),
 )
 #: The ledger's totals that every run of a closed division spends alike.
