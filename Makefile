@@ -3,6 +3,7 @@
 SUITE ?= bench/configs/nano.yaml
 PYTHON := python3
 BIN := .venv/bin
+ABLATIONS := kl equalizer noise setting decode
 
 # One thread per process: small models run faster, and reductions stay in order.
 export OMP_NUM_THREADS := 1
@@ -11,7 +12,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table table figures test check departures format clean
+.PHONY: help setup reproduce-table ablations table figures test check departures format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -31,6 +32,10 @@ reproduce-table: setup ## train every row of SUITE (default: the nano suite) and
 	@$(BIN)/bench run $(SUITE); status=$$?; \
 	  if [ $$status -gt 1 ]; then exit $$status; fi; \
 	  $(BIN)/bench table $(SUITE) && exit $$status
+
+ablations: setup ## run the five ablation suites on nano (hours; runs they share are trained once), tables and figures
+	@for name in $(ABLATIONS); do suite=bench/configs/nano_$$name.yaml; \
+	  $(BIN)/bench run $$suite && $(BIN)/bench table $$suite && $(BIN)/bench figures $$suite || exit $$?; done
 
 table: setup ## the table of SUITE from the runs that exist
 	$(BIN)/bench table $(SUITE)

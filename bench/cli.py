@@ -85,7 +85,7 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     if args.processes is not None and args.processes < 1:
         raise BenchError(f"--processes is {args.processes}: give at least 1.")
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a scheduler's stop is handled like Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is handled like Ctrl-C
     outcome = launch.run(suites, args.results, args.processes)
     print(
         f"records: {args.results / suites[0].study}; the table: bench table with the same arguments", file=sys.stderr

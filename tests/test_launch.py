@@ -62,7 +62,11 @@ def test_a_stop_ends_the_workers_and_keeps_the_checkpoints(tmp_path: Path) -> No
     """Only the parent is told, as a scheduler does; the runs would go on for minutes."""
     words = ["run", str(nano_suite.NANO), *nano_suite.TINY, "budget.updates=5000", "rows=[{method: cps}]"]
     command = [sys.executable, "-m", "bench.cli", *words, "--results", str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell's `&` and nohup leave it to their children
+    try:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, ignored)
     folder, deadline = tmp_path / "tiny" / "cps-none" / "seed-0", time.monotonic() + 120
     while not (folder / "checkpoint.pt").exists():
         assert process.poll() is None, process.communicate()[1]

@@ -271,3 +271,14 @@ def test_shuffled_rewards_train_another_policy_on_the_same_rewards(tmp_path: Pat
     assert shuffled["reward_group_std"] == pytest.approx(true["reward_group_std"], rel=1e-5)
     first, second = (load_file(tmp_path / name / "policy.safetensors") for name in ("true", "shuffled"))
     assert any(not torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_detached_unconditional_branch_gives_another_gradient(tmp_path: Path) -> None:
+    def first_norm(name: str, *more: str) -> float:
+        run(tiny("budget.updates=1", "budget.guidance=2.0", *more), tmp_path / name)
+        return float(store.read_lines(tmp_path / name / store.TRAIN)[0]["grad_norm"][0])
+
+    trained, detached = first_norm("a"), first_norm("b", "uncond_branch=detached")
+    assert trained > 0
+    assert detached > 0
+    assert abs(trained - detached) > 1e-3 * trained
