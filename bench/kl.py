@@ -83,6 +83,8 @@ class ControlledKL(KLPolicy):
     values above 1.5 times the target multiplies the coefficient by 0.9, below half of the target by 1.1. The target is
     `weight` itself, as released. `usual`: the same with the two reactions swapped, so that too much KL strengthens the
     penalty. `constant`: `weight` from the first tick on.
+    Departs: the paper describes two stages, a small weight and then a large one; `constant` gives either stage, the
+      default is the released code's ramp and controller.
     Departs: the controller ticks once per trained step with the mean over all samples; the released code ticks once
       per micro-batch, separately on each rank, so that ranks may disagree.
     """
@@ -176,6 +178,8 @@ class StepwiseKL(ControlledKL):
 
     With one optimizer step per rollout its value is 0 and its gradient adds the weight to every advantage.
     Departs: no reference network is evaluated; the released code has no flag for this term alone and still runs one.
+    Departs: the paper writes KL(policy || policy of the update before), which is {name: moving, params: {every: 1}}
+      here; the default is the released code's estimate.
     """
 
     step_weight: float = 0.1

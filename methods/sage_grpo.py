@@ -24,6 +24,17 @@ LEAST_REST = 0.0030091
 #: Added to the variance in the released KL (hyvideo/utils/grpo_utils.py, train_one_step).
 KL_EPSILON = 1e-6
 
+#: The paper's small constant in the equalizer's divisor, whose size it does not give.
+EQUALIZER_EPSILON = 1e-8
+
+#: Values of the options that choose between the paper and its released code.
+OPTIONS = {
+    "variance": ("released", "exact"),
+    "objective": ("clipped", "plain"),
+    "equalizer_norm": ("jacobian", "variance"),
+    "kl_scale": ("released", "paper"),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SAGEGRPO(Method):
@@ -32,7 +43,8 @@ class SAGEGRPO(Method):
     Reference code: Tencent-Hunyuan/SAGE-GRPO, hyvideo/schedulers/scheduling_flow_match_discrete.py,
     sde_step_with_logprob.
     Departs: a step whose variance is not positive raises; the code returns not-a-number and trains on.
-    Departs: the score is -predicted_noise / sigma directly; the paper's formula lacks its code's factor 1 - sigma.
+    Departs: the score is -predicted_noise / sigma directly. The paper prints -(x - x0) / sigma^2, without its code's
+      factor 1 - sigma on x0, and the update as + v d for d > 0: both are misprints (no sampler works so), no options.
     Departs: with eta = 0 the step is the deterministic Euler step with std 0.
     """
 
@@ -58,10 +70,32 @@ class SAGEGRPO(Method):
     Departs: `exact` is neither in the paper nor in its code; rows that use it need a label.
     """
 
+    objective: Literal["clipped", "plain"] = field(default="clipped", metadata=LATE)
+    """The policy loss: the released code's clipped ratio, or the paper's advantage times log-probability (`plain`).
+
+    Their gradients are equal while the policy is the one that sampled, so always with one optimizer step per rollout.
+    Departs: the default is the released code's; the paper's is `plain`.
+    """
+    equalizer_norm: Literal["jacobian", "variance"] = field(default="jacobian", metadata=LATE)
+    """What the equalizer takes for a step's gradient norm: |J| / std as released, or the paper's Sigma^(-1/2).
+
+    `variance` leaves out how strongly the step's mean follows the network: at 20 steps and shift 5 its weights span a
+    factor of 7 over the steps instead of 148.
+    Departs: the default is the released code's; the paper's is `variance`, with its small constant in the divisor.
+    """
+    kl_scale: Literal["released", "paper"] = field(default="released", metadata=LATE)
+    """The divisor of the position KL: 2 (std^2 + 1e-6) as released, or the paper's 2 Sigma^2 with Sigma a variance.
+
+    Departs: the default is the released code's, which is the KL of two Gaussians but for its constant; with `paper`
+      it is divided by std^4.
+    """
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.variance not in ("released", "exact"):
-            raise BenchError(f"SAGEGRPO: variance is {self.variance!r}; choose one of 'released', 'exact'.")
+        for name, allowed in OPTIONS.items():
+            if getattr(self, name) not in allowed:
+                choices = ", ".join(map(repr, allowed))
+                raise BenchError(f"SAGEGRPO: {name} is {getattr(self, name)!r}; choose one of {choices}.")
 
     def transition(
         self,
@@ -110,5 +144,21 @@ class SAGEGRPO(Method):
     def divergence(
         self, step: Gaussian, ref: Gaussian, sigma: Float[Tensor, "b"], sigma_next: Float[Tensor, "b"]
     ) -> Float[Tensor, "b"]:
-        """Squared distance of the means over 2 (std^2 + 1e-6): the released position term. The paper: 2 Sigma^2."""
-        return latent_mean((step.mean - ref.mean) ** 2) / (2 * (step.std**2 + KL_EPSILON))
+        """Squared distance of the means over 2 (std^2 + 1e-6): the released position term; see `kl_scale`."""
+        scale = step.std**2 + KL_EPSILON if self.kl_scale == "released" else step.std**4
+        return latent_mean((step.mean - ref.mean) ** 2) / (2 * scale)
+
+    def surrogate(
+        self, logp_new: Float[Tensor, "b"], logp_old: Float[Tensor, "b"], adv: Float[Tensor, "b"]
+    ) -> Float[Tensor, "b"]:
+        """PPO's clipped loss, or minus the advantage times the log-probability; see `objective`."""
+        return super().surrogate(logp_new, logp_old, adv) if self.objective == "clipped" else -adv * logp_new
+
+    def step_weights(self, sigmas: Float[Tensor, "t1"]) -> Float[Tensor, "t"]:
+        """The equalizer's lower_median(N) / N_i; with `equalizer_norm` variance N_i = 1 / std_i."""
+        if self.equalizer == "off" or self.equalizer_norm == "jacobian":
+            return super().step_weights(sigmas)
+        zero = torch.zeros(len(sigmas) - 1, 1, dtype=torch.float64, device=sigmas.device)
+        norm = 1 / self.transition(zero, zero, sigmas[:-1].double(), sigmas[1:].double()).std.double()
+        norm = torch.where(torch.isfinite(norm), norm, torch.ones_like(norm))
+        return (norm.median() / (norm + EQUALIZER_EPSILON)).float()

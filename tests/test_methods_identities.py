@@ -322,3 +322,43 @@ def test_every_method_keeps_the_mean_of_gaussian_data(eta: float, steps: int, me
             )
             got = cls(eta=eta).transition(x, v, sigma, sigma_next).mean
             assert got.item() == pytest.approx((1 - sigma_next.item()) * mean, abs=1e-13)
+
+
+# SAGE-GRPO, paper against released code --------------------------------------------------------------------------
+def test_plain_objective_has_the_clipped_gradient_on_policy() -> None:
+    logp = torch.tensor([0.3, -1.2, 0.7], dtype=torch.float64)
+    adv = torch.tensor([1.5, -0.5, 0.0], dtype=torch.float64)
+    grads = []
+    for objective in ("clipped", "plain"):
+        new = logp.clone().requires_grad_(True)
+        grads += torch.autograd.grad(SAGEGRPO(objective=objective).surrogate(new, logp, adv).sum(), new)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(grads[1], -adv)
+
+
+def test_the_papers_equalizer_is_the_std_and_spans_seven() -> None:
+    sigmas = sigma_schedule(20, 5.0)
+    method = SAGEGRPO(equalizer_norm="variance")
+    zero = torch.zeros(20, 1, dtype=torch.float64)
+    std = method.transition(zero, zero, sigmas[:-1].double(), sigmas[1:].double()).std
+    weights = method.step_weights(sigmas).double()
+    torch.testing.assert_close(weights / std, (weights / std)[:1].expand(20), rtol=1e-6, atol=0)
+    assert float(weights.max() / weights.min()) == pytest.approx(7.0, abs=0.05)
+    released = SAGEGRPO(equalizer="released").step_weights(sigmas)
+    assert float(released.max() / released.min()) == pytest.approx(148, abs=1)
+    assert torch.equal(SAGEGRPO(equalizer="off", equalizer_norm="variance").step_weights(sigmas), torch.ones(20))
+
+
+def test_the_papers_kl_divides_by_the_variance_squared() -> None:
+    std = torch.tensor([0.5, 0.1])
+    step, ref = (Gaussian(torch.full((2, 3), mean), std) for mean in (0.0, 0.2))
+    sigma = torch.ones(2)
+    released, paper = (SAGEGRPO(kl_scale=scale).divergence(step, ref, sigma, sigma) for scale in ("released", "paper"))
+    torch.testing.assert_close(released, 0.04 / (2 * (std**2 + 1e-6)))
+    torch.testing.assert_close(paper, 0.04 / (2 * std**4))
+
+
+@pytest.mark.parametrize("name", ["objective", "equalizer_norm", "kl_scale", "variance"])
+def test_an_unknown_option_is_refused(name: str) -> None:
+    with pytest.raises(BenchError, match=f"SAGEGRPO: {name} is 'other'; choose one of"):
+        SAGEGRPO(**{name: "other"})
