@@ -19,7 +19,7 @@ from bench import store
 from bench.api import BenchError
 from bench.cli import main
 from bench.provenance import ROOT
-from bench.report import figures
+from bench.report import drawing
 from bench.report.figure_data import curves, gradients, load_training, moving_mean, noise
 from bench.report.figures import build_figures
 from bench.report.records import load_suite
@@ -102,7 +102,7 @@ def suite(drawn: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of numbers and captions: images are drawn, but not turned into bytes, which takes a second."""
-    monkeypatch.setattr(figures, "_files", lambda name, _, frame: {f"{name}.csv": frame.to_csv().encode()})
+    monkeypatch.setattr(drawing, "files", lambda name, _, frame: {f"{name}.csv": frame.to_csv().encode()})
 
 
 def numbers(folder: Path, name: str, row: str) -> pd.DataFrame:

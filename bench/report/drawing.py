@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ PANELS = {
 }
 MARKS_PER_CURVE = 8
 TICKS = 12
+DPI = 150
 
 
 @contextmanager
@@ -42,6 +44,15 @@ def styled() -> Iterator[None]:
 
     with style.context(["default", STYLE]):
         yield
+
+
+def files(name: str, figure: Figure, frame: pd.DataFrame) -> dict[str, bytes]:
+    """`name`.png, .pdf and .csv: the same bytes from the same records, no dates and no versions inside."""
+    png, pdf = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    table = frame.to_csv(index=False, float_format="%.8g", lineterminator="\n")
+    return {f"{name}.png": png.getvalue(), f"{name}.pdf": pdf.getvalue(), f"{name}.csv": table.encode()}
 
 
 def formula(suite: Suite, panel: str) -> str:

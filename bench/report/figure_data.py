@@ -127,12 +127,12 @@ def load_training(folder: Path | str, suite: Suite) -> list[Training]:
 def _one_run(folder: Path, run: Run) -> tuple[Path, list[Line], Schedule]:
     record = run.record
     path = run_folder(folder, record.row, record.seed)
-    schedule = _validated(Schedule, record.extra.get("schedule", {}), f"record {path / RUN}", "extra.schedule")
+    schedule = validated(Schedule, record.extra.get("schedule", {}), f"record {path / RUN}", "extra.schedule")
     path /= TRAIN
     content = read_lines(path)
     if not content:
         raise BenchError(f"{path} is missing or empty: copy it back, or delete the run's folder and run it again.")
-    lines = [_validated(Line, line, str(path), f"line {number}") for number, line in enumerate(content, 1)]
+    lines = [validated(Line, line, str(path), f"line {number}") for number, line in enumerate(content, 1)]
     if [line.update for line in lines] != list(range(record.updates_done)):
         raise BenchError(
             f"{path} does not hold updates 0 to {record.updates_done - 1}, each once and in order: delete the run's "
@@ -147,7 +147,8 @@ def _one_run(folder: Path, run: Run) -> tuple[Path, list[Line], Schedule]:
 P = TypeVar("P", bound=Part)
 
 
-def _validated(kind: type[P], content: Any, file: str, place: str) -> P:
+def validated(kind: type[P], content: Any, file: str, place: str) -> P:
+    """`content` as a `kind`, or a `BenchError` that names the file, the place in it and the remedy."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:

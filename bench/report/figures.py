@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from bench.base import BenchError
-from bench.provenance import ROOT, canonical_json
+from bench.provenance import canonical_json
 from bench.report import drawing
 from bench.report.drawing import PANELS
 from bench.report.figure_data import WINDOW, Training, curves, gradients, load_training, noise
 from bench.report.notes import warning
-from bench.report.records import Row, Suite, load_suite, row_settings, unlike
+from bench.report.records import Row, Suite, load_suite, row_settings, stored_folder, unlike
 from bench.store import RUN, write_bytes
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 FOLDER, PAGE = "figures", "figures.md"
-DPI = 150
 
 
 def build_figures(
@@ -45,9 +39,9 @@ def build_figures(
     frames = {"curves": _with_stored(trainings, stored), "noise": noise(trainings), "gradients": gradients(trainings)}
     contents: dict[str, bytes] = {}
     with drawing.styled():
-        contents |= _files("curves", drawing.curves(suite, trainings, frames["curves"]), frames["curves"])
-        contents |= _files("noise", drawing.noise(suite, trainings, frames["noise"]), frames["noise"])
-        contents |= _files("gradients", drawing.gradients(suite, trainings, frames["gradients"]), frames["gradients"])
+        for draw in (drawing.curves, drawing.noise, drawing.gradients):
+            frame = frames[draw.__name__]
+            contents |= drawing.files(draw.__name__, draw(suite, trainings, frame), frame)
     contents[PAGE] = _page(suite, frames, about_stored).encode()
     paths = {name: Path(suite_folder) / FOLDER / name for name in contents}
     for name, path in paths.items():
@@ -57,7 +51,7 @@ def build_figures(
 
 def _stored(suite: Suite, folder: Path, reference: Path | None) -> tuple[list[Training], str]:
     """Stored runs of the same settings and rows, and a sentence on them for the caption."""
-    place = reference or ROOT / "results" / "reference" / suite.name
+    place = stored_folder(suite.name, reference)
     if not any(place.rglob(RUN)):
         if reference is not None:
             raise BenchError(f"reference {reference} holds no records ({RUN}): name a folder of finished runs.")
@@ -83,15 +77,6 @@ def _with_stored(trainings: list[Training], stored: list[Training]) -> pd.DataFr
         return frame
     beside = curves(stored, "reference")
     return pd.concat([frame, beside[beside["panel"].isin(frame["panel"])]], ignore_index=True)
-
-
-def _files(name: str, figure: Figure, frame: pd.DataFrame) -> dict[str, bytes]:
-    """The same bytes from the same records: no dates and no versions inside."""
-    png, pdf = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
-    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    table = frame.to_csv(index=False, float_format="%.8g", lineterminator="\n")
-    return {f"{name}.png": png.getvalue(), f"{name}.pdf": pdf.getvalue(), f"{name}.csv": table.encode()}
 
 
 # captions -----------------------------------------------------------------------------------------------------

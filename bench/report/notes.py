@@ -19,8 +19,13 @@ DECODE = {
 
 def warning(suite: Suite) -> str:
     """The plain sentence that stands above every table of the miniature model."""
+    return nano_warning(suite.name)
+
+
+def nano_warning(name: str) -> str:
+    """The same, for what is called `name`."""
     return (
-        f"**{suite.name} measures a miniature model with miniature scorers. Its numbers compare with each other only: "
+        f"**{name} measures a miniature model with miniature scorers. Its numbers compare with each other only: "
         "nothing here is a result about HunyuanVideo-1.5; the published full-size numbers are context, not a target.**"
     )
 

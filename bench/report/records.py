@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from bench.base import BenchError
-from bench.provenance import canonical_json, digest
+from bench.provenance import ROOT, canonical_json, digest
 from bench.store import RUN, RunRecord, read_record, read_run
 
 BASE = "base"
@@ -59,6 +59,8 @@ class Run:
     `trained`, and every further metric in lower case."""
     videos: str
     """Digest of which prompts and videos were scored."""
+    folder: Path
+    """Where the record lies; `train.jsonl` is beside it."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,19 @@ class Suite:
     @property
     def nano(self) -> bool:
         """Whether the model is the miniature one."""
-        backbone = self.config.get("backbone")
-        checkpoint = backbone.get("checkpoint", "") if isinstance(backbone, Mapping) else ""
-        return "nano" in self.name or "nano" in str(checkpoint)
+        return is_nano(self.name, self.config)
+
+
+def is_nano(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a suite of this name and configuration is of the miniature model."""
+    backbone = config.get("backbone")
+    checkpoint = backbone.get("checkpoint", "") if isinstance(backbone, Mapping) else ""
+    return "nano" in name or "nano" in str(checkpoint)
+
+
+def stored_folder(name: str, given: Path | None = None) -> Path:
+    """Where the stored reference runs of the suite `name` lie, if there are any: `given`, or the project's own."""
+    return given or ROOT / "results" / "reference" / name
 
 
 def failed_gates(record: RunRecord) -> list[str]:
@@ -259,7 +271,7 @@ def _run(folder: Path, weights: Mapping[str, float]) -> Run:
     shown = {part for name, parts in SUMS.items() if len(parts) == 1 for part in parts}
     columns |= {str(name).lower(): videos[name] for name in sorted(set(videos.columns) - shown)}
     cells = pd.DataFrame(columns).groupby(level="prompt_index").mean()
-    return Run(record, cells, digest([list(key) for key in videos.index]))
+    return Run(record, cells, digest([list(key) for key in videos.index]), folder)
 
 
 # the plan, from the records -----------------------------------------------------------------------------------

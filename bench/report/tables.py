@@ -8,11 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from bench.provenance import ROOT
 from bench.report import cells
 from bench.report.controls import control_notes, is_control
 from bench.report.notes import footnotes, warning
-from bench.report.records import Row, RowRuns, Suite, load_suite
+from bench.report.records import Row, RowRuns, Suite, load_suite, stored_folder
 from bench.report.reference import add_reference, reference_notes, reference_section
 from bench.report.summary import COUNTS, METRICS, PUBLISHED, add_published, summarise
 from bench.store import RUN, write_text
@@ -62,12 +61,12 @@ def render_table(
     the stored one. Unequal budgets, prompts, scorers or spending are a `BenchError`.
     """
     suite = load_suite(suite_folder, rows, seeds)
-    stored_folder = reference or ROOT / "results" / "reference" / suite.name
+    place = stored_folder(suite.name, reference)
     stored = None
-    if any(stored_folder.rglob(RUN)) and stored_folder.resolve() != Path(suite_folder).resolve():
-        stored = load_suite(stored_folder, [runs.row for runs in suite.rows])
+    if any(place.rglob(RUN)) and place.resolve() != Path(suite_folder).resolve():
+        stored = load_suite(place, [runs.row for runs in suite.rows])
     table = add_reference(add_published(summarise(suite), suite, published), suite, stored)
-    controls = control_notes(suite, Path(suite_folder).parent, stored_folder.parent)
+    controls = control_notes(suite, Path(suite_folder).parent, place.parent)
     return {
         f"{NAME}.md": _markdown(suite, table, stored, controls),
         f"{NAME}.csv": table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
