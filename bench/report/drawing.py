@@ -88,7 +88,7 @@ def _look(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def _legend(figure: Figure, handles: Sequence[Any], columns: int) -> None:
+def legend(figure: Figure, handles: Sequence[Any], columns: int) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
 
 
@@ -120,7 +120,7 @@ def curves(suite: Suite, trainings: Sequence[Training], frame: pd.DataFrame) -> 
         axis.set_xlabel("cumulative rollout NFE of one run")
         axis.locator_params(axis="x", nbins=5)
         axis.xaxis.set_major_formatter("{x:,.0f}")
-    _legend(figure, axes[0].get_legend_handles_labels()[0], min(4, len(axes[0].lines)))
+    legend(figure, axes[0].get_legend_handles_labels()[0], min(4, len(axes[0].lines)))
     return figure
 
 
@@ -140,7 +140,7 @@ def noise(suite: Suite, trainings: Sequence[Training], frame: pd.DataFrame) -> F
     axis.set_ylabel("injected noise, std per latent element")
     axis.set_ylim(bottom=0)
     _step_axis(axis, dict(sorted(sigma.items())))
-    _legend(figure, axis.get_legend_handles_labels()[0], 2)
+    legend(figure, axis.get_legend_handles_labels()[0], 2)
     return figure
 
 
@@ -170,7 +170,7 @@ def gradients(suite: Suite, trainings: Sequence[Training], frame: pd.DataFrame) 
     for stage, colour in (("before the equalizer", GREY), ("after it, or without one (row's colour)", "black")):
         handles.append(Line2D([], [], color=colour, marker="o", label=f"measured {stage}"))
         handles.append(Line2D([], [], color=colour, linestyle="--", label=f"predicted {stage}"))
-    _legend(figure, handles, 2)
+    legend(figure, handles, 2)
     return figure
 
 

@@ -39,9 +39,9 @@ def build_figures(
     frames = {"curves": _with_stored(trainings, stored), "noise": noise(trainings), "gradients": gradients(trainings)}
     contents: dict[str, bytes] = {}
     with drawing.styled():
-        for draw in (drawing.curves, drawing.noise, drawing.gradients):
-            frame = frames[draw.__name__]
-            contents |= drawing.files(draw.__name__, draw(suite, trainings, frame), frame)
+        drawn = {"curves": drawing.curves, "noise": drawing.noise, "gradients": drawing.gradients}
+        for name, draw in drawn.items():
+            contents |= drawing.files(name, draw(suite, trainings, frames[name]), frames[name])
     contents[PAGE] = _page(suite, frames, about_stored).encode()
     paths = {name: Path(suite_folder) / FOLDER / name for name in contents}
     for name, path in paths.items():

@@ -231,14 +231,14 @@ def refuse_unequal(suite: Suite) -> None:
 
 def _refuse(what: str, a: RunRecord, b: RunRecord, left: Any, right: Any) -> None:
     if canonical_json(left) != canonical_json(right):
-        left, right = _differing(left, right)
+        left, right = differing(left, right)
         raise BenchError(
             f"runs {_name(a)} and {_name(b)} do not compare: {what} {left} against {right}. Rows of a table must be "
             "equal in this; run the odd one again with the suite's settings, or move its folder away."
         )
 
 
-def _differing(left: Any, right: Any) -> tuple[Any, Any]:
+def differing(left: Any, right: Any) -> tuple[Any, Any]:
     """The parts of two mappings that differ; anything else as it is."""
     if not (isinstance(left, Mapping) and isinstance(right, Mapping)):
         return left, right
