@@ -19,6 +19,7 @@ from bench.provenance import ROOT, source_digest
 
 if TYPE_CHECKING:
     from bench.config import Experiment
+    from bench.report.levels import Level
     from bench.report.records import Row
 
 NANO_PARTS = ("vae", "policy", "videoreward-start", "videoreward", "clip", "pickscore", "manifest", "measure")
@@ -96,21 +97,38 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> int:
+    from bench.report.ablation import build_ablation
     from bench.report.tables import build_table
 
-    exp, rows = _recorded(args)
-    written = build_table(args.results / exp.suite, rows=rows, seeds=exp.seeds)
-    print(written["main.md"].read_text(encoding="utf-8"))
-    print("written: " + ", ".join(str(path) for path in written.values()), file=sys.stderr)
+    recorded = _recorded(args)
+    written: list[Path] = []
+    shown: list[Path] = []
+    for exp, rows in recorded:
+        paths = build_table(args.results / exp.suite, rows=rows, seeds=exp.seeds)
+        written += paths.values()
+        shown += [] if exp.variant else [paths["main.md"]]
+    folder, levels = _ablation(recorded, args.results)
+    if levels:
+        paths = build_ablation(folder, levels, folder.name)
+        written += paths.values()
+        shown.append(paths["ablation.md"])
+    print("\n".join(path.read_text(encoding="utf-8") for path in shown))
+    print("written: " + ", ".join(map(str, written)), file=sys.stderr)
     return 0
 
 
 def _figures(args: argparse.Namespace) -> int:
+    from bench.report.ablation_figure import build_ablation_figure
     from bench.report.figures import build_figures
 
-    exp, rows = _recorded(args)
-    written = build_figures(args.results / exp.suite, rows=rows, seeds=exp.seeds)
-    print("written: " + ", ".join(str(path) for path in written.values()), file=sys.stderr)
+    recorded = _recorded(args)
+    written: list[Path] = []
+    for exp, rows in recorded:
+        written += build_figures(args.results / exp.suite, rows=rows, seeds=exp.seeds).values()
+    folder, levels = _ablation(recorded, args.results)
+    if levels:
+        written += build_ablation_figure(folder, levels).values()
+    print("written: " + ", ".join(map(str, written)), file=sys.stderr)
     return 0
 
 
@@ -118,7 +136,9 @@ def _gallery(args: argparse.Namespace) -> int:
     import torch
 
     torch.set_num_threads(1)
-    exp, _ = _recorded(args)
+    exp = _recorded(args)[0][0]
+    if exp.variant:
+        raise BenchError(f"{args.suite} is a study: name one suite, `bench gallery` shows no variants.")
     if args.seed not in exp.seeds or args.videos < 1:
         raise BenchError(f"--seed {args.seed} must be one of {exp.seeds}, and --videos at least 1.")
     from bench.gallery import build
@@ -127,16 +147,32 @@ def _gallery(args: argparse.Namespace) -> int:
     return 0
 
 
-def _recorded(args: argparse.Namespace) -> tuple[Experiment, list[Row]]:
-    """The suite and its rows, after a look whether the records are its own."""
+def _recorded(args: argparse.Namespace) -> list[tuple[Experiment, list[Row]]]:
+    """The suite, or each variant of the study, and its rows, after a look whether the records are its own."""
     from bench import config
     from bench.report.records import Row
 
-    exp = config.load(args.suite, args.overrides)
-    _refuse_other_settings(exp, args.results / exp.suite, args.command)
-    return exp, [
-        Row(row.name, row.method, row.kl_spec.name, variant=bool(row.params or row.kl_spec.params)) for row in exp.rows
-    ]
+    found = []
+    for exp in config.load_all(args.suite, args.overrides):
+        _refuse_other_settings(exp, args.results / exp.suite, args.command)
+        rows = [
+            Row(row.name, row.method, row.kl_spec.name, variant=bool(row.params or row.kl_spec.params))
+            for row in exp.rows
+        ]
+        found.append((exp, rows))
+    return found
+
+
+def _ablation(recorded: list[tuple[Experiment, list[Row]]], results: Path) -> tuple[Path, list[Level]]:
+    """The folder of the suite or the study, and the levels that it compares; none where no method has two rows."""
+    from bench.report.levels import levels_of_study, levels_of_suite
+    from bench.report.records import load_suite
+
+    suites = {exp.variant: load_suite(results / exp.suite, rows, exp.seeds) for exp, rows in recorded}
+    first = recorded[0][0]
+    if not first.variant:
+        return results / first.suite, levels_of_suite(suites[""])
+    return results / first.suite.partition("/")[0], levels_of_study(suites)
 
 
 def _refuse_other_settings(exp: Experiment, folder: Path, command: str) -> None:
