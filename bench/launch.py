@@ -16,8 +16,8 @@ from typing import Any
 
 from bench import plugins, store
 from bench.base import BenchError
-from bench.build import PATHS, STARTED, Job, make_method
-from bench.config import Experiment, difference, packaged, resolve
+from bench.build import STARTED, Job, make_method
+from bench.config import PATHS, Experiment, difference, packaged, resolve
 from bench.kl import kl_policy
 from bench.ledger import guidance_multiplicity, planned
 from bench.progress import Progress, say
@@ -38,8 +38,8 @@ def _checkpoint_digest(name: str) -> Any:
     path = resolve(name)
     if not path.exists():
         raise BenchError(
-            f"checkpoint {path} does not exist: mend the path in the suite, "
-            "or make it with `bench nano` for a nano part."
+            f"checkpoint {path} does not exist: `bench assets SUITE` lists what belongs there and how to fetch it; "
+            "mend the path in the suite, or make it with `bench nano` for a nano part."
         )
     if (path / MANIFEST).exists():
         return verify_manifest(path)
