@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import test_video_io
 import torch
 from counting_scorer import Brightness
 from PIL import Image
@@ -70,7 +71,8 @@ def score(out: Path, prompts: Path, *words: str, evaluators: Sequence[str] = (FA
 @pytest.mark.parametrize("name", ["prompts.csv", "prompts.jsonl"])
 def test_a_list_alone_names_the_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     paths = videos(tmp_path / "clips")
-    texts = {path.name: f'prompt {i}, with "quotes"\nand lines — é' for i, path in enumerate(paths)}
+    texts = {path.name: f'prompt {i}, with "quotes"\nand lines\u2028 — é' for i, path in enumerate(paths)}
+    texts[paths[2].name] = "no quotes\u2028around this"
     out = tmp_path / "new" / "scores.parquet"
     assert score(out, listed(tmp_path / "clips", texts, name)) == 0
     rows = table(out)
@@ -414,6 +416,25 @@ def test_a_full_disk_loses_no_score(
     assert [row["status"] for row in table(out)] == ["ok"] * 8
 
 
+def test_an_interrupt_keeps_what_was_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], calls: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = listed(tmp_path, {path.name: path.stem for path in videos(tmp_path, 3)})
+    real = Brightness.score
+
+    def stopped(self: Brightness, pixels: torch.Tensor, prompts: Sequence[str], fps: float) -> Any:
+        if "v1" in prompts:
+            raise KeyboardInterrupt
+        return real(self, pixels, prompts, fps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Brightness, "score", stopped)
+        assert score(tmp_path / "s.parquet", prompts, "--batch", "1") == 130
+    assert "interrupted; the scores so far are kept" in capsys.readouterr().err
+    assert score(tmp_path / "s.parquet", prompts, "--batch", "1") == 0
+    assert calls == [["v0"], ["v1"], ["v2"]]
+
+
 # the real scorers on the nano checkpoints ------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -466,6 +487,22 @@ def test_what_videoreward_cannot_score_the_others_can(clips: Path, tmp_path: Pat
     assert bad["value"] is None
     assert "contains the special token <|VQ_reward|>" in bad["error"]
     assert rows["clip-001.mkv", special, "clip_cosine"]["status"] == "ok"
+
+
+@pytest.mark.parametrize("name", ["prompts.csv", "prompts.jsonl"])
+def test_videoreward_scores_files_as_the_original_does(tmp_path: Path, name: str) -> None:
+    folder = Path(test_video_io.FIXTURES).resolve()
+    expected = test_video_io.EXPECTED
+    files = [str(folder / "videos" / video) for video in expected["videos"]]
+    out, own = tmp_path / "scores.parquet", {"checkpoint": "VideoReward", "base_model": "tiny-qwen2-vl"}
+    own |= {"prompt_template": "prompt_template.txt"}
+    words = [f"videoalign.{key}={folder / value}" for key, value in own.items()]
+    prompts = listed(tmp_path, list(zip(files, expected["prompts"], strict=True)), name)
+    assert score(out, prompts, "--params", *words, "videoalign.device=cpu", evaluators=["videoalign"]) == 0
+    rows = [row["value"] for row in table(out) if row["metric"].endswith("_raw")]
+    wanted = expected["checkpoints"]["VideoReward"]["float32"]["single_raw"]
+    want = [line[axis] for line in wanted for axis in ("VQ", "MQ", "TA")]
+    np.testing.assert_allclose(rows, want, atol=5e-4, rtol=0)  # the tolerance that came with the expected values
 
 
 def test_dtype_and_parameters_reach_the_evaluator(clips: Path, tmp_path: Path) -> None:

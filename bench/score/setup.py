@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from bench import plugins
@@ -70,11 +71,8 @@ def _check(name: str, params: dict[str, Any], nano: bool) -> None:
     if lacking:
         hint = "" if nano or name not in NANO["evaluator_params"] else ", or --nano for the packaged miniature"
         raise BenchError(f"evaluator {name!r} needs {lacking[0]!r}: give --params {name}.{lacking[0]}=VALUE{hint}.")
-    if str(params.get("device", "")).startswith("cuda"):
-        import torch
-
-        if not torch.cuda.is_available():
-            raise BenchError(f"evaluator {name!r} shall use a GPU and torch sees none: take --device cpu.")
+    if str(params.get("device", "")).startswith("cuda") and not torch.cuda.is_available():
+        raise BenchError(f"evaluator {name!r} shall use a GPU and torch sees none: take --device cpu.")
 
 
 def located(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +96,7 @@ def make(name: str, params: Mapping[str, Any]) -> tuple[Evaluator, dict[str, Any
         {
             "fingerprint": evaluator.fingerprint(),
             "source": plugins.source("evaluators", name),
-            "device": params.get("device", "default"),
+            "device": params.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"),
             "versions": package_versions(),
         }
     )

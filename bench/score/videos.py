@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def _files(videos: Sequence[Path]) -> Iterator[Path]:
 def _read_list(path: Path) -> list[tuple[Path, str | None]]:
     """Video path (relative ones count from the list's folder) and prompt of each line; a blank prompt is None."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise BenchError(
             f"prompt list {path} cannot be read ({error.strerror}): name a CSV or JSON Lines file with --prompts."
@@ -100,7 +101,7 @@ def _read_list(path: Path) -> list[tuple[Path, str | None]]:
 
 
 def _csv_lines(text: str, path: Path) -> Iterator[tuple[str, str | None]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         if not {"video", "prompt"} <= set(reader.fieldnames or []):
             raise BenchError(
