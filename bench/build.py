@@ -10,14 +10,10 @@ from typing import Any
 
 from bench import noise, plugins
 from bench.api import Backbone, Evaluator, Method
-from bench.config import Experiment, RowSpec, resolve
+from bench.config import PATHS, Experiment, RowSpec, resolve
 from bench.conformance import check_method
 from bench.flow import sigma_schedule
 from bench.rollout import Settings, noisy_steps, trained_steps
-
-PATHS = ("checkpoint", "base_model", "processor", "prompt_template")
-"""Evaluator parameters that name a file or folder of the suite."""
-
 
 STARTED = "digest"
 """File of a run's folder that names the digest the run was started with."""

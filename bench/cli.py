@@ -1,4 +1,4 @@
-"""The command line: `bench run | table | figures | gallery | check | sde-study | nano`.
+"""The command line: `bench run | table | figures | gallery | check | score | assets | sde-study | nano`.
 
 Exit code 0 only if all is well, 2 for a mistake the user can mend.
 """
@@ -58,6 +58,13 @@ def parser() -> argparse.ArgumentParser:
     suite(gallery)
     gallery.add_argument("--seed", type=int, default=0, help="training seed whose policies are shown (default: 0)")
     gallery.add_argument("--videos", type=int, default=6, help="held-out prompts shown (default: 6)")
+    _score_parser(commands.add_parser("score", help="score video files of your own with any evaluator"))
+    assets = commands.add_parser("assets", help="what a suite needs, what is missing, and how to fetch it")
+    assets.add_argument(
+        "suite", nargs="?", type=Path, default=None, help="YAML of a suite (default: all known assets)"
+    )
+    assets.add_argument("overrides", nargs="*", help="the suite's overrides, as for `bench run`")
+    assets.add_argument("--verify", action="store_true", help="also compare sha256 where known (reads all bytes)")
     sde = commands.add_parser("sde-study", help="how exactly methods sample Gaussian data, in closed form, in seconds")
     sde.add_argument("methods", nargs="*", metavar="METHOD", help="a method's name or 'module:Class' (default: all)")
     sde.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
@@ -73,6 +80,41 @@ def parser() -> argparse.ArgumentParser:
     nano.add_argument("--seed", type=int, default=0)
     nano.add_argument("--device", default="cpu", help="where the part is trained: cpu (one thread, default) or cuda")
     return main
+
+
+def _score_parser(score: argparse.ArgumentParser) -> None:
+    score.epilog = "exit code: 0 if every video was scored, 1 if some failed (their rows say why), 2 for a mistake"
+    score.add_argument(
+        "evaluators", nargs="+", metavar="EVALUATOR", help="an evaluator's name (videoalign, ...) or 'module:Class'"
+    )
+    score.add_argument(
+        "--videos",
+        nargs="+",
+        action="extend",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        help="video files, images, or folders of them (default: the videos that --prompts names)",
+    )
+    score.add_argument(
+        "--prompts",
+        type=Path,
+        help='CSV with the columns video,prompt, or JSON Lines {"video": ..., "prompt": ...}; paths relative to it',
+    )
+    score.add_argument("--out", type=Path, required=True, metavar="FILE.parquet", help="where the scores are written")
+    score.add_argument(
+        "--params",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME.KEY=VALUE",
+        help="an evaluator's parameters, e.g. videoalign.checkpoint=checkpoints/VideoReward",
+    )
+    score.add_argument("--nano", action="store_true", help="use the packaged nano checkpoints (for trying things out)")
+    score.add_argument("--batch", type=int, default=4, help="videos of equal shape scored together (default: 4)")
+    score.add_argument("--dtype", choices=["float32", "bfloat16"], help="precision of all evaluators")
+    score.add_argument("--device", choices=["cpu", "cuda"], help="where all evaluators run")
+    score.add_argument("--overwrite", action="store_true", help="forget the scores that --out holds and start anew")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -208,6 +250,25 @@ def _check(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _score(args: argparse.Namespace) -> int:
+    from bench.score.run import Request, score
+
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    words = {key: value for key, value in vars(args).items() if key != "command"}
+    return 1 if score(Request(**words)) else 0
+
+
+def _assets(args: argparse.Namespace) -> int:
+    from bench import assets, config
+
+    if args.suite is None:
+        print(assets.catalogue())
+        return 0
+    text, wrong = assets.report(config.load(args.suite, args.overrides), args.verify)
+    print(text)
+    return 1 if wrong else 0
+
+
 def _sde_study(args: argparse.Namespace) -> int:
     import torch
 
@@ -257,6 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         **{"run": _run, "table": _table, "figures": _figures, "gallery": _gallery},
         **{"check": _check, "sde-study": _sde_study, "nano": _nano},
+        **{"score": _score, "assets": _assets},
     }
     try:
         return commands[args.command](args)
@@ -264,10 +326,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bench {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "interrupted; finished runs are kept, and the same command takes each other run up at its last checkpoint",
-            file=sys.stderr,
-        )
+        kept = "finished runs are kept, and the same command takes each other run up at its last checkpoint"
+        if args.command == "score":
+            kept = "the scores so far are kept, and the same command goes on from there"
+        print(f"interrupted; {kept}", file=sys.stderr)
         return 130
 
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from bench.base import AdvantageRule, BenchError, Budget
 from bench.experiment import (
+    PATHS,
     BackboneSpec,
     CommonEta,
     Evaluation,
@@ -27,6 +28,7 @@ from bench.experiment import (
 )
 
 __all__ = [
+    "PATHS",
     "BackboneSpec",
     "CommonEta",
     "Evaluation",

@@ -76,6 +76,9 @@ class RowSpec(Part):
         return self.label or f"{method}-{self.kl_spec.name}"
 
 
+PATHS = ("checkpoint", "base_model", "processor", "prompt_template")
+"""Evaluator parameters that name a file or folder of the suite."""
+
 NANO: dict[str, Any] = {
     "prompts": {"train": "bench/prompts/nano_train.txt", "heldout": "bench/prompts/nano_heldout.txt"},
     "evaluator_params": {

@@ -17,8 +17,8 @@ from typing import Any
 
 from bench import plugins, sharing, store
 from bench.base import BenchError
-from bench.build import PATHS, STARTED, Job, make_method, recorded
-from bench.config import Experiment, RowSpec, difference, packaged, resolve
+from bench.build import STARTED, Job, make_method, recorded
+from bench.config import PATHS, Experiment, RowSpec, difference, packaged, resolve
 from bench.kl import kl_policy
 from bench.ledger import guidance_multiplicity, planned
 from bench.progress import Progress, say
@@ -39,8 +39,8 @@ def _checkpoint_digest(name: str) -> Any:
     path = resolve(name)
     if not path.exists():
         raise BenchError(
-            f"checkpoint {path} does not exist: mend the path in the suite, "
-            "or make it with `bench nano` for a nano part."
+            f"checkpoint {path} does not exist: `bench assets SUITE` lists what belongs there and how to fetch it; "
+            "mend the path in the suite, or make it with `bench nano` for a nano part."
         )
     if (path / MANIFEST).exists():
         return verify_manifest(path)

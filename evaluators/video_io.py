@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: Share of a frame interval by which a time stamp may miss the even grid, besides one tick of the container's clock.
 TIME_TOLERANCE = 0.05
 
+#: PIL's names of the pixel formats with at most 8 bits per channel.
+IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+
 
 @dataclass(frozen=True)
 class Video:
@@ -63,6 +66,27 @@ def read_video(path: str | PathLike[str]) -> Video:
         raise BenchError(
             f"video {file} cannot be decoded ({error.strerror}): it is damaged or no video, write it again."
         ) from None
+
+
+def read_image(path: str | PathLike[str]) -> Video:
+    """A picture (PNG or JPEG) as a video of one frame, at 1 frame per second; decoded by PIL, as image scorers do.
+
+    Transparency is dropped. Raises `BenchError` if the file is missing, unreadable, cut short, or animated.
+    """
+    from PIL import Image
+
+    file = Path(path)
+    if not file.is_file():
+        raise BenchError(f"image {file} does not exist: check the path.")
+    try:
+        with Image.open(file) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise BenchError(f"image {file} is animated: write it as a video.")
+            if image.mode not in IMAGE_MODES:
+                raise BenchError(f"image {file} has the pixel format {image.mode}: write it with 8 bits per channel.")
+            return Video(np.asarray(image.convert("RGB"))[None].copy(), 1.0)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's, for damaged files
+        raise BenchError(f"image {file} cannot be decoded ({error}): it is damaged or no PNG or JPEG.") from None
 
 
 def _checked(file: Path, stream: VideoStream, frames: list[np.ndarray], stamps: list[int | None]) -> Video:

@@ -1,0 +1,1 @@
+"""`bench score`: scores of any video files by any evaluator, one row per video and metric, resumable."""
