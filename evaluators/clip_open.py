@@ -155,10 +155,11 @@ def _check_openai_numbers(weights: dict[str, Tensor], wanted: Mapping[str, int],
     """Take OpenAI's three numbers out of the state dict; they must be the configuration's, with QuickGELU."""
     found = {name: weights.pop(name) for name in OPENAI_NUMBERS if name in weights}
     for name, value in found.items():
-        if value.numel() != 1 or int(value) != wanted[name]:
+        said = value.flatten().tolist()
+        if said != [wanted[name]]:
+            stated = ", ".join(f"{number:g}" for number in said)
             raise BenchError(
-                f"{path} says {name} {value.tolist()}, the open_clip config {wanted[name]}: choose the model of these "
-                "weights."
+                f"{path} says {name} {stated}, the open_clip config {wanted[name]}: choose the model of these weights."
             )
     if found and activation != "quick_gelu":
         raise BenchError(

@@ -62,7 +62,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if rows:
         terminalreporter.section("largest parity errors")
         for name, error, tolerance in rows:
-            allowed = f"tolerance {tolerance:.0e}" if tolerance else "exact"
+            allowed = f"tolerance {tolerance:.1e}" if tolerance else "exact"
             terminalreporter.write_line(f"{name:<44} {error:8.1e}  {allowed}")
 
 
