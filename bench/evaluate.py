@@ -27,7 +27,7 @@ class Evaluation(NamedTuple):
 
     def lengths(self) -> dict[str, dict[str, Any]]:
         """What a record keeps of the prompts' lengths; nothing where no evaluator says anything."""
-        kept = {"prompts_cut": self.prompts_cut, "token_limit": self.token_limit}
+        kept: dict[str, dict[str, Any]] = {"prompts_cut": {**self.prompts_cut}, "token_limit": {**self.token_limit}}
         return {name: values for name, values in kept.items() if values}
 
 

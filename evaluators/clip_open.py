@@ -49,7 +49,7 @@ class OpenClip:
         config, preprocess, source = read_open_config(model, weights_file)
         self.activation = check_activation(config, activation, source)
         weights = read_open_weights(weights_file, under)
-        network = build_open_clip(config, source)
+        network: Any = build_open_clip(config, source)
         image_size, context = config["vision_cfg"]["image_size"], config["text_cfg"].get("context_length", 77)
         numbers = {"input_resolution": image_size, "context_length": context, "vocab_size": network.vocab_size}
         _check_openai_numbers(weights, numbers, self.activation, weights_file)
@@ -110,8 +110,8 @@ def read_open_config(
         if found is None:
             raise BenchError(f"open_clip has no model '{model}': use a name from open_clip.list_models(), or a .json.")
         config, preprocess, source = found, {}, str(model)
-    parts = [config.get("vision_cfg"), config.get("text_cfg")] if isinstance(config, dict) else []
-    if not parts or not all(isinstance(part, dict) for part in parts) or "image_size" not in parts[0]:
+    vision, text = (config.get(part) if isinstance(config, dict) else None for part in ("vision_cfg", "text_cfg"))
+    if not isinstance(vision, dict) or not isinstance(text, dict) or "image_size" not in vision:
         raise BenchError(
             f"open_clip config {source} lacks vision_cfg with image_size or text_cfg: use open_clip's own layout."
         )
@@ -183,9 +183,10 @@ def build_open_clip(config: Mapping[str, Any], source: Path | str) -> nn.Module:
     known = {key: value for key, value in config.items() if key not in ("vision_cfg", "text_cfg")}
     try:
         with torch.random.fork_rng(devices=[]):  # its initial weights are random and all replaced
-            return CLIP(vision_cfg=dict(vision), text_cfg=dict(text), **known).float()
+            model: nn.Module = CLIP(vision_cfg=dict(vision), text_cfg=dict(text), **known).float()
     except (TypeError, KeyError, ValueError, AssertionError, ZeroDivisionError) as error:
         raise BenchError(f"open_clip config {source} makes no model ({error}): use open_clip's own layout.") from None
+    return model
 
 
 def make_rule(kind: type[ImageRule], size: int, preprocess: Mapping[str, Any], source: Path | str) -> ImageRule:

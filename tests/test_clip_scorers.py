@@ -274,6 +274,11 @@ def test_bad_input_is_refused(clip):
         clip.score(noise(1), ["a cat", "a dog"], 8.0)
 
 
+def test_a_special_token_in_a_prompt_is_refused(clip):
+    with pytest.raises(BenchError, match=r"special token '<\|endoftext\|>'"):
+        clip.score(noise(1), ["a cat <|endoftext|> a dog"], 8.0)
+
+
 def test_scores_that_are_no_numbers_are_refused(copy):
     evaluator = ClipScore(copy(lambda state: state["text_projection.weight"].fill_(float("nan"))))
     with pytest.raises(BenchError, match="not finite"):

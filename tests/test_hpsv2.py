@@ -16,9 +16,12 @@ import parity
 import pytest
 import torch
 from clip_fixtures import COSINE, FIXTURES, OPEN_EXPECTED, PIXEL, images, noise
+from nano_suite import NANO
 from torch import Tensor
 
 from bench.api import BenchError
+from bench.build import make_evaluator
+from bench.config import load as load_suite
 from evaluators.clip_frames import LetterboxRule
 from evaluators.common import CLIP_MEAN, CLIP_STD, to_uint8
 from evaluators.hpsv2 import HPSv2
@@ -168,6 +171,19 @@ def test_the_folder_of_the_release_and_the_config_beside_the_file_are_found(tmp_
     found = HPSv2(tmp_path, "2.1", device="cpu")
     video = noise(1)
     assert torch.equal(found.score(video, ["a cat"], 8.0)["hpsv2"], hps.score(video, ["a cat"], 8.0)["hpsv2"])
+
+
+def test_a_suite_names_it_with_paths_of_the_project(hps: HPSv2) -> None:
+    folder = "tests/fixtures/clip/HPSv2"
+    params = {
+        "checkpoint": folder,
+        "version": 2.1,
+        "model": f"{folder}/{TINY.name}",
+        "device": "cpu",
+    }  # as YAML reads it
+    name = "evaluators.hpsv2:HPSv2"
+    suite = load_suite(NANO, [f"evaluator_params={{{name!r}: {json.dumps(params)}}}"])
+    assert make_evaluator(suite, name).fingerprint() == hps.fingerprint()
 
 
 @pytest.mark.usefixtures("global_random_state_is_left_alone")
