@@ -35,7 +35,7 @@ class HPSv2(ClipEvaluator):
     def __init__(
         self,
         checkpoint: str | Path,
-        version: str,
+        version: str | float,
         dtype: str = "float32",
         *,
         sha256: str | None = None,
@@ -45,7 +45,7 @@ class HPSv2(ClipEvaluator):
     ):
         """`checkpoint`: the released file {"state_dict": ...}, or the folder that holds it under its released name.
 
-        `version`: "2.0" or "2.1"; a file that carries the other version's name is refused. `sha256`: what the file
+        `version`: 2.0 or 2.1; a file that carries the other version's name is refused. `sha256`: what the file
         must have, if you know it. `model`: open_clip name or JSON file; by default the open_clip_config.json beside
         the file, else ViT-H-14. The released files hold fp16 weights, which are scored in float32 or bfloat16; on a
         GPU the original rounds to fp16, so that its scores come in steps of 0.00024.
