@@ -44,6 +44,8 @@ def make_evaluator(exp: Experiment, name: str) -> Evaluator:
     for key in PATHS:
         if isinstance(params.get(key), str):
             params[key] = resolve(params[key])
+    if str(params.get("model", "")).endswith(".json"):  # else the name of a model
+        params["model"] = resolve(params["model"])
     return plugins.evaluator(name, **params)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -13,17 +15,57 @@ from bench.sample import heldout
 from bench.store import SCORE_COLUMNS
 
 
+class Evaluation(NamedTuple):
+    """What the held-out videos gave."""
+
+    scores: pd.DataFrame
+    """Columns `SCORE_COLUMNS`."""
+    prompts_cut: dict[str, float]
+    """Share of the prompts that an evaluator cut, in [0, 1], for those whose details say it."""
+    token_limit: dict[str, int]
+    """Where it cuts, for those that have a limit."""
+
+    def lengths(self) -> dict[str, dict[str, Any]]:
+        """What a record keeps of the prompts' lengths; nothing where no evaluator says anything."""
+        kept: dict[str, dict[str, Any]] = {"prompts_cut": {**self.prompts_cut}, "token_limit": {**self.token_limit}}
+        return {name: values for name, values in kept.items() if values}
+
+
+@dataclass
+class Cuts:
+    """Which prompts an evaluator cut, from its details (columns video, prompt_truncated and, if any, token_limit)."""
+
+    cut: dict[int, bool] = field(default_factory=dict)
+    """Prompt index to whether it was cut."""
+    limit: int | None = None
+
+    def see(self, details: pd.DataFrame, prompt_index: Sequence[int]) -> None:
+        """Take in the details of one batch, whose videos have these prompts."""
+        if not {"video", "prompt_truncated"} <= set(details.columns):
+            return
+        for video, cut in details.groupby("video")["prompt_truncated"].any().items():
+            self.cut[prompt_index[int(str(video))]] = bool(cut)
+        if "token_limit" in details.columns:
+            self.limit = int(details["token_limit"].iloc[0])
+
+    @property
+    def share(self) -> float:
+        """Share of the prompts that were cut."""
+        return sum(self.cut.values()) / len(self.cut)
+
+
 def evaluate(
     backbone: Backbone,
     evaluators: Mapping[str, Evaluator],
     exp: Experiment,
     prompts: Sequence[str],
     report: Callable[[int, int], None],
-) -> pd.DataFrame:
-    """Sample and score the held-out videos; columns `SCORE_COLUMNS`. `report` hears (videos done, videos in all)."""
+) -> Evaluation:
+    """Sample and score the held-out videos. `report` hears (videos done, videos in all)."""
     spec, budget = exp.evaluation, exp.budget
     cond = backbone.encode(prompts)
     total, done, rows = len(prompts) * spec.videos_per_prompt, 0, []
+    cuts = {name: Cuts() for name in spec.evaluators}
     batches = heldout(
         backbone,
         cond,
@@ -41,6 +83,7 @@ def evaluate(
             raise DivergedError(f"a held-out video of prompt {texts[worst]!r} is not finite: the policy diverged.")
         for name in spec.evaluators:
             scores = evaluators[name].score(batch.pixels, texts, backbone.fps)
+            cuts[name].see(evaluators[name].details(), batch.prompt_index)
             for metric, values in scores.items():
                 if values.shape != (len(texts),):
                     raise BenchError(
@@ -62,4 +105,8 @@ def evaluate(
                 rows += list(zip(*columns, strict=True))
         done += len(texts)
         report(done, total)
-    return pd.DataFrame(rows, columns=SCORE_COLUMNS)
+    return Evaluation(
+        pd.DataFrame(rows, columns=SCORE_COLUMNS),
+        {name: seen.share for name, seen in cuts.items() if seen.cut},
+        {name: seen.limit for name, seen in cuts.items() if seen.limit is not None},
+    )

@@ -21,7 +21,7 @@ from bench.api import Backbone, BenchError, DivergedError, Evaluator, Method, Re
 from bench.build import STARTED, Job, make_backbone, make_evaluator, make_method, recorded, rollout_settings
 from bench.config import Experiment
 from bench.credit import tied
-from bench.evaluate import evaluate
+from bench.evaluate import Evaluation, evaluate
 from bench.flow import sigma_schedule
 from bench.kl import KLPolicy, kl_policy
 from bench.ledger import Ledger
@@ -242,7 +242,7 @@ def _execute(job: Job, report: Report) -> store.RunRecord:
         backbone = make_backbone(exp)
         names = exp.judges if job.row else exp.evaluation.evaluators
         evaluators = {name: make_evaluator(exp, name) for name in names}
-    trainer, error, scores = None, None, None
+    trainer, error, found = None, None, None
     try:
         if job.row is not None:
             trainer = Trainer.new(job, backbone, evaluators)
@@ -251,14 +251,14 @@ def _execute(job: Job, report: Report) -> store.RunRecord:
             backbone.reset(stream(0, "initial_policy"))
         with clock.phase("evaluate"):
             prompts = exp.prompt_list("heldout")
-            scores = evaluate(backbone, evaluators, exp, prompts, lambda done, total: report("evaluate", done, total))
+            found = evaluate(backbone, evaluators, exp, prompts, lambda done, total: report("evaluate", done, total))
     except DivergedError as cause:
         error = str(cause)
     report("store", 1, 1)
-    record = _record(job, backbone, evaluators, trainer, error, clock.seconds)
+    record = _record(job, backbone, evaluators, trainer, found, error, clock.seconds)
     if trainer is not None and error is None:
         _save_policy(job.folder, backbone)
-    record = store.write_run(job.folder, record, scores)
+    record = store.write_run(job.folder, record, None if found is None else found.scores)
     (job.folder / CHECKPOINT).unlink(missing_ok=True)
     return record
 
@@ -276,6 +276,7 @@ def _record(
     backbone: Backbone,
     evaluators: dict[str, Evaluator],
     trainer: Trainer | None,
+    found: Evaluation | None,
     error: str | None,
     seconds: dict[str, float],
 ) -> store.RunRecord:
@@ -306,5 +307,9 @@ def _record(
         provenance=provenance(),
         updates_done=0 if trainer is None else trainer.updates_done,
         gates={} if trainer is None or trainer.audit is None else {"ratio_audit": trainer.audit},
-        extra={"scale": exp.scale, **({} if trainer is None else {"schedule": trainer.schedule()})},
+        extra={
+            "scale": exp.scale,
+            **({} if trainer is None else {"schedule": trainer.schedule()}),
+            **({} if found is None else found.lengths()),
+        },
     )

@@ -1,10 +1,11 @@
 """What CLIP-type scorers share: which frames of a video, how they become pixels, how a prompt becomes tokens.
 
-None of the original image scorers defines a protocol for videos. Ours: 8 uniformly spaced frames (fewer if the video
-is shorter; an image is a video of one frame), score each, take the mean.
+None of the original image scorers defines a protocol for videos; programs that use them take the first frame, or the
+mean over all. Ours, for CLIPScore, PickScore and HPSv2 alike: 8 uniformly spaced frames, both ends included (all of
+them if the video is shorter; an image is a video of one frame), score each, take the mean.
 
-Images are resized by PIL, as the original processors did: newer tensor-based processors differ by up to one grey
-level, which moves a PickScore by about 0.01.
+For CLIPScore and PickScore, images are resized by PIL, as the original processors did: newer tensor-based processors
+differ by up to one grey level, which moves a PickScore by about 0.01.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+from torch.nn.functional import interpolate, pad
 
 from bench.api import BenchError
 from evaluators.common import read_json
 
 #: Frames scored per video.
 FRAMES = 8
+PROTOCOL = f"{FRAMES} uniform frames, both ends included, each scored; mean"
 #: PIL's number for bicubic, as preprocessor_config.json writes it.
 BICUBIC = 3
 
@@ -61,8 +64,49 @@ class ImageRule:
             other = int(self.size * long / short)
             width, height = (self.size, other) if width <= height else (other, self.size)
             image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-        top, left = (height - self.crop) // 2, (width - self.crop) // 2
+        top, left = self._offset(height - self.crop), self._offset(width - self.crop)
         return image[top : top + self.crop, left : left + self.crop]
+
+    def _offset(self, spare: int) -> int:
+        """First pixel of the crop, `spare` pixels being left over: transformers rounds down."""
+        return spare // 2
+
+
+class TorchvisionRule(ImageRule):
+    """The same as torchvision does it, for OpenAI's and open_clip's programs: half a pixel of crop rounds to even."""
+
+    def constants(self) -> dict[str, str]:
+        return {**super().constants(), "crop_offset": "half to even", "protocol": PROTOCOL}
+
+    def _offset(self, spare: int) -> int:
+        return round(spare / 2)
+
+
+class LetterboxRule(ImageRule):
+    """HPSv2's: the longer side to `size`, black bars around, nothing cropped.
+
+    The resize is bicubic on float pixels in [0, 1], not clamped. The original leaves antialiasing to torchvision,
+    which has it off before 0.17 and on since: here it is always on.
+    """
+
+    def constants(self) -> dict[str, str]:
+        resize = {"resize": "letterbox, tensor bicubic, antialias", "protocol": PROTOCOL}
+        return {name: value for name, value in super().constants().items() if name != "crop"} | resize
+
+    def pixels(self, frames: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 size size"]:
+        """Normalised pixels of frames, each centred on black."""
+        height, width = frames.shape[-2:]
+        scale = self.size / max(height, width)
+        new = round(height * scale), round(width * scale)
+        if 0 in new:
+            raise BenchError(f"frames of {height} x {width} shrink to nothing: pass videos of a usual shape.")
+        images = frames.cpu().float() / 255
+        if new != (height, width):
+            images = interpolate(images, new, mode="bicubic", align_corners=False, antialias=True)
+        top, left = (self.size - new[0]) // 2, (self.size - new[1]) // 2
+        images = pad(images, (left, self.size - new[1] - left, top, self.size - new[0] - top))
+        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
+        return (images - mean) / std
 
 
 def read_image_rule(folder: Path, image_size: int) -> ImageRule:
@@ -111,17 +155,21 @@ class ClipText:
             raise BenchError(f"tokenizer file {path} cannot be read ({error}): fetch it again.") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._context = context
+        self._special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        self.context = context
 
-    def ids(self, prompt: str) -> tuple[list[int], bool]:
-        """Token ids with start and end token, and whether the prompt was cut."""
+    def ids(self, prompt: str) -> tuple[list[int], int]:
+        """Token ids with start and end token, and how many there were before the cut."""
+        found = next((token for token in self._special if token in prompt), None)
+        if found is not None:
+            raise BenchError(
+                f"prompt {prompt[:60]!r} holds CLIP's special token {found!r}, which would end the text: reword it."
+            )
         ids = list(self._tokenizer.encode(prompt).ids)
-        if len(ids) <= self._context:
-            return ids, False
-        return [*ids[: self._context - 1], ids[-1]], True
+        return ids if len(ids) <= self.context else [*ids[: self.context - 1], ids[-1]], len(ids)
 
-    def batch(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "b l"], list[bool]]:
-        """Ids padded with the end token, and whether each prompt was cut; attention is causal and needs no mask."""
+    def batch(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "b l"], list[int]]:
+        """Ids padded with the end token, and each prompt's tokens before the cut; causal attention needs no mask."""
         rows = [self.ids(prompt) for prompt in prompts]
         length = max(len(ids) for ids, _ in rows)
-        return torch.tensor([ids + ids[-1:] * (length - len(ids)) for ids, _ in rows]), [cut for _, cut in rows]
+        return torch.tensor([ids + ids[-1:] * (length - len(ids)) for ids, _ in rows]), [count for _, count in rows]

@@ -1,61 +1,35 @@
-"""A CLIP model folder as a scorer of video frames against prompts; the basis of CLIPScore and PickScore."""
+"""A CLIP model as a scorer of video frames against prompts; the basis of CLIPScore, PickScore and HPSv2.
+
+The protocol for videos is that of `evaluators.clip_frames`: 8 uniform frames, each scored, and the mean.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.api import BenchError, Evaluator
-from evaluators.clip_frames import FRAMES, ClipText, read_image_rule
+from bench.api import Evaluator
+from evaluators.clip_frames import FRAMES
+from evaluators.clip_hf import HuggingFaceClip
+from evaluators.clip_open import OpenClip
 from evaluators.common import (
     check_batch,
     check_finite,
-    file_sha256,
     float_type,
     freeze,
-    load_exact,
-    merge_disjoint,
     pick_device,
-    read_json,
-    read_weights,
     scoring,
     to_uint8,
     uniform_indices,
-    weight_files,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformers import CLIPModel
-
-#: Buffers that older checkpoints store and the model computes itself.
-POSITIONS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
-
-
-def load_clip(folder: Path) -> CLIPModel:
-    """A `CLIPModel` folder in float32; every weight must have its place and every parameter its weight."""
-    from transformers import CLIPConfig, CLIPModel
-    from transformers.initialization import no_init_weights
-
-    kind = read_json(folder / "config.json").get("model_type")
-    if kind != "clip":
-        raise BenchError(
-            f"{folder / 'config.json'} describes a '{kind}' model: this scorer needs a CLIPModel folder, 'clip'."
-        )
-    config = CLIPConfig.from_pretrained(str(folder), local_files_only=True)
-    for part in (config, config.text_config, config.vision_config):
-        part.dtype = torch.float32
-    weights = merge_disjoint([read_weights(file) for file in weight_files(folder)], folder)
-    with no_init_weights():
-        model = CLIPModel(config).float()
-    load_exact(model, {name: value.float() for name, value in weights.items() if name not in POSITIONS}, folder)
-    return model
 
 
 class ClipEvaluator(Evaluator):
@@ -64,31 +38,14 @@ class ClipEvaluator(Evaluator):
     name: str
 
     def __init__(
-        self,
-        checkpoint: str | Path,
-        processor: str | Path | None,
-        dtype: str,
-        prefix: str,
-        micro_batch: int,
-        device: str | None,
+        self, clip: HuggingFaceClip | OpenClip, dtype: str, prefix: str, micro_batch: int, device: str | None
     ):
-        """`processor`: folder with tokenizer.json and preprocessor_config.json, by default the checkpoint's."""
-        folder = Path(checkpoint)
-        files = folder if processor is None else Path(processor)
-        for path in (folder, files):
-            if not path.is_dir():
-                raise BenchError(
-                    f"{self.name} folder {path} does not exist: pass a local folder, nothing is downloaded."
-                )
-        model = load_clip(folder)
-        self._scale = model.logit_scale.detach().float().exp().item()
-        self._rule = read_image_rule(files, model.config.vision_config.image_size)
-        self._text = ClipText(files, model.config.text_config.max_position_embeddings)
+        """`prefix` is put before each prompt; `micro_batch`: frames, or prompts, per forward pass."""
+        self._clip, self._rule, self._text, self._scale = clip, clip.rule, clip.text, clip.scale
         self._dtype, self._device, self._prefix, self._micro_batch = dtype, pick_device(device), prefix, micro_batch
-        self._model = freeze(model, float_type(dtype), self._device)
-        hashed = [*weight_files(folder), folder / "config.json", files / "tokenizer.json"]
-        self._hashes = {f"sha256:{file.name}": file_sha256(file) for file in hashed}
-        self._checkpoint, self._details = folder.name, dict[str, Tensor]()
+        self._type = float_type(dtype)
+        freeze(clip.model, self._type, self._device)
+        self._details = dict[str, Tensor]()
 
     @abstractmethod
     def _metrics(self, cosine: Float[Tensor, "b n"]) -> dict[str, Float[Tensor, "b n"]]:
@@ -104,48 +61,53 @@ class ClipEvaluator(Evaluator):
         frames = to_uint8(videos[:, :, indices]).transpose(1, 2)
         with scoring():
             images = self._images(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-            texts, cut = self._texts(prompts)
+            texts, tokens = self._texts(prompts)
             cosine = (images * texts[:, None]).sum(-1).to(videos.device)
         check_finite(self.name, cosine)
         values = self._metrics(cosine)
         b, n = cosine.shape
+        limit = self._text.context
         self._details = {
             "video": torch.arange(b).repeat_interleave(n),
             "frame": torch.arange(n).repeat(b),
             "frame_index": torch.tensor(indices).repeat(b),
             "total_frames": torch.full((b * n,), total),
-            "prompt_truncated": torch.tensor(cut).repeat_interleave(n),
+            "prompt_tokens": tokens.repeat_interleave(n),
+            "token_limit": torch.full((b * n,), limit),
+            "prompt_truncated": (tokens > limit).repeat_interleave(n),
             **{name: value.flatten().cpu() for name, value in values.items()},
         }
         return {name: value.mean(1) for name, value in values.items()}
 
     def _images(self, frames: Tensor) -> Float[Tensor, "n d"]:
         """Unit image embeddings of uint8 frames [n, 3, h, w]."""
-        parts = []
-        for some in frames.split(self._micro_batch):
-            pixels = self._rule.pixels(some).to(self._device, self._model.dtype)
-            parts.append(self._model.get_image_features(pixel_values=pixels).pooler_output.float())
+        parts = [
+            self._clip.image_features(self._rule.pixels(some).to(self._device, self._type)).float()
+            for some in frames.split(self._micro_batch)
+        ]
         return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
 
-    def _texts(self, prompts: Sequence[str]) -> tuple[Float[Tensor, "b d"], list[bool]]:
-        """Unit text embeddings, each different prompt embedded once, and whether each prompt was cut."""
+    def _texts(self, prompts: Sequence[str]) -> tuple[Float[Tensor, "b d"], Tensor]:
+        """Unit text embeddings, each different prompt embedded once, and each prompt's tokens before the cut."""
         unique = list(dict.fromkeys(prompts))
-        ids, cut = self._text.batch([self._prefix + prompt for prompt in unique])
-        parts = [
-            self._model.get_text_features(input_ids=some.to(self._device)).pooler_output
-            for some in ids.split(self._micro_batch)
-        ]
+        ids, tokens = self._text.batch([self._prefix + prompt for prompt in unique])
+        parts = [self._clip.text_features(some.to(self._device)) for some in ids.split(self._micro_batch)]
         features = torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1)
         place = [unique.index(prompt) for prompt in prompts]
-        return features[place], [cut[i] for i in place]
+        return features[place], torch.tensor(tokens)[place]
 
     def details(self) -> pd.DataFrame:
-        """One row per scored frame of the last call: index in the video, metrics, whether the prompt was cut."""
+        """One row per scored frame of the last call.
+
+        `video` is its place in the batch, `frame_index` the frame's place in the video, `prompt_tokens` the length of
+        prefix and prompt before the cut at `token_limit`, start and end token included; then the metrics.
+        """
         import pandas as pd
 
         return pd.DataFrame({name: column.numpy() for name, column in self._details.items()})
 
     def fingerprint(self) -> Mapping[str, str]:
-        """Hashes of weights and tokenizer, preprocessing constants, prefix and dtype."""
-        model = {"evaluator": self.name, "checkpoint": self._checkpoint, "prefix": self._prefix, "dtype": self._dtype}
-        return {**model, **self._hashes, **self._rule.constants()}
+        """Hashes of weights and tokenizer, preprocessing constants, number of frames, prefix and dtype."""
+        clip = self._clip
+        model = {"evaluator": self.name, "checkpoint": clip.checkpoint, "prefix": self._prefix, "dtype": self._dtype}
+        return {**model, **clip.hashes, **clip.constants, **self._rule.constants()}

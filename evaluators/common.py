@@ -87,14 +87,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, or of a torch file read with `weights_only=True`."""
+def read_weights(path: Path, under: str | None = None) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a torch file read with `weights_only=True`; `under`: the key of a part."""
     if not path.is_file():
         raise BenchError(f"weight file {path} is missing: point the evaluator at a complete checkpoint folder.")
     from safetensors import SafetensorError
 
     try:
-        state = _read_state(path)
+        state = _read_state(path, under)
     except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise BenchError(f"weight file {path} cannot be read ({reason}): fetch it again.") from None
@@ -104,12 +104,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def _read_state(path: Path, under: str | None) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(path)
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if under is not None and isinstance(state, dict):
+        if under not in state:
+            raise BenchError(f"weight file {path} holds no '{under}': pass the checkpoint file as it was released.")
+        state = state[under]
     if not isinstance(state, dict):
         raise BenchError(f"weight file {path} holds no state dict: pass a dict from names to tensors.")
     return dict(state)
@@ -148,13 +152,13 @@ def load_exact(module: nn.Module, weights: Mapping[str, Tensor], where: Path) ->
         kind, names = ("lacks", missing) if missing else ("has the unexpected", extra)
         raise BenchError(
             f"checkpoint {where} {kind} weight '{names[0]}' ({len(missing)} missing, {len(extra)} unexpected): "
-            "use the checkpoint and the config.json that belong together."
+            "use the checkpoint and the model configuration that belong together."
         )
     for name, value in wanted.items():
         if value.shape != weights[name].shape:
             raise BenchError(
-                f"weight '{name}' of checkpoint {where} has shape {tuple(weights[name].shape)}, its config.json says "
-                f"{tuple(value.shape)}: use the checkpoint and the config.json that belong together."
+                f"weight '{name}' of checkpoint {where} has shape {tuple(weights[name].shape)}, its configuration "
+                f"says {tuple(value.shape)}: use the checkpoint and the model configuration that belong together."
             )
     module.load_state_dict(weights)
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.api import Metric
+from evaluators.clip_hf import HuggingFaceClip
 from evaluators.clip_model import ClipEvaluator
 
 #: flow_grpo divides by this, to bring typical values near 1.
@@ -29,7 +30,8 @@ class PickScore(ClipEvaluator):
         device: str | None = None,
     ):
         """`checkpoint`: the `CLIPModel` folder; `processor`: folder with tokenizer and image constants, if another."""
-        super().__init__(checkpoint, processor, dtype, "", micro_batch, device)
+        folder = None if processor is None else Path(processor)
+        super().__init__(HuggingFaceClip(self.name, Path(checkpoint), folder), dtype, "", micro_batch, device)
         self.metrics = {
             "pickscore": Metric(
                 True, "raw", "mean over frames of exp(logit scale) * cosine; about 17 to 24 for real images"

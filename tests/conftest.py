@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, and no network."""
+"""What holds for every test: one thread, no network, and a list of the parity errors at the end."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "agg"
 
 import numpy as np
+import parity
 import pytest
 import torch
 
@@ -46,6 +47,23 @@ def no_network() -> Iterator[None]:
         patch.setattr(socket.socket, "connect_ex", local_connect_ex)
         patch.setattr(socket, "getaddrinfo", local_lookup)
         yield
+
+
+@pytest.fixture(autouse=True)
+def parity_errors(request: pytest.FixtureRequest) -> None:
+    """What `parity.within` measures belongs to the test that runs."""
+    parity.start(request.node.user_properties)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The largest error of each comparison with an original program, whichever worker made it."""
+    stats = terminalreporter.stats
+    rows = parity.worst([*stats.get("passed", []), *stats.get("failed", [])])
+    if rows:
+        terminalreporter.section("largest parity errors")
+        for name, error, tolerance in rows:
+            allowed = f"tolerance {tolerance:.1e}" if tolerance else "exact"
+            terminalreporter.write_line(f"{name:<44} {error:8.1e}  {allowed}")
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import parity
 import pytest
 import torch
-from PIL import Image
+from clip_fixtures import BATCH, COSINE, FIXTURES, HF_EXPECTED, PIXEL, RAW, images, noise
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,23 +20,10 @@ from evaluators.clipscore import ClipScore
 from evaluators.common import to_uint8
 from evaluators.pickscore import PickScore
 
-FIXTURES = Path(__file__).parent / "fixtures" / "clip"
 PICK, PROCESSOR = FIXTURES / "PickScore_v1", FIXTURES / "CLIP-ViT-H-14-laion2B-s32B-b79K"
+ROOT = Path(__file__).resolve().parent.parent
 CLIP = FIXTURES / "clip-vit-tiny-patch14"
-EXPECTED = json.loads((FIXTURES / "expected_hf.json").read_text(encoding="utf-8"))
-PROMPTS = EXPECTED["prompts"]
-# The originals ran with other versions of torch; a tensor-based image processor misses by 0.01 in raw PickScore.
-COSINE, RAW, PIXEL, BATCH = 1e-5, 1e-3, 1e-6, 5e-6
-
-
-def images() -> list[Tensor]:
-    """The fixture images as videos of one frame, [1, 3, 1, h, w] in [0, 1]."""
-    arrays = [np.array(Image.open(FIXTURES / "images" / name).convert("RGB")) for name in EXPECTED["images"]]
-    return [torch.from_numpy(array).permute(2, 0, 1)[None, :, None].float() / 255 for array in arrays]
-
-
-def noise(b: int = 3, f: int = 13, side: int = 16) -> Tensor:
-    return torch.rand(b, 3, f, side, side, generator=torch.Generator().manual_seed(0))
+PROMPTS = HF_EXPECTED["prompts"]
 
 
 @pytest.fixture(scope="module")
@@ -73,38 +61,50 @@ def copy(tmp_path) -> Callable[..., Path]:
 
 # Parity with the originals -----------------------------------------------------------------------------------------
 def test_pickscore_is_that_of_the_original(pick):
-    expected = EXPECTED["pickscore"]
+    expected = HF_EXPECTED["pickscore"]
+    parity.within("PickScore: logit scale", pick._scale, expected["logit_scale_exp"], 1e-6, relative=True)
     for i, image in enumerate(images()):
         scores = pick.score(image.expand(len(PROMPTS), -1, -1, -1, -1), PROMPTS, 1.0)
-        row = np.array(expected["div26_matrix_prompt_by_image"])[:, i]
-        np.testing.assert_allclose(scores["pickscore_div26"], row, atol=RAW / 26, rtol=0)
-        assert scores["pickscore"][i].item() == pytest.approx(expected["raw_batch"][i], abs=RAW)
+        column = np.array(expected["div26_matrix_prompt_by_image"])[:, i]
+        parity.within("PickScore: raw / 26", scores["pickscore_div26"], column, RAW / 26)
+        parity.within("PickScore: raw / 26, pairs", scores["pickscore_div26"][i], expected["div26_batch"][i], RAW / 26)
+        parity.within("PickScore: raw", scores["pickscore"][i], expected["raw_batch"][i], RAW)
         cosine = expected["raw_batch"][i] / expected["logit_scale_exp"]
-        assert scores["pickscore_cosine"][i].item() == pytest.approx(cosine, abs=COSINE)
+        parity.within("PickScore: cosine", scores["pickscore_cosine"][i], cosine, COSINE)
 
 
 def test_cosine_and_clipscore_are_those_of_the_originals(clip):
-    expected = EXPECTED["hf_clip"]
+    expected = HF_EXPECTED["hf_clip"]
     for i, image in enumerate(images()):
         scores = clip.score(image.expand(len(PROMPTS), -1, -1, -1, -1), PROMPTS, 1.0)
-        row = np.array(expected["cosine_matrix_prompt_by_image"])[:, i]
-        np.testing.assert_allclose(scores["clip_cosine"], row, atol=COSINE, rtol=0)
-        assert scores["clipscore"][i].item() == pytest.approx(expected["hessel_2_5_max0"][i], abs=2.5 * COSINE)
+        column = np.array(expected["cosine_matrix_prompt_by_image"])[:, i]
+        parity.within("CLIPScore: cosine", scores["clip_cosine"], column, COSINE)
+        parity.within("CLIPScore: 2.5 * cosine", scores["clipscore"][i], expected["hessel_2_5_max0"][i], 2.5 * COSINE)
 
 
 def test_torchmetrics_agrees_where_it_does_not_cut_the_prompt(clip):
     # Its last prompt is too long: torchmetrics drops the end token there, the other programs keep it.
-    expected = EXPECTED["torchmetrics_100cos_unclamped"]
+    expected = HF_EXPECTED["torchmetrics_100cos_unclamped"]
     for image, prompt, score in list(zip(images(), expected["prompts"], expected["scores"], strict=True))[:3]:
-        assert 100 * clip.score(image, [prompt], 1.0)["clip_cosine"].item() == pytest.approx(score, abs=100 * COSINE)
+        got = 100 * clip.score(image, [prompt], 1.0)["clip_cosine"]
+        parity.within("CLIPScore: torchmetrics, 100 * cosine", got[0], score, 100 * COSINE)
 
 
 def test_pixels_and_tokens_are_those_of_the_original(pick):
-    for image, total in zip(images(), EXPECTED["pickscore"]["pixel_sums"], strict=True):
+    for image, total in zip(images(), HF_EXPECTED["pickscore"]["pixel_sums"], strict=True):
         pixels = pick._rule.pixels(to_uint8(image[:, :, 0]))
-        assert pixels.double().sum().item() == pytest.approx(total, abs=PIXEL * pixels.numel())
-    for prompt, ids in zip(PROMPTS, EXPECTED["pickscore"]["input_ids"], strict=True):
-        assert pick._text.ids(prompt)[0] == ids
+        parity.within("PickScore: mean pixel", pixels.double().mean(), total / pixels.numel(), PIXEL)
+    for prompt, ids in zip(PROMPTS, HF_EXPECTED["pickscore"]["input_ids"], strict=True):
+        parity.within("PickScore: token ids", pick._text.ids(prompt)[0], ids, 0)
+
+
+@pytest.mark.parametrize("name", ["clipscore", "pickscore"])
+def test_the_fingerprints_of_the_reference_results_still_hold(name):
+    """Records compare by fingerprint: one that changes cuts new runs off from the stored reference."""
+    record = json.loads((ROOT / "results/reference/nano/base/run.json").read_text(encoding="utf-8"))
+    folder = {"clipscore": "clip", "pickscore": "pickscore"}[name]
+    made = {"clipscore": ClipScore, "pickscore": PickScore}[name](ROOT / "bench/nano/checkpoints" / folder)
+    assert made.fingerprint() == record["evaluators"][name]
 
 
 # Our protocol on videos --------------------------------------------------------------------------------------------
@@ -142,7 +142,11 @@ def test_a_score_does_not_depend_on_the_batch(pick):
 def test_long_prompts_are_cut_and_counted(clip):
     long = "a red circle moving left quickly " * 30
     cut = clip.score(noise(2), ["a cat", long], 8.0)
-    assert clip.details().groupby("video")["prompt_truncated"].all().tolist() == [False, True]
+    details = clip.details().groupby("video").first()
+    assert details["prompt_truncated"].tolist() == [False, True]
+    assert details["token_limit"].tolist() == [77, 77]
+    short, cut_from = details["prompt_tokens"]
+    assert short <= 77 < cut_from == len(clip._text._tokenizer.encode(long).ids)
     longer = clip.score(noise(2), ["a cat", long + "and a blue square"], 8.0)
     assert torch.equal(cut["clip_cosine"], longer["clip_cosine"])
 
@@ -268,6 +272,11 @@ def test_bad_input_is_refused(clip):
             clip.score(video, ["a cat"], 8.0)
     with pytest.raises(BenchError, match="2 prompts for 1 videos"):
         clip.score(noise(1), ["a cat", "a dog"], 8.0)
+
+
+def test_a_special_token_in_a_prompt_is_refused(clip):
+    with pytest.raises(BenchError, match=r"special token '<\|endoftext\|>'"):
+        clip.score(noise(1), ["a cat <|endoftext|> a dog"], 8.0)
 
 
 def test_scores_that_are_no_numbers_are_refused(copy):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import parity
 import pytest
 
 from bench.api import BenchError
@@ -30,9 +31,7 @@ def test_released_controller_follows_the_released_traces(name: str, policy: str)
     trace = TRACES[name]
     made = kl_policy(policy, weight=trace["kl_weight"], min_weight=trace["kl_min_coef"])
     got, want = coefficients(made, trace["kl_sequence"]), trace["coef_after_each_update"]
-    worst = max(abs(a - b) / b for a, b in zip(got, want, strict=True))
-    print(f"largest relative error of the controller, {name}: {worst:.1e}")
-    assert worst < 1e-12  # both are float64: a few roundings per tick
+    parity.within("methods: controller", got, want, 1e-12, relative=True)  # float64: a few roundings per tick
 
 
 def test_the_weight_in_use_is_the_one_before_the_tick() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import parity
 import pytest
 import torch
 from torch import Tensor
@@ -26,24 +26,35 @@ TRANSITIONS = [name for name, case in CASES.items() if case["kind"] == "transiti
 BALANCING = [(name, kind) for name in TRANSITIONS for kind in CASES[name]["expected"].get("balancing", {})]
 ADVANTAGE, SURROGATE, KL = (CASES[name] for name in ("p10_advantage", "p11_surrogate", "p12_kl"))
 
-WORST: dict[str, float] = {}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def summary() -> Iterator[None]:
-    """Prints the largest error of each kind after the module's last test."""
-    yield
-    print("\nlargest error per kind:", ", ".join(f"{kind} {error:.1e}" for kind, error in sorted(WORST.items())))
+#: The kinds of numbers as the test run lists them.
+KINDS = {
+    "sigma": "schedule",
+    "mean": "mean",
+    "mean_sage": "mean (SAGE-GRPO)",
+    "next_sample": "next sample",
+    "next_sample_sage": "next sample (SAGE-GRPO)",
+    "std": "std",
+    "std_as_returned": "std as returned",
+    "log_prob": "log-prob",
+    "dmean_dv": "Jacobian",
+    "grad_norm": "gradient norm of log-prob",
+    "euler": "Euler step",
+    "equalizer": "equalizer",
+    "equalizer_norm": "equalizer norms",
+    "advantage": "advantages",
+    "total": "total reward",
+    "loss": "surrogate",
+    "loss_rel": "surrogate, relative",
+    "loss_grad": "surrogate gradient",
+    "kl": "KL",
+    "kl_std": "KL std",
+    "kl_grad": "KL gradient",
+}
 
 
 def within(kind: str, got: Any, want: Any, tolerance: float, relative: bool = False, floor: float = 1e-300) -> None:
-    """Compare flat float64 values; with `relative`, the error is over max(|want|, floor)."""
-    a, b = (torch.as_tensor(value).detach().double().flatten() for value in (got, want))
-    assert a.shape == b.shape
-    scale = b.abs().clamp_min(floor) if relative else torch.ones_like(b)
-    error = ((a - b).abs() / scale).max().item()
-    WORST[kind] = max(WORST.get(kind, 0.0), error)
-    assert error <= tolerance, f"{kind}: error {error:.2e} above {tolerance:.0e}"
+    """`parity.within`, the kind under its printed name."""
+    parity.within(f"methods: {KINDS[kind]}", got, want, tolerance, relative, floor)
 
 
 def f32(values: Any) -> Tensor:

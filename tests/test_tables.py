@@ -569,3 +569,15 @@ def test_small_texts() -> None:
     assert cells.p_value(None) == "n/a"
     assert cells.count(1234567) == "1,234,567"
     assert cells.tex("**a_b [1%]**") == r"\textbf{a\_b {[}1\%{]}}"
+
+
+# prompts that a scorer cuts -----------------------------------------------------------------------------------
+def test_the_notes_say_how_many_prompts_are_cut_where_the_records_do(suite: Path) -> None:
+    assert "prompts are cut" not in render_table(suite)["main.md"]
+    found = {"clipscore": 0.0, "pickscore": 0.25, "videoalign": 0.0}
+    limits = {"clipscore": 77, "pickscore": 77}
+    write(suite, "sage_grpo-dual", 1, 0.5, extra={"prompts_cut": found, "token_limit": limits})
+    for text in render_table(suite).values():
+        told = re.findall(r"(\S+): (\S+) \\?% of the prompts are cut at (\d+) tokens", text)
+        assert told in ([], [("CLIPScore", "0", "77"), ("PickScore", "25", "77")])
+    assert "CLIPScore: 0 % of the prompts are cut at 77 tokens." in render_table(suite)["main.md"]

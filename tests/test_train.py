@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 
 from bench import store, train
 from bench.api import BenchError
-from bench.build import make_method
+from bench.build import make_backbone, make_evaluator, make_method
 from bench.config import Experiment
+from bench.evaluate import evaluate
 from bench.flow import sigma_schedule
 from bench.noise import injected_variance
+from bench.rng import stream
 from bench.store import RunRecord, read_lines, read_run
 from bench.train import Job, Trainer, execute
 
@@ -73,6 +75,35 @@ def assert_same_run(folder: Path, whole: Path) -> RunRecord:
     assert [line["update"] for line in lines] == [0, 1, 2]
     assert list(map(timeless, lines)) == list(map(timeless, expected_lines))
     return record
+
+
+def with_clipscore(*overrides: str) -> Experiment:
+    return tiny(
+        "evaluation={evaluators: [clipscore, gold], steps: 2, videos_per_prompt: 2}",
+        "evaluator_params={clipscore: {checkpoint: nano/clip, device: cpu}}",
+        *overrides,
+    )
+
+
+def test_a_record_says_how_many_prompts_were_cut(tmp_path: Path) -> None:
+    record = execute(Job(with_clipscore(), None, None, tmp_path / "run", "d"), lambda phase, done, total: None)
+    assert record.extra["prompts_cut"] == {"clipscore": 0.0}  # the gold scorer reads no tokens and says nothing
+    assert record.extra["token_limit"] == {"clipscore": 77}
+    read, _ = read_run(tmp_path / "run")
+    assert read.extra == record.extra
+
+
+def test_the_share_of_cut_prompts_counts_prompts_not_videos() -> None:
+    exp = with_clipscore("budget.micro_batch=2")
+    evaluators = {name: make_evaluator(exp, name) for name in exp.evaluation.evaluators}
+    prompts = ["a small red circle moves left", "a small red circle moves left " * 20, "a big blue square", "a square"]
+    backbone = make_backbone(exp)
+    backbone.reset(stream(0, "initial_policy"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluators["gold"], "score", lambda videos, prompts, fps: {"g": torch.zeros(len(prompts))})
+        found = evaluate(backbone, evaluators, exp, prompts, lambda done, total: None)
+    assert found.prompts_cut == {"clipscore": 0.25}
+    assert len(found.scores) == 8 * 3  # two metrics of CLIPScore and the stand-in
 
 
 @pytest.mark.usefixtures("global_random_state_is_left_alone")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import parity
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -101,17 +102,15 @@ def test_scores_are_those_of_the_original(both):
     for i, prompt in enumerate(PROMPTS):
         video, fps = clip(i)
         scores = evaluator.score(video, [prompt], fps)
-        np.testing.assert_allclose(
-            table(scores, "_raw"), wanted(expected["single_raw"][i : i + 1]), atol=REWARD, rtol=0
-        )
-        np.testing.assert_allclose(table(scores), wanted(expected["single_norm"][i : i + 1]), atol=REWARD, rtol=0)
+        parity.within(f"{layout}: raw", table(scores, "_raw"), wanted(expected["single_raw"][i : i + 1]), REWARD)
+        parity.within(f"{layout}: normalised", table(scores), wanted(expected["single_norm"][i : i + 1]), REWARD)
 
 
 def test_one_video_with_several_prompts(evaluator):
     video, fps = clip(0)
     scores = evaluator.score(video.expand(3, -1, -1, -1, -1), PROMPTS[:3], fps)
     expected = wanted(EXPECTED["checkpoints"]["VideoReward"]["float32"]["cross_prompt_raw"][:3])
-    np.testing.assert_allclose(table(scores, "_raw"), expected, atol=REWARD, rtol=0)
+    parity.within("VideoReward: one video, three prompts", table(scores, "_raw"), expected, REWARD)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +126,7 @@ def test_other_sampling(key, options):
     for i, row in enumerate(EXPECTED["checkpoints"]["VideoReward"]["float32"][key]):
         video, fps = clip(i)
         scores = evaluator.score(video, [PROMPTS[i]], fps)
-        np.testing.assert_allclose(table(scores), wanted([row]), atol=REWARD, rtol=0)
+        parity.within(f"VideoReward: {key}", table(scores), wanted([row]), REWARD)
 
 
 @pytest.mark.parametrize("i", range(len(PROMPTS)))
@@ -136,13 +135,15 @@ def test_what_the_model_sees_is_what_the_original_saw(i, text):
     total, height, width = video.shape[2:]
     indices = uniform_indices(total, frame_count(total, fps, 2.0, None))
     size = frame_size(height, width, MIN_FRAME_PIXELS, 200704)
-    assert (indices, list(size)) == (entry["frame_indices"], entry["resized_hw"])
+    parity.within(
+        "VideoReward: frame indices, sizes", indices + list(size), entry["frame_indices"] + entry["resized_hw"], 0
+    )
     pixels = patches(resize(to_uint8(video[0, :, indices]).transpose(0, 1), size)[None])[0]
     expected = entry["pixel_values_videos"]
     assert list(pixels.shape) == expected["shape"]
     assert pixels.double().sum().item() == pytest.approx(expected["sum"], abs=PIXEL * pixels.numel())
     assert pixels.double().square().sum().item() == pytest.approx(expected["sq_sum"], rel=PIXEL)
-    np.testing.assert_allclose(pixels.flatten()[expected["idx"]], expected["at_idx"], atol=PIXEL, rtol=0)
+    parity.within("VideoReward: pixels", pixels.flatten()[expected["idx"]], expected["at_idx"], PIXEL)
     ids, at = text.batch([PROMPTS[i]], int(np.prod(entry["video_grid_thw"])) // 4)
     inner = text.chat(PROMPTS[i]).partition("<|vision_end|>")[2].partition("<|im_end|>")[0]
     assert hashlib.sha256(inner.encode()).hexdigest() == entry["built_prompt_sha256"]

@@ -15,6 +15,8 @@ DECODE = {
     "predicted_x0": "the predicted clean video of the last step, which is not trained",
     "final_latent": "the last latent as it is, residual noise included",
 }
+#: Evaluators whose printed name is not their own.
+SCORERS = {"clipscore": "CLIPScore", "pickscore": "PickScore", "hpsv2": "HPSv2"}
 
 
 def warning(suite: Suite) -> str:
@@ -40,6 +42,7 @@ def footnotes(
         + "; gold Overall = gold_VQ + gold_MQ + gold_TA.",
         *_statistics(suite, table),
         *_settings(suite.config, suite.nano),
+        *_cut_prompts(suite),
         *[note for runs in suite.rows for note in _about(runs, suite.seeds)],
     ]
     if suite.base is None:
@@ -91,6 +94,18 @@ def _settings(config: Mapping[str, Any], nano: bool) -> list[str]:
         f"Published: SAGE-GRPO's paper (arXiv 2603.21872), HunyuanVideo-1.5 at full size; they {size}. n/a: not found."
     )
     return notes
+
+
+def _cut_prompts(suite: Suite) -> list[str]:
+    """How many prompts a scorer's text model could not read to the end; silent for records that do not say it."""
+    notes = {}
+    for run in suite.runs:
+        limits = run.record.extra.get("token_limit", {})
+        for name, share in run.record.extra.get("prompts_cut", {}).items():
+            if name in limits:
+                label = SCORERS.get(name, name)
+                notes[name] = f"{label}: {100 * share:.3g} % of the prompts are cut at {limits[name]} tokens."
+    return list(notes.values())
 
 
 def _about(runs: RowRuns, seeds: list[int]) -> list[str]:
