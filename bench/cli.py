@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from bench.config import Experiment
     from bench.report.records import Row
 
-NANO_PARTS = ("vae", "policy", "videoreward-start", "videoreward", "clip", "pickscore", "manifest", "measure")
+NANO_PARTS = (
+    "vae",
+    "policy",
+    "videoreward-start",
+    "videoreward",
+    "clip",
+    "pickscore",
+    "manifest",
+    "golden",
+    "measure",
+)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -56,6 +56,13 @@ MEANING = {"VQ": "visual quality", "MQ": "motion quality", "TA": "text alignment
 class VideoAlign(Evaluator):
     """VQ, MQ and TA, normalised as the paper reports them, and VQ_raw, MQ_raw and TA_raw as the head gives them."""
 
+    prompt_free = frozenset({"VQ", "MQ", "VQ_raw", "MQ_raw"})
+    float32_spread = (
+        5e-4,
+        "twice 2.5e-4: a resized pixel halfway between two of 256 levels is rounded to either by the AVX and the "
+        "scalar kernels, and one such pixel moves a nano score by so much; all else is below 2e-6",
+    )
+
     def __init__(
         self,
         checkpoint: str | Path,
