@@ -206,4 +206,8 @@ def _override(
         raise BenchError(
             "VideoReward samples by a frame rate or by a number of frames: set one of sample_fps and num_frames."
         )
+    for name in ("sample_fps", "num_frames", "max_frame_pixels", "min_frame_pixels"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise BenchError(f"VideoReward got {name}={value}: set it to a finite value above 0.")
     return config
