@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.base import BenchError
-from bench.provenance import write_manifest
+from bench.provenance import GOLDEN, write_manifest
 
 FOLDERS = ("hunyuanvideo15", "videoreward", "clip", "pickscore")
 POLICY = "hunyuanvideo15"
@@ -149,4 +149,4 @@ def _golden(out: Path) -> None:
         target = golden.path_of(evaluator, params)
         assert target is not None
         golden.write(evaluator, target)
-    golden.write(plugins.evaluator("gold"), out / "gold" / golden.GOLDEN)
+    golden.write(plugins.evaluator("gold"), out / "gold" / GOLDEN)
