@@ -223,8 +223,7 @@ def read_reward_weights(step: Path, base_model: Path, config: RewardConfig, text
 def _check_whole(base: Mapping[str, Tensor], other: Mapping[str, Tensor], step: Path) -> None:
     """What was trained beside LoRA must be all there: a missing tensor would silently keep the base model's value.
 
-    The reward head and the embeddings (of the reward tokens) always were; of the vision tower and of its merger,
-    each was trained whole or left as it was.
+    Head and embeddings always were trained; the vision tower and its merger, each whole or not at all.
     """
     needed = {"rm_head.weight", "language_model.embed_tokens.weight"}
     for group in (
