@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -219,6 +220,17 @@ class Evaluator(ABC):
     """
 
     metrics: Mapping[str, Metric]
+    prompt_free: frozenset[str] = frozenset()
+    """Metrics that do not depend on the prompt."""
+    only_size: tuple[int, int, int] | None = None
+    """Frames, height and width of the only videos it takes; None: any."""
+    idle_weights: frozenset[str] = frozenset()
+    """Weights that no score depends on once the evaluator is made, such as a factor that is read when loading."""
+    float32_spread: tuple[float, str] | None = None
+    """Difference of float32 scores between machines, relative to max(1, |score|), and its cause, if it is more than
+    the rounding of sums."""
+    golden_folder: Path | None = None
+    """Folder of its golden scores; None: the one of its parameter `checkpoint`."""
 
     @abstractmethod
     def score(

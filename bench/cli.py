@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from bench.report.levels import Level
     from bench.report.records import Row
 
-NANO_PARTS = ("vae", "policy", "videoreward-start", "videoreward", "clip", "pickscore", "manifest", "measure")
+NANO_PARTS = (
+    "vae",
+    "policy",
+    "videoreward-start",
+    "videoreward",
+    "clip",
+    "pickscore",
+    "manifest",
+    "golden",
+    "measure",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,9 +61,14 @@ def parser() -> argparse.ArgumentParser:
     suite(table)
     figures = commands.add_parser("figures", help="write the suite's figures and their numbers from its records")
     suite(figures)
-    check = commands.add_parser("check", help="check methods like a linter: one line per broken promise")
-    check.add_argument("methods", nargs="+", metavar="METHOD", help="a method's name or 'module:Class'")
+    check = commands.add_parser("check", help="check methods and evaluators: one line per broken promise")
+    check.add_argument("names", nargs="+", metavar="NAME", help="a method, an evaluator, or 'module:Class'")
     check.add_argument("--suite", type=Path, default=None, help="YAML of a suite whose schedule is checked too")
+    check.add_argument(
+        "--params", nargs="+", default=[], metavar="KEY=VALUE", help="how the evaluator is made, e.g. checkpoint=DIR"
+    )
+    check.add_argument("--nano", action="store_true", help="use the packaged checkpoint (default without checkpoint=)")
+    check.add_argument("--write-golden", action="store_true", help="store the golden scores beside the checkpoint")
     gallery = commands.add_parser("gallery", help="show videos of the base and of the trained policies side by side")
     suite(gallery)
     gallery.add_argument("--seed", type=int, default=0, help="training seed whose policies are shown (default: 0)")
@@ -240,12 +255,23 @@ def _refuse_other_settings(exp: Experiment, folder: Path, command: str) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
+    import yaml
+
     from bench import config
+    from bench.checkup import report
     from bench.flow import sigma_schedule
-    from bench.lint import report
 
     suites = [] if args.suite is None else [config.load(args.suite).budget]
-    text, failed = report(args.methods, [sigma_schedule(budget.steps, budget.shift) for budget in suites])
+    schedules = [sigma_schedule(budget.steps, budget.shift) for budget in suites]
+    bare = next((word for word in args.params if not word.partition("=")[2]), None)
+    if bare is not None:
+        raise BenchError(f"--params takes KEY=VALUE, got {bare!r}: write for example checkpoint=FOLDER.")
+    pairs = [word.partition("=") for word in args.params]
+    try:
+        params = {key: yaml.safe_load(value) for key, _, value in pairs}
+    except yaml.YAMLError as cause:
+        raise BenchError(f"--params {' '.join(args.params)}: a value is no YAML; put it in quotes.") from cause
+    text, failed = report(args.names, schedules, params, args.nano, args.write_golden)
     print(text)
     return 1 if failed else 0
 

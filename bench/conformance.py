@@ -220,7 +220,7 @@ RANDOMNESS = "no global randomness"
 CHECKS = (*DECLARATIONS, *STEP_CHECKS, *OTHER_CHECKS, RANDOMNESS)
 
 
-def _global_state() -> tuple[bytes, str]:
+def global_state() -> tuple[bytes, str]:
     # Python's own random is left to the repeated call: runtime type checkers draw from it.
     numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
     return torch.get_rng_state().numpy().tobytes(), str(numpy_state["state"]["pos"]) + numpy_state["state"][
@@ -228,7 +228,7 @@ def _global_state() -> tuple[bytes, str]:
     ].tobytes().hex()
 
 
-def _tried(check: str, run: Callable[..., Any], *inputs: Any) -> Iterator[Finding]:
+def tried(check: str, run: Callable[..., Any], *inputs: Any) -> Iterator[Finding]:
     """What one check found: nothing, or one sentence."""
     try:
         run(*inputs)
@@ -250,17 +250,17 @@ def _probe(m: Method, sigmas: Tensor) -> Probe:
 
 def broken(m: Method, sigmas: Float[Tensor, "t1"]) -> Iterator[Finding]:
     """Every broken promise of `m` on the schedule `sigmas`, in the order of `CHECKS`, at most one per check."""
-    state = _global_state()
+    state = global_state()
     for name, look in DECLARATIONS.items():
-        yield from _tried(name, look, m)
+        yield from tried(name, look, m)
     probe: list[Probe] = []
-    yield from _tried("transition", lambda: probe.append(_probe(m, sigmas.clone())))
+    yield from tried("transition", lambda: probe.append(_probe(m, sigmas.clone())))
     if probe:
         for name, check in STEP_CHECKS.items():
-            yield from _tried(name, check, m, probe[0])
+            yield from tried(name, check, m, probe[0])
     for name, other in OTHER_CHECKS.items():
-        yield from _tried(name, other, m, sigmas)
-    if _global_state() != state:
+        yield from tried(name, other, m, sigmas)
+    if global_state() != state:
         yield Finding(
             RANDOMNESS, "a hook moves torch's or numpy's global random state: use the generator it is given."
         )

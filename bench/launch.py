@@ -22,7 +22,7 @@ from bench.config import PATHS, Experiment, RowSpec, difference, packaged, resol
 from bench.kl import kl_policy
 from bench.ledger import guidance_multiplicity, planned
 from bench.progress import Progress, say
-from bench.provenance import MANIFEST, digest, package_versions, sha256_file, source_digest, verify_manifest
+from bench.provenance import GOLDEN, MANIFEST, digest, package_versions, sha256_file, source_digest, verify_manifest
 from bench.train import execute
 
 
@@ -48,7 +48,8 @@ def _checkpoint_digest(name: str) -> Any:
         raise BenchError(
             f"checkpoint {path} has no {MANIFEST}: restore it with `git checkout`, or by `bench nano manifest`."
         )
-    files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
+    below = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name != GOLDEN]
+    files = [path] if path.is_file() else below
     return [[file.relative_to(path.parent).as_posix(), sha256_file(file)] for file in files]
 
 

@@ -32,8 +32,12 @@ PACKAGES = (
 
 MANIFEST = "manifest.json"
 
-#: Files beside a checkpoint that no number depends on: the manifest itself, a recipe's own state and its report.
-NOT_LISTED = (MANIFEST, "state.pt", "report.json")
+#: Expected scores of an evaluator on clips made by formula (`bench.golden`), beside its checkpoint.
+GOLDEN = "golden_scores.json"
+
+#: Files beside a checkpoint that no number depends on: the manifest itself, a recipe's own state and its report, and
+#: the golden scores, which decide whether a run may start and never what it gives.
+NOT_LISTED = (MANIFEST, "state.pt", "report.json", GOLDEN)
 
 #: Length of the hexadecimal digests that name runs, budgets and prompt lists: 64 bits, ample for a suite.
 DIGEST_LENGTH = 16

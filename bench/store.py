@@ -74,7 +74,7 @@ class RunRecord(BaseModel):
     provenance: dict[str, Any] = {}
     updates_done: int = 0
     gates: dict[str, Any] = {}
-    """Validity gates by name: true or false, or a dict with the key "passed"."""
+    """Validity gates by name: true or false, or a dict with the key "passed" (None: not available)."""
     scores_digest: str | None = None
     """Digest of the content of `scores.parquet`; `write_run` fills it in, `read_run` checks it."""
     extra: dict[str, Any] = {}

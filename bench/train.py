@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench import store
+from bench import golden, store
 from bench.api import Backbone, BenchError, DivergedError, Evaluator, Method, Rewards
 from bench.build import STARTED, Job, make_backbone, make_evaluator, make_method, recorded, rollout_settings
 from bench.config import Experiment
@@ -242,6 +242,7 @@ def _execute(job: Job, report: Report) -> store.RunRecord:
         backbone = make_backbone(exp)
         names = exp.judges if job.row else exp.evaluation.evaluators
         evaluators = {name: make_evaluator(exp, name) for name in names}
+        gates = {golden.GATE: golden.gate(exp, evaluators)}
     trainer, error, found = None, None, None
     try:
         if job.row is not None:
@@ -255,7 +256,7 @@ def _execute(job: Job, report: Report) -> store.RunRecord:
     except DivergedError as cause:
         error = str(cause)
     report("store", 1, 1)
-    record = _record(job, backbone, evaluators, trainer, found, error, clock.seconds)
+    record = _record(job, backbone, evaluators, trainer, found, error, clock.seconds, gates)
     if trainer is not None and error is None:
         _save_policy(job.folder, backbone)
     record = store.write_run(job.folder, record, None if found is None else found.scores)
@@ -279,6 +280,7 @@ def _record(
     found: Evaluation | None,
     error: str | None,
     seconds: dict[str, float],
+    gates: dict[str, Any],
 ) -> store.RunRecord:
     import resource
 
@@ -306,7 +308,7 @@ def _record(
         peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
         provenance=provenance(),
         updates_done=0 if trainer is None else trainer.updates_done,
-        gates={} if trainer is None or trainer.audit is None else {"ratio_audit": trainer.audit},
+        gates=gates if trainer is None or trainer.audit is None else {**gates, "ratio_audit": trainer.audit},
         extra={
             "scale": exp.scale,
             **({} if trainer is None else {"schedule": trainer.schedule()}),

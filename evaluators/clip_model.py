@@ -36,6 +36,7 @@ class ClipEvaluator(Evaluator):
     """Cosines between a video's frames and its prompt, turned into metrics by the subclass."""
 
     name: str
+    idle_weights = frozenset({"logit_scale"})  # PickScore reads it when loading, cosines do not need it
 
     def __init__(
         self, clip: HuggingFaceClip | OpenClip, dtype: str, prefix: str, micro_batch: int, device: str | None

@@ -56,6 +56,13 @@ MEANING = {"VQ": "visual quality", "MQ": "motion quality", "TA": "text alignment
 class VideoAlign(Evaluator):
     """VQ, MQ and TA, normalised as the paper reports them, and VQ_raw, MQ_raw and TA_raw as the head gives them."""
 
+    prompt_free = frozenset({"VQ", "MQ", "VQ_raw", "MQ_raw"})
+    float32_spread = (
+        5e-4,
+        "twice 2.5e-4: a resized pixel halfway between two of 256 levels is rounded to either by the AVX and the "
+        "scalar kernels, and one such pixel moves a nano score by so much; all else is below 2e-6",
+    )
+
     def __init__(
         self,
         checkpoint: str | Path,
@@ -199,4 +206,8 @@ def _override(
         raise BenchError(
             "VideoReward samples by a frame rate or by a number of frames: set one of sample_fps and num_frames."
         )
+    for name in ("sample_fps", "num_frames", "max_frame_pixels", "min_frame_pixels"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise BenchError(f"VideoReward got {name}={value}: set it to a finite value above 0.")
     return config

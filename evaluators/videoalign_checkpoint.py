@@ -94,7 +94,7 @@ def read_config(checkpoint: Path) -> RewardConfig:
             lora_scale=lora["lora_alpha"] / (math.sqrt(rank) if lora["use_rslora"] else rank),
             norm=_norm(config.get("inference_config")),
         )
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise BenchError(f"{path} lacks or garbles {error}: use the file that came with the checkpoint.") from None
 
 
@@ -103,9 +103,11 @@ def _norm(section: Mapping[str, float] | None) -> dict[str, tuple[float, float]]
     if not section:
         return None
     norm = {axis: (float(section[f"{axis}_mean"]), float(section[f"{axis}_std"])) for axis in AXES}
-    bad = next((axis for axis, (_, std) in norm.items() if not std > 0), None)
-    if bad is not None:
-        raise KeyError(f"{bad}_std, which must be positive")
+    for axis, (mean, std) in norm.items():
+        if not math.isfinite(mean):
+            raise KeyError(f"{axis}_mean, which must be finite")
+        if not 0 < std < math.inf:
+            raise KeyError(f"{axis}_std, which must be positive")
     return norm
 
 
@@ -211,10 +213,31 @@ def read_reward_weights(step: Path, base_model: Path, config: RewardConfig, text
             raise BenchError(
                 f"{step} mixes LoRA factors and other weights within its files: use the files as they were saved."
             )
+        _check_whole(base, other, step)
         plain = base | other
     weights = {name: value.float() for name, value in plain.items()}
     merge_lora(weights, lora, config, text_config.num_hidden_layers, step)
     return weights
+
+
+def _check_whole(base: Mapping[str, Tensor], other: Mapping[str, Tensor], step: Path) -> None:
+    """What was trained beside LoRA must be all there: a missing tensor would silently keep the base model's value.
+
+    Head and embeddings always were trained; the vision tower and its merger, each whole or not at all.
+    """
+    needed = {"rm_head.weight", "language_model.embed_tokens.weight"}
+    for group in (
+        {name for name in base if name.startswith("visual.merger.")},
+        {name for name in base if name.startswith("visual.") and not name.startswith("visual.merger.")},
+    ):
+        if group & other.keys():
+            needed |= group
+    lacking = sorted(needed - other.keys())
+    if lacking:
+        raise BenchError(
+            f"checkpoint {step} lacks '{lacking[0]}' in non_lora_state_dict.pth ({len(lacking)} missing), for which "
+            "the base model's value would stand in: use a complete checkpoint."
+        )
 
 
 def _check_adapter(step: Path, config: RewardConfig) -> None:

@@ -28,6 +28,7 @@ MIN_FRAMES, MAX_FRAMES, MAX_ASPECT = 4, 768, 200
 
 REWARD_TOKENS = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
 VIDEO_TOKEN = "<|video_pad|>"
+CHAT_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 FIELDS = ("text_prompt", "prompt")
 
 
@@ -111,7 +112,7 @@ class Text:
         self.tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in REWARD_TOKENS])
         self.added = [token.content for token in self.tokenizer.get_added_tokens_decoder().values()]
         self.template, self.field = template, _field(template, where)
-        missing = [token for token in (VIDEO_TOKEN, "<|im_start|>", "<|im_end|>") if token not in self.added]
+        missing = [token for token in (VIDEO_TOKEN, *CHAT_TOKENS) if token not in self.added]
         if missing:
             raise BenchError(f"tokenizer file {tokenizer_file} has no token {missing[0]}: use a Qwen2-VL tokenizer.")
         self.video_id, *self.reward_ids = (self._id(token) for token in (VIDEO_TOKEN, *REWARD_TOKENS))
@@ -120,6 +121,11 @@ class Text:
     def _id(self, token: str) -> int:
         number = self.tokenizer.token_to_id(token)
         assert number is not None
+        if number >= self.size:
+            raise BenchError(
+                f"the tokenizer gives {token} the id {number} with {self.size} tokens in all, so that it has no "
+                "embedding: use the tokenizer that came with the checkpoint."
+            )
         return int(number)
 
     @property
@@ -192,7 +198,8 @@ def _field(template: str, where: Path) -> str:
             f"prompt template {where} is no format string ({error}): double its literal braces."
         ) from None
     fields = [name for _, name, _, _ in parts if name is not None]
-    if len(fields) != 1 or fields[0] not in FIELDS:
+    altered = [name for _, name, layout, conversion in parts if layout or conversion]
+    if len(fields) != 1 or fields[0] not in FIELDS or altered:
         raise BenchError(f"prompt template {where} has the fields {fields}: it needs exactly one, {{text_prompt}}.")
     places = [template.find(token) for token in REWARD_TOKENS]
     counts = [template.count(token) for token in REWARD_TOKENS]

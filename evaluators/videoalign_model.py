@@ -33,11 +33,10 @@ class RewardModel(nn.Module):
         """Raw VQ, MQ and TA in float32.
 
         `at`: positions of the reward tokens; `grid`: frame pairs, rows and columns of patches per video.
-        Positions are 0 to l-1 on all three rotary axes, as in training (not Qwen2-VL's own spatial positions).
         """
         decoder = self.backbone.language_model
         embeds = decoder.embed_tokens(ids)
-        features = self.backbone.visual(pixels.to(embeds.dtype), grid_thw=grid).pooler_output
+        features = self.features(pixels.to(embeds.dtype), grid)
         places = ids == video_id
         if features.shape != (int(places.sum()), embeds.shape[-1]):
             raise BenchError(
@@ -45,7 +44,16 @@ class RewardModel(nn.Module):
                 "install the transformers version of requirements.lock."
             )
         embeds[places] = features.to(embeds.dtype)
-        order = torch.arange(ids.shape[1], device=ids.device).expand(3, *ids.shape)
+        order = self.positions(ids, grid)
         hidden = decoder(inputs_embeds=embeds, position_ids=order, use_cache=False).last_hidden_state
         rewards: Tensor = self.rm_head(hidden[torch.arange(len(ids), device=ids.device)[:, None], at]).float()
         return rewards[..., 0] if rewards.shape[-1] == 1 else rewards.diagonal(dim1=1, dim2=2)
+
+    def features(self, pixels: Float[Tensor, "p 1176"], grid: Int[Tensor, "b 3"]) -> Float[Tensor, "m h"]:
+        """One visual feature for each 2 x 2 patches and frame pair: after the merger, not the tower's last state."""
+        merged: Tensor = self.backbone.visual(pixels, grid_thw=grid).pooler_output
+        return merged
+
+    def positions(self, ids: Int[Tensor, "b l"], grid: Int[Tensor, "b 3"]) -> Int[Tensor, "3 b l"]:
+        """0 to l-1 on all three rotary axes, as in training, not Qwen2-VL's own positions, which need `grid`."""
+        return torch.arange(ids.shape[1], device=ids.device).expand(3, *ids.shape)

@@ -245,6 +245,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, killed: bytes) -
         run(tiny(ROW, UPDATES), tmp_path, digest="e")
 
 
+@pytest.mark.hazard(8)
 def test_a_reward_that_is_not_a_number_fails_the_run_and_keeps_the_sample(tmp_path: Path) -> None:
     scorers = "evaluation.evaluators=[gold, 'toy:NotANumberLater']"
     exp = tiny("reward={'toy:NotANumberLater': {brightness: 1.0}}", scorers)

@@ -34,6 +34,7 @@ def write(path: Path, frames: int = 12, fps: int = 12, stamps: list[int] | None 
 
 
 @pytest.mark.parametrize("entry", EXPECTED["inputs"], ids=lambda entry: entry["video"])
+@pytest.mark.hazard(7)
 def test_frames_and_rate_are_those_of_the_original(entry):
     video = read_video(FIXTURES / "videos" / entry["video"])
     assert video.fps == entry["avg_fps"]
@@ -51,6 +52,7 @@ def test_a_video_may_have_one_frame(tmp_path):
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 @pytest.mark.parametrize("flags", ["", "faststart"], ids=["index last", "index first"])
+@pytest.mark.hazard(7)
 def test_a_truncated_file_is_refused(tmp_path, share, flags):
     whole = write(tmp_path / "whole.mp4", frames=24, **({"movflags": flags} if flags else {}))
     assert len(read_video(whole).frames) == 24
@@ -92,6 +94,7 @@ def test_a_sound_file_is_refused(tmp_path):
     [[0, 100, 200, 300, 500, 600, 700, 800], [0, 100, 200, 300, 350, 400, 450, 500]],
     ids=["one frame left out", "faster from the middle on"],
 )
+@pytest.mark.hazard(7)
 def test_a_variable_frame_rate_is_refused(tmp_path, stamps):
     path = write(tmp_path / "uneven.mp4", frames=len(stamps), stamps=stamps)
     with pytest.raises(BenchError, match="constant frame rate"):

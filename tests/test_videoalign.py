@@ -167,6 +167,7 @@ def test_frame_sizes():
 
 
 # Properties --------------------------------------------------------------------------------------------------------
+@pytest.mark.hazard(21)
 def test_vq_and_mq_do_not_depend_on_the_prompt(copy):
     evaluator = VideoAlign(copy())
     scores = evaluator.score(noise(1).expand(len(PROMPTS), -1, -1, -1, -1), PROMPTS, 8.0)
@@ -205,6 +206,7 @@ def test_a_checkpoint_without_a_scale_gives_raw_scores(copy):
     assert evaluator.metrics["VQ"].unit == "raw"
 
 
+@pytest.mark.hazard(6)
 def test_details_and_fingerprint(copy):
     evaluator = VideoAlign(copy())
     evaluator.score(noise(2), PROMPTS[:2], 8.0)
@@ -244,6 +246,7 @@ GROUPS = {
 }
 
 
+@pytest.mark.hazard(5)
 def test_every_group_of_weights_counts(copy):
     video = noise(1)
     before = table(VideoAlign(copy()).score(video, PROMPTS[:1], 8.0))
@@ -272,6 +275,7 @@ def test_three_frames_become_two(copy):
 
 
 @pytest.mark.parametrize("token", ["<|VQ_reward|>", "<|TA_reward|>", "<|video_pad|>", "<|im_end|>", "<|endoftext|>"])
+@pytest.mark.hazard(11)
 def test_a_special_token_in_a_prompt_is_refused(evaluator, token):
     with pytest.raises(BenchError, match="special token"):
         evaluator.score(noise(1), [f"a {token} cat"], 8.0)
@@ -308,6 +312,7 @@ def test_bad_prompts_and_rates_are_refused(evaluator):
         evaluator.score(noise(1), ["a cat"], 0.0)
 
 
+@pytest.mark.hazard(8)
 def test_scores_that_are_no_numbers_are_refused(copy):
     def spoil(state):
         state["base_model.model.rm_head.weight"].fill_(float("nan"))
@@ -354,6 +359,7 @@ BROKEN_WEIGHTS = {
 
 
 @pytest.mark.parametrize(("change", "message"), BROKEN_WEIGHTS.values(), ids=BROKEN_WEIGHTS)
+@pytest.mark.hazard(5)
 def test_broken_weights_are_refused(copy, change, message):
     with pytest.raises(BenchError, match=message):
         VideoAlign(copy(change))
@@ -414,6 +420,7 @@ def test_another_architecture_is_refused(copy):
         VideoAlign(root)
 
 
+@pytest.mark.hazard(19)
 def test_steps_are_compared_as_numbers(copy):
     root = copy()
     shutil.copytree(root / "checkpoint-11352", root / "checkpoint-990")
@@ -448,6 +455,7 @@ def test_a_malformed_template_is_refused(tmp_path, change, message):
         VideoAlign(FIXTURES / "VideoReward", BASE, prompt_template=path)
 
 
+@pytest.mark.hazard(10)
 def test_blanks_of_the_template_count(copy):
     root = copy()
     before = VideoAlign(root).score(noise(), PROMPTS[:3], 8.0)
@@ -457,6 +465,7 @@ def test_blanks_of_the_template_count(copy):
     assert np.abs(table(after) - table(before)).max() > 0.01
 
 
+@pytest.mark.hazard(10)
 def test_the_official_checkpoint_takes_the_official_template_only(copy, monkeypatch):
     root = copy()
     weights = hashlib.sha256((root / "checkpoint-11352" / "model.pth").read_bytes()).hexdigest()
@@ -512,6 +521,7 @@ def test_newer_key_names_and_merged_weights_load_alike(copy):
     np.testing.assert_array_equal(table(plain.score(noise(), PROMPTS[:3], 8.0)), expected)
 
 
+@pytest.mark.hazard(20)
 def test_a_head_of_three_is_read_on_its_diagonal(copy):
     def widen(state):
         state[f"{PREFIX}rm_head.weight"] = torch.cat([scale * state[f"{PREFIX}rm_head.weight"] for scale in (1, 2, 4)])

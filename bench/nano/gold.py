@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -165,6 +166,9 @@ class Gold(Evaluator):
     Held-out by default: they show reward hacking (trained score up, gold score down).
     """
 
+    prompt_free = frozenset({"gold_VQ", "gold_MQ"})
+    only_size = (world.FRAMES, world.SIZE, world.SIZE)
+    golden_folder = Path(__file__).parent / "checkpoints" / "gold"
     metrics: Mapping[str, Metric] = {
         "gold_VQ": Metric(True, f"fit residual / {VQ_UNIT}", "sharpness and cleanness of the frames"),
         "gold_MQ": Metric(True, f"pixels / {MQ_UNIT}", "straight path at a constant speed of the world"),

@@ -1,4 +1,4 @@
-"""`bench nano PART`: run the recipe of one part of the nano checkpoints, measure them, or rewrite their manifests."""
+"""`bench nano PART`: run the recipe of one part of the nano checkpoints, measure them, or rewrite what lies beside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.base import BenchError
-from bench.provenance import write_manifest
+from bench.provenance import GOLDEN, write_manifest
 
 FOLDERS = ("hunyuanvideo15", "videoreward", "clip", "pickscore")
 POLICY = "hunyuanvideo15"
@@ -16,7 +16,10 @@ START = "start"
 
 
 def part(name: str, out: Path, steps: int | None, seed: int, device: str) -> None:
-    """Make one part below `out`, whose parts it builds on must lie there; "manifest" only rewrites the manifests."""
+    """Make one part below `out`, whose parts it builds on must lie there; "manifest" only rewrites the manifests.
+
+    "golden" writes the golden scores of every scorer, to be committed with a reason: runs are held to them.
+    """
     recipes: dict[str, Callable[[Path, int | None, int, str], None]] = {
         "vae": _vae,
         "policy": _policy,
@@ -29,6 +32,9 @@ def part(name: str, out: Path, steps: int | None, seed: int, device: str) -> Non
         from bench.nano import measure
 
         measure.write(out, seed)
+        return
+    if name == "golden":
+        _golden(out)
         return
     if name in recipes:
         recipes[name](out, steps, seed, device)
@@ -130,3 +136,17 @@ def _pickscore(out: Path, steps: int | None, seed: int, device: str) -> None:
     start = _need(out / "clip", "clip")
     more: dict[str, Any] = {"steps": 6000, **_steps(steps), **_generated(out)}
     clip.train_pickscore(out, seed=seed, init=start, pool=16_000, tests=1536, device=device, **more)
+
+
+def _golden(out: Path) -> None:
+    """Golden scores of the packaged scorers below `out`, and of the closed-form ones."""
+    from bench import golden, plugins
+    from bench.experiment import NANO
+
+    for name, stated in NANO["evaluator_params"].items():
+        params = {**stated, "checkpoint": _need(out / stated["checkpoint"].removeprefix("nano/"), name)}
+        evaluator = plugins.evaluator(name, **params)
+        target = golden.path_of(evaluator, params)
+        assert target is not None
+        golden.write(evaluator, target)
+    golden.write(plugins.evaluator("gold"), out / "gold" / GOLDEN)

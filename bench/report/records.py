@@ -129,9 +129,15 @@ def stored_folder(name: str, given: Path | None = None) -> Path:
 
 
 def failed_gates(record: RunRecord) -> list[str]:
-    """Validity gates that the run fails: recorded as false, or as a mapping whose "passed" is not true."""
-    gates = record.gates.items()
-    return sorted(name for name, gate in gates if not (gate.get("passed") if isinstance(gate, Mapping) else gate))
+    """Validity gates that the run fails: recorded as false, or as a mapping whose "passed" is not true.
+
+    A mapping whose "passed" is None says that the gate was not available, which is no failure.
+    """
+    gates = {
+        name: gate.get("passed", False) if isinstance(gate, Mapping) else bool(gate)
+        for name, gate in record.gates.items()
+    }
+    return sorted(name for name, passed in gates.items() if passed is not None and not passed)
 
 
 def load_suite(folder: Path | str, rows: Sequence[Row] | None = None, seeds: Sequence[int] | None = None) -> Suite:

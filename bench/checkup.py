@@ -1,0 +1,114 @@
+"""`bench check`: methods and evaluators by name, one line per broken promise, golden scores proved or written."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from bench import golden, lint, plugins
+from bench.api import BenchError, Evaluator
+from bench.evaluator_lint import CHECKS, HOOKS, broken, modules
+from bench.experiment import NANO, packaged, resolve
+from bench.lint import MAKING, Line, locate
+
+
+def is_evaluator(name: str) -> bool:
+    """Whether a name of `bench check` is an evaluator's; one of neither kind is refused with the nearest known one.
+
+    A class that cannot be imported counts as a method, whose linter says what is wrong with it.
+    """
+    known = {group: plugins.available(group) for group in ("methods", "evaluators")}
+    if ":" in name:
+        try:
+            found = plugins.find("evaluators", name)
+        except Exception:  # the method linter meets it again, and reports it
+            return False
+        return inspect.isclass(found) and issubclass(found, Evaluator)
+    if name not in known["methods"] | known["evaluators"]:
+        near = difflib.get_close_matches(name, [*known["methods"], *known["evaluators"]], 1, 0.4)
+        hint = f"did you mean {near[0]!r}?" if near else "write a class of your own as 'module:Class'."
+        lists = "; ".join(f"{group} are {', '.join(names)}" for group, names in known.items())
+        raise BenchError(f"{name!r} is neither a method nor an evaluator: {lists}; {hint}")
+    return name in known["evaluators"]
+
+
+def parameters(name: str, given: Mapping[str, Any], nano: bool) -> dict[str, Any]:
+    """Constructor arguments: those given, on top of the packaged checkpoint's unless another checkpoint is given."""
+    stated = NANO["evaluator_params"].get(name, {})
+    if nano and "checkpoint" in given:
+        raise BenchError("--nano takes the packaged checkpoint: leave out --params checkpoint=..., or --nano.")
+    params = dict(given) if "checkpoint" in given else {**stated, **given}
+    for key, value in params.items():
+        if isinstance(value, str) and packaged(value):
+            params[key] = resolve(value)
+    return params
+
+
+def lint_evaluator(name: str, params: Mapping[str, Any]) -> tuple[list[Line], Evaluator | None]:
+    """The lines of the checks that failed, and the evaluator; a wrong parameter or checkpoint raises `BenchError`."""
+    cls: Any = plugins.find("evaluators", name)
+    try:
+        e = plugins.evaluator(name, **params)
+    except BenchError:
+        raise
+    except Exception as error:
+        return [Line(locate(cls), MAKING, f"{type(error).__name__}: {' '.join(str(error).split())}")], None
+    lines = []
+    for finding in broken(e):
+        where = locate(type(e), HOOKS.get(finding.check, "score"))
+        lines.append(Line(where, finding.check.replace(" ", "-"), " ".join(finding.found.split())))
+    return lines, e
+
+
+def _one(name: str, params: Mapping[str, Any], write: bool) -> tuple[list[str], bool]:
+    """Report of one evaluator, and whether it failed; `write`: store its golden scores if it did not."""
+    lines, e = lint_evaluator(name, params)
+    text = [str(line) for line in lines]
+    if e is None:
+        return [*text, f"{name}: cannot be checked further before that is mended"], True
+    if lines:
+        return [*text, f"{name}: {len(lines)} of {len(CHECKS)} checks failed"], True
+    text.append(f"{name}: {len(CHECKS)} checks passed ({', '.join(CHECKS)})")
+    if not modules(e):
+        text.append(f"{name}: note: no weights (torch.nn.Module) found, so 'weights count' had nothing to look at")
+    path = golden.path_of(e, params)
+    if write:
+        if path is None:
+            raise BenchError(f"evaluator {name} has no folder for golden scores: give --params checkpoint=FOLDER.")
+        text.append(f"{name}: golden scores written to {golden.write(e, path)}")
+    try:
+        entry = golden.prove(name, e, path)
+    except BenchError as error:
+        return [*text, str(Line(locate(type(e), "score"), golden.GATE.replace("_", "-"), str(error)))], True
+    found = f"{entry['clips']} clips reproduced" if entry["passed"] else f"not available, {entry['not_available']}"
+    text.append(f"{name}: golden scores: {found}")
+    return text, False
+
+
+def report(
+    names: Sequence[str],
+    schedules: Sequence[Float[Tensor, "t1"]] = (),
+    params: Mapping[str, Any] | None = None,
+    nano: bool = False,
+    write: bool = False,
+) -> tuple[str, int]:
+    """Lines and a summary for each method or evaluator, and how many of them have a failed check."""
+    text: list[str] = []
+    failed = 0
+    for name in names:
+        if is_evaluator(name):
+            lines, bad = _one(name, parameters(name, params or {}, nano), write)
+            text += lines
+            failed += bad
+            continue
+        if params or nano or write:
+            raise BenchError(f"{name} is a method: --params, --nano and --write-golden are for evaluators.")
+        found, bad_methods = lint.report([name], schedules)
+        text.append(found)
+        failed += bad_methods
+    return "\n".join(text), failed

@@ -1,0 +1,221 @@
+"""The promises of an evaluator, each checked on the golden clips: `check_evaluator` raises at the first broken one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bench import golden
+from bench.api import BenchError, Evaluator, Metric
+from bench.conformance import RANDOMNESS, Finding, global_state, tried
+from bench.probe import finite, need, shape
+
+Given = dict[str, Tensor]
+
+
+class Asked(NamedTuple):
+    """A batch of golden clips of one size, and what the evaluator gave for it."""
+
+    videos: Tensor
+    """[b, 3, f, h, w] in [0, 1]; b is at least 3."""
+    prompts: list[str]
+    """All different, of different lengths where the evaluator takes any text."""
+    fps: float
+    given: Given
+    tolerance: float
+    """Largest difference between two ways to one score, relative to max(1, |score|)."""
+
+    def again(self, e: Evaluator, rows: Sequence[int], prompts: Sequence[str] | None = None) -> Given:
+        """Scores of some of the clips, in this order, with their own or with other prompts."""
+        return _scored(e, self.videos[list(rows)], prompts or [self.prompts[i] for i in rows], self.fps)
+
+    def gap(self, got: Given, metric: str, rows: Sequence[int]) -> float:
+        """Largest difference of a metric to the scores of the whole batch, relative to max(1, |score|)."""
+        expected = self.given[metric][list(rows)]
+        return float(((got[metric] - expected).abs() / expected.abs().clamp(min=1)).max())
+
+
+def _scored(e: Evaluator, videos: Tensor, prompts: Sequence[str], fps: float) -> Given:
+    """Scores on copies, so that an evaluator which changes its input spoils no other check."""
+    return {name: values.detach().cpu() for name, values in e.score(videos.clone(), list(prompts), fps).items()}
+
+
+def _ask(e: Evaluator) -> Asked:
+    clips = golden.clips_of(e)
+    need(bool(clips), f"only_size is {e.only_size}, which no golden clip has: no check can be made")
+    size = max((clip.size for clip in clips), key=lambda one: (sum(c.size == one for c in clips), one))
+    batch = [clip for clip in clips if clip.size == size]
+    videos, prompts = torch.stack([clip.pixels() for clip in batch]), [clip.prompt for clip in batch]
+    given = _scored(e, videos, prompts, batch[0].fps)
+    return Asked(videos, prompts, batch[0].fps, given, golden.tolerance(e)[0])
+
+
+# the promises -------------------------------------------------------------------------------------------------
+def _declaration(e: Evaluator) -> None:
+    metrics = getattr(e, "metrics", None)
+    need(isinstance(metrics, Mapping) and bool(metrics), "metrics is no mapping from names to bench.api.Metric")
+    for name, metric in e.metrics.items():
+        need(isinstance(metric, Metric), f"metrics[{name!r}] is no bench.api.Metric")
+        need(bool(str(metric.unit).strip()), f"{name} names no unit")
+    unknown = sorted(e.prompt_free - e.metrics.keys())
+    need(not unknown, f"prompt_free names {unknown}, which metrics does not declare")
+
+
+def _fingerprint(e: Evaluator) -> None:
+    found = dict(e.fingerprint())
+    need(bool(found), "fingerprint is empty: nothing says what made a score")
+    odd = [key for key, value in found.items() if not (isinstance(key, str) and isinstance(value, str))]
+    need(not odd, f"fingerprint holds {odd[:1]}, which is no text")
+    json.dumps(found)
+    need(dict(e.fingerprint()) == found, "two calls of fingerprint differ")
+
+
+def _metrics(e: Evaluator, asked: Asked) -> None:
+    declared, given = sorted(e.metrics), sorted(asked.given)
+    need(given == declared, f"score gives {given}, metrics declares {declared}")
+    for name, values in asked.given.items():
+        shape(values, (len(asked.videos),), name)
+        need(values.is_floating_point(), f"{name} is of type {values.dtype}, expected a float")
+
+
+def _finite(e: Evaluator, asked: Asked) -> None:
+    for name, values in asked.given.items():
+        finite(values, name)
+
+
+def _repeatable(e: Evaluator, asked: Asked) -> None:
+    again = asked.again(e, range(len(asked.videos)))
+    for name, values in asked.given.items():
+        need(torch.equal(again[name], values), f"two calls with the same videos give different {name}")
+
+
+def _independent(e: Evaluator, asked: Asked) -> None:
+    rows = range(len(asked.videos))
+    orders = [("alone", [i]) for i in rows] + [("in another order", list(reversed(rows)))]
+    for how, order in orders:
+        got = asked.again(e, order)
+        for name in asked.given:
+            gap = asked.gap(got, name, order)
+            need(gap <= asked.tolerance, f"{name} of a video {how} differs by {gap:.3g} from its score in a batch")
+
+
+def _prompts(e: Evaluator, asked: Asked) -> None:
+    rows = range(len(asked.videos))
+    got = asked.again(e, rows, [*asked.prompts[1:], asked.prompts[0]])
+    for name in asked.given:
+        gap = asked.gap(got, name, rows)
+        if name in e.prompt_free:
+            need(gap <= asked.tolerance, f"{name} is declared prompt_free, and another prompt moves it by {gap:.3g}")
+        else:
+            need(gap > 0, f"{name} is the same with other prompts: name it in prompt_free if it should be")
+
+
+def _pure(e: Evaluator, asked: Asked) -> None:
+    videos, prompts = asked.videos.clone(), list(asked.prompts)
+    e.score(videos, prompts, asked.fps)
+    need(torch.equal(videos, asked.videos), "score changes the videos in place")
+    need(prompts == asked.prompts, "score changes the list of prompts")
+
+
+def _refuses_nan(e: Evaluator, asked: Asked) -> None:
+    videos = asked.videos.clone()
+    videos[1, 0, 0, 0, 0] = float("nan")
+    try:
+        e.score(videos, list(asked.prompts), asked.fps)
+    except BenchError:
+        return
+    need(False, "a video with a NaN pixel is scored: raise BenchError")
+
+
+def _details(e: Evaluator, asked: Asked) -> None:
+    import pandas as pd
+
+    asked.again(e, [0])
+    found = e.details()
+    need(isinstance(found, pd.DataFrame), f"details gives {type(found).__name__}, expected a pandas.DataFrame")
+
+
+def modules(e: Evaluator) -> list[nn.Module]:
+    """The networks among the evaluator's attributes."""
+    return [value for value in vars(e).values() if isinstance(value, nn.Module)]
+
+
+def weight_groups(module: nn.Module, idle: frozenset[str]) -> dict[str, list[nn.Parameter]]:
+    """Parameters by the first three parts of their names, the last part (weight, bias) left out."""
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if name not in idle:
+            groups.setdefault(".".join(name.split(".")[:-1][:3]) or name, []).append(parameter)
+    return groups
+
+
+def _weights(e: Evaluator, asked: Asked) -> None:
+    known = {name for module in modules(e) for name, _ in module.named_parameters()}
+    need(not known or e.idle_weights <= known, f"idle_weights names {sorted(e.idle_weights - known)}, which are none")
+    rows = range(len(asked.videos))
+    for module in modules(e):
+        for group, parameters in weight_groups(module, e.idle_weights).items():
+            kept = [parameter.detach().clone() for parameter in parameters]
+            try:
+                with torch.no_grad():
+                    for parameter in parameters:
+                        ramp = torch.linspace(0.5, 1.5, parameter.numel(), device=parameter.device)
+                        parameter.copy_(parameter * ramp.view_as(parameter).to(parameter.dtype) + 0.01)
+                got = asked.again(e, rows)
+            finally:
+                with torch.no_grad():
+                    for parameter, value in zip(parameters, kept, strict=True):
+                        parameter.copy_(value)
+            same = all(torch.equal(got[name], values) for name, values in asked.given.items())
+            need(not same, f"other weights in {group} change no score: are they the weights that score uses?")
+
+
+BEFORE: dict[str, Callable[[Evaluator], None]] = {"declaration": _declaration, "fingerprint": _fingerprint}
+#: Checks that need scores.
+AFTER: dict[str, Callable[[Evaluator, Asked], None]] = {
+    "metrics": _metrics,
+    "finite scores": _finite,
+    "repeatable": _repeatable,
+    "independent videos": _independent,
+    "prompts": _prompts,
+    "input unchanged": _pure,
+    "NaN refused": _refuses_nan,
+    "details": _details,
+    "weights count": _weights,
+}
+SCORING = "score"
+CHECKS = (*BEFORE, SCORING, *AFTER, RANDOMNESS)
+#: Where the promise of a check is kept, if not in `score`.
+HOOKS = {"declaration": None, "fingerprint": "fingerprint", "details": "details"}
+
+
+def broken(e: Evaluator) -> Iterator[Finding]:
+    """Every broken promise of an evaluator, in the order of `CHECKS`, at most one per check."""
+    state = global_state()
+    found = [finding for name, look in BEFORE.items() for finding in tried(name, look, e)]
+    yield from found
+    if found:  # scores of unknown names and precision say nothing
+        return
+    asked: list[Asked] = []
+    yield from tried(SCORING, lambda: asked.append(_ask(e)))
+    if not asked:
+        return
+    first = [finding for name in ("metrics", "finite scores") for finding in tried(name, AFTER[name], e, asked[0])]
+    yield from first
+    if not first:
+        for name in list(AFTER)[2:]:
+            yield from tried(name, AFTER[name], e, asked[0])
+    if global_state() != state:
+        yield Finding(RANDOMNESS, "score moves torch's or numpy's global random state: use a generator of your own.")
+
+
+def check_evaluator(e: Evaluator) -> tuple[str, ...]:
+    """The names of the checks that `e` passed, all of them; the first that fails raises `BenchError`."""
+    for finding in broken(e):
+        name = f"evaluator {type(e).__module__}:{type(e).__qualname__}"
+        raise BenchError(f"{name} fails the check '{finding.check}': {finding.found}") from finding.cause
+    return CHECKS
