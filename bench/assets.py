@@ -6,6 +6,7 @@ The facts are in `assets.yaml`; a fact that is not known is not printed.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,10 +141,10 @@ def needs(exp: Experiment) -> list[Need]:
     return found
 
 
-def report(exp: Experiment, verify: bool) -> tuple[str, int]:
-    """What the suite needs and how it is there, and how many places are missing or wrong."""
-    lines, wrong = [f"suite {exp.suite}"], 0
-    for need in needs(exp):
+def report(suites: Sequence[Experiment], verify: bool) -> tuple[str, int]:
+    """What a suite, or all variants of a study, need and how it is there, and how many places are missing or wrong."""
+    lines, wrong = [f"suite {suites[0].study}"], 0
+    for need in dict.fromkeys(need for exp in suites for need in needs(exp)):
         found, good = _look(need, verify)
         lines += found
         wrong += not good

@@ -261,7 +261,7 @@ def _check(args: argparse.Namespace) -> int:
     from bench.checkup import report
     from bench.flow import sigma_schedule
 
-    suites = [] if args.suite is None else [config.load(args.suite).budget]
+    suites = [] if args.suite is None else [exp.budget for exp in config.load_all(args.suite)]
     schedules = [sigma_schedule(budget.steps, budget.shift) for budget in suites]
     bare = next((word for word in args.params if not word.partition("=")[2]), None)
     if bare is not None:
@@ -290,7 +290,7 @@ def _assets(args: argparse.Namespace) -> int:
     if args.suite is None:
         print(assets.catalogue())
         return 0
-    text, wrong = assets.report(config.load(args.suite, args.overrides), args.verify)
+    text, wrong = assets.report(config.load_all(args.suite, args.overrides), args.verify)
     print(text)
     return 1 if wrong else 0
 

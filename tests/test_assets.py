@@ -224,3 +224,10 @@ def test_assets_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_variants_of_a_study_are_listed_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["assets", str(NANO.parent / "nano_decode.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("suite nano_decode\n")
+    assert said.count("backbone.checkpoint") == 1
