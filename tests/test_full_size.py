@@ -153,7 +153,7 @@ def test_encoders_are_loaded_once_for_all_prompts_and_leave_memory(
         return found
 
     monkeypatch.setattr(hunyuan_files, "load_text", watched)
-    backbone = HunyuanVideo15(folder, **FULL)  # type: ignore[arg-type]
+    backbone = HunyuanVideo15(folder, **FULL)
     assert loads == []
     first = backbone.encode([SHORT, QUOTED, SHORT])
     assert [ref() for ref in loads] == [None]  # loaded, and gone
@@ -171,22 +171,22 @@ def test_states_on_disk_replace_the_encoders_and_belong_to_them(
     folder: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "states"
-    fresh = HunyuanVideo15(folder, **FULL, text_cache=cache).encode([SHORT, QUOTED])  # type: ignore[arg-type]
+    fresh = HunyuanVideo15(folder, **FULL, text_cache=cache).encode([SHORT, QUOTED])
     (path,) = cache.iterdir()
     with monkeypatch.context() as patch:
         patch.setattr(hunyuan_files, "load_text", lambda *args: pytest.fail("loaded"))
-        stored = HunyuanVideo15(folder, **FULL, text_cache=cache).encode([SHORT, QUOTED])  # type: ignore[arg-type]
+        stored = HunyuanVideo15(folder, **FULL, text_cache=cache).encode([SHORT, QUOTED])
     for a, b in zip([*fresh.text, *fresh.glyph], [*stored.text, *stored.glyph], strict=True):
         assert torch.equal(a, b)
         assert a.dtype == b.dtype
     HunyuanVideo15(folder, text_encoders="released", text_cache=cache).encode([SHORT, QUOTED])
     assert len(list(cache.iterdir())) == 2  # float32 states
     edit(copy / "text_encoder" / "config.json", rms_norm_eps=1e-3)
-    HunyuanVideo15(copy, **FULL, text_cache=cache).encode([SHORT, QUOTED])  # type: ignore[arg-type]
+    HunyuanVideo15(copy, **FULL, text_cache=cache).encode([SHORT, QUOTED])
     assert len(list(cache.iterdir())) == 3  # another encoder's
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(BenchError, match=r"prompt states .* cannot be read .*: delete the file"):
-        HunyuanVideo15(folder, **FULL, text_cache=cache).encode([SHORT, QUOTED])  # type: ignore[arg-type]
+        HunyuanVideo15(folder, **FULL, text_cache=cache).encode([SHORT, QUOTED])
 
 
 def test_a_run_with_released_encoders_loads_them_once_and_changes_no_bit(
@@ -285,7 +285,7 @@ def test_the_sampler_equals_the_stock_pipeline(
     expected = pipe(latents=x.clone(), output_type="latent", return_dict=False, **size, **states)[0]
     monkeypatch.setattr(exact, "decode", lambda x0: x0)
     settings = {"videos": 1, "seed": 7, "steps": 6, "shift": 5.0, "guidance": guidance, "batch": 1}
-    (batch,) = heldout(exact, cond.take([0]), **settings)  # type: ignore[arg-type]
+    (batch,) = heldout(exact, cond.take([0]), **settings)
     gap = float((batch.pixels - expected).abs().max() / expected.abs().max())
     print(f"guidance {guidance}: largest difference {gap:.1e} of {float(expected.abs().max()):.2f}")
     assert gap < 1e-5
@@ -340,7 +340,7 @@ def test_conventions_round_the_first_noise_and_the_latents(
 
     monkeypatch.setattr(backbone, "velocity", spy)
     settings = {"videos": 1, "seed": 0, "steps": 3, "shift": 5.0, "guidance": 1.0, "batch": 1}
-    list(heldout(backbone, backbone.encode([SHORT]), **settings))  # type: ignore[arg-type]
+    list(heldout(backbone, backbone.encode([SHORT]), **settings))
     assert all(x.dtype == torch.float32 for x in seen)
     assert [int(torch.equal(x, x.bfloat16().float())) for x in seen] == [first, later, later]
     stored = json.loads(backbone.fingerprint()["settings"])
