@@ -41,7 +41,8 @@ class Budget:
     """Classifier-free guidance scale; 1 means no unconditional branch."""
     minibatches: int = 1
     """Optimizer steps per rollout. With 1 the importance ratio is 1 and the clip never acts."""
-    optimizer: Literal["adamw"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Muon takes the matrices (all of a LoRA's weights) and leaves the other parameters to AdamW."""
     lr: float
     weight_decay: float = 1e-4
     grad_clip: float = 1.0

@@ -1,4 +1,4 @@
-"""The command line: `bench run | table | figures | gallery | check | score | assets | sde-study | nano`.
+"""The command line: `bench run | table | figures | gallery | check | score | assets | sde-study | export | nano`.
 
 Exit code 0 only if all is well, 2 for a mistake the user can mend.
 """
@@ -86,6 +86,9 @@ def parser() -> argparse.ArgumentParser:
     sde.add_argument("--shift", type=float, default=5.0, help="shift of the sigma schedule (default: 5)")
     sde.add_argument("--eta", type=float, default=None, help="noise scale of all methods (default: each one's own)")
     sde.add_argument("--out", type=Path, default=ROOT / "results" / "sde-study", help="folder of tables and figures")
+    export = commands.add_parser("export", help="write a finished run's policy as files that diffusers loads")
+    export.add_argument("run", type=Path, help="folder of the run, e.g. results/nano/cps-fixed/seed-0")
+    export.add_argument("out", type=Path, help="folder to write: adapter_config.json and the weights as safetensors")
     nano = commands.add_parser("nano", help="train one part of the nano checkpoints again, or measure them")
     nano.add_argument("part", choices=NANO_PARTS)
     nano.add_argument(
@@ -313,6 +316,13 @@ def _sde_study(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    from bench.export import export
+
+    print("written: " + ", ".join(str(path) for path in export(args.run, args.out)), file=sys.stderr)
+    return 0
+
+
 def _nano(args: argparse.Namespace) -> int:
     import torch
 
@@ -344,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         **{"run": _run, "table": _table, "figures": _figures, "gallery": _gallery},
         **{"check": _check, "sde-study": _sde_study, "nano": _nano},
-        **{"score": _score, "assets": _assets},
+        **{"score": _score, "assets": _assets, "export": _export},
     }
     try:
         return commands[args.command](args)

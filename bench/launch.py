@@ -18,6 +18,7 @@ from typing import Any
 from bench import plugins, sharing, store
 from bench.base import BenchError
 from bench.build import STARTED, Job, make_method, recorded
+from bench.capabilities import ChecksSuite
 from bench.config import PATHS, Experiment, RowSpec, difference, packaged, resolve
 from bench.kl import kl_policy
 from bench.ledger import guidance_multiplicity, planned
@@ -92,6 +93,9 @@ def check(exp: Experiment) -> None:
     for name in [*exp.judges, *exp.evaluator_params]:
         plugins.check("evaluators", name, exp.evaluator_params.get(name, {}))
     plugins.check("backbones", exp.backbone.name, exp.backbone.train)
+    backbone = plugins.find("backbones", exp.backbone.name)
+    if isinstance(backbone, type) and issubclass(backbone, ChecksSuite):
+        backbone.check_suite(resolve(exp.backbone.checkpoint), exp.budget.guidance, exp.backbone.train)
     for row in exp.rows:
         make_method(exp, row, exp.clip_reference_size or 1)
         kl_policy(row.kl_spec.name, **row.kl_spec.params)

@@ -10,7 +10,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bench.api import Backbone, BenchError, Budget, Conditioning, DivergedError, Gaussian, Method, StepView
+from bench.api import (
+    Backbone,
+    BenchError,
+    Budget,
+    Conditioning,
+    DivergedError,
+    Gaussian,
+    Method,
+    StepView,
+)
+from bench.capabilities import kept_latents
 from bench.flow import euler, sigma_schedule
 from bench.ledger import Ledger, guidance_multiplicity
 from bench.noise import injected_variance
@@ -134,7 +144,7 @@ def sample(
     chosen = trained_steps(method, sigmas, noisy, settings, update)
     members = cond.take(p for p in range(len(cond.text)) for _ in range(budget.group_size))
     b, times = len(members.text), guidance_multiplicity(budget.guidance)
-    x = noise(settings, update, "initial", 0, backbone.latent_shape)
+    x = kept_latents(backbone, noise(settings, update, "initial", 0, backbone.latent_shape), first=True)
     kept_x, kept_next, kept_logp = [], [], []
     kept_anchor: dict[str, list[Tensor]] = {name: [] for name in anchors}
     for i in range(budget.steps):
@@ -147,6 +157,7 @@ def sample(
             x_next = step.mean + step.std.reshape(-1, *[1] * (x.ndim - 1)) * fresh
         else:
             x_next = euler(x, v, sigma, sigma_next)
+        x_next = kept_latents(backbone, x_next)
         if i in chosen:
             kept_x.append(x)
             kept_next.append(x_next)

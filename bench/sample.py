@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.api import Backbone, Conditioning
+from bench.capabilities import kept_latents
 from bench.flow import euler, sigma_schedule
 from bench.rng import normal
 
@@ -45,8 +46,9 @@ def heldout(
     for start in range(0, len(pairs), batch):
         part = pairs[start : start + batch]
         x = normal(seed, [("heldout", p, k) for p, k in part], backbone.latent_shape)
+        x = kept_latents(backbone, x, first=True)
         text = cond.take(p for p, _ in part)
         for i in range(steps):
             sigma, sigma_next = sigmas[i].expand(len(x)), sigmas[i + 1].expand(len(x))
-            x = euler(x, backbone.velocity(x, sigma, text, guidance), sigma, sigma_next)
+            x = kept_latents(backbone, euler(x, backbone.velocity(x, sigma, text, guidance), sigma, sigma_next))
         yield Batch([p for p, _ in part], [k for _, k in part], backbone.decode(x))

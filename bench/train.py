@@ -22,15 +22,16 @@ from bench.build import STARTED, Job, make_backbone, make_evaluator, make_method
 from bench.config import Experiment
 from bench.credit import tied
 from bench.evaluate import Evaluation, evaluate
+from bench.export import save_policy
 from bench.flow import sigma_schedule
 from bench.kl import KLPolicy, kl_policy
 from bench.ledger import Ledger
 from bench.noise import injected_variance
+from bench.optimizers import Optimizer, described, make_optimizer
 from bench.provenance import digest, provenance
 from bench.rng import stream
 from bench.rollout import Rollout, noisy_steps, sample
 from bench.rounds import round_prompts, score_round, shuffled, watch
-from bench.sharing import POLICY
 from bench.update import Log, Updater
 
 CHECKPOINT = "checkpoint.pt"
@@ -72,7 +73,7 @@ class Trainer:
     method: Method
     policy: KLPolicy
     evaluators: dict[str, Evaluator]
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     ledger: Ledger
     kl_state: dict[str, Any]
     updates_done: int = 0
@@ -90,13 +91,7 @@ class Trainer:
         method = make_method(exp, row, math.prod(backbone.latent_shape))
         policy = kl_policy(row.kl_spec.name, **row.kl_spec.params)
         backbone.reset(stream(job.seed, "initial_policy"))
-        optimizer = torch.optim.AdamW(
-            list(backbone.parameters()),
-            lr=exp.budget.lr,
-            betas=(0.9, 0.999),
-            eps=1e-8,
-            weight_decay=exp.budget.weight_decay,
-        )
+        optimizer = make_optimizer(exp.budget, backbone.parameters())
         trainer = cls(job, backbone, method, policy, evaluators, optimizer, Ledger(), policy.init_state())
         trainer.load()
         return trainer
@@ -141,6 +136,10 @@ class Trainer:
             "predicted_grad_norm": (1 / predicted).tolist(),
             "step_weight": self.method.step_weights(sigmas).tolist(),
         }
+
+    def noted(self) -> dict[str, Any]:
+        """What the record says beside its fields."""
+        return {"schedule": self.schedule(), **described(self.exp.budget, self.optimizer)}
 
     def train(self, report: Report) -> None:
         budget, prompts = self.exp.budget, self.exp.prompt_list("train")
@@ -240,6 +239,8 @@ def _execute(job: Job, report: Report) -> store.RunRecord:
     report("load", 0, 1)
     with clock.phase("load"):
         backbone = make_backbone(exp)
+        # all at once: a backbone that frees its text encoders in between loads them once
+        backbone.encode([*exp.prompt_list("train"), *exp.prompt_list("heldout")])
         names = exp.judges if job.row else exp.evaluation.evaluators
         evaluators = {name: make_evaluator(exp, name) for name in names}
         gates = {golden.GATE: golden.gate(exp, evaluators)}
@@ -258,18 +259,10 @@ def _execute(job: Job, report: Report) -> store.RunRecord:
     report("store", 1, 1)
     record = _record(job, backbone, evaluators, trainer, found, error, clock.seconds, gates)
     if trainer is not None and error is None:
-        _save_policy(job.folder, backbone)
+        save_policy(job.folder, backbone)
     record = store.write_run(job.folder, record, None if found is None else found.scores)
     (job.folder / CHECKPOINT).unlink(missing_ok=True)
     return record
-
-
-def _save_policy(folder: Path, backbone: Backbone) -> None:
-    """The trained adapter as safetensors beside the record."""
-    from safetensors.torch import save
-
-    policy = {key: value for key, value in backbone.state_dict().items() if key.startswith("policy:")}
-    store.write_bytes(folder / POLICY, save(policy))
 
 
 def _record(
@@ -311,7 +304,7 @@ def _record(
         gates=gates if trainer is None or trainer.audit is None else {**gates, "ratio_audit": trainer.audit},
         extra={
             "scale": exp.scale,
-            **({} if trainer is None else {"schedule": trainer.schedule()}),
+            **({} if trainer is None else trainer.noted()),
             **({} if found is None else found.lengths()),
         },
     )

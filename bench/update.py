@@ -13,6 +13,7 @@ from torch import Tensor
 from bench.api import Backbone, BenchError, Budget, DivergedError, Method, Rewards
 from bench.kl import KLPolicy
 from bench.ledger import TRAIN_COST, Ledger, guidance_multiplicity
+from bench.optimizers import Optimizer
 from bench.rng import stream
 from bench.rollout import Rollout, micro_batches
 
@@ -130,7 +131,7 @@ class Updater:
     backbone: Backbone
     method: Method
     policy: KLPolicy
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     budget: Budget
     seed: int
     ledger: Ledger

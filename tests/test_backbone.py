@@ -162,7 +162,7 @@ def test_a_fresh_policy_is_the_base_bit_for_bit(backbone: HunyuanVideo15) -> Non
     policy = velocity(backbone, [SHORT, SHORT])
     with backbone.as_anchor("fixed"):
         assert torch.equal(velocity(backbone, [SHORT, SHORT]), policy)
-    down = [p for name, p in backbone._adapter("policy").items() if "lora_A" in name]
+    down = [p for name, p in backbone.policy.adapter("policy").items() if "lora_A" in name]
     assert all(p.abs().max() > 0 for p in down)
     first = [p.detach().clone() for p in backbone.parameters()]
     backbone.reset(stream(1, "initial_policy"))
@@ -180,9 +180,9 @@ def test_the_policy_keeps_its_gradient_after_an_anchor_ran(backbone: HunyuanVide
             assert not velocity(backbone, [SHORT]).requires_grad
     policy = velocity(backbone, [SHORT, SHORT])
     policy.square().mean().backward()
-    got = {name for name, p in backbone._adapter("policy").items() if p.grad is not None and p.grad.any()}
-    assert got == {name for name in backbone._adapter("policy") if not is_dead_end(name)}
-    assert all(p.grad is None for p in backbone._adapter("moving").values())
+    got = {name for name, p in backbone.policy.adapter("policy").items() if p.grad is not None and p.grad.any()}
+    assert got == {name for name in backbone.policy.adapter("policy") if not is_dead_end(name)}
+    assert all(p.grad is None for p in backbone.policy.adapter("moving").values())
     frozen = [p for name, p in backbone.transformer.named_parameters() if "lora_" not in name]
     assert all(p.grad is None for p in frozen)
 
@@ -257,7 +257,7 @@ def test_guidance_goes_from_the_empty_prompt_through_the_prompt(backbone: Hunyua
 
 def test_uncond_grad_false_detaches_the_empty_prompt(backbone: HunyuanVideo15) -> None:
     shake(backbone)
-    grads, trained = [], [p for name, p in backbone._adapter("policy").items() if not is_dead_end(name)]
+    grads, trained = [], [p for name, p in backbone.policy.adapter("policy").items() if not is_dead_end(name)]
     for uncond_grad in (True, False):
         v = velocity(backbone, [SHORT], guidance=2.0, uncond_grad=uncond_grad)
         grads.append(torch.autograd.grad(v.sum(), trained))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -63,15 +64,24 @@ def drop_masks(transformer: Any) -> None:
         block.attn.set_processor(UnmaskedJointAttention())
 
 
-def velocity(transformer: Any, x: Tensor, sigma: Tensor, text: Sequence[Tensor], glyph: Sequence[Tensor]) -> Tensor:
+def velocity(
+    transformer: Any,
+    x: Tensor,
+    sigma: Tensor,
+    text: Sequence[Tensor],
+    glyph: Sequence[Tensor],
+    exact_timestep: bool = False,
+) -> Tensor:
     """Velocity `noise - x0` [b, c, f, h, w] in float32 for x at noise levels sigma [b]; text and glyph per sample.
 
     Samples whose text has the same length share a forward pass; the others follow in passes of their own.
+    `exact_timestep` keeps the timestep in float32 under autocast, as Tencent's sampler does; otherwise it is rounded
+    to the transformer's dtype, as in diffusers' pipeline (in bfloat16 by up to 2 of 1000).
     """
     lengths = [(len(t), len(g)) for t, g in zip(text, glyph, strict=True)]
     out = torch.empty_like(x, dtype=torch.float32)
     if len(set(lengths)) == 1:
-        return _forward(transformer, x, sigma, torch.stack(list(text)), torch.stack(list(glyph)))
+        return _forward(transformer, x, sigma, torch.stack(list(text)), torch.stack(list(glyph)), exact_timestep)
     for length in sorted(set(lengths)):
         rows = [i for i, found in enumerate(lengths) if found == length]
         part = _forward(
@@ -80,25 +90,29 @@ def velocity(transformer: Any, x: Tensor, sigma: Tensor, text: Sequence[Tensor],
             sigma[rows],
             torch.stack([text[i] for i in rows]),
             torch.stack([glyph[i] for i in rows]),
+            exact_timestep,
         )
         out = out.index_put((torch.tensor(rows, device=x.device),), part)
     return out
 
 
-def _forward(transformer: Any, x: Tensor, sigma: Tensor, text: Tensor, glyph: Tensor) -> Tensor:
-    dtype = next(transformer.parameters()).dtype
+def _forward(transformer: Any, x: Tensor, sigma: Tensor, text: Tensor, glyph: Tensor, exact_timestep: bool) -> Tensor:
+    dtype = transformer.x_embedder.proj.weight.dtype  # of the base: LoRA weights are float32
     b, channels, *rest = x.shape
     extra = transformer.config.in_channels - channels  # condition latent and mask: zeros for text to video
     padded = torch.cat([x, x.new_zeros(b, extra, *rest)], 1).to(dtype)
     image = torch.zeros(b, 0, transformer.config.image_embed_dim, dtype=dtype, device=x.device)
-    predicted: Tensor = transformer(
-        hidden_states=padded,
-        timestep=(TIMESTEPS * sigma).to(dtype),
-        encoder_hidden_states=text.to(dtype),
-        encoder_attention_mask=torch.ones(text.shape[:2], dtype=torch.bool, device=x.device),
-        encoder_hidden_states_2=glyph.to(dtype),
-        encoder_attention_mask_2=torch.ones(glyph.shape[:2], dtype=torch.bool, device=x.device),
-        image_embeds=image,
-        return_dict=False,
-    )[0]
+    rounded = dtype == torch.float32 or not exact_timestep
+    timestep = TIMESTEPS * sigma
+    with nullcontext() if rounded else torch.autocast(x.device.type, dtype):
+        predicted: Tensor = transformer(
+            hidden_states=padded,
+            timestep=timestep.to(dtype) if rounded else timestep,
+            encoder_hidden_states=text.to(dtype),
+            encoder_attention_mask=torch.ones(text.shape[:2], dtype=torch.bool, device=x.device),
+            encoder_hidden_states_2=glyph.to(dtype),
+            encoder_attention_mask_2=torch.ones(glyph.shape[:2], dtype=torch.bool, device=x.device),
+            image_embeds=image,
+            return_dict=False,
+        )[0]
     return predicted.float()

@@ -1,17 +1,14 @@
 """HunyuanVideo-1.5, at full size and as the nano miniature: same diffusers pipeline folder, same classes, same code.
 
 The sampling loop is the harness's; this class encodes prompts, predicts velocities on valid text tokens only, decodes
-latents, and holds the LoRA policy and its anchors on one frozen base.
+latents, and holds the policy and its anchors (`hunyuan_policy`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,26 +17,34 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.api import BenchError, Conditioning
-from bench.backbones.causal_mask import allow_batches
-from bench.backbones.hunyuan_forward import drop_masks, velocity
+from bench.backbones import hunyuan_files as files
+from bench.backbones.hunyuan_forward import velocity
+from bench.backbones.hunyuan_policy import FullPolicy, LoRAPolicy, Policy
+from bench.backbones.hunyuan_prompts import EMPTY, PromptStates
 from bench.backbones.hunyuan_text import TextEncoders
 
-PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-POLICY = "policy"
-_ATTENTION = r"attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
-_FEED_FORWARD = r"(ff|ff_context)\.net\.(0\.proj|2)"
-LORA_TARGETS = {"attention": _ATTENTION, "attention+ff": f"({_ATTENTION}|{_FEED_FORWARD})"}
-"""Layers of the joint blocks, both streams.
-
-Bare names such as `to_q` would also hit the text refiner, hence the pattern.
-"""
+CONVENTIONS = ("tencent", "diffusers")
+Tiles = tuple[int, int, int, int]
 
 
 class HunyuanVideo15:
-    """A LoRA policy on a frozen base, loaded from a diffusers pipeline folder.
+    """A policy on the transformer of a diffusers pipeline folder.
 
     `size` is (frames, height, width) in pixels. `dtype` is that of the base; LoRA weights, latents and guidance are
     float32. `device` holds the models, by default the GPU where there is one; latents come and go on the caller's.
+
+    `lora_rank` 0 trains all weights; `anchors_on` then says where their copies wait ("cpu", or "model": beside it).
+    `convention` fixes what two samplers of this model round differently, in the dtype of the base:
+
+    |           | timestep | first noise | latents after each step |
+    |-----------|----------|-------------|-------------------------|
+    | None      | rounded  | float32     | float32                 |
+    | tencent   | float32  | rounded     | float32                 |
+    | diffusers | rounded  | rounded     | rounded                 |
+
+    `vae_tiling` is None (whole latents) or four sizes: tile height and width in pixels, then in latents.
+    `text_encoders` stay in memory ("resident") or are loaded for new prompts only ("released"); `text_cache` is a
+    folder that keeps the prompts' states between runs. `gradient_checkpointing` trades time for memory, bit for bit.
     """
 
     def __init__(
@@ -53,77 +58,50 @@ class HunyuanVideo15:
         lora_targets: Literal["attention", "attention+ff"] = "attention+ff",
         decode_batch: int = 16,
         device: str | None = None,
+        vae_tiling: Tiles | None = None,
+        convention: Literal["tencent", "diffusers"] | None = None,
+        gradient_checkpointing: bool = False,
+        anchors_on: Literal["cpu", "model"] = "cpu",
+        text_encoders: Literal["resident", "released"] = "resident",
+        text_cache: str | Path | None = None,
     ):
         self.folder = Path(checkpoint)
-        self._check_parts()
+        files.check_folder(self.folder, dtype)
+        _check_choices(lora_rank, convention, anchors_on, text_encoders)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.transformer, self.vae, self.text = self._load(getattr(torch, dtype))
-        self.fps, self.decode_batch = float(fps), decode_batch
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.transformer = files.load_transformer(self.folder, self.dtype, self.device)
+        self.vae = files.load_vae(self.folder, self.device)
+        cache = None if text_cache is None else Path(text_cache)
+        self.prompts = PromptStates(self._load_text, text_encoders == "resident", cache, self._text_key)
+        self.fps, self.decode_batch, self.convention = float(fps), decode_batch, convention
         self.latent_shape = self._latent_shape(tuple(size))
-        if lora_targets not in LORA_TARGETS:
-            raise BenchError(f"lora_targets is {lora_targets!r}: choose one of {', '.join(LORA_TARGETS)}.")
-        self._lora = {"r": lora_rank, "lora_alpha": lora_alpha or 2 * lora_rank, "pattern": LORA_TARGETS[lora_targets]}
-        self._add_adapter(POLICY)
-        self._empty: Conditioning | None = None
+        self.tiling = None if vae_tiling is None else self._tile(tuple(vae_tiling))
+        if gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+        self.policy: Policy
+        if lora_rank:
+            alpha = lora_alpha or 2 * lora_rank
+            self.policy = LoRAPolicy(self.transformer, self.device, lora_rank, alpha, lora_targets)
+        else:
+            self.policy = FullPolicy(self.transformer, torch.device("cpu") if anchors_on == "cpu" else self.device)
 
-    # loading ----------------------------------------------------------------------------------------------------
-    def _check_parts(self) -> None:
-        missing = [part for part in PARTS if not (self.folder / part).is_dir()]
-        if missing:
-            raise BenchError(
-                f"checkpoint {self.folder} has no folder {missing[0]!r}: "
-                "give a diffusers pipeline folder of HunyuanVideo-1.5 "
-                "under backbone.checkpoint."
-            )
+    @classmethod
+    def check_suite(cls, checkpoint: Path, guidance: float, params: Mapping[str, Any]) -> None:
+        """Refuse what would fail after minutes of loading: the folder, and guidance on a distilled model."""
+        files.check_folder(checkpoint, params.get("dtype", "float32"))
+        files.refuse_guidance(checkpoint, guidance)
 
-    def _load(self, dtype: torch.dtype) -> tuple[Any, Any, TextEncoders]:
-        from diffusers import AutoencoderKLHunyuanVideo15, HunyuanVideo15Transformer3DModel
-        from diffusers.utils import logging as diffusers_logging
-        from safetensors import SafetensorError
-        from transformers import AutoTokenizer, ByT5Tokenizer, Qwen2_5_VLTextModel, T5EncoderModel
-        from transformers.utils import logging as transformers_logging
+    def _load_text(self) -> TextEncoders:
+        return files.load_text(self.folder, self.dtype, self.device)
 
-        diffusers_logging.disable_progress_bar()
-        transformers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()
-        local = {"local_files_only": True}
-        try:
-            transformer, found = HunyuanVideo15Transformer3DModel.from_pretrained(
-                self.folder / "transformer", torch_dtype=dtype, output_loading_info=True, **local
-            )
-            self._refuse_inexact("transformer", found)
-            vae, found = AutoencoderKLHunyuanVideo15.from_pretrained(
-                self.folder / "vae", output_loading_info=True, **local
-            )
-            self._refuse_inexact("vae", found)
-            encoder, found = Qwen2_5_VLTextModel.from_pretrained(
-                self.folder / "text_encoder", dtype=dtype, output_loading_info=True, **local
-            )
-            self._refuse_inexact("text_encoder", found)
-            glyph, found = T5EncoderModel.from_pretrained(
-                self.folder / "text_encoder_2", dtype=dtype, output_loading_info=True, **local
-            )
-            self._refuse_inexact("text_encoder_2", found)
-            tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", **local)
-            glyph_tokenizer = ByT5Tokenizer.from_pretrained(self.folder / "tokenizer_2", **local)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as cause:
-            reason = " ".join(str(cause).split())[:200]
-            raise BenchError(
-                f"checkpoint {self.folder} does not load ({reason}): restore the folder from its source."
-            ) from cause
-        for module in (transformer, vae, encoder, glyph):
-            module.eval().requires_grad_(False).to(self.device)
-        drop_masks(transformer)
-        return transformer, allow_batches(vae), TextEncoders(encoder, tokenizer, glyph, glyph_tokenizer)
+    def _text_key(self) -> str:
+        return f"{files.files_digest(self.folder, files.TEXT_PARTS)} {self.dtype}"
 
-    def _refuse_inexact(self, part: str, found: Mapping[str, Any]) -> None:
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if found.get(kind):
-                key = next(iter(found[kind]))
-                raise BenchError(
-                    f"checkpoint {self.folder}/{part} has {kind.replace('_', ' ')}, first {key!r}: "
-                    "it is not a checkpoint of this model."
-                )
+    @property
+    def text(self) -> TextEncoders:
+        """The text encoders; loaded for this call where they are not resident."""
+        return self.prompts.encoders
 
     def _latent_shape(self, size: tuple[int, ...]) -> tuple[int, int, int, int]:
         frames, height, width = size
@@ -135,109 +113,53 @@ class HunyuanVideo15:
             )
         return (self.vae.config.latent_channels, (frames - 1) // time + 1, height // space, width // space)
 
-    # adapters ---------------------------------------------------------------------------------------------------
-    def _add_adapter(self, name: str) -> None:
-        """A LoRA adapter equal to the base; `reset` and `refresh_anchor` give it its weights."""
-        from peft import LoraConfig
+    def _tile(self, tiles: tuple[int, ...]) -> tuple[int, ...]:
+        """Switch tiling on; diffusers does not derive the latent sizes from the pixel sizes.
 
-        config = LoraConfig(
-            r=self._lora["r"],
-            lora_alpha=self._lora["lora_alpha"],
-            target_modules=rf"transformer_blocks\.\d+\.{self._lora['pattern']}",
-            init_lora_weights=True,
-        )
-        # peft draws from the global generator (`reset` overwrites what it drew) and warns of any second adapter
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
-            self.transformer.add_adapter(config, adapter_name=name)
-        for parameter in self._adapter(name).values():
-            parameter.data = parameter.data.to(
-                self.device, torch.float32
-            )  # peft makes them in the base's dtype; bfloat16 would lose updates
-        if name != POLICY:
-            self.transformer.set_adapter(POLICY)
+        Its tiles overlap by a quarter, cut off to whole latents: where that is no whole number, the picture grows.
+        """
+        space = self.vae.spatial_compression_ratio
+        whole = len(tiles) == 4 and min(tiles) > 0 and tiles[2] % 4 == tiles[3] % 4 == 0
+        if not whole or tiles[:2] != (space * tiles[2], space * tiles[3]):
+            raise BenchError(
+                f"backbone.train.vae_tiling is {list(tiles)}: give four sizes, tile height and width in pixels and "
+                f"then in latents, the pixel sizes {space} times the latent ones and those multiples of 4."
+            )
+        self.vae.enable_tiling(*tiles)
+        return tiles
 
+    # the policy and its anchors ---------------------------------------------------------------------------------
     def reset(self, rng: torch.Generator) -> None:
-        """Fresh policy from `rng` only: B zero, A uniform as in peft (Kaiming, a = sqrt 5: bound 1 / sqrt(inputs))."""
-        with torch.no_grad():
-            for name, parameter in self._adapter(POLICY).items():
-                if "lora_A" in name:
-                    bound = 1 / math.sqrt(parameter.shape[1])
-                    parameter.copy_((torch.rand(parameter.shape, generator=rng) * 2 - 1) * bound)
-                else:
-                    parameter.zero_()
-
-    def _adapter(self, name: str) -> dict[str, torch.nn.Parameter]:
-        """Weights of one adapter by their name without the adapter's own."""
-        mark = f".{name}."
-        return {
-            key.replace(mark, "."): p
-            for key, p in self.transformer.named_parameters()
-            if "lora_" in key and mark in key
-        }
-
-    def _adapters(self) -> list[str]:
-        return list(self.transformer.peft_config)
+        """A fresh policy, equal to the base, drawn from `rng` only."""
+        self.policy.reset(rng)
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """What is trained: the policy's LoRA weights, in a fixed order."""
-        return list(self._adapter(POLICY).values())
+        """What is trained, in a fixed order."""
+        return self.policy.parameters()
 
     def refresh_anchor(self, name: str) -> None:
         """Copy the policy into the anchor `name`, which comes into being on its first refresh."""
-        if name not in self._adapters():
-            self._add_adapter(name)
-        with torch.no_grad():
-            for anchor, policy in zip(self._adapter(name).values(), self._adapter(POLICY).values(), strict=True):
-                anchor.copy_(policy)
+        self.policy.refresh_anchor(name)
 
-    @contextmanager
-    def as_anchor(self, name: str) -> Iterator[None]:
+    def as_anchor(self, name: str) -> AbstractContextManager[None]:
         """Run as a frozen reference: the base ("fixed", or an anchor never refreshed) or a stored copy of the policy.
 
-        Switches attributes only, so `requires_grad` of the policy stays as it is (peft's own switch clears it,
-        and a backward pass after it would silently give the policy no gradient).
+        Neither a graph made before nor a backward pass after it is touched.
         """
-        from peft.tuners.lora import LoraLayer
-
-        layers = [module for module in self.transformer.modules() if isinstance(module, LoraLayer)]
-        stored = name in self._adapters()
-        before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
-        for layer in layers:
-            if stored:
-                layer._active_adapter = [name]
-            else:
-                layer._disable_adapters = True
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for layer, (active, disabled) in zip(layers, before, strict=True):
-                layer._active_adapter, layer._disable_adapters = active, disabled
+        return self.policy.as_anchor(name)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All adapters, as "<adapter>:<weight>"."""
-        return {
-            f"{name}:{key}": p.detach().clone() for name in self._adapters() for key, p in self._adapter(name).items()
-        }
+        """The policy and its stored anchors, as "<name>:<weight>"."""
+        return self.policy.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name in dict.fromkeys(key.partition(":")[0] for key in state):
-            if name not in self._adapters():
-                self._add_adapter(name)
-        own = {f"{name}:{key}": p for name in self._adapters() for key, p in self._adapter(name).items()}
-        if own.keys() != state.keys() or any(own[key].shape != state[key].shape for key in own):
-            raise BenchError(
-                "a stored policy has other LoRA weights than this suite's backbone: "
-                "it belongs to another rank or target set."
-            )
-        with torch.no_grad():
-            for key, parameter in own.items():
-                parameter.copy_(state[key])
+        """The policy and the anchors of `state`, bit for bit; other weights are refused."""
+        self.policy.load_state_dict(state)
 
-    # the three calls of the harness -----------------------------------------------------------------------------
+    # the calls of the harness -----------------------------------------------------------------------------------
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        return self.text.encode(prompts)
+        """States of each prompt alone, encoded once."""
+        return self.prompts.encode(prompts)
 
     def velocity(
         self,
@@ -249,15 +171,22 @@ class HunyuanVideo15:
     ) -> Float[Tensor, "b c f h w"]:
         """v = noise - x0 in float32; above guidance 1, uncond + guidance * (cond - uncond) with the empty prompt."""
         home, x, sigma = x.device, x.to(self.device), sigma.to(self.device)
-        v = velocity(self.transformer, x, sigma, cond.text, cond.glyph)
+        v = self._branch(x, sigma, cond)
         if guidance == 1:
             return v.to(home)
-        if self._empty is None:
-            self._empty = self.encode([""])
-        text, glyph = self._empty.text * len(x), self._empty.glyph * len(x)
+        files.refuse_guidance(self.folder, guidance)
         with torch.set_grad_enabled(torch.is_grad_enabled() and uncond_grad):
-            base = velocity(self.transformer, x, sigma, text, glyph)
+            base = self._branch(x, sigma, self.encode([EMPTY]).take([0] * len(x)))
         return (base + guidance * (v - base)).to(home)
+
+    def _branch(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        text, glyph = ([state.to(self.device) for state in states] for states in (cond.text, cond.glyph))
+        return velocity(self.transformer, x, sigma, text, glyph, self.convention == "tencent")
+
+    def round_latents(self, x: Float[Tensor, "b c f h w"], first: bool) -> Float[Tensor, "b c f h w"]:
+        """The first noise, or the latents after a step, as the convention keeps them; float32 in any case."""
+        kept = self.convention is None or (self.convention == "tencent" and not first)
+        return x if kept else x.to(self.dtype).float()
 
     @torch.no_grad()
     def decode(self, x0: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
@@ -267,24 +196,31 @@ class HunyuanVideo15:
         return (pixels.float() / 2 + 0.5).clamp(0, 1).to(x0.device)
 
     def fingerprint(self) -> dict[str, str]:
-        """sha256 over the weight files and the settings that change a number."""
-        files = sorted(
-            path
-            for part in PARTS
-            for path in (self.folder / part).rglob("*")
-            if path.is_file() and path.name != "report.json"
-        )
-        total = hashlib.sha256()
-        for path in files:
-            with path.open("rb") as file:
-                total.update(
-                    path.relative_to(self.folder).as_posix().encode() + hashlib.file_digest(file, "sha256").digest()
-                )
+        """sha256 over the weight files and the settings that change a number; later ones only where they are set."""
         settings = {
-            **self._lora,
-            "dtype": str(self.transformer.dtype),
+            **self.policy.settings(),
+            "dtype": str(self.dtype),
             "latent_shape": self.latent_shape,
             "fps": self.fps,
             "decode_batch": self.decode_batch,
         }
-        return {"weights_sha256": total.hexdigest(), "settings": json.dumps(settings, sort_keys=True)}
+        for name, value in {"vae_tiling": self.tiling, "convention": self.convention}.items():
+            if value is not None:
+                settings[name] = value
+        digest = files.files_digest(self.folder, files.PARTS)
+        return {"weights_sha256": digest, "settings": json.dumps(settings, sort_keys=True)}
+
+
+def _check_choices(rank: int, convention: str | None, anchors_on: str, text_encoders: str) -> None:
+    """Options of a few values; a misspelt one would otherwise count as the other."""
+    choices: list[tuple[str, str | None, tuple[str | None, ...]]] = [
+        ("convention", convention, (None, *CONVENTIONS)),
+        ("anchors_on", anchors_on, ("cpu", "model")),
+        ("text_encoders", text_encoders, ("resident", "released")),
+    ]
+    for name, value, allowed in choices:
+        if value not in allowed:
+            known = ", ".join("null" if choice is None else choice for choice in allowed)
+            raise BenchError(f"backbone.train.{name} is {value!r}: choose one of {known}.")
+    if rank < 0:
+        raise BenchError(f"backbone.train.lora_rank is {rank}: give a rank of at least 1, or 0 to train all weights.")
