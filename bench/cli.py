@@ -1,4 +1,4 @@
-"""The command line: `bench run | table | figures | gallery | check | score | assets | sde-study | export | nano`.
+"""The command line: `bench run | plan | table | figures | gallery | check | score | assets | export | nano | ...`.
 
 Exit code 0 only if all is well, 2 for a mistake the user can mend.
 """
@@ -9,9 +9,9 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench import __version__
 from bench.base import BenchError
@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     suite(run)
     run.add_argument("--dry-run", action="store_true", help="print what will run and what it will cost, and stop")
     run.add_argument("--processes", type=int, default=None, help="runs at a time (default: one per core)")
+    _plan_options(commands, suite)
     table = commands.add_parser("table", help="write and print the suite's table from its records")
     suite(table)
     figures = commands.add_parser("figures", help="write the suite's figures and their numbers from its records")
@@ -135,6 +136,19 @@ def _score_parser(score: argparse.ArgumentParser) -> None:
     score.add_argument("--overwrite", action="store_true", help="forget the scores that --out holds and start anew")
 
 
+def _plan_options(commands: Any, suite: Callable[[argparse.ArgumentParser], None]) -> None:
+    plan = commands.add_parser("plan", help="what a suite will cost before it runs: NFE, FLOPs, memory, hours")
+    suite(plan)
+    plan.add_argument("--gpu", default=None, help="h100 (default), h800, h200, a100 or l40s")
+    plan.add_argument("--gpus", type=int, default=1, help="GPUs that share one run (default: 1)")
+    plan.add_argument("--gpu-memory", type=float, default=None, metavar="GB", help="of one GPU (default: the table's)")
+    plan.add_argument("--tflops", type=float, default=None, help="achieved TFLOP/s of one GPU (default: assumed)")
+    plan.add_argument("--context-parallel", type=int, default=1, metavar="N", help="GPUs that share one sample")
+    plan.add_argument("--scorer-seconds", type=float, default=0.0, metavar="S", help="of all scorers, per video")
+    plan.add_argument("--probe", action="store_true", help="time a few steps of the real backbone on this machine")
+    plan.add_argument("--json", action="store_true", help="print JSON instead of the table")
+
+
 def _run(args: argparse.Namespace) -> int:
     from bench import config, launch
 
@@ -154,6 +168,14 @@ def _run(args: argparse.Namespace) -> int:
     if outcome.errors or outcome.failed:
         print(f"{outcome.failed} run(s) failed and {outcome.errors} stopped with an error, see above", file=sys.stderr)
     return 2 if outcome.errors else int(outcome.failed > 0)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from bench import config
+    from bench.plan_command import plans
+
+    print(plans(config.load_all(args.suite, args.overrides), args))
+    return 0
 
 
 def _table(args: argparse.Namespace) -> int:
@@ -352,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     args = _parse(argv)
     commands = {
-        **{"run": _run, "table": _table, "figures": _figures, "gallery": _gallery},
+        **{"run": _run, "plan": _plan, "table": _table, "figures": _figures, "gallery": _gallery},
         **{"check": _check, "sde-study": _sde_study, "nano": _nano},
         **{"score": _score, "assets": _assets, "export": _export},
     }

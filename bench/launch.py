@@ -89,13 +89,18 @@ def _identity(exp: Experiment, row: RowSpec) -> dict[str, Any]:
 
 
 def check(exp: Experiment) -> None:
-    """Refuse, before anything is loaded or trained, a wrong name or parameter of a plug-in or of a KL policy."""
-    for name in [*exp.judges, *exp.evaluator_params]:
-        plugins.check("evaluators", name, exp.evaluator_params.get(name, {}))
-    plugins.check("backbones", exp.backbone.name, exp.backbone.train)
+    """Refuse, before anything is loaded or trained, what a run of the suite would refuse."""
+    check_names(exp)
     backbone = plugins.find("backbones", exp.backbone.name)
     if isinstance(backbone, type) and issubclass(backbone, ChecksSuite):
         backbone.check_suite(resolve(exp.backbone.checkpoint), exp.budget.guidance, exp.backbone.train)
+
+
+def check_names(exp: Experiment) -> None:
+    """Refuse a wrong name or parameter of a plug-in or of a KL policy; checkpoints may be absent."""
+    for name in [*exp.judges, *exp.evaluator_params]:
+        plugins.check("evaluators", name, exp.evaluator_params.get(name, {}))
+    plugins.check("backbones", exp.backbone.name, exp.backbone.train)
     for row in exp.rows:
         make_method(exp, row, exp.clip_reference_size or 1)
         kl_policy(row.kl_spec.name, **row.kl_spec.params)
@@ -129,7 +134,7 @@ def describe(exp: Experiment, found: Sequence[Job]) -> str:
     budget, each = exp.budget, planned(exp.budget, len(exp.reward), exp.budget.updates)
     trained = [job for job in todo if job.row is not None]
     videos = len(exp.prompt_list("heldout")) * exp.evaluation.videos_per_prompt
-    judged = _judged_nfe(exp)
+    judged = judged_nfe(exp)
     lines = [
         f"suite {exp.suite}: {len(found)} runs (base + {len(exp.rows)} rows x {len(exp.seeds)} seeds), "
         f"{len(todo)} to do",
@@ -141,24 +146,24 @@ def describe(exp: Experiment, found: Sequence[Job]) -> str:
         f"held-out evaluation of each run: {videos} videos x {exp.evaluation.steps} steps = {judged:,} NFE",
         f"to do in all: rollout NFE {each['nfe_rollout'] * len(trained):,}, "
         f"train NFE {each['nfe_train'] * len(trained):,}, "
-        f"anchor NFE {sum(_anchor_nfe(job) for job in todo):,}, evaluation NFE {judged * len(todo):,}",
+        f"anchor NFE {sum(anchor_nfe(job.exp, job.row) for job in todo):,}, evaluation NFE {judged * len(todo):,}",
         _hours(found, len(trained)),
     ]
     return "\n".join(lines)
 
 
-def _judged_nfe(exp: Experiment) -> int:
+def judged_nfe(exp: Experiment) -> int:
     """Function evaluations of one run's held-out evaluation."""
     videos = len(exp.prompt_list("heldout")) * exp.evaluation.videos_per_prompt
     return videos * exp.evaluation.steps * guidance_multiplicity(exp.budget.guidance)
 
 
-def _anchor_nfe(job: Job) -> int:
+def anchor_nfe(exp: Experiment, row: RowSpec | None) -> int:
     """Function evaluations of one run's anchor: one per trained step, none for rows without anchors."""
-    if job.row is None:
+    if row is None:
         return 0
-    rules = kl_policy(job.row.kl_spec.name, **job.row.kl_spec.params).anchors().values()
-    budget = job.exp.budget
+    rules = kl_policy(row.kl_spec.name, **row.kl_spec.params).anchors().values()
+    budget = exp.budget
     samples = budget.updates * budget.prompts * budget.group_size
     times = guidance_multiplicity(budget.guidance)
     return samples * budget.train_steps * times * sum(rule.network for rule in rules)
@@ -262,9 +267,9 @@ def _do(todo: Sequence[Job], processes: int | None, outcome: Outcome) -> None:
 def _cost(job: Job) -> tuple[int, int]:
     """Function evaluations of a run's training (anchors included) and of its held-out evaluation."""
     if job.row is None:
-        return 0, _judged_nfe(job.exp)
+        return 0, judged_nfe(job.exp)
     spent = planned(job.exp.budget, len(job.exp.reward), job.exp.budget.updates)
-    return spent["nfe_rollout"] + spent["nfe_train"] + _anchor_nfe(job), _judged_nfe(job.exp)
+    return spent["nfe_rollout"] + spent["nfe_train"] + anchor_nfe(job.exp, job.row), judged_nfe(job.exp)
 
 
 def _watch(waiting: dict[Future[tuple[str, str | None]], Job], messages: Any, outcome: Outcome) -> None:

@@ -176,7 +176,7 @@ def test_a_missing_parent_suite_is_named(tmp_path: Path) -> None:
 def test_every_suite_that_comes_with_the_project_loads(name: str) -> None:
     for exp in config.load_all(NANO.parent / name):
         assert exp.study == name.removesuffix(".yaml")
-        launch.check(exp)
+        launch.check_names(exp)
 
 
 STUDY = """

@@ -1,0 +1,117 @@
+"""The probe of `bench plan --probe`: two rollout steps, a training step and a decode of the suite's own backbone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench.api import Backbone, Conditioning, Method
+from bench.build import make_backbone, make_method
+from bench.config import Experiment
+from bench.flow import sigma_schedule
+from bench.ledger import guidance_multiplicity
+from bench.plan import Price
+from bench.plan_page import amount
+from bench.rng import normal, stream
+
+STEPS = 2
+"""Rollout steps that are timed, after one that warms up."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the probe saw. Seconds of one micro-batch."""
+
+    samples: int
+    """Samples of the micro-batch."""
+    rollout: float
+    """Seconds of one rollout step, guidance included."""
+    train: float
+    """Seconds of one trained step, forward and backward."""
+    decode: float
+    device: str
+    peak_bytes: int | None
+    """Peak of the GPU's memory; None on a CPU."""
+
+    def price(self, exp: Experiment) -> Price:
+        """Seconds per function evaluation of one sample, per backward pass of one, and per decoded video."""
+        times = guidance_multiplicity(exp.budget.guidance)
+        forward = self.rollout / (self.samples * times)
+        backwards = 1 if exp.uncond_branch == "detached" else times
+        backward = (self.train / self.samples - times * forward) / backwards
+        return Price(forward, max(backward, 0.0), self.decode / self.samples)
+
+    def lines(self, exp: Experiment, work: Price, predicted: Price | None) -> list[str]:
+        """Predicted against measured, and the pace that was reached."""
+        price, found = self.price(exp), []
+        entries = (
+            ("function evaluation", work.forward, price.forward, predicted and predicted.forward),
+            ("its backward pass", work.backward, price.backward, predicted and predicted.backward),
+            ("decoded video", work.decode, price.decode, predicted and predicted.decode),
+        )
+        for name, flops, seconds, guess in entries:
+            text = f"probe: {name} {seconds:.3g} s"
+            if flops and seconds:
+                text += f" = {amount(flops / seconds)}/s"
+            found.append(text + (f", predicted {guess:.3g} s" if guess else ""))
+        peak = "" if self.peak_bytes is None else f", peak {self.peak_bytes / 1e9:.1f} GB"
+        return [f"probe on {self.device}: micro-batch of {self.samples}, {STEPS} rollout steps{peak}", *found]
+
+
+def probe(exp: Experiment) -> Measured:
+    """Load the backbone and time a micro-batch of the suite's first row; nothing is stored."""
+    backbone = make_backbone(exp)
+    backbone.reset(stream(0, "initial_policy"))
+    latent = backbone.latent_shape
+    method = make_method(exp, exp.rows[0], latent[0] * latent[1] * latent[2] * latent[3])
+    device = getattr(backbone, "device", torch.device("cpu"))
+    budget = exp.budget
+    samples = min(budget.micro_batch, budget.prompts * budget.group_size)
+    texts = exp.prompt_list("train")
+    with torch.no_grad():
+        cond = backbone.encode([texts[i // budget.group_size % len(texts)] for i in range(samples)])
+        x = normal(0, [("probe", i) for i in range(samples)], latent)
+        _step(exp, backbone, x, cond, 0)  # warms up: kernels are chosen, memory is taken
+        rollout = _timed(device, lambda: [_step(exp, backbone, x, cond, i) for i in range(STEPS)]) / STEPS
+    train = _timed(device, lambda: _train(exp, backbone, method, x, cond))
+    decode = _timed(device, lambda: backbone.decode(x))
+    on_gpu = device.type == "cuda"
+    return Measured(
+        samples,
+        rollout,
+        train,
+        decode,
+        torch.cuda.get_device_name(device) if on_gpu else "this CPU, one process",
+        torch.cuda.max_memory_allocated(device) if on_gpu else None,
+    )
+
+
+def _step(exp: Experiment, backbone: Backbone, x: torch.Tensor, cond: Conditioning, i: int) -> torch.Tensor:
+    sigma = sigma_schedule(exp.budget.steps, exp.budget.shift)[i].expand(len(x))
+    return backbone.velocity(x, sigma, cond, exp.budget.guidance)
+
+
+def _train(exp: Experiment, backbone: Backbone, method: Method, x: torch.Tensor, cond: Conditioning) -> None:
+    """One trained step as the updater does it: new log-probability of a stored transition, and its gradient."""
+    sigmas = sigma_schedule(exp.budget.steps, exp.budget.shift)
+    sigma, sigma_next = (sigmas[i].expand(len(x)) for i in (1, 2))
+    both = exp.uncond_branch != "detached"
+    v = backbone.velocity(x, sigma, cond, exp.budget.guidance, both)
+    method.log_prob(method.transition(x, v, sigma, sigma_next), x).mean().backward()
+    for parameter in backbone.parameters():
+        parameter.grad = None
+
+
+def _timed(device: torch.device, work: Callable[[], Any]) -> float:
+    """Wall-clock seconds; a GPU is waited for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
