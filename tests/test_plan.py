@@ -1,0 +1,366 @@
+"""`bench plan`: its formulas against the model itself and against paper arithmetic, its counts against the ledger."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nano_suite
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import cli, config, cost, plan, plan_page
+from bench.base import BenchError
+from bench.calibrate import Measured
+from bench.config import Experiment
+from bench.ledger import planned
+from bench.provenance import ROOT
+
+PAPER = ROOT / "bench" / "configs" / "hunyuanvideo15_480p.yaml"
+SINGLE = PAPER.with_name("hunyuanvideo15_single_gpu.yaml")
+RELEASED = cost.Transformer()
+SMALL = {
+    **{"in_channels": 17, "out_channels": 8, "num_attention_heads": 2, "attention_head_dim": 32, "num_layers": 3},
+    **{"num_refiner_layers": 2, "mlp_ratio": 3.0, "text_embed_dim": 24, "text_embed_2_dim": 16, "image_embed_dim": 8},
+}
+TOKENS = {
+    "480x480x5": 1_800,
+    "480x848x21": 9_540,
+    "480x848x81": 33_390,
+    "480x848x121": 49_290,
+    "720x1280x121": 111_600,
+}
+"""Latent tokens of the sizes that the paper arithmetic below is about."""
+TEXT = 100
+"""Text tokens that it assumes."""
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    from diffusers import HunyuanVideo15Transformer3DModel
+
+    from bench.backbones.hunyuan_forward import drop_masks
+
+    with torch.random.fork_rng(devices=[]):
+        model = HunyuanVideo15Transformer3DModel(**SMALL, rope_axes_dim=(8, 12, 12))
+    drop_masks(model)
+    return model.eval()
+
+
+# the formulas -------------------------------------------------------------------------------------------------
+def test_parameters_are_those_of_the_class(small: Any) -> None:
+    assert cost.Transformer.of(small.config).parameters == sum(p.numel() for p in small.parameters())
+    assert RELEASED.parameters == 8_326_608_160
+
+
+@pytest.mark.parametrize(("latent", "text"), [((4, 4, 4), 9), ((3, 6, 2), 1), ((1, 2, 8), 30)])
+def test_forward_flops_are_what_torch_counts(small: Any, latent: tuple[int, ...], text: int) -> None:
+    """Every matrix product; attention in its plain form, since torch does not count the CPU's fused kernel."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from bench.backbones.hunyuan_forward import velocity
+
+    x, states = torch.zeros(1, 8, *latent), [torch.zeros(text, SMALL["text_embed_dim"])]
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        velocity(small, x, torch.tensor([0.5]), states, [torch.zeros(0, SMALL["text_embed_2_dim"])])
+    assert cost.Transformer.of(small.config).forward(math.prod(latent), text) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("latents", [*TOKENS.values(), 1_590])
+def test_the_released_model_costs_what_the_paper_arithmetic_says(latents: int) -> None:
+    tokens = latents + TEXT
+    blocks = RELEASED.linear(tokens) + RELEASED.attention(tokens)
+    assert blocks == pytest.approx(5.436e9 * tokens + 442_368 * tokens**2, rel=1e-3)
+    # The rest (modulation, embedders, text refiner), which that formula leaves out, is small and positive.
+    assert 0 < RELEASED.ends(latents, TEXT) < 0.005 * blocks
+
+
+TRAINED = {"480x480x5": 38, "480x848x21": 342, "480x848x81": 2_779, "480x848x121": 5_662, "720x1280x121": 26_659}
+"""TFLOP of a LoRA step with gradient checkpointing, one branch."""
+
+
+@pytest.mark.parametrize("video", TOKENS)
+def test_a_trained_step_costs_what_the_paper_arithmetic_says(video: str) -> None:
+    latents = TOKENS[video]
+    trained = RELEASED.forward(latents, TEXT) + RELEASED.backward(latents, TEXT, checkpointing=True, full=False)
+    # Two forward passes instead of one, so twice the rest that the arithmetic leaves out: 1 % at the smallest size.
+    assert trained / 1e12 == pytest.approx(TRAINED[video], rel=0.012 if latents < 2_000 else 2e-3)
+
+
+def test_lora_sizes() -> None:
+    """Rank 32: 56.6 M on attention, 127.4 M with the feed-forward layers."""
+    assert RELEASED.lora_parameters(32, "attention") == pytest.approx(56.6e6, rel=1e-3)
+    assert RELEASED.lora_parameters(32, "attention+ff") == pytest.approx(127.4e6, rel=1e-3)
+
+
+@pytest.mark.parametrize(("targets", "rank"), [("attention", 2), ("attention+ff", 8)])
+def test_lora_parameters_are_those_of_the_backbone(targets: str, rank: int) -> None:
+    from bench.backbones.hunyuanvideo15 import HunyuanVideo15
+
+    backbone = HunyuanVideo15(nano_suite.CHECKPOINT, lora_rank=rank, lora_targets=targets, device="cpu")  # type: ignore[arg-type]
+    counted = sum(p.numel() for p in backbone.parameters())
+    assert cost.Transformer.of(backbone.transformer.config).lora_parameters(rank, targets) == counted
+
+
+MEMORY = {"480x848x21": (2.1, 1.0, 23), "480x848x81": (7.4, 3.5, 32), "480x848x121": (10.9, 5.1, 38)} | {
+    "720x1280x121": (24.7, 11.6, 62)
+}
+"""GB of checkpoints, of one block, and in total, LoRA rank 32; that table assumes 104 kB per token and block (the
+backbone here, without autocast, takes 141), one branch, and neither text encoders nor a VAE in memory."""
+
+
+@pytest.mark.parametrize("video", MEMORY)
+def test_memory_is_that_of_the_paper_arithmetic(video: str) -> None:
+    tokens, (checkpoints, block, total) = TOKENS[video], MEMORY[video]
+    each = 104_000 / 2048
+    kept = cost.activations(RELEASED, tokens, 1, True, 2, each)
+    assert kept / 1e9 == pytest.approx(checkpoints + block, abs=0.15)
+    trained = RELEASED.lora_parameters(32, "attention+ff") * cost.ADAM_BYTES
+    used = cost.Memory(RELEASED.parameters * 2, trained, kept, cost.workspace(RELEASED, tokens), 0.0)
+    assert used.peak / 1e9 == pytest.approx(total, abs=1)
+    assert cost.activations(RELEASED, tokens, 1, False, 2, 92_000 / 2048) / 1e9 == pytest.approx(
+        tokens * 4.968e-3, rel=1e-3
+    )
+
+
+def test_vae_decoding() -> None:
+    """829 TFLOP for 81 frames of 480 x 848 and 216 for 21: one number per pixel fits both within 1 %."""
+    for frames, tera in ((81, 829), (21, 216)):
+        found = cost.decode_flops(cost.RELEASED_VAE, (frames, 480, 848), tiled=False)
+        assert found is not None
+        assert found / 1e12 == pytest.approx(tera, rel=0.01)
+    assert cost.decode_flops(cost.RELEASED_VAE, (81, 480, 848), tiled=True) == pytest.approx(1361e12)
+    assert cost.decode_flops({**cost.RELEASED_VAE, "latent_channels": 16}, (81, 480, 848), tiled=False) is None
+
+
+# one iteration of the paper arithmetic ------------------------------------------------------------------------
+def iteration(*overrides: str) -> Experiment:
+    """One update of one prompt with four samples, 20 steps that all train, without a KL term."""
+    sizes = ("updates=1", "prompts=1", "group_size=4", "steps=20", "train_steps=20")
+    wide = [f"budget.{size}" for size in sizes]
+    rest = ["variant=setting_b", "rows=[{method: flow_grpo, kl: none}]", "decode=final_latent", "seeds=[0]"]
+    return config.load(PAPER, [*wide, *rest, *overrides])
+
+
+def spent(exp: Experiment) -> dict[str, float]:
+    """Seconds by phase at 400 TFLOP/s."""
+    found = plan.model(exp, TEXT)
+    return plan.phases(plan.counts(exp, exp.rows[0]), plan.flops(found).at(400e12))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rollout", "train"),
+    [
+        ((), 271, 1_112),
+        (("uncond_branch=detached",), 271, 962),
+        (("budget.guidance=1",), 271 / 2, 1_112 / 2),
+        (("budget.train_steps=8",), 271, 716 - 271),
+        (("backbone.train.size=[21, 480, 848]",), 37, 137),
+        (("backbone.train.size=[121, 720, 1280]",), 2_451, 10_664),
+    ],
+)
+def test_an_iteration_takes_the_paper_arithmetics_time(
+    overrides: tuple[str, ...], rollout: float, train: float
+) -> None:
+    """480x848x81, 20 steps, group of 4, guidance: 271 s + 1,112 s = 1,383 s.
+
+    The plan's own numbers for a suite are higher: that arithmetic has no anchors, no evaluation, no decoding and no
+    probe of the KL term, it trains every step, and its pace is 400 TFLOP/s. Here they are set alike.
+    """
+    seconds = spent(iteration(*overrides))
+    if "uncond_branch=detached" in overrides:
+        train -= rollout  # given as a total
+    assert seconds["rollout"] == pytest.approx(rollout, rel=3e-3, abs=0.6)
+    assert seconds["train"] == pytest.approx(train, rel=3e-3, abs=0.6)  # given in whole seconds
+    assert seconds["anchor"] == seconds["kl_probe"] == 0
+
+
+def test_what_a_row_adds_to_that_iteration() -> None:
+    """An anchor costs a forward pass per trained step; every third update probes the KL term by a backward pass."""
+    exp = iteration("rows=[{method: flow_grpo, kl: fixed}]", "budget.updates=3")
+    seconds = spent(exp)
+    assert seconds["anchor"] == pytest.approx(3 * 271, rel=0.01)
+    assert seconds["kl_probe"] == pytest.approx((seconds["train"] - 3 * 271) / 3, rel=0.01)
+    assert seconds["decode"] == pytest.approx(3 * 4 * 1361 / 400, rel=0.01)
+
+
+# counts -------------------------------------------------------------------------------------------------------
+def test_counts_are_the_ledgers_and_those_of_a_finished_run(tmp_path: Path) -> None:
+    exp = nano_suite.tiny("rows=[{method: cps, kl: fixed}]")
+    record = nano_suite.run(exp, tmp_path)
+    count = plan.counts(exp, exp.rows[0])
+    names = ("nfe_rollout", "nfe_anchor", "nfe_train", "decodes")
+    assert {name: count[name] for name in names} == {name: record.ledger[name] for name in names}
+    assert count["nfe_rollout"] == planned(exp.budget, 1, exp.budget.updates)["nfe_rollout"]
+
+
+def test_totals_count_seeds_and_the_base_once() -> None:
+    made = plan.plan(config.load(PAPER, ["variant=setting_a"]), ROOT, plan.machine(gpus=64))
+    rows, total = made["rows"], made["total"]
+    assert [line["row"] for line in rows] == [
+        *("base", "dance_grpo-fixed", "flow_grpo-fixed", "cps-fixed", "cps-none", "sage_grpo-dual")
+    ]
+    assert total["runs"] == 16
+    assert total["nfe_rollout"] == 3 * sum(line["nfe_rollout"] for line in rows[1:])
+    assert total["nfe_evaluation"] == 16 * 64 * 40 * 2
+    assert rows[4]["nfe_anchor"] == 0 < rows[3]["nfe_anchor"]
+    assert total["hours"] == pytest.approx(rows[0]["hours_per_run"] + 3 * sum(r["hours_per_run"] for r in rows[1:]))
+
+
+# time on machines ---------------------------------------------------------------------------------------------
+def hours(*overrides: str, scorers: float = 0.0, **machine: Any) -> float:
+    exp = config.load(SINGLE, list(overrides))
+    total: float = plan.plan(exp, ROOT, plan.machine(**machine), scorers, TEXT)["total"]["hours"]
+    return total
+
+
+def test_gpus_share_samples_and_the_fullest_one_decides() -> None:
+    one = hours(tflops=100)
+    assert hours(tflops=200) == pytest.approx(one / 2)
+    assert hours(tflops=100, gpus=16) == pytest.approx(one / 16)
+    assert hours(tflops=100, gpus=9) == hours(tflops=100, gpus=9, gpu="h200") < one
+    assert plan.share(16, 9) == 2 / 16
+    assert plan.share(16, 32) == 1 / 16, "a GPU without a sample does not help"
+
+
+def test_scorers_are_counted_when_given() -> None:
+    videos = 6 * 64 + 5 * 40 * 16
+    assert hours(tflops=100, scorers=2.0) - hours(tflops=100) == pytest.approx(videos * 2 / 3600)
+
+
+def test_the_assumed_pace_is_the_measured_share_of_the_peak() -> None:
+    h100 = plan.machine()
+    assert h100.pace(33_390)[0] == pytest.approx(0.40 * 989e12)
+    assert h100.pace(9_540)[0] == h100.pace(100)[0] == pytest.approx(0.30 * 989e12)
+    assert h100.pace(20_000)[0] < h100.pace(30_000)[0] < h100.pace(10**6)[0] == h100.pace(33_390)[0]
+    assert "40% of h100's dense bf16 peak of 989, assumed" in h100.pace(33_390)[1]
+
+
+def test_a_day_on_one_gpu_buys_what_the_suite_says() -> None:
+    assert 20 < hours() < 25
+    assert 20 < hours("seeds=[0, 1, 2, 3, 4]", "rows=[{method: sage_grpo, kl: dual}]") < 25
+    assert 20 < hours("budget.updates=200", "rows=[{method: sage_grpo, kl: dual}]") < 25
+
+
+# what does not fit --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--gpu-memory", "40"), "a GPU needs about .* GB and h100 x 1 has 40 GB each: use more GPUs"),
+        (("backbone.train.gradient_checkpointing=false",), "set backbone.train.gradient_checkpointing=true"),
+        (("backbone.train.vae_tiling=null",), r"decode in tiles \(backbone.train.vae_tiling\)"),
+        (("budget.micro_batch=8",), "lower budget.micro_batch"),
+        (("--gpus", "4", "--context-parallel", "4"), "--context-parallel 4 does not divide 33390 latent tokens"),
+        (("--gpus", "32", "--context-parallel", "32", "backbone.train.size=[81, 512, 832]"), "16 attention heads"),
+        (("--gpus", "6", "--context-parallel", "4"), "a degree that divides the number of GPUs"),
+        (("--gpus", "0"), "give at least 1 of each"),
+        (("--gpu", "abacus"), "--gpu abacus is not in the table"),
+        (("--tflops", "-1"), "--tflops is -1.0: give a finite number above 0"),
+        (("--scorer-seconds", "nan"), "--scorer-seconds is nan"),
+        (("backbone.train.size=[80, 480, 848]",), r"size \[80, 480, 848\]: frames must be 4 n \+ 1"),
+        (("backbone.train.lora_rank=0", "--gpus", "1"), "use more GPUs"),
+        (
+            ("backbone={name: 'bench.backbones.gaussian:GaussianData', checkpoint: none}",),
+            "the cost of backbone 'bench.+' is not known",
+        ),
+    ],
+)
+def test_what_cannot_run_is_one_sentence_with_exit_code_2(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import re
+
+    assert cli.main(["plan", str(PAPER), "variant=setting_b", *words]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    assert re.search(message, err), err
+
+
+def test_more_gpus_hold_what_one_does_not() -> None:
+    """Full fine-tuning: 133 GB of weights, gradients and Adam states, dealt out over the GPUs."""
+    exp = config.load(PAPER, ["variant=setting_b", "backbone.train.lora_rank=0"])
+    found = plan.model(exp)
+    used = [plan.memory(exp, found, plan.machine(gpus=n))[0].trained for n in (1, 8)]
+    assert used[0] == pytest.approx(133e9, rel=0.01) == pytest.approx(8 * used[1], rel=0.01)
+
+
+def test_context_parallelism_splits_activations() -> None:
+    exp = config.load(PAPER, ["variant=setting_b", "backbone.train.size=[81, 480, 832]"])
+    found = plan.model(exp)
+    alone, split = (plan.memory(exp, found, plan.machine(gpus=n, context=n))[0].activations for n in (1, 8))
+    assert alone == pytest.approx(8 * split)
+
+
+# output -------------------------------------------------------------------------------------------------------
+def test_the_page_says_what_was_assumed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", str(SINGLE), "--gpus", "8"]) == 0
+    page = capsys.readouterr().out
+    for words in (
+        "checkpoint folder not found: the released 480p model is assumed",
+        "297 TFLOP/s per GPU: 30% of h100's dense bf16 peak of 989, assumed",
+        "8 data-parallel groups",
+        "scorers' time: not counted",
+        "sage_grpo-dual",
+        "memory per GPU: about",
+    ):
+        assert words in page
+
+
+def test_json_is_the_same_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", str(PAPER), "--json", "--gpus", "64"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert [each["suite"] for each in made] == ["hunyuanvideo15_480p/setting_b", "hunyuanvideo15_480p/setting_a"]
+    assert plan_page.page(made[0]).startswith("suite hunyuanvideo15_480p/setting_b: 54 layers x 2048 wide")
+    assert made[0]["machine"]["gpus"] == 64
+
+
+def test_nano_takes_its_time_from_finished_runs(tmp_path: Path) -> None:
+    exp = nano_suite.tiny()
+    before = plan.plan(exp, tmp_path, None)
+    assert before["total"]["hours"] is None
+    assert "unknown until one run" in plan_page.page(before)
+    record = nano_suite.run(exp, tmp_path / "tiny" / exp.rows[0].name / "seed-0")
+    after = plan.plan(exp, tmp_path, None)
+    assert after["rows"][1]["hours_per_run"] == pytest.approx(sum(record.seconds.values()) / 3600)
+    assert "measured on 1 finished runs" in after["pace"]
+    other = plan.plan(nano_suite.tiny("budget.updates=3"), tmp_path, None)
+    assert other["total"]["hours"] is None, "a run of other settings is no measure"
+
+
+def test_the_probe_measures_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", str(nano_suite.NANO), *nano_suite.TINY, "--probe", "--tflops", "0.01"]) == 0
+    page = capsys.readouterr().out
+    assert "measured by the probe on this machine" in page
+    assert "micro-batch of 4, 2 rollout steps" in page
+    assert "predicted" in page
+
+
+def test_a_probe_without_a_checkpoint_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", str(SINGLE), "--probe"]) == 2
+    assert "has no folder 'transformer'" in capsys.readouterr().err
+
+
+def test_a_probes_seconds_become_prices() -> None:
+    """Four samples with guidance: 8 evaluations in a step; of a trained step's 6 s, 2 are its forward pass."""
+    measured = Measured(samples=4, rollout=2.0, train=6.0, decode=1.0, device="x", peak_bytes=None)
+    exp = iteration()
+    assert measured.price(exp) == plan.Price(0.25, 0.5, 0.25)
+    assert measured.price(iteration("uncond_branch=detached")) == replace(measured.price(exp), backward=1.0)
+
+
+def test_sizes_of_a_folder_are_read_from_its_files() -> None:
+    found = plan.model(config.load(nano_suite.NANO))
+    assert found.source == "configs of the checkpoint folder"
+    assert found.latent_shape == (8, 4, 4, 4)
+    assert cost.stored_parameters(nano_suite.CHECKPOINT / "transformer") == found.transformer.parameters
+
+
+def test_a_damaged_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(BenchError, match=r"is not JSON .* restore the checkpoint"):
+        cost.read_config(tmp_path)
