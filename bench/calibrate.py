@@ -14,9 +14,9 @@ from bench.build import make_backbone, make_method
 from bench.config import Experiment
 from bench.flow import sigma_schedule
 from bench.ledger import guidance_multiplicity
-from bench.plan import Price
 from bench.plan_page import amount
 from bench.rng import normal, stream
+from bench.workload import Price
 
 STEPS = 2
 """Rollout steps that are timed, after one that warms up."""

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 from bench.base import BenchError
 from bench.config import Experiment
-from bench.plan import Machine, Price, flops, machine, model, on_cpu, plan
+from bench.machines import Machine, machine
+from bench.plan import on_cpu, plan
 from bench.plan_page import page, study
 from bench.provenance import plain
+from bench.workload import Price, flops, model
 
 
 def plans(suites: Sequence[Experiment], args: argparse.Namespace) -> str:

@@ -18,6 +18,7 @@ from bench.base import BenchError
 from bench.calibrate import Measured
 from bench.config import Experiment
 from bench.ledger import planned
+from bench.machines import machine
 from bench.provenance import ROOT
 
 PAPER = ROOT / "bench" / "configs" / "hunyuanvideo15_480p.yaml"
@@ -199,7 +200,7 @@ def test_counts_are_the_ledgers_and_those_of_a_finished_run(tmp_path: Path) -> N
 
 
 def test_totals_count_seeds_and_the_base_once() -> None:
-    made = plan.plan(config.load(PAPER, ["variant=setting_a"]), ROOT, plan.machine(gpus=64))
+    made = plan.plan(config.load(PAPER, ["variant=setting_a"]), ROOT, machine(gpus=64))
     rows, total = made["rows"], made["total"]
     assert [line["row"] for line in rows] == [
         *("base", "dance_grpo-fixed", "flow_grpo-fixed", "cps-fixed", "cps-none", "sage_grpo-dual")
@@ -212,9 +213,9 @@ def test_totals_count_seeds_and_the_base_once() -> None:
 
 
 # time on machines ---------------------------------------------------------------------------------------------
-def hours(*overrides: str, scorers: float = 0.0, **machine: Any) -> float:
+def hours(*overrides: str, scorers: float = 0.0, **words: Any) -> float:
     exp = config.load(SINGLE, list(overrides))
-    total: float = plan.plan(exp, ROOT, plan.machine(**machine), scorers, TEXT)["total"]["hours"]
+    total: float = plan.plan(exp, ROOT, machine(**words), scorers, TEXT)["total"]["hours"]
     return total
 
 
@@ -233,7 +234,7 @@ def test_scorers_are_counted_when_given() -> None:
 
 
 def test_the_assumed_pace_is_the_measured_share_of_the_peak() -> None:
-    h100 = plan.machine()
+    h100 = machine()
     assert h100.pace(33_390)[0] == pytest.approx(0.40 * 989e12)
     assert h100.pace(9_540)[0] == h100.pace(100)[0] == pytest.approx(0.30 * 989e12)
     assert h100.pace(20_000)[0] < h100.pace(30_000)[0] < h100.pace(10**6)[0] == h100.pace(33_390)[0]
@@ -285,14 +286,14 @@ def test_more_gpus_hold_what_one_does_not() -> None:
     """Full fine-tuning: 133 GB of weights, gradients and Adam states, dealt out over the GPUs."""
     exp = config.load(PAPER, ["variant=setting_b", "backbone.train.lora_rank=0"])
     found = plan.model(exp)
-    used = [plan.memory(exp, found, plan.machine(gpus=n))[0].trained for n in (1, 8)]
+    used = [plan.memory(exp, found, machine(gpus=n))[0].trained for n in (1, 8)]
     assert used[0] == pytest.approx(133e9, rel=0.01) == pytest.approx(8 * used[1], rel=0.01)
 
 
 def test_context_parallelism_splits_activations() -> None:
     exp = config.load(PAPER, ["variant=setting_b", "backbone.train.size=[81, 480, 832]"])
     found = plan.model(exp)
-    alone, split = (plan.memory(exp, found, plan.machine(gpus=n, context=n))[0].activations for n in (1, 8))
+    alone, split = (plan.memory(exp, found, machine(gpus=n, context=n))[0].activations for n in (1, 8))
     assert alone == pytest.approx(8 * split)
 
 

@@ -1,0 +1,142 @@
+"""What one run of a suite computes: its model's sizes, its function evaluations by phase, and what each one costs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bench import cost, plugins
+from bench.base import BenchError
+from bench.config import Experiment, RowSpec, resolve
+from bench.kl import kl_policy
+from bench.launch import anchor_nfe, judged_nfe
+from bench.ledger import TRAIN_COST, guidance_multiplicity, planned
+from bench.update import PROBE_EVERY
+
+BACKBONE = "hunyuanvideo15"
+TOKENS_PER_WORD, TEMPLATE_TOKENS = 4 / 3, 5
+"""Text tokens are guessed from a prompt's words; the chat template's closing tokens follow them."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The suite's video generator as far as its cost goes."""
+
+    transformer: cost.Transformer
+    vae: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    """The backbone's constructor arguments, defaults filled in."""
+    size: tuple[int, int, int]
+    latent_shape: tuple[int, int, int, int]
+    text: int
+    source: str
+
+    @property
+    def latents(self) -> int:
+        return self.transformer.tokens(self.latent_shape)
+
+    @property
+    def full(self) -> bool:
+        """Full fine-tuning, which `lora_rank: 0` stands for."""
+        return self.settings["lora_rank"] == 0
+
+    @property
+    def checkpointing(self) -> bool:
+        return bool(self.settings.get("gradient_checkpointing", False))
+
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """Height and width of the VAE's tiles in pixels; None where it decodes whole latents."""
+        tiles = self.settings.get("vae_tiling")
+        return None if tiles is None else (int(tiles[0]), int(tiles[1]))
+
+
+def model(exp: Experiment, text: int | None = None) -> Model:
+    """Read the checkpoint's configs; where the folder is absent, the released model's sizes stand in.
+
+    `text`: text tokens per sample; None: guessed from the training prompts.
+    """
+    if exp.backbone.name != BACKBONE:
+        raise BenchError(f"plan: the cost of backbone {exp.backbone.name!r} is not known, only that of {BACKBONE!r}.")
+    folder = resolve(exp.backbone.checkpoint)
+    found, vae = cost.read_config(folder / "transformer"), cost.read_config(folder / "vae")
+    source = "configs of the checkpoint folder"
+    if found is None or vae is None:
+        found, vae = {}, cost.RELEASED_VAE
+        source = "checkpoint folder not found: the released 480p model is assumed"
+    defaults = inspect.signature(plugins.find("backbones", BACKBONE)).parameters.values()
+    settings = {p.name: p.default for p in defaults if p.name != "checkpoint"} | exp.backbone.train
+    frames, height, width = settings["size"]
+    time, space = vae["temporal_compression_ratio"], vae["spatial_compression_ratio"]
+    if (frames - 1) % time or height % space or width % space:
+        raise BenchError(
+            f"size {[frames, height, width]}: frames must be {time} n + 1, height and width multiples of {space}; "
+            "set backbone.train.size accordingly."
+        )
+    shape = (int(vae["latent_channels"]), (frames - 1) // time + 1, height // space, width // space)
+    if text is None:
+        words = [len(prompt.split()) for prompt in exp.prompt_list("train")]
+        text = round(TOKENS_PER_WORD * sum(words) / len(words)) + TEMPLATE_TOKENS
+    return Model(cost.Transformer.of(found), vae, settings, (frames, height, width), shape, text, source)
+
+
+@dataclass(frozen=True)
+class Price:
+    """Cost of one function evaluation, of its backward pass, and of one decoded video: in FLOPs or in seconds."""
+
+    forward: float
+    backward: float
+    decode: float | None
+    """None where it is not known; it is then not counted."""
+
+    def at(self, rate: float) -> Price:
+        """Seconds at `rate` FLOP/s."""
+        return Price(self.forward / rate, self.backward / rate, None if self.decode is None else self.decode / rate)
+
+
+def flops(found: Model) -> Price:
+    net, latents, text = found.transformer, found.latents, found.text
+    return Price(
+        net.forward(latents, text),
+        net.backward(latents, text, found.checkpointing, found.full),
+        cost.decode_flops(found.vae, found.size, found.tile is not None),
+    )
+
+
+def counts(exp: Experiment, row: RowSpec | None) -> dict[str, int]:
+    """Function evaluations of one run by phase, guidance counted; `trained` and `probed` count backward passes too.
+
+    `probed`: the KL term's share of the gradient is a backward pass of its own every `PROBE_EVERY` updates.
+    """
+    spent = planned(exp.budget, len(exp.reward), exp.budget.updates if row else 0)
+    trained = spent["nfe_train"] // TRAIN_COST
+    detached = exp.uncond_branch == "detached"
+    backward = trained // (guidance_multiplicity(exp.budget.guidance) if detached else 1)
+    held = row is not None and bool(kl_policy(row.kl_spec.name, **row.kl_spec.params).term_weights())
+    rounds = exp.budget.updates // PROBE_EVERY
+    return {
+        "nfe_rollout": spent["nfe_rollout"],
+        "nfe_anchor": anchor_nfe(exp, row),
+        "nfe_train": spent["nfe_train"],
+        "nfe_evaluation": judged_nfe(exp),
+        "backward": backward,
+        "probed": backward * rounds // (exp.budget.updates * exp.budget.minibatches) if held else 0,
+        "decodes": spent["decodes"],
+        "evaluation_videos": len(exp.prompt_list("heldout")) * exp.evaluation.videos_per_prompt,
+    }
+
+
+def phases(count: Mapping[str, int], price: Price) -> dict[str, float]:
+    """FLOPs or seconds of one run by phase, before anything is shared out."""
+    decode = price.decode or 0.0
+    trained = count["nfe_train"] // TRAIN_COST
+    return {
+        "rollout": count["nfe_rollout"] * price.forward,
+        "anchor": count["nfe_anchor"] * price.forward,
+        "train": trained * price.forward + count["backward"] * price.backward,
+        "kl_probe": count["probed"] * price.backward,
+        "decode": count["decodes"] * decode,
+        "evaluation": count["nfe_evaluation"] * price.forward + count["evaluation_videos"] * decode,
+    }
