@@ -304,7 +304,7 @@ def _check(args: argparse.Namespace) -> int:
 def _score(args: argparse.Namespace) -> int:
     from bench.score.run import Request, score
 
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     words = {key: value for key, value in vars(args).items() if key != "command"}
     return 1 if score(Request(**words)) else 0
 

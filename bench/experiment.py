@@ -105,6 +105,10 @@ class Experiment(Part):
     """Whether the last step may train where the final latent is decoded; None: it may, like every noisy step."""
     uncond_branch: Literal["trained", "detached"] | None = None
     """Whether guidance's branch of the empty prompt gets gradients (FlowGRPO, DanceGRPO: detached); None: it does."""
+    kl_probe_every: int | None = Field(default=None, ge=0)
+    """Updates between two measurements of the KL term's share of the gradient, each a backward pass of its own.
+
+    None: 3; 0: never. It trains nothing."""
     group_noise: Literal["distinct", "shared"] = "distinct"
     """Initial noise of a group: one per sample, or one per prompt."""
     noise_policy: Annotated[Native | CommonEta | MatchedRSS, Field(discriminator="kind")] = Native()

@@ -32,7 +32,7 @@ from bench.provenance import digest, provenance
 from bench.rng import stream
 from bench.rollout import Rollout, noisy_steps, sample
 from bench.rounds import round_prompts, score_round, shuffled, watch
-from bench.update import Log, Updater
+from bench.update import PROBE_EVERY, Log, Updater
 
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_EVERY = 5
@@ -177,7 +177,10 @@ class Trainer:
             watched = watch(self.evaluators, exp, videos, texts, self.backbone.fps)
         with ledger.phase("update"):
             both = exp.uncond_branch != "detached"
-            updater = Updater(self.backbone, self.method, self.policy, self.optimizer, budget, seed, ledger, both)
+            every = PROBE_EVERY if exp.kl_probe_every is None else exp.kl_probe_every
+            updater = Updater(
+                self.backbone, self.method, self.policy, self.optimizer, budget, seed, ledger, both, every
+            )
             self.kl_state, log = updater(rollout, rewards, self.kl_state, index)
         if index == 0:
             worst = max(log.ratio_error.values())

@@ -137,6 +137,8 @@ class Updater:
     ledger: Ledger
     uncond_grad: bool = True
     """Whether gradients flow through the unconditional branch of guidance too."""
+    probe_every: int = PROBE_EVERY
+    """Updates between two splits of the gradient into the KL's part and the rest; 0: never."""
 
     def __call__(
         self, rollout: Rollout, rewards: Rewards, kl_state: Mapping[str, Any], index: int
@@ -146,7 +148,7 @@ class Updater:
         for number, rows in enumerate(self._minibatches(index)):
             self.optimizer.zero_grad(set_to_none=True)
             first = number == 0
-            probe = KLProbe(self.backbone) if first and index % PROBE_EVERY == PROBE_EVERY - 1 else None
+            probe = KLProbe(self.backbone) if first and self._probes(index) else None
             for n in range(len(rollout.view.steps)):
                 before = gradients(self.backbone) if first else []
                 terms = self._backward(rollout, credit, n, rows, self.policy.weights(state), log, first, probe)
@@ -158,6 +160,9 @@ class Updater:
             log.grad_norm.append(self._step(index))
         self.ledger.spend("updates", 1)
         return state, log
+
+    def _probes(self, index: int) -> bool:
+        return self.probe_every > 0 and index % self.probe_every == self.probe_every - 1
 
     def _minibatches(self, index: int) -> list[Tensor]:
         """Samples of each optimizer step: all in order for one, otherwise a split of a seeded permutation."""

@@ -108,14 +108,15 @@ def flops(found: Model) -> Price:
 def counts(exp: Experiment, row: RowSpec | None) -> dict[str, int]:
     """Function evaluations of one run by phase, guidance counted; `trained` and `probed` count backward passes too.
 
-    `probed`: the KL term's share of the gradient is a backward pass of its own every `PROBE_EVERY` updates.
+    `probed`: the KL term's share of the gradient is a backward pass of its own every few updates.
     """
     spent = planned(exp.budget, len(exp.reward), exp.budget.updates if row else 0)
     trained = spent["nfe_train"] // TRAIN_COST
     detached = exp.uncond_branch == "detached"
     backward = trained // (guidance_multiplicity(exp.budget.guidance) if detached else 1)
     held = row is not None and bool(kl_policy(row.kl_spec.name, **row.kl_spec.params).term_weights())
-    rounds = exp.budget.updates // PROBE_EVERY
+    every = PROBE_EVERY if exp.kl_probe_every is None else exp.kl_probe_every
+    rounds = exp.budget.updates // every if every else 0
     return {
         "nfe_rollout": spent["nfe_rollout"],
         "nfe_anchor": anchor_nfe(exp, row),

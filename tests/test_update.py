@@ -427,6 +427,13 @@ def test_the_probe_changes_no_gradient() -> None:
     assert torch.equal(probed.gradient(), not_probed.gradient())
 
 
+@pytest.mark.parametrize(("every", "probed"), [(0, []), (2, [1, 3]), (3, [2])])
+def test_how_often_is_the_suites_choice(every: int, probed: list[int]) -> None:
+    optimizer = torch.optim.SGD(ToyBackbone().parameters(), lr=1.0)
+    updater = Updater(ToyBackbone(), FlowGRPO(), kl_policy("none"), optimizer, BUDGET, 0, Ledger(), probe_every=every)
+    assert [index for index in range(4) if updater._probes(index)] == probed
+
+
 def test_without_a_kl_nothing_is_split() -> None:
     assert go(FlowGRPO(), index=PROBED).log.kl_gradient is None
 
