@@ -181,7 +181,7 @@ def test_an_iteration_takes_the_paper_arithmetics_time(
 
 
 def test_what_a_row_adds_to_that_iteration() -> None:
-    """An anchor costs a forward pass per trained step; here every third update probes the KL term by a backward pass."""
+    """An anchor costs a forward pass per trained step; here every third update probes the KL by a backward pass."""
     exp = iteration("rows=[{method: flow_grpo, kl: fixed}]", "budget.updates=3", "kl_probe_every=3")
     seconds = spent(exp)
     assert seconds["anchor"] == pytest.approx(3 * 271, rel=0.01)
