@@ -18,9 +18,10 @@ from bench.api import BenchError
 from bench.cli import main
 from bench.config import Experiment
 from bench.provenance import ROOT
+from bench.report import course
 from bench.report.ablation import build_ablation
 from bench.report.ablation_figure import build_ablation_figure
-from bench.report.levels import Level, compare, kl_share, levels_of_study, levels_of_suite
+from bench.report.levels import Level, compare, levels_of_study, levels_of_suite
 from bench.report.records import load_suite, stored_folder
 from bench.store import RunRecord
 
@@ -237,7 +238,7 @@ def test_a_broken_kl_gradient_is_refused(suite: Path, part: dict[str, Any]) -> N
     with pytest.raises(
         BenchError, match=r"seed-0/train\.jsonl, line 2, kl_gradient\.(policy|kl): .*`bench run` again"
     ):
-        kl_share(load_suite(suite).rows[2])
+        course.columns(load_suite(suite).rows[2], None)
 
 
 # fairness -----------------------------------------------------------------------------------------------------
@@ -428,3 +429,32 @@ def test_a_suite_with_two_rows_of_a_method_shows_its_ablation_below(
     assert main(["figures", *words, "--results", str(tmp_path)]) == 0
     assert (tmp_path / "two" / "figures" / "ablation.png").is_file()
     assert (tmp_path / "two" / "figures" / "noise.png").is_file()
+
+
+# how training went ----------------------------------------------------------------------------------------------
+def course_of(rewards: list[float], std: float = 2.0, **norms: list[float]) -> list[course.Line]:
+    made = [course.Line(reward=reward, reward_group_std=std) for reward in rewards]
+    for step, values in norms.items():
+        for line, value in zip(made, values, strict=True):
+            line.grad_norm_of_step[int(step[1:])] = value
+    return made
+
+
+def test_a_setback_is_the_deepest_fall_of_the_running_mean_in_group_stds() -> None:
+    rising = [float(i) for i in range(20)]
+    assert course.setback(course_of(rising)) == 0
+    fallen = [0.0] * 5 + [10.0] * 5 + [4.0] * 5 + [20.0] * 5
+    assert course.setback(course_of(fallen)) == pytest.approx((10 - 4) / 2)
+    assert math.isnan(course.setback(course_of(rising[:4])))
+    assert math.isnan(course.setback(course_of(rising, std=0.0)))
+
+
+def test_the_spread_is_of_geometric_means_and_leaves_zeros_out() -> None:
+    updates = course_of([0.0] * 2, s1=[1.0, 4.0], s3=[8.0, 32.0], s4=[0.0, 16.0])
+    assert course.gradient_spread(updates) == pytest.approx(8.0)  # 2, 16 and 16
+    assert math.isnan(course.gradient_spread(course_of([0.0] * 2, s1=[1.0, 4.0])))
+
+
+def test_a_course_without_lines_says_nothing(suite: Path) -> None:
+    found = compare(levels_of_suite(load_suite(suite)))
+    assert found[["grad_spread", "setback", "to_first_setback"]].isna().all(axis=None)

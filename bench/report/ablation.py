@@ -100,14 +100,26 @@ def _differences(table: pd.DataFrame) -> Table:
 
 
 def _parts(table: pd.DataFrame) -> Table:
-    """The three scores of Overall against the baseline, and how much of the gradient is the KL term's."""
+    """The three scores of Overall against the baseline."""
     heads = {"to_first_vq": "VQ - baseline", "to_first_mq": "MQ - baseline", "to_first_ta": "TA - baseline"}
     digits = {name: cells.decimals(table, name) for name in heads}
     rows = []
     for lead, is_first, (_, row) in zip(_lead(table), _firsts(table), table.iterrows(), strict=True):
         line = [ITSELF if is_first else cells.interval(row, name, digits[name]) for name in heads]
-        rows.append([*lead, *line, _share(row["kl_share"])])
-    return ["Group", "level", *heads.values(), "KL share"], rows
+        rows.append([*lead, *line])
+    return ["Group", "level", *heads.values()], rows
+
+
+def _course(table: pd.DataFrame) -> Table:
+    """How training went: the spread of the steps' gradients, setbacks, how much of the gradient is the KL term's."""
+    names = ("grad_spread", "setback", "to_first_setback")
+    digits = {name: cells.decimals(table, name) for name in names[1:]}
+    rows = []
+    for lead, is_first, (_, row) in zip(_lead(table), _firsts(table), table.iterrows(), strict=True):
+        fall = cells.interval(row, "setback", digits["setback"])
+        beside = ITSELF if is_first else cells.interval(row, "to_first_setback", digits["to_first_setback"])
+        rows.append([*lead, cells.interval(row, "grad_spread", 1), fall, beside, _share(row["kl_share"])])
+    return ["Group", "level", "gradient spread", "setback", "setback - baseline", "KL share"], rows
 
 
 def _share(value: Any) -> str:
@@ -136,6 +148,12 @@ def _notes(levels: Sequence[Level], table: pd.DataFrame) -> list[str]:
             f"power of 80 %; for Overall {cells.number(effects.min())} to {cells.number(effects.max())}. Smaller ones "
             "are not ruled out."
         )
+    notes.append(
+        "Gradient spread: largest over smallest gradient norm of the trained steps, geometric means over updates and "
+        "seeds; 1 is balanced. Setback: the deepest fall of the training reward (running mean of 5 updates) below "
+        "what it had reached, in standard deviations of the reward within a group at the start; mean over seeds. Their "
+        "intervals are Student's t over seeds."
+    )
     notes.append(
         "KL share: norm of the KL term's gradient over the norm of the rest of the gradient, mean over the updates "
         "that log both (a rest of 0 has no ratio), then over seeds. n/a: no update logged it."
@@ -193,7 +211,8 @@ def _markdown(levels: Sequence[Level], table: pd.DataFrame, title: str, notes: S
     sections = {
         "Scores": _scores(levels, table),
         "Differences": _differences(table),
-        "Single scores and KL": _parts(table),
+        "Single scores": _parts(table),
+        "Training": _course(table),
     }
     for name, section in sections.items():
         parts += [f"## {name}", cells.markdown(*section)]

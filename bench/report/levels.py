@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 
 from bench.base import BenchError
 from bench.provenance import canonical_json
-from bench.report.figure_data import Part, validated
+from bench.report import course
 from bench.report.records import BASE, RowRuns, Run, Suite, compared, differing, failed_gates, row_settings
 from bench.stats import Array, Estimate, detectable_effect, holm, paired_difference, two_way
-from bench.store import TRAIN, read_lines
 
 #: Scores that mean the same in every level. The training reward does not: its weights may be what differs.
 SCORES = ("overall", "gold_overall", "vq", "mq", "ta", "clipscore", "pickscore")
@@ -60,20 +58,6 @@ class Level:
     def seeds(self) -> list[int]:
         """The seeds that the suite asks for."""
         return list(self.config["seeds"])
-
-
-class Gradients(Part):
-    """Norms of the two parts of an update's gradient."""
-
-    kl: float = Field(ge=0)
-    policy: float = Field(ge=0)
-    """Of everything that is not the KL term."""
-
-
-class KLLine(Part):
-    """One update of `train.jsonl`; some updates log the parts of their gradient."""
-
-    kl_gradient: Gradients | None = None
 
 
 # levels -------------------------------------------------------------------------------------------------------
@@ -172,7 +156,7 @@ def compare(levels: Sequence[Level]) -> pd.DataFrame:
     Columns: group, level, n_seeds, n_failed; each of `SCORES` with `_lo`, `_hi`; `overall_delta` and
     `gold_overall_delta` (to the level's own base); `to_first*` (to the group's first level, over the seeds that both
     finished, `to_first_seeds` of them) with `_lo`, `_hi`, `_p`, and for `TESTED` `_p_holm` (over the whole table)
-    and `_mde`; `kl_share`; failed_gates, run_ids. Intervals are 95 % ones; nan where there is nothing to say.
+    and `_mde`; `course.columns`; failed_gates, run_ids. Intervals are 95 % ones; nan where there is nothing to say.
     """
     refuse_mixed(levels)
     table = pd.DataFrame([_line(level, group[0]) for group in grouped(levels).values() for level in group])
@@ -200,7 +184,7 @@ def _line(level: Level, first: Level) -> dict[str, Any]:
         if name in TESTED:
             out[f"{name}_mde"] = detectable_effect(estimate.se, estimate.df) if estimate else np.nan
     failed = sorted({gate for run in runs.finished for gate in failed_gates(run.record)})
-    out |= {"kl_share": kl_share(runs), "failed_gates": " ".join(failed)}
+    out |= course.columns(runs, None if level is first else first.runs) | {"failed_gates": " ".join(failed)}
     return out | {"run_ids": " ".join(run.record.digest[:8] for run in runs.finished)}
 
 
@@ -212,22 +196,6 @@ def _columns(name: str, estimate: Estimate | None) -> dict[str, float]:
     """The three columns of an estimate."""
     values = (estimate.mean, estimate.lo, estimate.hi) if estimate else (np.nan,) * 3
     return dict(zip((name, f"{name}_lo", f"{name}_hi"), values, strict=True))
-
-
-def kl_share(runs: RowRuns) -> float:
-    """Norm of the KL term's gradient over the norm of the rest: mean over a run's logged updates, then over seeds.
-
-    Updates whose rest is 0 (all advantages 0) have no ratio and are left out. nan where no run logged one.
-    """
-    seeds = []
-    for run in runs.finished:
-        path = run.folder / TRAIN
-        ratios = []
-        for number, line in enumerate(read_lines(path), 1):
-            parts = validated(KLLine, line, str(path), f"line {number}").kl_gradient
-            ratios += [parts.kl / parts.policy] if parts and parts.policy > 0 else []
-        seeds += [float(np.mean(ratios))] if ratios else []
-    return float(np.mean(seeds)) if seeds else float("nan")
 
 
 def settings_that_differ(levels: Sequence[Level]) -> dict[str, dict[str, list[str]]]:

@@ -1,0 +1,103 @@
+"""How training went, from `train.jsonl`: the KL term's share, the spread of the steps' gradients, the setbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from bench.report.figure_data import Part, validated
+from bench.report.records import RowRuns, Run
+from bench.stats import Estimate, one_way
+from bench.store import TRAIN, read_lines
+
+SMOOTH = 5
+"""Updates of the running mean in which a setback is sought, and of the start that gives its unit."""
+
+
+class Gradients(Part):
+    """Norms of the two parts of an update's gradient."""
+
+    kl: float = Field(ge=0)
+    policy: float = Field(ge=0)
+    """Of everything that is not the KL term."""
+
+
+class Line(Part):
+    """One update of `train.jsonl`, as far as it is needed here; some updates log the parts of their gradient."""
+
+    kl_gradient: Gradients | None = None
+    grad_norm_of_step: dict[int, float] = Field(default_factory=dict)
+    reward: float | None = None
+    reward_group_std: float | None = None
+
+
+def lines(run: Run) -> list[Line]:
+    """The updates of a run, validated."""
+    path = run.folder / TRAIN
+    return [validated(Line, line, str(path), f"line {n}") for n, line in enumerate(read_lines(path), 1)]
+
+
+def kl_share(updates: Sequence[Line]) -> float:
+    """Norm of the KL term's gradient over the norm of the rest, mean over the updates that log both.
+
+    Updates whose rest is 0 (all advantages 0) have no ratio and are left out. nan where there is none.
+    """
+    parts = [line.kl_gradient for line in updates if line.kl_gradient]
+    return _mean([part.kl / part.policy for part in parts if part.policy > 0])
+
+
+def gradient_spread(updates: Sequence[Line]) -> float:
+    """Largest over smallest gradient norm of the trained steps, each the geometric mean over the updates.
+
+    A perfect equalizer gives 1. Norms of 0 have no logarithm and are left out; nan with fewer than two steps.
+    """
+    logs: dict[int, list[float]] = {}
+    for line in updates:
+        for step, norm in line.grad_norm_of_step.items():
+            if norm > 0:
+                logs.setdefault(step, []).append(float(np.log(norm)))
+    means = [_mean(values) for values in logs.values()]
+    return float(np.exp(max(means) - min(means))) if len(means) > 1 else float("nan")
+
+
+def setback(updates: Sequence[Line]) -> float:
+    """The deepest fall of the training reward, a running mean over `SMOOTH` updates, below what it had reached.
+
+    In units of the reward's standard deviation within a group over the first `SMOOTH` updates, so that reward weights
+    do not matter. 0 for a curve that never falls; nan for fewer than `SMOOTH` updates or a unit of 0.
+    """
+    rewards = [line.reward for line in updates if line.reward is not None]
+    unit = _mean([line.reward_group_std for line in updates[:SMOOTH] if line.reward_group_std is not None])
+    if len(rewards) < SMOOTH or not unit > 0:
+        return float("nan")
+    curve = np.convolve(rewards, np.full(SMOOTH, 1 / SMOOTH), "valid")
+    return float((np.maximum.accumulate(curve) - curve).max() / unit)
+
+
+def columns(runs: RowRuns, first: RowRuns | None) -> dict[str, Any]:
+    """`kl_share`; `grad_spread` and `setback` with `_lo`, `_hi` over seeds; `to_first_setback`, paired by seed."""
+    updates = {run.record.seed: lines(run) for run in runs.finished}
+    spreads = [value for value in map(gradient_spread, updates.values()) if np.isfinite(value)]
+    out: dict[str, Any] = {"kl_share": _mean([x for x in map(kl_share, updates.values()) if np.isfinite(x)])}
+    out |= _interval("grad_spread", one_way(np.log(spreads)) if spreads else None, np.exp)
+    falls = {seed: setback(of) for seed, of in updates.items()}
+    out |= _interval("setback", _over_seeds(list(falls.values())))
+    before = {} if first is None else {run.record.seed: setback(lines(run)) for run in first.finished}
+    return out | _interval("to_first_setback", _over_seeds([falls[s] - before[s] for s in falls if s in before]))
+
+
+def _over_seeds(values: Sequence[float]) -> Estimate | None:
+    known = [value for value in values if np.isfinite(value)]
+    return one_way(known) if known else None
+
+
+def _interval(name: str, found: Estimate | None, undo: Callable[[float], Any] = float) -> dict[str, float]:
+    values = (found.mean, found.lo, found.hi) if found else (np.nan,) * 3
+    return {key: float(undo(value)) for key, value in zip((name, f"{name}_lo", f"{name}_hi"), values, strict=True)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
