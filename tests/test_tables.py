@@ -16,6 +16,7 @@ import pytest
 from bench import stats, store
 from bench.api import BenchError
 from bench.report import cells, controls
+from bench.report.pairs import pairs
 from bench.report.records import Row, load_suite
 from bench.report.reference import prediction_band
 from bench.report.tables import build_table, render_table
@@ -581,3 +582,37 @@ def test_the_notes_say_how_many_prompts_are_cut_where_the_records_do(suite: Path
         told = re.findall(r"(\S+): (\S+) \\?% of the prompts are cut at (\d+) tokens", text)
         assert told in ([], [("CLIPScore", "0", "77"), ("PickScore", "25", "77")])
     assert "CLIPScore: 0 % of the prompts are cut at 77 tokens." in render_table(suite)["main.md"]
+
+
+# pairs ----------------------------------------------------------------------------------------------------------
+def test_every_pair_of_rows_is_compared_by_hand(suite: Path) -> None:
+    loaded = load_suite(suite)
+    rows = {runs.row.label: runs for runs in loaded.rows}
+    found = pairs(loaded).set_index(["row", "other"])
+    line = found.loc[("sage_grpo-dual", "cps-fixed")]
+    x, y = (rows[name].matrix("overall") for name in ("sage_grpo-dual", "cps-fixed"))
+    assert x is not None
+    assert y is not None
+    by_hand = stats.paired_difference(x, y)
+    assert (line["overall_diff"], line["overall_diff_lo"]) == (by_hand.mean, by_hand.lo)
+    assert line["overall_diff"] == pytest.approx(3 * 0.5, abs=0.2)
+    assert line["overall_diff_p_holm"] >= line["overall_diff_p"]
+    shown = render_table(suite)["main.md"]
+    assert "## Pairs of rows" in shown
+    assert "sage_grpo-dual - cps-fixed" in shown
+
+
+def test_a_pair_without_common_seeds_says_nothing(suite: Path) -> None:
+    loaded = load_suite(suite)
+    lone = [runs for runs in loaded.rows if not runs.finished]
+    assert lone, "the suite's third row has not run"
+    found = pairs(loaded)
+    assert (
+        found[found["other"].eq(lone[0].row.label) | found["row"].eq(lone[0].row.label)]["overall_diff"].isna().all()
+    )
+
+
+def test_many_rows_have_no_pairs(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.report.pairs.MOST_ROWS", 1)
+    assert pairs(load_suite(suite)).empty
+    assert "Pairs of rows" not in render_table(suite)["main.md"]

@@ -151,8 +151,8 @@ def _notes(levels: Sequence[Level], table: pd.DataFrame) -> list[str]:
     notes.append(
         "Gradient spread: largest over smallest gradient norm of the trained steps, geometric means over updates and "
         "seeds; 1 is balanced. Setback: the deepest fall of the training reward (running mean of 5 updates) below "
-        "what it had reached, in standard deviations of the reward within a group at the start; mean over seeds. Their "
-        "intervals are Student's t over seeds."
+        "what it had reached, in standard deviations of the reward within a group at the start; mean over seeds. "
+        "Their intervals are Student's t over seeds."
     )
     notes.append(
         "KL share: norm of the KL term's gradient over the norm of the rest of the gradient, mean over the updates "

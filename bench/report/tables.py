@@ -11,6 +11,7 @@ import pandas as pd
 from bench.report import cells
 from bench.report.controls import control_notes, is_control
 from bench.report.notes import footnotes, warning
+from bench.report.pairs import pairs_section
 from bench.report.records import Row, RowRuns, Suite, load_suite, stored_folder
 from bench.report.reference import add_reference, reference_notes, reference_section
 from bench.report.summary import COUNTS, METRICS, PUBLISHED, add_published, summarise
@@ -183,6 +184,7 @@ def _markdown(suite: Suite, table: pd.DataFrame, stored: Suite | None, controls:
     sections: Mapping[str, Table] = {
         "Scores": _scores(suite, table),
         "Differences": _differences(table),
+        "Pairs of rows": pairs_section(suite),
         "Aggregates": _aggregates(table),
         "Further metrics": _others(suite, table),
         "What one run spent": _cost(suite, table),
