@@ -140,8 +140,16 @@ def _details(e: Evaluator, asked: Asked) -> None:
 
 
 def modules(e: Evaluator) -> list[nn.Module]:
-    """The networks among the evaluator's attributes."""
-    return [value for value in vars(e).values() if isinstance(value, nn.Module)]
+    """Every network that the evaluator holds, itself or through an object of its own, each once."""
+    held = list(vars(e).values())
+    ours = [vars(part).values() for part in held if _is_plain(part)]
+    found = [part for part in [*held, *(value for values in ours for value in values)] if isinstance(part, nn.Module)]
+    return list({id(module): module for module in found}.values())
+
+
+def _is_plain(part: object) -> bool:
+    """Whether a part is an object with attributes of its own, neither a module nor a tensor nor a class."""
+    return hasattr(part, "__dict__") and not isinstance(part, nn.Module | torch.Tensor | type)
 
 
 def weight_groups(module: nn.Module, idle: frozenset[str]) -> dict[str, list[nn.Parameter]]:

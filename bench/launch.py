@@ -36,13 +36,19 @@ def checkpoint_digests(exp: Experiment) -> dict[str, Any]:
     return {key: _checkpoint_digest(value) for key, value in sorted(folders.items())}
 
 
-def _checkpoint_digest(name: str) -> Any:
+def _present(name: str) -> Path:
+    """The checkpoint's path; a missing one is refused."""
     path = resolve(name)
     if not path.exists():
         raise BenchError(
             f"checkpoint {path} does not exist: `bench assets SUITE` lists what belongs there and how to fetch it; "
             "mend the path in the suite, or make it with `bench nano` for a nano part."
         )
+    return path
+
+
+def _checkpoint_digest(name: str) -> Any:
+    path = _present(name)
     if (path / MANIFEST).exists():
         return verify_manifest(path)
     if packaged(name):
@@ -93,7 +99,7 @@ def check(exp: Experiment) -> None:
     check_names(exp)
     backbone = plugins.find("backbones", exp.backbone.name)
     if isinstance(backbone, type) and issubclass(backbone, ChecksSuite):
-        backbone.check_suite(resolve(exp.backbone.checkpoint), exp.budget.guidance, exp.backbone.train)
+        backbone.check_suite(_present(exp.backbone.checkpoint), exp.budget.guidance, exp.backbone.train)
 
 
 def check_names(exp: Experiment) -> None:
