@@ -40,7 +40,7 @@ class Model:
     @property
     def full(self) -> bool:
         """Full fine-tuning, which `lora_rank: 0` stands for."""
-        return self.settings["lora_rank"] == 0
+        return bool(self.settings["lora_rank"] == 0)
 
     @property
     def checkpointing(self) -> bool:
