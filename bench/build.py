@@ -13,6 +13,7 @@ from bench.api import Backbone, Evaluator, Method
 from bench.config import Experiment, RowSpec, resolve
 from bench.conformance import check_method
 from bench.flow import sigma_schedule
+from bench.processes import ALONE, World
 from bench.rollout import Settings, noisy_steps, trained_steps
 
 PATHS = ("checkpoint", "base_model", "processor", "prompt_template")
@@ -51,9 +52,9 @@ def make_evaluator(exp: Experiment, name: str) -> Evaluator:
     return plugins.evaluator(name, **params)
 
 
-def rollout_settings(exp: Experiment, seed: int) -> Settings:
+def rollout_settings(exp: Experiment, seed: int, world: World = ALONE) -> Settings:
     """What a rollout needs to know of the suite."""
-    return Settings(exp.budget, exp.decode, exp.group_noise, seed, exp.last_step != "untrained")
+    return Settings(exp.budget, exp.decode, exp.group_noise, seed, exp.last_step != "untrained", world)
 
 
 def make_method(exp: Experiment, row: RowSpec, latent_elements: int) -> Method:
