@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import noise, plugins
-from bench.api import Backbone, Evaluator, Method
+from bench.api import Backbone, BenchError, Evaluator, Method
 from bench.config import Experiment, RowSpec, resolve
 from bench.conformance import check_method
 from bench.flow import sigma_schedule
@@ -50,6 +50,17 @@ def make_evaluator(exp: Experiment, name: str) -> Evaluator:
         if isinstance(params.get(key), str):
             params[key] = resolve(params[key])
     return plugins.evaluator(name, **params)
+
+
+def copies(exp: Experiment) -> int:
+    """Processes that work on the same samples: the degree of the backbone's context parallelism."""
+    parallel = exp.backbone.train.get("parallel") or {}
+    found = parallel.get("context", 1) if isinstance(parallel, dict) else None
+    if not isinstance(found, int) or found < 1:
+        raise BenchError(
+            f"backbone.train.parallel is {parallel!r}: write it as {{context: 2}}, a number of processes."
+        )
+    return found
 
 
 def rollout_settings(exp: Experiment, seed: int, world: World = ALONE) -> Settings:

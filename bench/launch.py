@@ -9,7 +9,7 @@ from typing import Any
 
 from bench import plugins, sharing, store
 from bench.base import BenchError
-from bench.build import PATHS, STARTED, Job, make_method, recorded
+from bench.build import PATHS, STARTED, Job, copies, make_method, recorded
 from bench.config import Experiment, RowSpec, difference, packaged, read_mapping, resolve
 from bench.kl import kl_policy
 from bench.launchers import How, Outcome, do
@@ -187,7 +187,12 @@ def run(suites: Sequence[Experiment], results: Path, how: How = How()) -> Outcom
     """
     for exp in suites:
         check(exp)
-        need_fit(exp.budget, how.nproc)
+        if how.nproc % copies(exp):
+            raise BenchError(
+                f"backbone.train.parallel.context is {copies(exp)}, but a run has {how.nproc} process(es): "
+                f"use --launcher torchrun with an --nproc that is a multiple of {copies(exp)}."
+            )
+        need_fit(exp.budget, how.nproc // copies(exp))
     found = [job for exp in suites for job in jobs(exp, results)]
     todo, outcome = unfinished(found), Outcome()
     done = [job for job in found if job not in todo]

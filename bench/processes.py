@@ -110,18 +110,17 @@ class World:
     def summed(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Each tensor summed over all processes in float32 or better, None where no process has one.
 
-        One flat all-reduce per dtype. A sharded tensor (DTensor) is left as it is: its own reduction has summed it.
+        One flat all-reduce per dtype.
         """
         if self.size == 1:
             return list(tensors)
         flat: dict[torch.dtype, list[int]] = {}
-        whole = [t if t is None or not hasattr(t, "full_tensor") else None for t in tensors]
-        kinds = self._kinds(whole)
+        kinds = self._kinds(tensors)
         out = list(tensors)
         for i, (dtype, _) in kinds.items():
             flat.setdefault(dtype, []).append(i)
         for dtype, places in flat.items():
-            self._sum_flat(whole, places, dtype, kinds, out)
+            self._sum_flat(tensors, places, dtype, kinds, out)
         return out
 
     def _kinds(self, tensors: Sequence[Tensor | None]) -> dict[int, tuple[torch.dtype, torch.Size]]:
@@ -164,7 +163,7 @@ class World:
             parameter.grad = grad
 
     def need_same(self, parameters: Iterable[Tensor], when: str) -> None:
-        """Refuse to go on when the processes hold other bits of the policy. A sharded parameter exists only once."""
+        """Refuse to go on when the processes hold other bits of the policy."""
         if self.size == 1:
             return
         found = self._all(_bits(parameters))
@@ -192,12 +191,11 @@ ALONE = World()
 
 
 def _bits(parameters: Iterable[Tensor]) -> str:
-    """sha256 over the bytes of all parameters that are whole."""
+    """sha256 over the bytes of all parameters."""
     total = hashlib.sha256()
     for parameter in parameters:
-        if not hasattr(parameter, "full_tensor"):
-            flat = parameter.detach().cpu().contiguous().flatten()
-            total.update(flat.view(torch.uint8).numpy().tobytes())
+        flat = parameter.detach().cpu().contiguous().flatten()
+        total.update(flat.view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 

@@ -88,15 +88,9 @@ def gained(backbone: Backbone, before: Sequence[Tensor | None], world: World) ->
     return norm(part for part in world.summed(gain) if part is not None)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor (DTensor) put together, any other as it is."""
-    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return full
-
-
 def norm(parts: Iterable[Tensor]) -> float:
     """Euclidean norm over all tensors together; 0 for none."""
-    norms = [whole(torch.linalg.vector_norm(part)) for part in parts]
+    norms = [torch.linalg.vector_norm(part) for part in parts]
     return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
 
@@ -283,7 +277,7 @@ class Updater:
         trained = [p for p in self.backbone.parameters() if p.grad is not None]
         if not trained:
             raise BenchError("no trained parameter got a gradient: the policy is not the backbone's active adapter.")
-        norm = whole(torch.nn.utils.clip_grad_norm_(trained, self.budget.grad_clip))
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.budget.grad_clip)
         if not torch.isfinite(norm):
             raise DivergedError(f"gradient norm of update {index} is not finite: lower budget.lr.")
         self.optimizer.step()

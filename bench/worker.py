@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.base import BenchError
+from bench.build import copies
 from bench.processes import LostError, joined
 from bench.torchrun import read_job
 from bench.train import execute
@@ -35,7 +36,7 @@ def main(path: Path) -> int:
 
     torch.set_num_threads(1)
     job, last = read_job(path), [0.0]
-    with joined() as world:
+    with joined(copies(job.exp)) as world:
 
         def report(phase: str, done: int, total: int) -> None:
             now = time.monotonic()

@@ -22,6 +22,7 @@ from torch import Tensor
 from bench.api import BenchError, Conditioning
 from bench.backbones.causal_mask import allow_batches
 from bench.backbones.hunyuan_forward import drop_masks, velocity
+from bench.backbones.hunyuan_parallel import share_context
 from bench.backbones.hunyuan_text import TextEncoders
 
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
@@ -40,6 +41,7 @@ class HunyuanVideo15:
 
     `size` is (frames, height, width) in pixels. `dtype` is that of the base; LoRA weights, latents and guidance are
     float32. `device` holds the models, by default the GPU where there is one; latents come and go on the caller's.
+    `parallel: {context: n}` spreads the latent tokens of a sample over n processes.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class HunyuanVideo15:
         lora_targets: Literal["attention", "attention+ff"] = "attention+ff",
         decode_batch: int = 16,
         device: str | None = None,
+        parallel: Mapping[str, int] | None = None,
     ):
         self.folder = Path(checkpoint)
         self._check_parts()
@@ -60,6 +63,7 @@ class HunyuanVideo15:
         self.transformer, self.vae, self.text = self._load(getattr(torch, dtype))
         self.fps, self.decode_batch = float(fps), decode_batch
         self.latent_shape = self._latent_shape(tuple(size))
+        share_context(self.transformer, parallel or {}, self.latent_shape)
         if lora_targets not in LORA_TARGETS:
             raise BenchError(f"lora_targets is {lora_targets!r}: choose one of {', '.join(LORA_TARGETS)}.")
         self._lora = {"r": lora_rank, "lora_alpha": lora_alpha or 2 * lora_rank, "pattern": LORA_TARGETS[lora_targets]}
