@@ -44,7 +44,7 @@ class Array:
             executor.update_parameters(**given)
             with executor.batch():
                 self.handles = {job.folder: executor.submit(work, job, nproc) for job in todo}
-        except (RuntimeError, ValueError, TypeError, NameError, OSError) as cause:
+        except (AssertionError, RuntimeError, ValueError, TypeError, NameError, OSError) as cause:
             raise BenchError(
                 f"the jobs cannot be submitted ({' '.join(str(cause).split())}): mend 'slurm:' in the launch file, "
                 "or call this on a node that has sbatch."
@@ -55,6 +55,8 @@ class Array:
         submitit, handle = _submitit(), self.handles[job.folder]
         try:
             status, error = handle.result()
+        except submitit.core.utils.FailedJobError:  # a bug: its traceback is shown
+            raise
         except submitit.core.utils.UncompletedJobError as cause:
             raise BenchError(
                 f"Slurm job {handle.job_id} ended without a result (state {handle.state}; its log is "

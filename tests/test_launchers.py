@@ -36,6 +36,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
             *("suite=toy", f"backbone={{name: 'toy:LoadedToy', checkpoint: {tmp_path / 'weights'}}}"),
             *(f"budget.{key}" for key in (f"updates={UPDATES}", "prompts=2", "group_size=4", "steps=4")),
             *("budget.train_steps=2", "budget.micro_batch=2", "monitor=[]", "evaluator_params={}", "seeds=[0]"),
+            "prompts={train: bench/prompts/nano_train.txt, heldout: bench/prompts/nano_heldout.txt}",
             "reward={'toy:Brightness': {brightness: 1.0}}",
             "evaluation={evaluators: ['toy:Brightness'], steps: 2, videos_per_prompt: 1}",
             "rows=[{method: cps, kl: {name: dual, params: {every: 1, weight: 0.01, min_weight: 0.001}}}]",
@@ -183,6 +184,10 @@ class UncompletedError(RuntimeError):
     """Stands for submitit's error of a job that ended without a result."""
 
 
+class FailedError(UncompletedError):
+    """Stands for submitit's error of a job whose function raised."""
+
+
 class Handle:
     """A job that is done when its result is asked for."""
 
@@ -223,7 +228,9 @@ def submitit(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
             return Handle(act, args, module.lost)
 
     module.AutoExecutor = AutoExecutor
-    module.core = types.SimpleNamespace(utils=types.SimpleNamespace(UncompletedJobError=UncompletedError))
+    module.core = types.SimpleNamespace(
+        utils=types.SimpleNamespace(UncompletedJobError=UncompletedError, FailedJobError=FailedError)
+    )
     monkeypatch.setitem(sys.modules, "submitit", module)
     return module
 
