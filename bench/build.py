@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bench import noise, plugins
-from bench.api import Backbone, Evaluator, Method
+from bench.api import Backbone, BenchError, Evaluator, Method
 from bench.config import PATHS, Experiment, RowSpec, resolve
 from bench.conformance import check_method
 from bench.flow import sigma_schedule
+from bench.processes import ALONE, World
 from bench.rollout import Settings, noisy_steps, trained_steps
 
 STARTED = "digest"
@@ -49,9 +50,20 @@ def make_evaluator(exp: Experiment, name: str) -> Evaluator:
     return plugins.evaluator(name, **params)
 
 
-def rollout_settings(exp: Experiment, seed: int) -> Settings:
+def copies(exp: Experiment) -> int:
+    """Processes that work on the same samples: the degree of the backbone's context parallelism."""
+    parallel = exp.backbone.train.get("parallel") or {}
+    found = parallel.get("context", 1) if isinstance(parallel, dict) else None
+    if not isinstance(found, int) or found < 1:
+        raise BenchError(
+            f"backbone.train.parallel is {parallel!r}: write it as {{context: 2}}, a number of processes."
+        )
+    return found
+
+
+def rollout_settings(exp: Experiment, seed: int, world: World = ALONE) -> Settings:
     """What a rollout needs to know of the suite."""
-    return Settings(exp.budget, exp.decode, exp.group_noise, seed, exp.last_step != "untrained")
+    return Settings(exp.budget, exp.decode, exp.group_noise, seed, exp.last_step != "untrained", world)
 
 
 def make_method(exp: Experiment, row: RowSpec, latent_elements: int) -> Method:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bench.report.levels import Level
     from bench.report.records import Row
 
+LAUNCHERS = ("local", "torchrun", "slurm")
 NANO_PARTS = (
     "vae",
     "policy",
@@ -57,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
     suite(run)
     run.add_argument("--dry-run", action="store_true", help="print what will run and what it will cost, and stop")
     run.add_argument("--processes", type=int, default=None, help="runs at a time (default: one per core)")
+    run.add_argument("--launcher", choices=LAUNCHERS, default=None, help="where runs are done (default: local)")
+    run.add_argument("--nproc", type=int, default=None, help="processes of one run, with torchrun or slurm")
+    run.add_argument("--launch", type=Path, default=None, metavar="FILE", help="YAML with launcher, nproc and slurm")
     _plan_options(commands, suite)
     table = commands.add_parser("table", help="write and print the suite's table from its records")
     suite(table)
@@ -158,10 +162,9 @@ def _run(args: argparse.Namespace) -> int:
             launch.check(exp)
             print(launch.describe(exp, launch.jobs(exp, args.results)))
         return 0
-    if args.processes is not None and args.processes < 1:
-        raise BenchError(f"--processes is {args.processes}: give at least 1.")
+    how = launch.how(args.launch, launcher=args.launcher, nproc=args.nproc, processes=args.processes)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is handled like Ctrl-C
-    outcome = launch.run(suites, args.results, args.processes)
+    outcome = launch.run(suites, args.results, how)
     print(
         f"records: {args.results / suites[0].study}; the table: bench table with the same arguments", file=sys.stderr
     )

@@ -42,6 +42,7 @@ __all__ = [
     "load",
     "load_all",
     "packaged",
+    "read_mapping",
     "resolve",
 ]
 
@@ -122,18 +123,24 @@ MERGED = ("backbone", "budget", "advantage", "evaluation", "evaluator_params", "
 """Mappings that a suite which extends another one changes key by key; every other key replaces the other's whole."""
 
 
-def _read(path: Path, above: list[Path]) -> dict[str, Any]:
-    """The file's mapping; `extends: other.yaml` (beside it) puts it on top of that suite."""
+def read_mapping(path: Path, what: str = "suite", example: str = "bench/configs/nano.yaml") -> dict[str, Any]:
+    """A YAML file's mapping, as it stands there."""
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeys)
     except OSError as cause:
         raise BenchError(
-            f"suite {path} cannot be read ({cause.strerror}): name a YAML file such as bench/configs/nano.yaml."
+            f"{what} {path} cannot be read ({cause.strerror}): name a YAML file such as {example}."
         ) from cause
     except yaml.YAMLError as cause:
-        raise BenchError(f"suite {path} is not YAML: {' '.join(str(cause).split())}.") from cause
+        raise BenchError(f"{what} {path} is not YAML: {' '.join(str(cause).split())}.") from cause
     if not isinstance(data, dict):
-        raise BenchError(f"suite {path} holds no mapping: start from bench/configs/nano.yaml.")
+        raise BenchError(f"{what} {path} holds no mapping: start from {example}.")
+    return data
+
+
+def _read(path: Path, above: list[Path]) -> dict[str, Any]:
+    """The file's mapping; `extends: other.yaml` (beside it) puts it on top of that suite."""
+    data = read_mapping(path)
     parent = data.pop("extends", None)
     if parent is None:
         return data

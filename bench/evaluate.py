@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,8 +11,12 @@ import torch
 
 from bench.api import Backbone, BenchError, DivergedError, Evaluator
 from bench.config import Experiment
-from bench.sample import heldout
+from bench.processes import ALONE, World
+from bench.sample import Batch, heldout
 from bench.store import SCORE_COLUMNS
+
+Row = tuple[int, str, int, str, str, float]
+"""One score: prompt index, prompt, video, evaluator, metric, value."""
 
 
 class Evaluation(NamedTuple):
@@ -53,6 +57,23 @@ class Cuts:
         """Share of the prompts that were cut."""
         return sum(self.cut.values()) / len(self.cut)
 
+    @classmethod
+    def together(cls, parts: Iterable[Cuts]) -> Cuts:
+        """What several batches gave, in their order."""
+        whole = cls()
+        for part in parts:
+            whole.cut |= part.cut
+            whole.limit = whole.limit if part.limit is None else part.limit
+        return whole
+
+
+class Scored(NamedTuple):
+    """What one batch of videos gave."""
+
+    rows: list[Row]
+    cuts: dict[str, Cuts]
+    """By evaluator."""
+
 
 def evaluate(
     backbone: Backbone,
@@ -60,12 +81,16 @@ def evaluate(
     exp: Experiment,
     prompts: Sequence[str],
     report: Callable[[int, int], None],
+    world: World = ALONE,
 ) -> Evaluation:
-    """Sample and score the held-out videos. `report` hears (videos done, videos in all)."""
+    """Sample and score the held-out videos. `report` hears (videos done, videos in all).
+
+    Processes share whole batches; each returns the scores of all.
+    """
     spec, budget = exp.evaluation, exp.budget
     cond = backbone.encode(prompts)
-    total, done, rows = len(prompts) * spec.videos_per_prompt, 0, []
-    cuts = {name: Cuts() for name in spec.evaluators}
+    total, done = len(prompts) * spec.videos_per_prompt, 0
+    own: list[Scored] = []
     batches = heldout(
         backbone,
         cond,
@@ -75,38 +100,41 @@ def evaluate(
         shift=budget.shift,
         guidance=budget.guidance,
         batch=budget.micro_batch,
+        world=world,
     )
     for batch in batches:
-        texts = [prompts[p] for p in batch.prompt_index]
-        if not torch.isfinite(batch.pixels).all():
-            worst = int((~batch.pixels.flatten(1).isfinite().all(1)).nonzero()[0])
-            raise DivergedError(f"a held-out video of prompt {texts[worst]!r} is not finite: the policy diverged.")
-        for name in spec.evaluators:
-            scores = evaluators[name].score(batch.pixels, texts, backbone.fps)
-            cuts[name].see(evaluators[name].details(), batch.prompt_index)
-            for metric, values in scores.items():
-                if values.shape != (len(texts),):
-                    raise BenchError(
-                        f"evaluator {name}: {metric} has shape {list(values.shape)}, expected [{len(texts)}]."
-                    )
-                if not torch.isfinite(values).all():
-                    worst = int((~torch.isfinite(values)).nonzero()[0])
-                    raise DivergedError(
-                        f"evaluator {name}: {metric} of held-out prompt {texts[worst]!r} is not finite."
-                    )
-                columns = (
-                    batch.prompt_index,
-                    texts,
-                    batch.video,
-                    [name] * len(texts),
-                    [metric] * len(texts),
-                    values.tolist(),
-                )
-                rows += list(zip(*columns, strict=True))
-        done += len(texts)
-        report(done, total)
+        with world.together():
+            if batch.counts:
+                own.append(_scored(batch, {name: evaluators[name] for name in spec.evaluators}, prompts, backbone.fps))
+        done += len(batch.video) * world.shares
+        report(min(done, total), total)
+    parts = world.in_order(own)
+    cuts = {name: Cuts.together(part.cuts[name] for part in parts) for name in spec.evaluators}
     return Evaluation(
-        pd.DataFrame(rows, columns=SCORE_COLUMNS),
+        pd.DataFrame([row for part in parts for row in part.rows], columns=SCORE_COLUMNS),
         {name: seen.share for name, seen in cuts.items() if seen.cut},
         {name: seen.limit for name, seen in cuts.items() if seen.limit is not None},
     )
+
+
+def _scored(batch: Batch, evaluators: Mapping[str, Evaluator], prompts: Sequence[str], fps: float) -> Scored:
+    """Every metric of one batch of videos, and which of its prompts were cut."""
+    texts = [prompts[p] for p in batch.prompt_index]
+    found = Scored([], {name: Cuts() for name in evaluators})
+    if not torch.isfinite(batch.pixels).all():
+        worst = int((~batch.pixels.flatten(1).isfinite().all(1)).nonzero()[0])
+        raise DivergedError(f"a held-out video of prompt {texts[worst]!r} is not finite: the policy diverged.")
+    for name, evaluator in evaluators.items():
+        scores = evaluator.score(batch.pixels, texts, fps)
+        found.cuts[name].see(evaluator.details(), batch.prompt_index)
+        for metric, values in scores.items():
+            if values.shape != (len(texts),):
+                raise BenchError(
+                    f"evaluator {name}: {metric} has shape {list(values.shape)}, expected [{len(texts)}]."
+                )
+            if not torch.isfinite(values).all():
+                worst = int((~torch.isfinite(values)).nonzero()[0])
+                raise DivergedError(f"evaluator {name}: {metric} of held-out prompt {texts[worst]!r} is not finite.")
+            for p, text, video, value in zip(batch.prompt_index, texts, batch.video, values.tolist(), strict=True):
+                found.rows.append((p, text, video, name, metric, value))
+    return found

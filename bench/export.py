@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor
 
 from bench import store
-from bench.api import Backbone
 from bench.base import BenchError
 from bench.config import resolve
 from bench.sharing import POLICY
@@ -27,11 +26,11 @@ FULL_WEIGHTS = "diffusion_pytorch_model.safetensors"
 PREFIX = "policy:"
 
 
-def save_policy(folder: Path, backbone: Backbone) -> None:
-    """The trained weights as safetensors beside the record."""
+def save_policy(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """The trained weights of a backbone's state as safetensors beside the record."""
     from safetensors.torch import save
 
-    policy = {key: value for key, value in backbone.state_dict().items() if key.startswith(PREFIX)}
+    policy = {key: value for key, value in state.items() if key.startswith(PREFIX)}
     store.write_bytes(folder / POLICY, save(policy))
 
 

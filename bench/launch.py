@@ -1,30 +1,23 @@
-"""Turn a suite into runs and do the unfinished ones: one process per core, one thread each, progress on stderr."""
+"""Turn a suite into runs and have the unfinished ones done, by the launcher of the user's choice."""
 
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import os
-import signal
-import time
-import traceback
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench import plugins, sharing, store
 from bench.base import BenchError
-from bench.build import STARTED, Job, make_method, recorded
+from bench.build import STARTED, Job, copies, make_method, recorded
 from bench.capabilities import ChecksSuite
-from bench.config import PATHS, Experiment, RowSpec, difference, packaged, resolve
+from bench.config import PATHS, Experiment, RowSpec, difference, packaged, read_mapping, resolve
 from bench.kl import kl_policy
+from bench.launchers import How, Outcome, do
 from bench.ledger import guidance_multiplicity, planned
-from bench.progress import Progress, say
+from bench.processes import need_fit
+from bench.progress import say
 from bench.provenance import GOLDEN, MANIFEST, digest, package_versions, sha256_file, source_digest, verify_manifest
-from bench.train import execute
 
 
 def checkpoint_digests(exp: Experiment) -> dict[str, Any]:
@@ -190,50 +183,32 @@ def _hours(found: Sequence[Job], todo: int) -> str:
     return f"time: {minutes:.1f} minutes of one process per run, measured on {len(done)} finished runs"
 
 
-# the processes ------------------------------------------------------------------------------------------------
-_messages: Any = None
+def how(path: Path | None, **given: Any) -> How:
+    """The launcher's settings: those of a YAML file, with what the command line gives on top."""
+    settings = {} if path is None else read_mapping(path, "launch file", "examples/launch/torchrun.yaml")
+    settings |= {key: value for key, value in given.items() if value is not None}
+    known = [field.name for field in dataclasses.fields(How)]
+    for key, value in settings.items():
+        if key not in known:
+            raise BenchError(f"launch file {path}: unknown key {key!r}; it takes {', '.join(known)}.")
+        if not isinstance(value, {"launcher": str, "slurm": dict}.get(key, int)):
+            raise BenchError(f"launch file {path}: {key} is {value!r}; see examples/launch for what it takes.")
+    return How(**settings)
 
 
-def _start(messages: Any) -> None:
-    global _messages
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears an interrupt and ends its workers
-
-    torch.set_num_threads(1)
-    _messages = messages
-
-
-def _work(job: Job) -> tuple[str, str | None]:
-    """Status of one run, in a worker process; the second entry says what was wrong."""
-    last = [0.0]
-
-    def report(phase: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - last[0] > 0.5 or done == total:
-            last[0] = now
-            _messages.put((job.label, phase, done, total))
-
-    record = execute(job, report)
-    return record.status, record.error
-
-
-@dataclass
-class Outcome:
-    """What a call of `run` did."""
-
-    finished: int = 0
-    failed: int = 0
-    errors: int = 0
-
-
-def run(suites: Sequence[Experiment], results: Path, processes: int | None = None) -> Outcome:
+def run(suites: Sequence[Experiment], results: Path, how: How = How()) -> Outcome:  # noqa: B008  (frozen)
     """Do every unfinished run of a suite, or of all variants of a study.
 
     One run's error leaves the others going; the caller turns the outcome into an exit code.
     """
     for exp in suites:
         check(exp)
+        if how.nproc % copies(exp):
+            raise BenchError(
+                f"backbone.train.parallel.context is {copies(exp)}, but a run has {how.nproc} process(es): "
+                f"use --launcher torchrun with an --nproc that is a multiple of {copies(exp)}."
+            )
+        need_fit(exp.budget, how.nproc // copies(exp))
     found = [job for exp in suites for job in jobs(exp, results)]
     todo, outcome = unfinished(found), Outcome()
     done = [job for job in found if job not in todo]
@@ -245,29 +220,10 @@ def run(suites: Sequence[Experiment], results: Path, processes: int | None = Non
         say(f"{len(todo) - len(left)} runs are shared with other suites under {results}")
     todo = sharing.first_of_each(left)
     if todo:
-        _do(todo, processes, outcome)
+        do(todo, {job.label: _cost(job) for job in todo}, how, outcome, results / suites[0].study)
         twins = [job for job in left if job not in todo]
         outcome.finished += len(twins) - len(sharing.fill(twins, results))
     return outcome
-
-
-def _do(todo: Sequence[Job], processes: int | None, outcome: Outcome) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers: two threads collapse when processes compete
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        messages = manager.Queue()
-        workers = min(processes or len(os.sched_getaffinity(0)), len(todo))
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(messages,))
-        try:
-            _watch({pool.submit(_work, job): job for job in todo}, messages, outcome)
-        except BaseException:
-            say("stopping the workers")
-            for child in multiprocessing.active_children():
-                if not child.name.startswith("SyncManager"):  # it carries the messages, and ends with its context
-                    child.terminate()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _cost(job: Job) -> tuple[int, int]:
@@ -276,32 +232,3 @@ def _cost(job: Job) -> tuple[int, int]:
         return 0, judged_nfe(job.exp)
     spent = planned(job.exp.budget, len(job.exp.reward), job.exp.budget.updates)
     return spent["nfe_rollout"] + spent["nfe_train"] + anchor_nfe(job.exp, job.row), judged_nfe(job.exp)
-
-
-def _watch(waiting: dict[Future[tuple[str, str | None]], Job], messages: Any, outcome: Outcome) -> None:
-    progress = Progress({job.label: _cost(job) for job in waiting.values()})
-    pending = set(waiting)
-    while pending:
-        ended, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-        progress.hear(messages)
-        for future in ended:
-            job = waiting[future]
-            try:
-                status, error = future.result()
-            except BenchError as cause:
-                outcome.errors += 1
-                progress.end(job.label, f"error: {cause}")
-            except BrokenProcessPool:
-                outcome.errors += 1
-                progress.end(
-                    job.label, "error: a process was killed (out of memory?); call again and the rest goes on"
-                )
-            except Exception as cause:  # a bug: the other runs go on, the traceback is shown, the exit code is not 0
-                outcome.errors += 1
-                progress.end(job.label, f"error: {type(cause).__name__}: {cause}")
-                traceback.print_exception(cause)
-            else:
-                outcome.finished += status == "finished"
-                outcome.failed += status == "failed"
-                progress.end(job.label, status if error is None else f"failed: {error}")
-    progress.close()

@@ -10,20 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bench.api import (
-    Backbone,
-    BenchError,
-    Budget,
-    Conditioning,
-    DivergedError,
-    Gaussian,
-    Method,
-    StepView,
-)
+from bench.api import Backbone, BenchError, Budget, Conditioning, DivergedError, Method, StepView
 from bench.capabilities import kept_latents
 from bench.flow import euler, sigma_schedule
 from bench.ledger import Ledger, guidance_multiplicity
 from bench.noise import injected_variance
+from bench.processes import ALONE, World
 from bench.rng import normal, stream
 
 
@@ -37,11 +29,16 @@ class Settings:
     seed: int
     train_last: bool = True
     """Whether the last step may train where it is noisy."""
+    world: World = ALONE
+    """The processes that share the samples."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Trained steps of prompts x group_size trajectories, in prompt order ([p, g] flattened), and where they end."""
+    """Trained steps of trajectories, and where they end: of the samples that this process holds.
+
+    Samples are numbered in prompt order ([p, g] flattened); `b` counts those of `own`.
+    """
 
     sigmas: Float[Tensor, "t1"]
     view: StepView
@@ -52,6 +49,40 @@ class Rollout:
     """Velocities of each anchor at the trained steps."""
     x0: Float[Tensor, "b ..."]
     cond: Conditioning
+    """Of all samples of the round."""
+    own: Int[Tensor, "b"]
+    """Numbers of the samples held here, ascending; all of them for one process."""
+
+    def places(self, samples: Int[Tensor, "m"]) -> Int[Tensor, "m"]:
+        """Where these samples, all held here, stand in the tensors."""
+        return torch.searchsorted(self.own, samples)
+
+    def holding(self, samples: Int[Tensor, "m"], world: World) -> Rollout:
+        """The same round with these samples (ascending) held here in place of `own`: every process must ask at once.
+
+        One step of one tensor is exchanged at a time, so that no process ever holds the whole round.
+        """
+
+        def exchange(part: Tensor) -> Tensor:
+            whole = part.new_empty(len(self.cond.text), *part.shape[1:])
+            for own, values in world.everyone((self.own, part)):
+                whole[own] = values
+            return whole[samples]
+
+        def steps(tensor: Tensor) -> Tensor:
+            return torch.stack([exchange(part) for part in tensor])
+
+        return Rollout(
+            self.sigmas,
+            self.view,
+            steps(self.x),
+            steps(self.x_next),
+            steps(self.logp_old),
+            {name: steps(tensor) for name, tensor in self.anchors.items()},
+            exchange(self.x0),
+            self.cond,
+            samples,
+        )
 
 
 def micro_batches(b: int, size: int) -> list[slice]:
@@ -106,16 +137,24 @@ def trained_steps(method: Method, sigmas: Tensor, noisy: Tensor, settings: Setti
     return chosen.sort().values
 
 
-def noise(settings: Settings, update: int, kind: str, step: int, shape: Sequence[int]) -> Float[Tensor, "b ..."]:
-    """Noise of all samples: a pure function of (seed, update, prompt position, member, step).
+def held(budget: Budget, world: World) -> Int[Tensor, "b"]:
+    """Numbers of the samples that this process rolls out: its micro-batches of the round."""
+    b = budget.prompts * budget.group_size
+    return torch.cat([torch.arange(b)[part] for part in world.mine(micro_batches(b, budget.micro_batch))])
 
-    Never of the method or the batch.
+
+def noise(
+    settings: Settings, update: int, kind: str, step: int, shape: Sequence[int], samples: Sequence[int] | None = None
+) -> Float[Tensor, "b ..."]:
+    """Noise of all samples, or of these: a pure function of (seed, update, prompt position, member, step).
+
+    Never of the method, the batch or the number of processes.
     """
     budget = settings.budget
     shared = kind == "initial" and settings.group_noise == "shared"
-    names = [
-        (kind, update, p, 0 if shared else g, step) for p in range(budget.prompts) for g in range(budget.group_size)
-    ]
+    pairs = [(p, g) for p in range(budget.prompts) for g in range(budget.group_size)]
+    wanted = pairs if samples is None else [pairs[sample] for sample in samples]
+    names = [(kind, update, p, 0 if shared else g, step) for p, g in wanted]
     return normal(settings.seed, names, shape)
 
 
@@ -142,18 +181,21 @@ def sample(
     sigmas = sigma_schedule(budget.steps, budget.shift)
     noisy = noisy_steps(method, sigmas, settings, update)
     chosen = trained_steps(method, sigmas, noisy, settings, update)
-    members = cond.take(p for p in range(len(cond.text)) for _ in range(budget.group_size))
-    b, times = len(members.text), guidance_multiplicity(budget.guidance)
-    x = kept_latents(backbone, noise(settings, update, "initial", 0, backbone.latent_shape), first=True)
+    whole = cond.take(p for p in range(len(cond.text)) for _ in range(budget.group_size))
+    b, times = len(whole.text), guidance_multiplicity(budget.guidance)  # the ledger counts what all processes do
+    own = held(budget, settings.world)
+    rows = own.tolist()
+    members = whole.take(rows)
+    x = kept_latents(backbone, noise(settings, update, "initial", 0, backbone.latent_shape, rows), first=True)
     kept_x, kept_next, kept_logp = [], [], []
     kept_anchor: dict[str, list[Tensor]] = {name: [] for name in anchors}
     for i in range(budget.steps):
-        sigma, sigma_next = sigmas[i].expand(b), sigmas[i + 1].expand(b)
+        sigma, sigma_next = sigmas[i].expand(len(x)), sigmas[i + 1].expand(len(x))
         v = _velocities(backbone, x, sigma, members, budget)
         ledger.spend("nfe_rollout", b * times)
         if noisy[i]:
             step = method.transition(x, v, sigma, sigma_next)
-            fresh = noise(settings, update, "step", i, backbone.latent_shape)
+            fresh = noise(settings, update, "step", i, backbone.latent_shape, rows)
             x_next = step.mean + step.std.reshape(-1, *[1] * (x.ndim - 1)) * fresh
         else:
             x_next = euler(x, v, sigma, sigma_next)
@@ -161,7 +203,7 @@ def sample(
         if i in chosen:
             kept_x.append(x)
             kept_next.append(x_next)
-            kept_logp.append(_finite_log_prob(method, step, x_next, i))
+            kept_logp.append(method.log_prob(step, x_next))
             for name in anchors:
                 with backbone.as_anchor(name):
                     kept_anchor[name].append(_velocities(backbone, x, sigma, members, budget))
@@ -169,6 +211,7 @@ def sample(
         x = x_next
     ledger.spend("videos", b)
     ledger.spend("prompts", len(cond.text))
+    _need_finite(kept_logp, chosen, settings.world)
     return Rollout(
         sigmas,
         StepView(chosen, method.step_weights(sigmas)[chosen]),
@@ -177,15 +220,17 @@ def sample(
         torch.stack(kept_logp),
         {name: torch.stack(kept) for name, kept in kept_anchor.items()},
         x,
-        members,
+        whole,
+        own,
     )
 
 
-def _finite_log_prob(method: Method, step: Gaussian, x_next: Tensor, i: int) -> Tensor:
-    logp = method.log_prob(step, x_next)
-    if not torch.isfinite(logp).all():
-        raise DivergedError(
-            f"log-probability of rollout step {i} is not finite: "
-            "the policy diverged or the kernel has no variance there."
-        )
-    return logp
+def _need_finite(logp: Sequence[Tensor], steps: Int[Tensor, "n"], world: World) -> None:
+    """Stop all processes at the first step whose log-probability is not finite in one of them."""
+    found = world.everyone([bool(torch.isfinite(values).all()) for values in logp])
+    for n, i in enumerate(steps.tolist()):
+        if not all(finite[n] for finite in found):
+            raise DivergedError(
+                f"log-probability of rollout step {i} is not finite: "
+                "the policy diverged or the kernel has no variance there."
+            )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bench.api import BenchError, DivergedError, Evaluator, Rewards
+from bench.api import Backbone, BenchError, DivergedError, Evaluator, Rewards
 from bench.config import Experiment
 from bench.ledger import Ledger
+from bench.processes import ALONE, World
 from bench.rng import stream
+from bench.rollout import Rollout, Settings, micro_batches
 
 
 def shuffled(values: dict[str, Tensor], seed: int, index: int) -> dict[str, Tensor]:
@@ -20,9 +24,59 @@ def shuffled(values: dict[str, Tensor], seed: int, index: int) -> dict[str, Tens
     return {name: value.gather(1, order) for name, value in values.items()}
 
 
-def watch(
-    evaluators: dict[str, Evaluator], exp: Experiment, videos: Tensor, prompts: list[str], fps: float
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class Clips:
+    """The decoded videos of a round that this process holds; scores come back for all samples, in their order."""
+
+    videos: Float[Tensor, "b 3 F H W"]
+    own: Int[Tensor, "b"]
+    """Sample number of each video."""
+    prompts: list[str]
+    """Prompt of every sample of the round."""
+    fps: float
+    micro_batch: int
+    """Videos per call of an evaluator: as the suite says, whatever the number of processes."""
+    world: World = ALONE
+
+    @classmethod
+    def decoded(cls, backbone: Backbone, rollout: Rollout, prompts: list[str], settings: Settings) -> Clips:
+        """Decode a rollout, micro-batch by micro-batch."""
+        size = settings.budget.micro_batch
+        videos = torch.cat([backbone.decode(rollout.x0[rows]) for rows in micro_batches(len(rollout.x0), size)])
+        return cls(videos, rollout.own, prompts, backbone.fps, size, settings.world)
+
+    def scores(self, evaluator: Evaluator) -> dict[str, Float[Tensor, "n"]]:
+        """Each metric of all n samples of the round."""
+        own = []
+        for rows in micro_batches(len(self.videos), self.micro_batch):
+            texts = [self.prompts[sample] for sample in self.own[rows].tolist()]
+            own.append(dict(evaluator.score(self.videos[rows], texts, self.fps)))
+        parts = self.world.in_order(own)
+        return {metric: torch.cat([part[metric] for part in parts]) for metric in parts[0]}
+
+    def need_finite(self, folder: Path) -> None:
+        """Stop the run at the first video with a pixel that is not finite."""
+        size = self.micro_batch
+        finite = self.videos.flatten(1).isfinite().all(1)
+        parts = self.world.in_order([finite[rows] for rows in micro_batches(len(finite), size)])
+        self.stop_at("video", torch.cat(parts), folder)
+
+    def stop_at(self, what: str, finite: Bool[Tensor, "n"], folder: Path) -> None:
+        """Stop the run at the first sample that is not finite, and save its video."""
+        if finite.all():
+            return
+        from safetensors.torch import save_file
+
+        first, path = int((~finite).nonzero()[0]), folder / "offending_sample.safetensors"
+        here = (self.own == first).nonzero()
+        found = self.world.everyone(self.videos[int(here[0])].contiguous() if len(here) else None)
+        if self.world.writes:
+            video = next(video for video in found if video is not None)
+            save_file({"video": video}, path, {"prompt": self.prompts[first]})
+        raise DivergedError(f"{what} of prompt {self.prompts[first]!r} is not finite; its video is saved as {path}.")
+
+
+def watch(evaluators: dict[str, Evaluator], exp: Experiment, clips: Clips) -> dict[str, float]:
     """Mean of every metric of the suite's monitors over one round's videos; nothing of it reaches the update.
 
     An evaluator that gives a reward is left out: its means are logged as rewards.
@@ -31,44 +85,27 @@ def watch(
         metric: float(values.mean())
         for name in exp.monitor
         if name not in exp.reward
-        for metric, values in evaluators[name].score(videos, prompts, fps).items()
+        for metric, values in clips.scores(evaluators[name]).items()
     }
 
 
 def score_round(
-    evaluators: dict[str, Evaluator],
-    exp: Experiment,
-    videos: Tensor,
-    prompts: list[str],
-    fps: float,
-    folder: Path,
-    ledger: Ledger,
+    evaluators: dict[str, Evaluator], exp: Experiment, clips: Clips, folder: Path, ledger: Ledger
 ) -> Rewards:
     """Rewards [p, g] of one round; a non-finite pixel or reward stops the run with the offending sample saved."""
     budget, values = exp.budget, {}
-    _need_finite("video", videos.flatten(1).isfinite().all(1), videos, prompts, folder)
+    clips.need_finite(folder)
     for name, weights in exp.reward.items():
-        scores = evaluators[name].score(videos, prompts, fps)
-        ledger.call_reward(name, len(videos))
+        scores = clips.scores(evaluators[name])
+        ledger.call_reward(name, len(clips.prompts))
         for metric in weights:
             if metric not in scores:
                 raise BenchError(
                     f"reward {name}.{metric}: the evaluator gives {', '.join(scores)}; mend 'reward:' in the YAML."
                 )
-            _need_finite(f"reward {metric}", scores[metric].isfinite(), videos, prompts, folder)
+            clips.stop_at(f"reward {metric}", scores[metric].isfinite(), folder)
             values[metric] = scores[metric].float().reshape(budget.prompts, budget.group_size)
     return Rewards(values, exp.weights, exp.advantage)
-
-
-def _need_finite(what: str, finite: Tensor, videos: Tensor, prompts: list[str], folder: Path) -> None:
-    """Stop the run at the first sample that is not finite, and save its video."""
-    if finite.all():
-        return
-    from safetensors.torch import save_file
-
-    first, path = int((~finite).nonzero()[0]), folder / "offending_sample.safetensors"
-    save_file({"video": videos[first].contiguous()}, path, {"prompt": prompts[first]})
-    raise DivergedError(f"{what} of prompt {prompts[first]!r} is not finite; its video is saved as {path}.")
 
 
 def round_prompts(exp: Experiment, prompts: list[str], seed: int, index: int) -> list[str]:

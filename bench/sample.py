@@ -12,6 +12,7 @@ from torch import Tensor
 from bench.api import Backbone, Conditioning
 from bench.capabilities import kept_latents
 from bench.flow import euler, sigma_schedule
+from bench.processes import ALONE, World
 from bench.rng import normal
 
 
@@ -22,6 +23,8 @@ class Batch:
     prompt_index: list[int]
     video: list[int]
     pixels: Float[Tensor, "b 3 F H W"]
+    counts: bool = True
+    """False for a batch that another process has too: it only keeps step with the others."""
 
 
 @torch.no_grad()
@@ -36,14 +39,16 @@ def heldout(
     guidance: float,
     batch: int,
     only: Sequence[int] | None = None,
+    world: World = ALONE,
 ) -> Iterator[Batch]:
     """`videos` per prompt, in prompt order; of the prompts with an index in `only`, by default of all.
 
-    Noise is keyed by (seed, prompt, video) alone, so it is paired over rows and training seeds.
+    Noise is keyed by (seed, prompt, video) alone, so it is paired over rows and training seeds. Processes share whole
+    batches, so that the shape of a forward pass does not depend on their number.
     """
     pairs = [(p, k) for p in (range(len(cond.text)) if only is None else only) for k in range(videos)]
     sigmas = sigma_schedule(steps, shift)
-    for start in range(0, len(pairs), batch):
+    for start, counts in world.turns(range(0, len(pairs), batch)):
         part = pairs[start : start + batch]
         x = normal(seed, [("heldout", p, k) for p, k in part], backbone.latent_shape)
         x = kept_latents(backbone, x, first=True)
@@ -51,4 +56,4 @@ def heldout(
         for i in range(steps):
             sigma, sigma_next = sigmas[i].expand(len(x)), sigmas[i + 1].expand(len(x))
             x = kept_latents(backbone, euler(x, backbone.velocity(x, sigma, text, guidance), sigma, sigma_next))
-        yield Batch([p for p, _ in part], [k for _, k in part], backbone.decode(x))
+        yield Batch([p for p, _ in part], [k for _, k in part], backbone.decode(x), counts)

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import hashlib
-import io
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from bench import golden, store
-from bench.api import Backbone, BenchError, DivergedError, Evaluator, Method, Rewards
+from bench import checkpoint, golden, store
+from bench.api import Backbone, DivergedError, Evaluator, Method, Rewards
 from bench.build import STARTED, Job, make_backbone, make_evaluator, make_method, recorded, rollout_settings
 from bench.config import Experiment
 from bench.credit import tied
@@ -28,10 +22,11 @@ from bench.kl import KLPolicy, kl_policy
 from bench.ledger import Ledger
 from bench.noise import injected_variance
 from bench.optimizers import Optimizer, described, make_optimizer
+from bench.processes import ALONE, SAME_EVERY, World, need_fit
 from bench.provenance import digest, provenance
 from bench.rng import stream
 from bench.rollout import Rollout, noisy_steps, sample
-from bench.rounds import round_prompts, score_round, shuffled, watch
+from bench.rounds import Clips, round_prompts, score_round, shuffled, watch
 from bench.update import PROBE_EVERY, Log, Updater
 
 CHECKPOINT = "checkpoint.pt"
@@ -42,26 +37,6 @@ RATIO_TOLERANCE = 1e-5
 
 Report = Callable[[str, int, int], None]
 """Hears (phase, done, total)."""
-
-
-def _write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """torch's file behind the sha256 of its bytes: torch itself reads a flipped bit as another number."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    data = buffer.getvalue()
-    store.write_bytes(path, hashlib.sha256(data).digest() + data)
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    content = path.read_bytes()
-    size = hashlib.sha256().digest_size
-    if hashlib.sha256(content[size:]).digest() != content[:size]:
-        raise BenchError(
-            f"checkpoint {path} is damaged (its bytes do not have the sha256 that it was written with): "
-            "delete it and the run starts again."
-        )
-    state: dict[str, Any] = torch.load(io.BytesIO(content[size:]), weights_only=True)
-    return state
 
 
 @dataclass
@@ -76,6 +51,7 @@ class Trainer:
     optimizer: Optimizer
     ledger: Ledger
     kl_state: dict[str, Any]
+    world: World = ALONE
     updates_done: int = 0
     audit: dict[str, Any] | None = None
 
@@ -84,7 +60,7 @@ class Trainer:
         return self.job.exp
 
     @classmethod
-    def new(cls, job: Job, backbone: Backbone, evaluators: dict[str, Evaluator]) -> Trainer:
+    def new(cls, job: Job, backbone: Backbone, evaluators: dict[str, Evaluator], world: World = ALONE) -> Trainer:
         assert job.row is not None
         assert job.seed is not None
         exp, row = job.exp, job.row
@@ -92,7 +68,7 @@ class Trainer:
         policy = kl_policy(row.kl_spec.name, **row.kl_spec.params)
         backbone.reset(stream(job.seed, "initial_policy"))
         optimizer = make_optimizer(exp.budget, backbone.parameters())
-        trainer = cls(job, backbone, method, policy, evaluators, optimizer, Ledger(), policy.init_state())
+        trainer = cls(job, backbone, method, policy, evaluators, optimizer, Ledger(), policy.init_state(), world)
         trainer.load()
         return trainer
 
@@ -106,13 +82,14 @@ class Trainer:
                 {"updates": self.updates_done, "kl": self.kl_state, "ledger": self.ledger.state(), "audit": self.audit}
             ),
         }
-        _write_checkpoint(self.job.folder / CHECKPOINT, state)
+        if self.world.writes:
+            checkpoint.write(self.job.folder / CHECKPOINT, state)
 
     def load(self) -> None:
         """Go on from the folder's checkpoint, if there is one; lines of `train.jsonl` past it are dropped."""
         path, lines = self.job.folder / CHECKPOINT, self.job.folder / store.TRAIN
         if path.exists():
-            state = _read_checkpoint(path)
+            state = checkpoint.read(path)
             store.check_digest(self.job.folder, state["digest"], self.job.digest)
             self.backbone.load_state_dict(state["policy"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -120,7 +97,8 @@ class Trainer:
             self.updates_done, self.kl_state, self.audit = rest["updates"], rest["kl"], rest["audit"]
             self.ledger = Ledger.from_state(rest["ledger"])
             self.ledger.restarts += 1
-        if lines.exists():
+        self.world.barrier()  # all have read before one writes
+        if lines.exists() and self.world.writes:
             kept = [line for line in store.read_lines(lines) if line["update"] < self.updates_done]
             store.write_text(lines, "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -143,11 +121,14 @@ class Trainer:
 
     def train(self, report: Report) -> None:
         budget, prompts = self.exp.budget, self.exp.prompt_list("train")
+        self.world.need_same(self.backbone.parameters(), "before the first update of this start")
         while self.updates_done < budget.updates:
             report("train", self.updates_done, budget.updates)
             self._round(self.updates_done, prompts)
             self.updates_done += 1
             self.ledger.settle(budget, len(self.exp.reward), self.updates_done)
+            if self.updates_done % SAME_EVERY == 0 or self.updates_done == budget.updates:
+                self.world.need_same(self.backbone.parameters(), f"after update {self.updates_done - 1}")
             if self.updates_done % CHECKPOINT_EVERY == 0 or self.updates_done == budget.updates:
                 self.save()
 
@@ -161,33 +142,33 @@ class Trainer:
         anchors = [name for name, rule in self.policy.anchors().items() if rule.network]
         chosen = round_prompts(exp, prompts, seed, index)
         with ledger.phase("rollout"):
-            settings = rollout_settings(exp, seed)
+            settings = rollout_settings(exp, seed, self.world)
             rollout = sample(
                 self.backbone, self.method, self.backbone.encode(chosen), settings, index, anchors, ledger
             )
         with ledger.phase("decode"):
-            videos = self.backbone.decode(rollout.x0)
-            ledger.spend("decodes", len(videos))
-        with ledger.phase("reward"):
             texts = [prompt for prompt in chosen for _ in range(budget.group_size)]
-            rewards = score_round(self.evaluators, exp, videos, texts, self.backbone.fps, self.job.folder, ledger)
+            clips = Clips.decoded(self.backbone, rollout, texts, settings)
+            ledger.spend("decodes", len(texts))
+        with ledger.phase("reward"):
+            rewards = score_round(self.evaluators, exp, clips, self.job.folder, ledger)
             if exp.shuffle_rewards:
                 rewards = Rewards(shuffled(dict(rewards), seed, index), exp.weights, exp.advantage)
         with ledger.phase("monitor"):
-            watched = watch(self.evaluators, exp, videos, texts, self.backbone.fps)
+            watched = watch(self.evaluators, exp, clips)
         with ledger.phase("update"):
             both = exp.uncond_branch != "detached"
             every = PROBE_EVERY if exp.kl_probe_every is None else exp.kl_probe_every
             updater = Updater(
-                self.backbone, self.method, self.policy, self.optimizer, budget, seed, ledger, both, every
+                self.backbone, self.method, self.policy, self.optimizer, budget, seed, ledger, both, every, self.world
             )
             self.kl_state, log = updater(rollout, rewards, self.kl_state, index)
         if index == 0:
             worst = max(log.ratio_error.values())
             self.audit = {"passed": worst <= RATIO_TOLERANCE, "largest": worst, "tolerance": RATIO_TOLERANCE}
-        store.append_line(
-            self.job.folder / store.TRAIN, {**self._line(index, rollout, rewards, log, start), "monitor": watched}
-        )
+        if self.world.writes:
+            line = self._line(index, rollout, rewards, log, start)
+            store.append_line(self.job.folder / store.TRAIN, {**line, "monitor": watched})
 
     def _line(
         self, index: int, rollout: Rollout, rewards: Rewards, log: Log, start: dict[str, float]
@@ -213,31 +194,21 @@ class Trainer:
         }
 
 
-def execute(job: Job, report: Report) -> store.RunRecord:
-    """Do one run to its record.
+def execute(job: Job, report: Report, world: World = ALONE) -> store.RunRecord:
+    """Do one run to its record, which one process of the world writes.
 
     A divergence is recorded as a failed run; any other error leaves it unfinished, to be resumed.
     """
+    if job.row is not None:
+        need_fit(job.exp.budget, world.shares)
     job.folder.mkdir(parents=True, exist_ok=True)
-    with _alone(job.folder):
-        return _execute(job, report)
+    with checkpoint.alone(job.folder) if world.writes else nullcontext():
+        return _execute(job, report, world)
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; a second process that works on the same run is refused."""
-    with (folder / ".lock").open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as cause:
-            raise BenchError(
-                f"run {folder} is being worked on by another process: wait for it, or stop it."
-            ) from cause
-        yield
-
-
-def _execute(job: Job, report: Report) -> store.RunRecord:
-    store.write_text(job.folder / STARTED, job.digest + "\n")
+def _execute(job: Job, report: Report, world: World) -> store.RunRecord:
+    if world.writes:
+        store.write_text(job.folder / STARTED, job.digest + "\n")
     exp, clock = job.exp, Ledger()
     report("load", 0, 1)
     with clock.phase("load"):
@@ -250,19 +221,26 @@ def _execute(job: Job, report: Report) -> store.RunRecord:
     trainer, error, found = None, None, None
     try:
         if job.row is not None:
-            trainer = Trainer.new(job, backbone, evaluators)
+            trainer = Trainer.new(job, backbone, evaluators, world)
             trainer.train(report)
         else:
             backbone.reset(stream(0, "initial_policy"))
         with clock.phase("evaluate"):
             prompts = exp.prompt_list("heldout")
-            found = evaluate(backbone, evaluators, exp, prompts, lambda done, total: report("evaluate", done, total))
+
+            def heard(done: int, total: int) -> None:
+                report("evaluate", done, total)
+
+            found = evaluate(backbone, evaluators, exp, prompts, heard, world)
     except DivergedError as cause:
         error = str(cause)
     report("store", 1, 1)
-    record = _record(job, backbone, evaluators, trainer, found, error, clock.seconds, gates)
+    record = _record(job, backbone, evaluators, trainer, found, error, clock.seconds, gates, world)
+    policy = backbone.state_dict()  # of all processes at once, where the weights are sharded
+    if not world.writes:
+        return record
     if trainer is not None and error is None:
-        save_policy(job.folder, backbone)
+        save_policy(job.folder, policy)
     record = store.write_run(job.folder, record, None if found is None else found.scores)
     (job.folder / CHECKPOINT).unlink(missing_ok=True)
     return record
@@ -277,6 +255,7 @@ def _record(
     error: str | None,
     seconds: dict[str, float],
     gates: dict[str, Any],
+    world: World,
 ) -> store.RunRecord:
     import resource
 
@@ -301,8 +280,8 @@ def _record(
         backbone=dict(backbone.fingerprint()),
         ledger={} if trainer is None else trainer.ledger.totals(),
         seconds={**({} if trainer is None else trainer.ledger.seconds), **seconds},
-        peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
-        provenance=provenance(),
+        peak_memory_mb=max(world.everyone(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)) * 1024 / 1e6,
+        provenance=provenance(processes=world.size),
         updates_done=0 if trainer is None else trainer.updates_done,
         gates=gates if trainer is None or trainer.audit is None else {**gates, "ratio_audit": trainer.audit},
         extra={

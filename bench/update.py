@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from bench.api import Backbone, BenchError, Budget, DivergedError, Method, Rewar
 from bench.kl import KLPolicy
 from bench.ledger import TRAIN_COST, Ledger, guidance_multiplicity
 from bench.optimizers import Optimizer
+from bench.processes import ALONE, World
 from bench.rng import stream
 from bench.rollout import Rollout, micro_batches
 
@@ -80,13 +82,11 @@ def gradients(backbone: Backbone) -> list[Tensor | None]:
     return [None if p.grad is None else p.grad.clone() for p in backbone.parameters()]
 
 
-def gained(backbone: Backbone, before: Sequence[Tensor | None]) -> float:
-    """Norm of what the gradient gained since `before`."""
-    return norm(
-        p.grad if old is None else p.grad - old
-        for p, old in zip(backbone.parameters(), before, strict=True)
-        if p.grad is not None
-    )
+def gained(backbone: Backbone, before: Sequence[Tensor | None], world: World) -> float:
+    """Norm of what the gradient gained since `before`, summed over all processes."""
+    pairs = zip(backbone.parameters(), before, strict=True)
+    gain = [p.grad if old is None or p.grad is None else p.grad - old for p, old in pairs]
+    return norm(part for part in world.summed(gain) if part is not None)
 
 
 def norm(parts: Iterable[Tensor]) -> float:
@@ -101,8 +101,8 @@ class KLProbe:
     The KL's part is a backward pass of its own, so it is taken at some updates only (`PROBE_EVERY`).
     """
 
-    def __init__(self, backbone: Backbone):
-        self._backbone = backbone
+    def __init__(self, backbone: Backbone, world: World):
+        self._backbone, self._world = backbone, world
         self._kl: list[Tensor | None] = [None for _ in backbone.parameters()]
 
     def add(self, kl: Float[Tensor, ""]) -> None:
@@ -114,10 +114,26 @@ class KLProbe:
 
     def norms(self) -> dict[str, float] | None:
         """Norms of both parts, once the whole gradient stands in the parameters; None without a KL term."""
-        if all(part is None for part in self._kl):
+        summed = self._world.summed(self._kl)
+        if all(part is None for part in summed):
             return None
-        kl = [part for part in self._kl if part is not None]
-        return {"kl": norm(kl), "policy": gained(self._backbone, self._kl)}
+        kl = [part for part in summed if part is not None]
+        return {"kl": norm(kl), "policy": gained(self._backbone, summed, ALONE)}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one micro-batch contributed to the logs: sums over its samples, float32 values as Python numbers."""
+
+    samples: int
+    loss: float
+    sums: dict[str, float]
+    """policy_loss and log_prob."""
+    terms: dict[str, float]
+    """KL terms by name."""
+    clipped: int
+    error: float
+    """Largest |ratio - 1|."""
 
 
 @dataclass(frozen=True)
@@ -139,22 +155,29 @@ class Updater:
     """Whether gradients flow through the unconditional branch of guidance too."""
     probe_every: int = PROBE_EVERY
     """Updates between two splits of the gradient into the KL's part and the rest; 0: never."""
+    world: World = ALONE
+    """The processes that share the micro-batches."""
 
     def __call__(
         self, rollout: Rollout, rewards: Rewards, kl_state: Mapping[str, Any], index: int
     ) -> tuple[dict[str, Any], Log]:
         """Train on one rollout. Returns the KL policy's next state and what happened."""
         credit, state, log = Credit.of(self.method, rewards), dict(kl_state), Log()
-        for number, rows in enumerate(self._minibatches(index)):
+        minibatches = self._minibatches(index)
+        if len(minibatches) > 1 and self.world.shares > 1:
+            own = torch.cat([piece for rows in minibatches for piece in self.world.mine(self._pieces(rows))])
+            rollout = rollout.holding(own.sort().values, self.world)
+        for number, rows in enumerate(minibatches):
             self.optimizer.zero_grad(set_to_none=True)
             first = number == 0
-            probe = KLProbe(self.backbone) if first and self._probes(index) else None
+            probe = KLProbe(self.backbone, self.world) if first and self._probes(index) else None
             for n in range(len(rollout.view.steps)):
                 before = gradients(self.backbone) if first else []
                 terms = self._backward(rollout, credit, n, rows, self.policy.weights(state), log, first, probe)
                 if first:
-                    log.grad_norm_of_step[int(rollout.view.steps[n])] = gained(self.backbone, before)
+                    log.grad_norm_of_step[int(rollout.view.steps[n])] = gained(self.backbone, before, self.world)
                 state = self.policy.next_state(state, terms)
+            self.world.sum_gradients(self.backbone.parameters())
             if probe is not None:
                 log.kl_gradient = probe.norms()
             log.grad_norm.append(self._step(index))
@@ -172,6 +195,10 @@ class Updater:
         order = torch.randperm(b, generator=stream(self.seed, "minibatches", index))
         return list(order.chunk(self.budget.minibatches))
 
+    def _pieces(self, rows: Tensor) -> list[Tensor]:
+        """The micro-batches of a minibatch, of this process and of the others."""
+        return [rows[part] for part in micro_batches(len(rows), self.budget.micro_batch)]
+
     def _backward(
         self,
         rollout: Rollout,
@@ -183,44 +210,48 @@ class Updater:
         first: bool,
         probe: KLProbe | None,
     ) -> dict[str, float]:
-        """Gradient of trained step n over one minibatch, micro-batch by micro-batch; the means of its KL terms."""
-        terms: dict[str, float] = dict.fromkeys(factors, 0.0)
+        """Gradient of trained step n over this process's micro-batches of one minibatch; the means of its KL terms.
+
+        What is logged is added up over all micro-batches in their order, so that it does not depend on who did which.
+        """
         trained = float(credit.keep[rows].sum()) * len(rollout.view.steps)
         if not trained:
             raise DivergedError("select keeps no sample of a minibatch: use fewer minibatches, or keep more samples.")
-        for part in micro_batches(len(rows), self.budget.micro_batch):
-            piece = rows[part]
-            policy_loss, kl, found = self._loss(rollout, credit, n, piece, factors, log, first)
-            loss = policy_loss if kl is None else policy_loss + kl
-            if not torch.isfinite(loss):
-                step = int(rollout.view.steps[n])
-                raise DivergedError(f"loss at step {step} is not finite: lower budget.lr, or look at the rewards.")
+        own = []
+        for piece in self.world.mine(self._pieces(rows)):
+            policy_loss, kl, found = self._loss(rollout, credit, n, piece, factors)
             if probe is not None and kl is not None:
                 probe.add(kl / trained)
-            (loss / trained).backward()
-            self.ledger.spend("nfe_train", TRAIN_COST * len(piece) * guidance_multiplicity(self.budget.guidance))
-            for name, value in found.items():
-                terms[name] += float(value.detach().sum()) / len(rows)
-                log.add(**{f"kl_{name}": value.detach().sum()})
+            ((policy_loss if kl is None else policy_loss + kl) / trained).backward()
+            own.append(found)
+        terms: dict[str, float] = dict.fromkeys(factors, 0.0)
+        for found in self.world.in_order(own):
+            self._note(found, int(rollout.view.steps[n]), log, first)
+            for name, value in found.terms.items():
+                terms[name] += value / len(rows)
         return terms
 
+    def _note(self, found: Found, step: int, log: Log, first: bool) -> None:
+        """Add one micro-batch to the log and to the ledger."""
+        if not math.isfinite(found.loss):
+            raise DivergedError(f"loss at step {step} is not finite: lower budget.lr, or look at the rewards.")
+        self.ledger.spend("nfe_train", TRAIN_COST * found.samples * guidance_multiplicity(self.budget.guidance))
+        log.count += found.samples
+        log.clipped += found.clipped
+        log.add(**found.sums, **{f"kl_{name}": value for name, value in found.terms.items()})
+        if first:
+            log.ratio_error[step] = max(log.ratio_error.get(step, 0.0), found.error)
+
     def _loss(
-        self,
-        rollout: Rollout,
-        credit: Credit,
-        n: int,
-        rows: Tensor,
-        factors: Mapping[Any, float],
-        log: Log,
-        first: bool,
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None, dict[str, Float[Tensor, "b"]]]:
-        """Policy loss and weighted KL, summed over the samples of one micro-batch, and the KL terms per sample."""
-        i = int(rollout.view.steps[n])
-        x, old = rollout.x[n][rows], rollout.logp_old[n][rows]
+        self, rollout: Rollout, credit: Credit, n: int, rows: Tensor, factors: Mapping[Any, float]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None, Found]:
+        """Policy loss and weighted KL, summed over the samples of one micro-batch, and what is logged of them."""
+        i, at = int(rollout.view.steps[n]), rollout.places(rows)
+        x, old = rollout.x[n][at], rollout.logp_old[n][at]
         sigma, sigma_next = rollout.sigmas[i].expand(len(rows)), rollout.sigmas[i + 1].expand(len(rows))
         v = self.backbone.velocity(x, sigma, rollout.cond.take(rows.tolist()), self.budget.guidance, self.uncond_grad)
         step = self.method.transition(x, v, sigma, sigma_next)
-        new = self.method.log_prob(step, rollout.x_next[n][rows])
+        new = self.method.log_prob(step, rollout.x_next[n][at])
         pairs = zip(credit.weights, credit.adv[:, rows], strict=True)
         surrogate = torch.stack([w * self.method.surrogate(new, old, adv) for w, adv in pairs]).sum(0)
         counts = credit.keep[rows].to(surrogate.dtype)
@@ -232,17 +263,20 @@ class Updater:
                 terms[name] = old - new
             else:
                 (velocities,) = rollout.anchors.values()
-                reference = self.method.transition(x, velocities[n][rows], sigma, sigma_next)
+                reference = self.method.transition(x, velocities[n][at], sigma, sigma_next)
                 terms[name] = self.method.divergence(step, reference, sigma, sigma_next)
             weighted = factor * (terms[name] * counts).sum()
             kl = weighted if kl is None else kl + weighted
         error = (torch.exp(new.detach() - old) - 1).abs()
-        log.count += len(rows)
-        log.clipped += int((error > self.method.clip_range).sum())
-        log.add(policy_loss=policy_loss.detach(), log_prob=new.detach().sum())
-        if first:
-            log.ratio_error[i] = max(log.ratio_error.get(i, 0.0), float(error.max()))
-        return policy_loss, kl, terms
+        found = Found(
+            samples=len(rows),
+            loss=float((policy_loss if kl is None else policy_loss + kl).detach()),
+            sums={"policy_loss": float(policy_loss.detach()), "log_prob": float(new.detach().sum())},
+            terms={name: float(value.detach().sum()) for name, value in terms.items()},
+            clipped=int((error > self.method.clip_range).sum()),
+            error=float(error.max()),
+        )
+        return policy_loss, kl, found
 
     def _step(self, index: int) -> float:
         """Clip, check and apply the gradient; its norm before clipping."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -93,3 +96,27 @@ class NotANumberLater(Evaluator):
 
     def fingerprint(self) -> dict[str, str]:
         return {"kind": "toy"}
+
+
+class LoadedToy(ToyBackbone):
+    """The toy as a suite's backbone: what a run over several processes loads in a second.
+
+    TOY_KILLS="1 6" in the environment kills process 1 of a run when it refreshes an anchor for the sixth time.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__()
+        self.refreshed = 0
+
+    def refresh_anchor(self, name: str) -> None:
+        super().refresh_anchor(name)
+        self.refreshed += 1
+        if os.environ.get("TOY_KILLS") == f"{os.environ.get('RANK')} {self.refreshed}":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Brightness(NotANumberLater):
+    """Mean brightness, always a number."""
+
+    def __init__(self) -> None:
+        super().__init__(calls_before=10**9)

@@ -30,10 +30,7 @@ class UnmaskedJointAttention:
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        from diffusers.models.attention_dispatch import dispatch_attention_fn
         from diffusers.models.embeddings import apply_rotary_emb
-
-        latents = hidden_states.shape[1]
 
         def heads(x: Tensor) -> Tensor:
             split: Tensor = x.unflatten(2, (attn.heads, -1))
@@ -46,16 +43,24 @@ class UnmaskedJointAttention:
             key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
         text_query = attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states)))
         text_key = attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states)))
-        value = torch.cat([heads(attn.to_v(hidden_states)), heads(attn.add_v_proj(encoder_hidden_states))], 1)
-        mixed = dispatch_attention_fn(
-            torch.cat([query, text_query], 1),
-            torch.cat([key, text_key], 1),
-            value,
+        value, text_value = heads(attn.to_v(hidden_states)), heads(attn.add_v_proj(encoder_hidden_states))
+        mixed, text = self.attend((query, text_query), (key, text_key), (value, text_value))
+        mixed, text = mixed.flatten(2).to(query.dtype), text.flatten(2).to(query.dtype)
+        return attn.to_out[1](attn.to_out[0](mixed)), attn.to_add_out(text)
+
+    def attend(
+        self, query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor], value: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Attention over latent and text tokens together: pairs (latents, text) of [b, tokens, heads, d]."""
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        mixed: Tensor = dispatch_attention_fn(
+            *(torch.cat(pair, 1) for pair in (query, key, value)),
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )
-        mixed = mixed.flatten(2).to(query.dtype)
-        return attn.to_out[1](attn.to_out[0](mixed[:, :latents])), attn.to_add_out(mixed[:, latents:])
+        latents = query[0].shape[1]
+        return mixed[:, :latents], mixed[:, latents:]
 
 
 def drop_masks(transformer: Any) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from bench.api import BenchError, Conditioning
 from bench.backbones import hunyuan_files as files
 from bench.backbones.hunyuan_forward import velocity
+from bench.backbones.hunyuan_parallel import share_context
 from bench.backbones.hunyuan_policy import FullPolicy, LoRAPolicy, Policy
 from bench.backbones.hunyuan_prompts import EMPTY, PromptStates
 from bench.backbones.hunyuan_text import TextEncoders
@@ -45,6 +46,7 @@ class HunyuanVideo15:
     `vae_tiling` is None (whole latents) or four sizes: tile height and width in pixels, then in latents.
     `text_encoders` stay in memory ("resident") or are loaded for new prompts only ("released"); `text_cache` is a
     folder that keeps the prompts' states between runs. `gradient_checkpointing` trades time for memory, bit for bit.
+    `parallel: {context: n}` spreads the latent tokens of a sample over n processes.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class HunyuanVideo15:
         anchors_on: Literal["cpu", "model"] = "cpu",
         text_encoders: Literal["resident", "released"] = "resident",
         text_cache: str | Path | None = None,
+        parallel: Mapping[str, int] | None = None,
     ):
         self.folder = Path(checkpoint)
         files.check_folder(self.folder, dtype)
@@ -76,6 +79,7 @@ class HunyuanVideo15:
         self.prompts = PromptStates(self._load_text, text_encoders == "resident", cache, self._text_key)
         self.fps, self.decode_batch, self.convention = float(fps), decode_batch, convention
         self.latent_shape = self._latent_shape(tuple(size))
+        share_context(self.transformer, parallel or {}, self.latent_shape)
         self.tiling = None if vae_tiling is None else self._tile(tuple(vae_tiling))
         if gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()

@@ -1,0 +1,139 @@
+"""One run over several processes of this machine, started and watched by `torch.distributed.run`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import store
+from bench.base import BenchError
+from bench.build import Job
+from bench.config import Experiment
+
+RUN_FILE = "job.json"
+"""File of a run's folder that tells the processes what to do; it goes when they end."""
+KILLED = "a process was killed (out of memory?); call again and the rest goes on"
+STOP_AFTER = 15.0
+"""Seconds that the processes get to end after a stop."""
+
+
+def write_job(job: Job) -> Path:
+    """Everything about a run that its processes need, as JSON in its folder."""
+    text = {
+        "exp": job.exp.model_dump(mode="json"),
+        "row": None if job.row is None else job.exp.rows.index(job.row),
+        "seed": job.seed,
+        "folder": str(job.folder.resolve()),
+        "digest": job.digest,
+    }
+    job.folder.mkdir(parents=True, exist_ok=True)
+    store.write_text(job.folder / RUN_FILE, json.dumps(text))
+    return job.folder / RUN_FILE
+
+
+def read_job(path: Path) -> Job:
+    """The run that `write_job` has written."""
+    given = json.loads(path.read_text(encoding="utf-8"))
+    exp = Experiment.model_validate(given["exp"])
+    row = None if given["row"] is None else exp.rows[given["row"]]
+    return Job(exp, row, given["seed"], Path(given["folder"]), given["digest"])
+
+
+def command(nproc: int, run_file: Path) -> list[str]:
+    """The agent starts the processes, and ends the others within seconds when one of them ends."""
+    agent = ["--nnodes=1", f"--nproc-per-node={nproc}", "--max-restarts=0", "--local-addr=localhost"]
+    meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    return [sys.executable, "-m", "torch.distributed.run", *agent, *meeting, "-m", "bench.worker", str(run_file)]
+
+
+@dataclass
+class Said:
+    """What the processes of a run said of their end."""
+
+    error: str | None = None
+    """A mistake to mend."""
+    bug: str | None = None
+    """A traceback."""
+    lost: str | None = None
+    """A process lost the others: the consequence of another one's end."""
+
+
+@dataclass
+class Together:
+    """Does runs one after the other, each over `nproc` processes."""
+
+    nproc: int
+    messages: Any
+    """Queue that takes (label, phase, done, total)."""
+    running: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def do(self, job: Job) -> tuple[str, str | None]:
+        """Status of one run; the second entry says what was wrong."""
+        path = write_job(job)
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise:
+            with self._started(command(self.nproc, path), noise) as process:
+                said = self._listen(process, job)
+                code = process.wait()
+            path.unlink(missing_ok=True)
+            if code:
+                noise.seek(0)
+                raise _why(said, noise.read())
+        record = store.read_record(job.folder)
+        return record.status, record.error
+
+    @contextmanager
+    def _started(self, words: list[str], noise: Any) -> Iterator[subprocess.Popen[str]]:
+        """In a session of their own: an interrupt reaches the parent, which ends them."""
+        process = subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=noise,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        self.running.append(process)
+        try:
+            with process:
+                yield process
+        finally:
+            self.running.remove(process)
+
+    def _listen(self, process: subprocess.Popen[str], job: Job) -> Said:
+        said = Said()
+        assert process.stdout is not None
+        for line in process.stdout:
+            kind, _, value = line.partition(" ")
+            if kind == "progress":
+                self.messages.put((job.label, *json.loads(value)))
+            elif kind in ("error", "bug", "lost") and getattr(said, kind) is None:
+                setattr(said, kind, json.loads(value))
+        return said
+
+    def stop(self) -> None:
+        """End the processes of the run that is going on."""
+        for process in list(self.running):
+            process.terminate()
+            try:
+                process.wait(STOP_AFTER)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _why(said: Said, noise: str) -> Exception:
+    """Why a run stopped: a mistake before a bug, a bug before what follows from either."""
+    if said.error is not None:
+        return BenchError(said.error)
+    if said.bug is not None:
+        return RuntimeError(f"one of the processes stopped:\n{said.bug}")
+    if "Signal 9" in noise or "exitcode: -" in noise or said.lost is None:
+        return BenchError(KILLED)
+    return BenchError(said.lost)

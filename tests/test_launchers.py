@@ -1,0 +1,269 @@
+"""The launchers: runs over several processes, Slurm jobs, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nano_suite import NANO, TINY, tiny
+from safetensors.torch import load_file
+
+from bench import cli, config, launch, store
+from bench.api import BenchError
+from bench.config import Experiment
+from bench.launchers import How
+from bench.store import read_lines, read_run
+from bench.torchrun import RUN_FILE, read_job, write_job
+
+UPDATES = 8
+BOUND = 2e-6
+"""Relative difference of a number after some updates of one and of two processes: tests/test_processes.py has why."""
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """A suite that loads in a second: 8 updates of 8 samples in micro-batches of 2, a moving anchor."""
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", f"{here}:{here.parent}")
+    (tmp_path / "weights").mkdir()
+    return config.load(
+        NANO,
+        [
+            *("suite=toy", f"backbone={{name: 'toy:LoadedToy', checkpoint: {tmp_path / 'weights'}}}"),
+            *(f"budget.{key}" for key in (f"updates={UPDATES}", "prompts=2", "group_size=4", "steps=4")),
+            *("budget.train_steps=2", "budget.micro_batch=2", "monitor=[]", "evaluator_params={}", "seeds=[0]"),
+            "prompts={train: bench/prompts/nano_train.txt, heldout: bench/prompts/nano_heldout.txt}",
+            "reward={'toy:Brightness': {brightness: 1.0}}",
+            "evaluation={evaluators: ['toy:Brightness'], steps: 2, videos_per_prompt: 1}",
+            "rows=[{method: cps, kl: {name: dual, params: {every: 1, weight: 0.01, min_weight: 0.001}}}]",
+        ],
+    )
+
+
+def timeless(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of `train.jsonl` without what a restart may change."""
+    return [
+        {**line, "seconds": None, "ledger": {k: v for k, v in line["ledger"].items() if k != "restarts"}}
+        for line in lines
+    ]
+
+
+TWO = How(launcher="torchrun", nproc=2)
+
+
+def test_a_killed_process_ends_the_run_within_seconds_and_it_resumes_to_the_same_bits(
+    tmp_path: Path, toy: Experiment, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = launch.run([toy], tmp_path / "whole", TWO)
+    assert (whole.finished, whole.failed, whole.errors) == (2, 0, 0)
+    monkeypatch.setenv("TOY_KILLS", "1 6")
+    killed = launch.run([toy], tmp_path / "killed", TWO)
+    said = capfd.readouterr().err
+    assert (killed.finished, killed.failed, killed.errors) == (1, 0, 1), said
+    assert "cps-dual seed 0: error: a process was killed" in said
+    folder = tmp_path / "killed" / "toy" / "cps-dual" / "seed-0"
+    assert [line["update"] for line in read_lines(folder / store.TRAIN)] == list(range(6))
+    assert (folder / "checkpoint.pt").exists()
+    assert not store.is_complete(folder)
+    monkeypatch.delenv("TOY_KILLS")
+    resumed = launch.run([toy], tmp_path / "killed", TWO)
+    assert (resumed.finished, resumed.failed, resumed.errors) == (1, 0, 0)
+    other = tmp_path / "whole" / "toy" / "cps-dual" / "seed-0"
+    (record, _), (expected, _) = read_run(folder), read_run(other)
+    assert record.scores_digest == expected.scores_digest
+    assert record.ledger == {**expected.ledger, "restarts": 1}
+    assert timeless(read_lines(folder / store.TRAIN)) == timeless(read_lines(other / store.TRAIN))
+    mine, theirs = load_file(folder / "policy.safetensors"), load_file(other / "policy.safetensors")
+    assert all(mine[key].equal(theirs[key]) for key in theirs)
+    assert not (folder / RUN_FILE).exists()
+
+
+def test_the_record_of_two_processes_is_that_of_one(tmp_path: Path, toy: Experiment) -> None:
+    launch.run([toy], tmp_path / "one", How(processes=1))
+    launch.run([toy], tmp_path / "two", TWO)
+    for run in ("base", "cps-dual/seed-0"):
+        (one, scores), (two, others) = (read_run(tmp_path / name / "toy" / run) for name in ("one", "two"))
+        assert two.provenance["processes"] == 2
+        changed = {"seconds", "peak_memory_mb", "provenance", "scores_digest"}
+        assert one.model_dump(exclude=changed) == two.model_dump(exclude=changed)
+        assert others["value"].tolist() == pytest.approx(scores["value"].tolist(), rel=BOUND)
+    first, second = (
+        read_lines(tmp_path / name / "toy" / "cps-dual" / "seed-0" / store.TRAIN)[0] for name in ("one", "two")
+    )
+    exact = {"grad_norm", "grad_norm_of_step", "kl_gradient", "seconds"}  # all but these are the same bits
+    assert {k: v for k, v in first.items() if k not in exact} == {k: v for k, v in second.items() if k not in exact}
+
+
+def test_a_divergence_is_a_failed_run_of_all_processes(
+    tmp_path: Path, toy: Experiment, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scorer = {"toy:NotANumberLater": {"brightness": 1.0}}
+    exp = toy.model_copy(update={"reward": scorer, "evaluator_params": {"toy:NotANumberLater": {"calls_before": 2}}})
+    outcome = launch.run([exp], tmp_path, TWO)
+    assert (outcome.finished, outcome.failed, outcome.errors) == (1, 1, 0), capfd.readouterr().err
+    record, _ = read_run(tmp_path / "toy" / "cps-dual" / "seed-0")
+    assert record.status == "failed"
+    assert "reward brightness of prompt" in str(record.error)
+    assert record.updates_done == 1
+    assert (tmp_path / "toy" / "cps-dual" / "seed-0" / "offending_sample.safetensors").exists()
+
+
+def test_a_mistake_in_the_processes_is_one_sentence(
+    tmp_path: Path, toy: Experiment, capfd: pytest.CaptureFixture[str]
+) -> None:
+    exp = toy.model_copy(update={"reward": {"toy:Brightness": {"light": 1.0}}})
+    outcome = launch.run([exp], tmp_path, TWO)
+    assert outcome.errors == 1
+    assert (
+        "error: reward toy:Brightness.light: the evaluator gives brightness; mend 'reward:'" in capfd.readouterr().err
+    )
+
+
+def test_a_run_is_told_to_its_processes_whole(tmp_path: Path) -> None:
+    exp = tiny("rows=[{method: cps}, {method: sage_grpo, kl: {name: dual, params: {every: 1}}}]")
+    for job in launch.jobs(exp, tmp_path):
+        assert read_job(write_job(job)) == job
+
+
+# what is refused ----------------------------------------------------------------------------------------------
+def test_a_number_of_processes_that_does_not_divide_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", str(NANO), *TINY, "budget.micro_batch=1", "--results", str(tmp_path)]
+    assert cli.main([*words, "--launcher", "torchrun", "--nproc", "3"]) == 2
+    assert "use N processes that divide 4" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"nproc": 2}, "use --launcher torchrun"),
+        ({"launcher": "torchrun", "nproc": 0}, "--nproc is 0: give at least 1"),
+        ({"launcher": "torchrun", "processes": 2}, "--processes belongs to the local launcher"),
+        ({"processes": 0}, "--processes is 0: give at least 1"),
+        ({"launcher": "kubernetes"}, "choose one of local, torchrun, slurm"),
+        ({"slurm": {"mem_gb": 8}}, "set launcher: slurm"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(BenchError, match=says):
+        How(**given)
+
+
+def test_a_launch_file_gives_the_settings_and_the_command_line_changes_them(tmp_path: Path) -> None:
+    path = tmp_path / "launch.yaml"
+    path.write_text("launcher: slurm\nnproc: 8\nslurm: {slurm_partition: gpu}\n", encoding="utf-8")
+    assert launch.how(path, launcher=None, nproc=4, processes=None) == How(
+        "slurm", None, 4, {"slurm_partition": "gpu"}
+    )
+    for text, says in {
+        "launcher: slurm\nnprocs: 8\n": "unknown key 'nprocs'",
+        "launcher: torchrun\nnproc: many\n": "nproc is 'many'",
+        "[]\n": "holds no mapping",
+    }.items():
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(BenchError, match=says):
+            launch.how(path)
+    with pytest.raises(BenchError, match=r"launch file .* cannot be read"):
+        launch.how(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("name", ["local", "torchrun", "slurm"])
+def test_the_examples_are_read(name: str) -> None:
+    examples = Path(__file__).parents[1] / "examples" / "launch"
+    assert launch.how(examples / f"{name}.yaml").launcher == name
+
+
+# Slurm --------------------------------------------------------------------------------------------------------
+class UncompletedError(RuntimeError):
+    """Stands for submitit's error of a job that ended without a result."""
+
+
+class FailedError(UncompletedError):
+    """Stands for submitit's error of a job whose function raised."""
+
+
+class Handle:
+    """A job that is done when its result is asked for."""
+
+    job_id, state, paths = "7_0", "NODE_FAIL", types.SimpleNamespace(stderr="7_0.err")
+
+    def __init__(self, act: Callable[..., Any], args: tuple[Any, ...], lost: bool):
+        self.act, self.args, self.lost = act, args, lost
+
+    def result(self) -> Any:
+        if self.lost:
+            raise UncompletedError
+        return self.act(*self.args)
+
+
+@pytest.fixture
+def submitit(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """submitit's interface as bench uses it; `asked` is the request."""
+    module: Any = types.ModuleType("submitit")
+    module.asked, module.lost = {"jobs": []}, False
+
+    class AutoExecutor:
+        def __init__(self, folder: Path, cluster: str):
+            module.asked |= {"folder": folder, "cluster": cluster}
+
+        def update_parameters(self, **parameters: Any) -> None:
+            if "slurm_partitions" in parameters:
+                raise NameError("Unknown argument 'slurm_partitions'")
+            module.asked["parameters"] = parameters
+
+        def batch(self) -> Any:
+            import contextlib
+
+            module.asked["batch"] = True
+            return contextlib.nullcontext()
+
+        def submit(self, act: Callable[..., Any], *args: Any) -> Handle:
+            module.asked["jobs"].append(args)
+            return Handle(act, args, module.lost)
+
+    module.AutoExecutor = AutoExecutor
+    module.core = types.SimpleNamespace(
+        utils=types.SimpleNamespace(UncompletedJobError=UncompletedError, FailedJobError=FailedError)
+    )
+    monkeypatch.setitem(sys.modules, "submitit", module)
+    return module
+
+
+def test_slurm_gets_one_array_with_a_job_per_run(tmp_path: Path, toy: Experiment, submitit: Any) -> None:
+    how = How("slurm", slurm={"slurm_partition": "gpu", "timeout_min": 60})
+    outcome = launch.run([toy], tmp_path / "results", how)
+    assert (outcome.finished, outcome.failed, outcome.errors) == (2, 0, 0)
+    asked = submitit.asked
+    assert asked["folder"] == tmp_path / "results" / "toy" / ".slurm"
+    assert (asked["cluster"], asked["batch"]) == ("slurm", True)
+    assert asked["parameters"] == {"name": "toy", "slurm_partition": "gpu", "timeout_min": 60}
+    assert [(job.label, nproc) for job, nproc in asked["jobs"]] == [("base", 1), ("cps-dual seed 0", 1)]
+    assert read_run(tmp_path / "results" / "toy" / "cps-dual" / "seed-0")[0].status == "finished"
+
+
+def test_a_slurm_job_that_stops_is_an_error_in_one_sentence(
+    tmp_path: Path, toy: Experiment, submitit: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    submitit.lost = True
+    assert launch.run([toy], tmp_path, How("slurm")).errors == 2
+    assert "Slurm job 7_0 ended without a result (state NODE_FAIL" in capfd.readouterr().err
+    submitit.lost = False
+    wrong = toy.model_copy(update={"reward": {"toy:Brightness": {"light": 1.0}}, "suite": "other"})
+    assert launch.run([wrong], tmp_path, How("slurm")).errors == 1
+    assert "mend 'reward:'" in capfd.readouterr().err
+    with pytest.raises(BenchError, match=r"cannot be submitted .Unknown argument 'slurm_partitions'.: mend 'slurm:'"):
+        launch.run([toy], tmp_path, How("slurm", slurm={"slurm_partitions": "gpu"}))
+
+
+def test_slurm_without_submitit_says_how_to_install_it(
+    tmp_path: Path, toy: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(BenchError, match=r"needs submitit: install it with `pip install 'grpo-video-bench\[slurm\]'`"):
+        launch.run([toy], tmp_path, How("slurm"))
