@@ -110,9 +110,10 @@ def _notes(plan: Mapping[str, Any]) -> list[str]:
     notes = [f"scorers' time: {scorers}; loading and encoding prompts: not counted"]
     if machine is not None and machine["gpus"] > 1:
         groups = machine["gpus"] // machine["context"]
+        context = f" backbone.train.parallel='{{context: {machine['context']}}}'" if machine["context"] > 1 else ""
         notes.append(
             f"{machine['gpus']} GPUs: {groups} data-parallel groups share each round's samples and the held-out "
             f"videos evenly, {machine['context']} GPU(s) share one sample's tokens; no loss of pace is assumed. "
-            "The harness itself runs one process on one GPU per run so far"
+            f"Run as `bench run SUITE{context} --launcher torchrun --nproc {machine['gpus']}` on one node"
         )
     return notes

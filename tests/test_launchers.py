@@ -91,6 +91,7 @@ def test_the_record_of_two_processes_is_that_of_one(tmp_path: Path, toy: Experim
         changed = {"seconds", "peak_memory_mb", "provenance", "scores_digest"}
         assert one.model_dump(exclude=changed) == two.model_dump(exclude=changed)
         assert others["value"].tolist() == pytest.approx(scores["value"].tolist(), rel=BOUND)
+        assert 0 < one.extra["prompts_cut"]["toy:Brightness"] < 1
     first, second = (
         read_lines(tmp_path / name / "toy" / "cps-dual" / "seed-0" / store.TRAIN)[0] for name in ("one", "two")
     )

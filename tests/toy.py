@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -116,7 +117,18 @@ class LoadedToy(ToyBackbone):
 
 
 class Brightness(NotANumberLater):
-    """Mean brightness, always a number."""
+    """Mean brightness, always a number; says that it cuts prompts of more than `LIMIT` letters."""
+
+    LIMIT = 33
 
     def __init__(self) -> None:
         super().__init__(calls_before=10**9)
+        self.cut: list[bool] = []
+
+    def score(self, videos: Tensor, prompts: Sequence[str], fps: float) -> dict[str, Tensor]:
+        self.cut = [len(prompt) > self.LIMIT for prompt in prompts]
+        return super().score(videos, prompts, fps)
+
+    def details(self) -> pd.DataFrame:
+        columns = {"video": range(len(self.cut)), "prompt_truncated": self.cut, "token_limit": self.LIMIT}
+        return pd.DataFrame(columns)
