@@ -155,8 +155,9 @@ def compare(levels: Sequence[Level]) -> pd.DataFrame:
 
     Columns: group, level, n_seeds, n_failed; each of `SCORES` with `_lo`, `_hi`; `overall_delta` and
     `gold_overall_delta` (to the level's own base); `to_first*` (to the group's first level, over the seeds that both
-    finished, `to_first_seeds` of them) with `_lo`, `_hi`, `_p`, and for `TESTED` `_p_holm` (over the whole table)
-    and `_mde`; `course.columns`; failed_gates, run_ids. Intervals are 95 % ones; nan where there is nothing to say.
+    finished, `to_first_seeds` of them; nothing where its runs are the same) with `_lo`, `_hi`, `_p`, and for `TESTED`
+    `_p_holm` (over the whole table) and `_mde`; `course.columns`; failed_gates, run_ids. Intervals are
+    95 % ones; nan where there is nothing to say.
     """
     refuse_mixed(levels)
     table = pd.DataFrame([_line(level, group[0]) for group in grouped(levels).values() for level in group])
@@ -176,7 +177,8 @@ def _line(level: Level, first: Level) -> dict[str, Any]:
         if score in ("overall", "gold_overall"):
             base = level.base.cells.get(score) if level.base else None
             out |= _columns(f"{score}_delta", _difference(x, None if base is None else base.to_numpy()))
-    common = [] if level is first else sorted(set(runs.seeds) & set(first.runs.seeds))
+    alone = level is first or same_runs(level, first)
+    common = [] if alone else sorted(set(runs.seeds) & set(first.runs.seeds))
     out["to_first_seeds"] = len(common)
     for score, name in TO_FIRST.items():
         estimate = _difference(runs.matrix(score, common), first.runs.matrix(score, common))
@@ -184,8 +186,14 @@ def _line(level: Level, first: Level) -> dict[str, Any]:
         if name in TESTED:
             out[f"{name}_mde"] = detectable_effect(estimate.se, estimate.df) if estimate else np.nan
     failed = sorted({gate for run in runs.finished for gate in failed_gates(run.record)})
-    out |= course.columns(runs, None if level is first else first.runs) | {"failed_gates": " ".join(failed)}
+    out |= course.columns(runs, None if alone else first.runs) | {"failed_gates": " ".join(failed)}
     return out | {"run_ids": " ".join(run.record.digest[:8] for run in runs.finished)}
+
+
+def same_runs(level: Level, first: Level) -> bool:
+    """Whether a level's runs are those of the first one, shared by digest: then there is nothing to compare."""
+    mine, theirs = ({run.record.digest for run in one.runs.finished} for one in (level, first))
+    return level is not first and bool(mine) and mine <= theirs
 
 
 def _difference(x: Array | None, other: Array | None) -> Estimate | None:
