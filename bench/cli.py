@@ -154,9 +154,9 @@ def _run(args: argparse.Namespace) -> int:
 
     suites = config.load_all(args.suite, args.overrides)
     if args.dry_run:
+        found = launch.all_jobs(suites, args.results)
         for exp in suites:
-            launch.check(exp)
-            print(launch.describe(exp, launch.jobs(exp, args.results)))
+            print(launch.describe(exp, [job for job in found if job.exp is exp]))
         return 0
     if args.processes is not None and args.processes < 1:
         raise BenchError(f"--processes is {args.processes}: give at least 1.")
