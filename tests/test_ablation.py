@@ -240,7 +240,7 @@ def test_a_broken_kl_gradient_is_refused(suite: Path, part: dict[str, Any]) -> N
     with pytest.raises(
         BenchError, match=r"seed-0/train\.jsonl, line 2, kl_gradient\.(policy|kl): .*`bench run` again"
     ):
-        course.columns(load_suite(suite).rows[2], None)
+        course.columns(load_suite(suite).rows[2], {})
 
 
 # fairness -----------------------------------------------------------------------------------------------------

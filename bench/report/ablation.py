@@ -21,23 +21,14 @@ from bench.report.levels import (
 )
 from bench.report.notes import nano_warning
 from bench.report.records import failed_gates, is_nano
+from bench.report.tables import HEADS, Table
 from bench.store import write_text
 
 __all__ = ["Level", "build_ablation", "compare", "levels_of_study", "levels_of_suite"]
 
 FOLDER, NAME = "tables", "ablation"
-HEADS = {
-    "overall": "Overall",
-    "gold_overall": "gold Overall",
-    "vq": "VQ",
-    "mq": "MQ",
-    "ta": "TA",
-    "clipscore": "CLIPScore",
-    "pickscore": "PickScore",
-}
 #: In place of a difference of the baseline to itself.
 ITSELF = "-"
-Table = tuple[list[str], list[list[str]]]
 
 
 def build_ablation(folder: Path | str, levels: Sequence[Level], title: str) -> dict[str, Path]:
