@@ -11,6 +11,7 @@ import pandas as pd
 from bench.base import BenchError
 from bench.report import cells
 from bench.report.levels import (
+    SCORES,
     Level,
     compare,
     grouped,
@@ -21,12 +22,15 @@ from bench.report.levels import (
 )
 from bench.report.notes import nano_warning
 from bench.report.records import failed_gates, is_nano
-from bench.report.tables import HEADS, Table
+from bench.report.tables import HEADS as NAMES
+from bench.report.tables import Table
 from bench.store import write_text
 
 __all__ = ["Level", "build_ablation", "compare", "levels_of_study", "levels_of_suite"]
 
 FOLDER, NAME = "tables", "ablation"
+#: Scores and their heads, those that decide first.
+HEADS = {name: NAMES[name] for name in SCORES}
 #: In place of a difference of the baseline to itself.
 ITSELF = "-"
 
