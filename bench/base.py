@@ -91,6 +91,11 @@ RESERVED_FIELDS = frozenset(
 )
 
 
+PROBE_EVERY = 3
+"""Updates between two measurements of the KL term's share of the gradient: coprime to the usual refreshes of an
+anchor (10), so that all of its ages are sampled."""
+
+
 @dataclass(frozen=True)
 class AdvantageRule:
     """How rewards become advantages: (r - group mean) / (max(std, floor) + eps), clipped to [-clip, clip].

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Measured:
         """Seconds per function evaluation of one sample, per backward pass of one, and per decoded video."""
         times = guidance_multiplicity(exp.budget.guidance)
         forward = self.rollout / (self.samples * times)
-        backwards = 1 if exp.uncond_branch == "detached" else times
+        backwards = times if exp.trains_uncond else 1
         backward = (self.train / self.samples - times * forward) / backwards
         return Price(forward, max(backward, 0.0), self.decode / self.samples)
 
@@ -67,7 +68,7 @@ def probe(exp: Experiment) -> Measured:
     backbone = make_backbone(exp)
     backbone.reset(stream(0, "initial_policy"))
     latent = backbone.latent_shape
-    method = make_method(exp, exp.rows[0], latent[0] * latent[1] * latent[2] * latent[3])
+    method = make_method(exp, exp.rows[0], math.prod(latent))
     device = getattr(backbone, "device", torch.device("cpu"))
     budget = exp.budget
     samples = min(budget.micro_batch, budget.prompts * budget.group_size)
@@ -99,8 +100,7 @@ def _train(exp: Experiment, backbone: Backbone, method: Method, x: torch.Tensor,
     """One trained step as the updater does it: new log-probability of a stored transition, and its gradient."""
     sigmas = sigma_schedule(exp.budget.steps, exp.budget.shift)
     sigma, sigma_next = (sigmas[i].expand(len(x)) for i in (1, 2))
-    both = exp.uncond_branch != "detached"
-    v = backbone.velocity(x, sigma, cond, exp.budget.guidance, both)
+    v = backbone.velocity(x, sigma, cond, exp.budget.guidance, exp.trains_uncond)
     method.log_prob(method.transition(x, v, sigma, sigma_next), x).mean().backward()
     for parameter in backbone.parameters():
         parameter.grad = None

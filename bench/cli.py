@@ -158,9 +158,9 @@ def _run(args: argparse.Namespace) -> int:
 
     suites = config.load_all(args.suite, args.overrides)
     if args.dry_run:
+        found = launch.all_jobs(suites, args.results)
         for exp in suites:
-            launch.check(exp)
-            print(launch.describe(exp, launch.jobs(exp, args.results)))
+            print(launch.describe(exp, [job for job in found if job.exp is exp]))
         return 0
     how = launch.how(args.launch, launcher=args.launcher, nproc=args.nproc, processes=args.processes)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is handled like Ctrl-C

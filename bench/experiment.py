@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from bench.base import AdvantageRule, BenchError, Budget
+from bench.base import PROBE_EVERY, AdvantageRule, BenchError, Budget
 from bench.provenance import ROOT, digest
 
 
@@ -108,7 +108,7 @@ class Experiment(Part):
     kl_probe_every: int | None = Field(default=None, ge=0)
     """Updates between two measurements of the KL term's share of the gradient, each a backward pass of its own.
 
-    None: 3; 0: never. It trains nothing."""
+    None: `PROBE_EVERY`; 0: never. It trains nothing."""
     group_noise: Literal["distinct", "shared"] = "distinct"
     """Initial noise of a group: one per sample, or one per prompt."""
     noise_policy: Annotated[Native | CommonEta | MatchedRSS, Field(discriminator="kind")] = Native()
@@ -150,6 +150,16 @@ class Experiment(Part):
                 yield f"row {row.name!r} sets params, so give it a 'label:' that says so."
         if len(set(self.seeds)) < len(self.seeds):
             yield f"seeds {self.seeds} hold one twice; a seed is one training run."
+
+    @property
+    def trains_uncond(self) -> bool:
+        """Whether gradients flow through guidance's branch of the empty prompt."""
+        return self.uncond_branch != "detached"
+
+    @property
+    def probe_every(self) -> int:
+        """Updates between two measurements of the KL term's share of the gradient; 0: never."""
+        return PROBE_EVERY if self.kl_probe_every is None else self.kl_probe_every
 
     @property
     def variant(self) -> str:

@@ -20,13 +20,19 @@ from bench.progress import say
 from bench.provenance import GOLDEN, MANIFEST, digest, package_versions, sha256_file, source_digest, verify_manifest
 
 
-def checkpoint_digests(exp: Experiment) -> dict[str, Any]:
-    """What every checkpoint of the suite is; one with a manifest is verified file by file."""
+def checkpoint_digests(exp: Experiment, known: dict[str, Any]) -> dict[str, Any]:
+    """What every checkpoint of the suite is; one with a manifest is verified file by file.
+
+    `known` (checkpoint to digest) is looked up and added to: the variants of a study share gigabytes to hash.
+    """
     folders = {"backbone": exp.backbone.checkpoint}
     for name in exp.judges:
         params = exp.evaluator_params.get(name, {})
         folders |= {f"{name}.{key}": params[key] for key in PATHS if isinstance(params.get(key), str)}
-    return {key: _checkpoint_digest(value) for key, value in sorted(folders.items())}
+    for name in folders.values():
+        if name not in known:
+            known[name] = _checkpoint_digest(name)
+    return {key: known[name] for key, name in sorted(folders.items())}
 
 
 def _present(name: str) -> Path:
@@ -53,18 +59,27 @@ def _checkpoint_digest(name: str) -> Any:
     return [[file.relative_to(path.parent).as_posix(), sha256_file(file)] for file in files]
 
 
-def jobs(exp: Experiment, results: Path) -> list[Job]:
+def all_jobs(suites: Sequence[Experiment], results: Path) -> list[Job]:
+    """The jobs of a suite, or of all variants of a study, after a check of each."""
+    for exp in suites:
+        check(exp)
+    known: dict[str, Any] = {}
+    return [job for exp in suites for job in jobs(exp, results, known)]
+
+
+def jobs(exp: Experiment, results: Path, known: dict[str, Any] | None = None) -> list[Job]:
     """The base and rows x seeds (seed by seed), each with its digest. Every name and parameter is checked here.
 
     A row counts by what it does, not by what it is called: its method's parameters after the suite's noise policy,
     and its KL policy's, all defaults filled in. Rows of two suites that do the same share their runs (bench/sharing).
+    `known`: see `checkpoint_digests`.
     """
     common = exp.shared()
     del common["noise_policy"]
     shared = {
         "shared": common,
         "prompts": exp.check_prompts(),
-        "checkpoints": checkpoint_digests(exp),
+        "checkpoints": checkpoint_digests(exp, {} if known is None else known),
         "sources": source_digest(),
         "packages": package_versions(),
         "backbone": plugins.source("backbones", exp.backbone.name),
@@ -72,10 +87,10 @@ def jobs(exp: Experiment, results: Path) -> list[Job]:
     }
     suite = results / exp.suite
     found = [Job(exp, None, None, suite / "base", digest({**shared, "row": None}))]
+    rows = [(row, {"row": _identity(exp, row), "method": plugins.source("methods", row.method)}) for row in exp.rows]
     for seed in exp.seeds:
-        for row in exp.rows:
-            method_source = plugins.source("methods", row.method)
-            key = {**shared, "row": _identity(exp, row), "seed": seed, "method": method_source}
+        for row, does in rows:
+            key = {**shared, **does, "seed": seed}
             found.append(Job(exp, row, seed, store.run_folder(suite, row.name, seed), digest(key)))
     return found
 
@@ -209,7 +224,7 @@ def run(suites: Sequence[Experiment], results: Path, how: How = How()) -> Outcom
                 f"use --launcher torchrun with an --nproc that is a multiple of {copies(exp)}."
             )
         need_fit(exp.budget, how.nproc // copies(exp))
-    found = [job for exp in suites for job in jobs(exp, results)]
+    found = all_jobs(suites, results)
     todo, outcome = unfinished(found), Outcome()
     done = [job for job in found if job not in todo]
     outcome.failed = sum(store.read_record(job.folder).status == "failed" for job in done)

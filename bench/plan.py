@@ -53,7 +53,7 @@ def memory(exp: Experiment, found: Model, where: Machine) -> tuple[cost.Memory, 
         copies = max(sum(rule.network and rule.every is not None for rule in anchors.values()) for anchors in rules)
     per_group = math.ceil(budget.prompts * budget.group_size / where.groups)
     tokens = min(budget.micro_batch, per_group) * (found.latents + found.text) / where.context
-    branches = 2 if budget.guidance != 1 and exp.uncond_branch != "detached" else 1
+    branches = 2 if budget.guidance != 1 and exp.trains_uncond else 1
     vae, text = _side_parameters(exp)
     if settings.get("text_encoders", "resident") == "released":
         text = 0.0

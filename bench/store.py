@@ -24,6 +24,7 @@ from bench.provenance import canonical_json, digest, plain
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 SCHEMA: Final = 1
 RUN, SCORES, TRAIN = "run.json", "scores.parquet", "train.jsonl"
@@ -129,11 +130,17 @@ def _content_digest(frame: pd.DataFrame) -> str:
 
 def _write_parquet(scores: pd.DataFrame, path: Path) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     numbers = {"prompt_index": pa.int64(), "video": pa.int64(), "value": pa.float64()}
     columns = {name: pa.array(scores[name].tolist(), numbers.get(name, pa.string())) for name in SCORE_COLUMNS}
     table = pa.table(columns)  # not from pandas, whose metadata would change with its version
+    write_table(table, path)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """A pyarrow table as parquet, on the disk when this returns."""
+    import pyarrow.parquet as pq
+
     with path.open("wb") as file:  # our own handle, so that fsync can follow
         pq.write_table(table, file, compression="zstd")
         file.flush()

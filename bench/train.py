@@ -27,7 +27,7 @@ from bench.provenance import digest, provenance
 from bench.rng import stream
 from bench.rollout import Rollout, noisy_steps, sample
 from bench.rounds import Clips, round_prompts, score_round, shuffled, watch
-from bench.update import PROBE_EVERY, Log, Updater
+from bench.update import Log, Updater
 
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_EVERY = 5
@@ -157,10 +157,17 @@ class Trainer:
         with ledger.phase("monitor"):
             watched = watch(self.evaluators, exp, clips)
         with ledger.phase("update"):
-            both = exp.uncond_branch != "detached"
-            every = PROBE_EVERY if exp.kl_probe_every is None else exp.kl_probe_every
             updater = Updater(
-                self.backbone, self.method, self.policy, self.optimizer, budget, seed, ledger, both, every, self.world
+                self.backbone,
+                self.method,
+                self.policy,
+                self.optimizer,
+                budget,
+                seed,
+                ledger,
+                exp.trains_uncond,
+                exp.probe_every,
+                self.world,
             )
             self.kl_state, log = updater(rollout, rewards, self.kl_state, index)
         if index == 0:

@@ -12,16 +12,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bench.api import Backbone, BenchError, Budget, DivergedError, Method, Rewards
+from bench.base import PROBE_EVERY
 from bench.kl import KLPolicy
 from bench.ledger import TRAIN_COST, Ledger, guidance_multiplicity
 from bench.optimizers import Optimizer
 from bench.processes import ALONE, World
 from bench.rng import stream
 from bench.rollout import Rollout, micro_batches
-
-PROBE_EVERY = 3
-"""Updates between two measurements of the KL term's share of the gradient: coprime to the usual refreshes of an
-anchor (10), so that all of its ages are sampled."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def norm(parts: Iterable[Tensor]) -> float:
 class KLProbe:
     """Splits the gradient of one optimizer step into the weighted KL term's part and the rest.
 
-    The KL's part is a backward pass of its own, so it is taken at some updates only (`PROBE_EVERY`).
+    The KL's part is a backward pass of its own, so it is taken at some updates only.
     """
 
     def __init__(self, backbone: Backbone, world: World):

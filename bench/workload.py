@@ -13,7 +13,6 @@ from bench.config import Experiment, RowSpec, resolve
 from bench.kl import kl_policy
 from bench.launch import anchor_nfe, judged_nfe
 from bench.ledger import TRAIN_COST, guidance_multiplicity, planned
-from bench.update import PROBE_EVERY
 
 BACKBONE = "hunyuanvideo15"
 TOKENS_PER_WORD, TEMPLATE_TOKENS = 4 / 3, 5
@@ -112,11 +111,9 @@ def counts(exp: Experiment, row: RowSpec | None) -> dict[str, int]:
     """
     spent = planned(exp.budget, len(exp.reward), exp.budget.updates if row else 0)
     trained = spent["nfe_train"] // TRAIN_COST
-    detached = exp.uncond_branch == "detached"
-    backward = trained // (guidance_multiplicity(exp.budget.guidance) if detached else 1)
+    backward = trained // (1 if exp.trains_uncond else guidance_multiplicity(exp.budget.guidance))
     held = row is not None and bool(kl_policy(row.kl_spec.name, **row.kl_spec.params).term_weights())
-    every = PROBE_EVERY if exp.kl_probe_every is None else exp.kl_probe_every
-    rounds = exp.budget.updates // every if every else 0
+    rounds = exp.budget.updates // exp.probe_every if exp.probe_every else 0
     return {
         "nfe_rollout": spent["nfe_rollout"],
         "nfe_anchor": anchor_nfe(exp, row),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -19,7 +20,7 @@ from bench.cli import main
 from bench.config import Experiment
 from bench.provenance import ROOT
 from bench.report import course
-from bench.report.ablation import build_ablation
+from bench.report.ablation import _notes, build_ablation
 from bench.report.ablation_figure import build_ablation_figure
 from bench.report.levels import Level, compare, levels_of_study, levels_of_suite
 from bench.report.records import load_suite, stored_folder
@@ -60,9 +61,10 @@ SCHEDULE = {"sigma": [1.0, 0.6, 0.0], "std": [0.4, 0.0], "predicted_grad_norm": 
 def write(folder: Path, row: str, seed: int | None, lift: float = 0.0, sway: bool = False, **changes: Any) -> Path:
     """A run whose every score of prompt p is EASE[p] + lift, and the seed's sway if asked for."""
     method, _, kl = row.partition("-")
+    name = f"{changes.get('suite', 'toy-nano')}/{row}"
     values: dict[str, Any] = {
         **{"suite": "toy-nano", "row": row, "method": method if kl else None, "kl": kl or None, "seed": seed},
-        **{"status": "finished", "digest": f"{sum(row.encode()):04x}{seed or 0:012x}", "updates_done": UPDATES},
+        **{"status": "finished", "digest": f"{sum(name.encode()):04x}{seed or 0:012x}", "updates_done": UPDATES},
         **{"budget": CONFIG["budget"], "budget_digest": "b", "prompts_digest": "p", "config": CONFIG},
         **{"evaluators": {name: {"weights": "1"} for name in METRICS}, "backbone": {"weights": "2"}},
         **{"ledger": {"nfe_rollout": NFE * UPDATES, "nfe_train": 9, "reward_calls": {}} if seed is not None else {}},
@@ -238,7 +240,7 @@ def test_a_broken_kl_gradient_is_refused(suite: Path, part: dict[str, Any]) -> N
     with pytest.raises(
         BenchError, match=r"seed-0/train\.jsonl, line 2, kl_gradient\.(policy|kl): .*`bench run` again"
     ):
-        course.columns(load_suite(suite).rows[2], None)
+        course.columns(load_suite(suite).rows[2], {})
 
 
 # fairness -----------------------------------------------------------------------------------------------------
@@ -458,3 +460,13 @@ def test_the_spread_is_of_geometric_means_and_leaves_zeros_out() -> None:
 def test_a_course_without_lines_says_nothing(suite: Path) -> None:
     found = compare(levels_of_suite(load_suite(suite)))
     assert found[["grad_spread", "setback", "to_first_setback"]].isna().all(axis=None)
+
+
+def test_a_level_that_shares_the_baselines_runs_is_not_tested(suite: Path) -> None:
+    levels = levels_of_suite(load_suite(suite))
+    group = [level for level in levels if level.group == levels[0].group]
+    twin = dataclasses.replace(group[1], runs=dataclasses.replace(group[1].runs, finished=group[0].runs.finished))
+    table = compare([group[0], twin]).set_index("level")
+    assert table.loc[twin.name, "to_first_seeds"] == 0
+    assert math.isnan(table.loc[twin.name, "to_first"])
+    assert any("the same runs as" in note for note in _notes([group[0], twin], compare([group[0], twin])))

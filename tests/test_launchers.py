@@ -103,13 +103,19 @@ def test_a_divergence_is_a_failed_run_of_all_processes(
     tmp_path: Path, toy: Experiment, capfd: pytest.CaptureFixture[str]
 ) -> None:
     scorer = {"toy:NotANumberLater": {"brightness": 1.0}}
-    exp = toy.model_copy(update={"reward": scorer, "evaluator_params": {"toy:NotANumberLater": {"calls_before": 2}}})
+    judged = toy.evaluation.model_copy(update={"evaluators": list(scorer)})
+    change = {
+        "evaluation": judged,
+        "evaluator_params": {"toy:NotANumberLater": {"calls_before": 10}},
+        "reward": scorer,
+    }
+    exp = toy.model_copy(update=change)
     outcome = launch.run([exp], tmp_path, TWO)
     assert (outcome.finished, outcome.failed, outcome.errors) == (1, 1, 0), capfd.readouterr().err
     record, _ = read_run(tmp_path / "toy" / "cps-dual" / "seed-0")
     assert record.status == "failed"
     assert "reward brightness of prompt" in str(record.error)
-    assert record.updates_done == 1
+    assert record.updates_done == 5
     assert (tmp_path / "toy" / "cps-dual" / "seed-0" / "offending_sample.safetensors").exists()
 
 

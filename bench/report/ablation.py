@@ -10,26 +10,29 @@ import pandas as pd
 
 from bench.base import BenchError
 from bench.report import cells
-from bench.report.levels import Level, compare, grouped, levels_of_study, levels_of_suite, settings_that_differ
+from bench.report.levels import (
+    SCORES,
+    Level,
+    compare,
+    grouped,
+    levels_of_study,
+    levels_of_suite,
+    same_runs,
+    settings_that_differ,
+)
 from bench.report.notes import nano_warning
 from bench.report.records import failed_gates, is_nano
+from bench.report.tables import HEADS as NAMES
+from bench.report.tables import Table
 from bench.store import write_text
 
 __all__ = ["Level", "build_ablation", "compare", "levels_of_study", "levels_of_suite"]
 
 FOLDER, NAME = "tables", "ablation"
-HEADS = {
-    "overall": "Overall",
-    "gold_overall": "gold Overall",
-    "vq": "VQ",
-    "mq": "MQ",
-    "ta": "TA",
-    "clipscore": "CLIPScore",
-    "pickscore": "PickScore",
-}
+#: Scores and their heads, those that decide first.
+HEADS = {name: NAMES[name] for name in SCORES}
 #: In place of a difference of the baseline to itself.
 ITSELF = "-"
-Table = tuple[list[str], list[list[str]]]
 
 
 def build_ablation(folder: Path | str, levels: Sequence[Level], title: str) -> dict[str, Path]:
@@ -198,6 +201,10 @@ def _runs(levels: Sequence[Level]) -> list[str]:
             if failed := failed_gates(run.record):
                 gates = ", ".join(failed)
                 notes.append(f"† {label}, seed {run.record.seed} fails the validity gate {gates}: do not cite it.")
+    for group in grouped(levels).values():
+        for level in group[1:]:
+            if same_runs(level, group[0]):
+                notes.append(f"{level.group}, {level.name}: the same runs as {group[0].name}, nothing to compare.")
     bare = dict.fromkeys(level.suite for level in levels if level.base is None)
     if bare:
         notes.append(f"The base of {', '.join(bare)} has no record yet, so no difference to it is shown.")

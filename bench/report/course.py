@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from pydantic import Field
 
 from bench.report.figure_data import Part, validated
 from bench.report.records import RowRuns, Run
+from bench.report.summary import triple
 from bench.stats import Estimate, one_way
 from bench.store import TRAIN, read_lines
 
@@ -77,26 +78,31 @@ def setback(updates: Sequence[Line]) -> float:
     return float((np.maximum.accumulate(curve) - curve).max() / unit)
 
 
-def columns(runs: RowRuns, first: RowRuns | None) -> dict[str, Any]:
-    """`kl_share`; `grad_spread` and `setback` with `_lo`, `_hi` over seeds; `to_first_setback`, paired by seed."""
+def setbacks(runs: RowRuns) -> dict[int | None, float]:
+    """Seed to setback of a row's finished runs."""
+    return {run.record.seed: setback(lines(run)) for run in runs.finished}
+
+
+def columns(runs: RowRuns, before: Mapping[int | None, float]) -> dict[str, Any]:
+    """`kl_share`; `grad_spread` and `setback` with `_lo`, `_hi` over seeds; `to_first_setback`, paired by seed.
+
+    `before`: the setbacks that the last one is against; empty for none.
+    """
     updates = {run.record.seed: lines(run) for run in runs.finished}
     spreads = [value for value in map(gradient_spread, updates.values()) if np.isfinite(value)]
-    out: dict[str, Any] = {"kl_share": _mean([x for x in map(kl_share, updates.values()) if np.isfinite(x)])}
-    out |= _interval("grad_spread", one_way(np.log(spreads)) if spreads else None, np.exp)
+    spread = triple("grad_spread", one_way(np.log(spreads)) if spreads else None)
     falls = {seed: setback(of) for seed, of in updates.items()}
-    out |= _interval("setback", _over_seeds(list(falls.values())))
-    before = {} if first is None else {run.record.seed: setback(lines(run)) for run in first.finished}
-    return out | _interval("to_first_setback", _over_seeds([falls[s] - before[s] for s in falls if s in before]))
+    return {
+        "kl_share": _mean([x for x in map(kl_share, updates.values()) if np.isfinite(x)]),
+        **{name: float(np.exp(value)) for name, value in spread.items()},
+        **triple("setback", _over_seeds(list(falls.values()))),
+        **triple("to_first_setback", _over_seeds([falls[s] - before[s] for s in falls if s in before])),
+    }
 
 
 def _over_seeds(values: Sequence[float]) -> Estimate | None:
     known = [value for value in values if np.isfinite(value)]
     return one_way(known) if known else None
-
-
-def _interval(name: str, found: Estimate | None, undo: Callable[[float], Any] = float) -> dict[str, float]:
-    values = (found.mean, found.lo, found.hi) if found else (np.nan,) * 3
-    return {key: float(undo(value)) for key, value in zip((name, f"{name}_lo", f"{name}_hi"), values, strict=True)}
 
 
 def _mean(values: Sequence[float]) -> float:

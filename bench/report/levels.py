@@ -13,6 +13,7 @@ from bench.base import BenchError
 from bench.provenance import canonical_json
 from bench.report import course
 from bench.report.records import BASE, RowRuns, Run, Suite, compared, differing, failed_gates, row_settings
+from bench.report.summary import triple
 from bench.stats import Array, Estimate, detectable_effect, holm, paired_difference, two_way
 
 #: Scores that mean the same in every level. The training reward does not: its weights may be what differs.
@@ -155,47 +156,54 @@ def compare(levels: Sequence[Level]) -> pd.DataFrame:
 
     Columns: group, level, n_seeds, n_failed; each of `SCORES` with `_lo`, `_hi`; `overall_delta` and
     `gold_overall_delta` (to the level's own base); `to_first*` (to the group's first level, over the seeds that both
-    finished, `to_first_seeds` of them) with `_lo`, `_hi`, `_p`, and for `TESTED` `_p_holm` (over the whole table)
-    and `_mde`; `course.columns`; failed_gates, run_ids. Intervals are 95 % ones; nan where there is nothing to say.
+    finished, `to_first_seeds` of them; nothing where its runs are the same) with `_lo`, `_hi`, `_p`, and for `TESTED`
+    `_p_holm` (over the whole table) and `_mde`; `course.columns`; failed_gates, run_ids. Intervals are
+    95 % ones; nan where there is nothing to say.
     """
     refuse_mixed(levels)
-    table = pd.DataFrame([_line(level, group[0]) for group in grouped(levels).values() for level in group])
+    lines = []
+    for first, *others in grouped(levels).values():
+        falls = course.setbacks(first.runs)  # read once for all that are compared with it
+        lines += [_line(first, first, {}), *[_line(level, first, falls) for level in others]]
+    table = pd.DataFrame(lines)
     for name in TESTED:
         at = list(table.columns).index(f"{name}_p") + 1
         table.insert(at, f"{name}_p_holm", holm(table[f"{name}_p"].tolist()))
     return table
 
 
-def _line(level: Level, first: Level) -> dict[str, Any]:
+def _line(level: Level, first: Level, falls: Mapping[int | None, float]) -> dict[str, Any]:
+    """A level beside its group's first one, whose setbacks by seed are `falls`."""
     runs = level.runs
     out: dict[str, Any] = {"group": level.group, "level": level.name}
     out |= {"n_seeds": len(runs.finished), "n_failed": len(runs.failed)}
     for score in SCORES:
         x = runs.matrix(score)
-        out |= _columns(score, None if x is None else two_way(x))
+        out |= triple(score, None if x is None else two_way(x))
         if score in ("overall", "gold_overall"):
             base = level.base.cells.get(score) if level.base else None
-            out |= _columns(f"{score}_delta", _difference(x, None if base is None else base.to_numpy()))
-    common = [] if level is first else sorted(set(runs.seeds) & set(first.runs.seeds))
+            out |= triple(f"{score}_delta", _difference(x, None if base is None else base.to_numpy()))
+    alone = level is first or same_runs(level, first)
+    common = [] if alone else sorted(set(runs.seeds) & set(first.runs.seeds))
     out["to_first_seeds"] = len(common)
     for score, name in TO_FIRST.items():
         estimate = _difference(runs.matrix(score, common), first.runs.matrix(score, common))
-        out |= _columns(name, estimate) | {f"{name}_p": estimate.p if estimate else np.nan}
+        out |= triple(name, estimate) | {f"{name}_p": estimate.p if estimate else np.nan}
         if name in TESTED:
             out[f"{name}_mde"] = detectable_effect(estimate.se, estimate.df) if estimate else np.nan
     failed = sorted({gate for run in runs.finished for gate in failed_gates(run.record)})
-    out |= course.columns(runs, None if level is first else first.runs) | {"failed_gates": " ".join(failed)}
+    out |= course.columns(runs, {} if alone else falls) | {"failed_gates": " ".join(failed)}
     return out | {"run_ids": " ".join(run.record.digest[:8] for run in runs.finished)}
+
+
+def same_runs(level: Level, first: Level) -> bool:
+    """Whether a level's runs are those of the first one, shared by digest: then there is nothing to compare."""
+    mine, theirs = ({run.record.digest for run in one.runs.finished} for one in (level, first))
+    return level is not first and bool(mine) and mine <= theirs
 
 
 def _difference(x: Array | None, other: Array | None) -> Estimate | None:
     return None if x is None or other is None else paired_difference(x, other)
-
-
-def _columns(name: str, estimate: Estimate | None) -> dict[str, float]:
-    """The three columns of an estimate."""
-    values = (estimate.mean, estimate.lo, estimate.hi) if estimate else (np.nan,) * 3
-    return dict(zip((name, f"{name}_lo", f"{name}_hi"), values, strict=True))
 
 
 def settings_that_differ(levels: Sequence[Level]) -> dict[str, dict[str, list[str]]]:

@@ -140,8 +140,13 @@ def _identity(runs: list[Run]) -> dict[str, Any]:
 
 def _put(out: dict[str, Any], name: str, value: Estimate | Interval | None) -> None:
     """The three columns `name`, `name_lo`, `name_hi`."""
-    mean = np.nan if value is None else value[0]
-    out |= {name: mean, f"{name}_lo": value.lo if value else np.nan, f"{name}_hi": value.hi if value else np.nan}
+    out |= triple(name, value)
+
+
+def triple(name: str, value: Estimate | Interval | None) -> dict[str, float]:
+    """The columns `name`, `name_lo`, `name_hi` of a number with its interval; nan where there is none."""
+    values = (np.nan,) * 3 if value is None else (value[0], value.lo, value.hi)
+    return dict(zip((name, f"{name}_lo", f"{name}_hi"), values, strict=True))
 
 
 def _generator() -> np.random.Generator:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,17 +166,12 @@ def write(out: Path, found: Sequence[Mapping[str, Any]], identities: Mapping[str
 
 def _write_parquet(found: Sequence[Mapping[str, Any]], made: Mapping[str, Any], path: Path) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     kinds = {"value": pa.float64(), "fps": pa.float64()} | dict.fromkeys(("frames", "height", "width"), pa.int64())
     names = (*COLUMNS, "sha256")
     fields = [pa.field(name, kinds.get(name, pa.string())) for name in names]
     schema = pa.schema(fields, metadata={"bench.score": json.dumps(plain(made), ensure_ascii=False)})
-    content = pa.table({name: [row[name] for row in found] for name in names}, schema=schema)
-    with path.open("wb") as file:  # our own handle, so that fsync can follow
-        pq.write_table(content, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
+    store.write_table(pa.table({name: [row[name] for row in found] for name in names}, schema=schema), path)
 
 
 def not_finite(scores: Mapping[str, float]) -> str | None:
