@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from torch import Tensor
 from bench.base import BenchError, Budget, DivergedError
 
 T = TypeVar("T")
+Shard = Literal["full", "grads"]
+"""Each process keeps its part of every weight, gradient and optimizer state. "full" gathers a block's weights for its
+forward and again for its backward pass; "grads" keeps them gathered in between: faster, and more memory."""
 
 
 class LostError(BenchError):
@@ -40,6 +43,8 @@ class World:
     rank: int = 0
     size: int = 1
     copies: int = 1
+    shard: Shard | None = None
+    """How the model's weights are spread over the processes; None: each holds them all."""
 
     @property
     def shares(self) -> int:
@@ -212,7 +217,7 @@ def need_fit(budget: Budget, shares: int) -> None:
 
 
 @contextmanager
-def joined(copies: int = 1) -> Iterator[World]:
+def joined(copies: int = 1, shard: Shard | None = None) -> Iterator[World]:
     """The world that `torch.distributed.run` has started this process in: gloo on CPUs, NCCL for tensors on GPUs."""
     import os
 
@@ -223,5 +228,5 @@ def joined(copies: int = 1) -> Iterator[World]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=PATIENCE)
-    yield World(dist.get_rank(), dist.get_world_size(), copies)
+    yield World(dist.get_rank(), dist.get_world_size(), copies, shard)
     dist.destroy_process_group()  # not after an error: it would wait for the others
