@@ -10,6 +10,7 @@ from typing import Any
 
 from bench import noise, plugins
 from bench.api import Backbone, BenchError, Evaluator, Method
+from bench.capabilities import Spreads
 from bench.config import PATHS, Experiment, RowSpec, resolve
 from bench.conformance import check_method
 from bench.flow import sigma_schedule
@@ -36,8 +37,20 @@ class Job:
         return f"{self.exp.variant}: {run}" if self.exp.variant else run
 
 
-def make_backbone(exp: Experiment) -> Backbone:
-    return plugins.backbone(exp.backbone.name, checkpoint=resolve(exp.backbone.checkpoint), **exp.backbone.train)
+def make_backbone(exp: Experiment, world: World = ALONE) -> Backbone:
+    """The suite's backbone; its weights are spread over the processes where the launch says so."""
+    name, params = exp.backbone.name, exp.backbone.train
+    if "shard" in params:
+        raise BenchError(
+            "backbone.train.shard belongs to the launch, as no result depends on it: "
+            "take it out of the YAML and use --shard."
+        )
+    spread: dict[str, Any] = {}
+    if world.shard is not None:
+        spread["shard"] = world.shard
+        if not issubclass(plugins.find("backbones", name), Spreads):
+            raise BenchError(f"backbone {name} cannot spread its weights over processes: run it without --shard.")
+    return plugins.backbone(name, checkpoint=resolve(exp.backbone.checkpoint), **spread, **params)
 
 
 def make_evaluator(exp: Experiment, name: str) -> Evaluator:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from bench.base import BenchError, Budget
+from bench.capabilities import Spreads
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 """Of AdamW."""
@@ -55,15 +56,83 @@ class Together:
             part.load_state_dict(state_dict[name])
 
 
-def make_optimizer(budget: Budget, parameters: Iterable[torch.nn.Parameter]) -> Optimizer:
-    """The budget's optimizer over the trained parameters, in their order."""
+def whole_state(optimizer: Optimizer, spread: Spreads | None) -> dict[str, Any]:
+    """The optimizer's state; where `spread` has spread the weights over processes, its tensors are put together."""
+    state = optimizer.state_dict()
+    return state if spread is None else _whole(state, spread)
+
+
+def _whole(value: Any, spread: Spreads) -> Any:
+    if isinstance(value, torch.Tensor):
+        return spread.stored(value)
+    return {key: _whole(entry, spread) for key, entry in value.items()} if isinstance(value, dict) else value
+
+
+def load_whole(optimizer: Optimizer, state: dict[str, Any], spread: Spreads | None) -> None:
+    """Back to what `whole_state` gave, each tensor spread as the weight that it belongs to."""
+    if spread is not None:
+        pairs = [(optimizer, state)]
+        if isinstance(optimizer, Together):
+            pairs = [(part, state[name]) for name, part in optimizer.parts.items() if name in state]
+        for part, held in pairs:
+            _deal_out(part, held, spread)
+    optimizer.load_state_dict(state)
+
+
+def _deal_out(optimizer: Any, state: dict[str, Any], spread: Spreads) -> None:
+    """Replace each whole tensor of one optimizer's state by this process's part."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, values in state["state"].items():
+        like = parameters[index]
+        for key, value in values.items():
+            if value.shape == like.shape:
+                values[key] = spread.part_of(value, like)
+
+
+class SpreadMuon(torch.optim.Muon):
+    """Muon for matrices that are spread over processes: each is put together for its step, alike on every process.
+
+    torch's own orthogonalises spread matrices too, but in bfloat16 over parts: directions that the gradient hardly has
+    come out otherwise, by half of the update for matrices of low rank.
+    """
+
+    def __init__(self, matrices: Sequence[torch.nn.Parameter], spread: Spreads, **settings: Any):
+        self._spread = spread
+        super().__init__(matrices, **settings)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One step of torch's Muon on each whole matrix; this process keeps its part."""
+        assert closure is None
+        for group in self.param_groups:
+            settings = {key: value for key, value in group.items() if key != "params"}
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                matrix = torch.nn.Parameter(p.full_tensor())
+                matrix.grad = p.grad.full_tensor()
+                alone = torch.optim.Muon([matrix], **settings)
+                alone.state[matrix] = {key: value.full_tensor() for key, value in self.state[p].items()}
+                alone.step()
+                p.copy_(self._spread.part_of(matrix, p))
+                self.state[p] = {key: self._spread.part_of(v, p) for key, v in alone.state[matrix].items()}
+
+
+def make_optimizer(
+    budget: Budget, parameters: Iterable[torch.nn.Parameter], spread: Spreads | None = None
+) -> Optimizer:
+    """The budget's optimizer over the trained parameters, in their order; `spread` where it has spread them."""
     trained = list(parameters)
     if budget.optimizer == "adamw":
         return _adamw(budget, trained)
     matrices, rest = [p for p in trained if p.ndim == 2], [p for p in trained if p.ndim != 2]
     parts: dict[str, torch.optim.Optimizer] = {}
     if matrices:
-        parts["muon"] = torch.optim.Muon(matrices, lr=budget.lr, weight_decay=budget.weight_decay)
+        settings = {"lr": budget.lr, "weight_decay": budget.weight_decay}
+        if spread is None:
+            parts["muon"] = torch.optim.Muon(matrices, **settings)
+        else:
+            parts["muon"] = SpreadMuon(matrices, spread, **settings)
     if rest:
         parts["adamw"] = _adamw(budget, rest)
     return Together(parts)
@@ -83,4 +152,5 @@ def described(budget: Budget, optimizer: Optimizer) -> dict[str, Any]:
 def _settings(optimizer: Any) -> dict[str, Any]:
     (group,) = optimizer.param_groups
     settings = {key: value for key, value in group.items() if key != "params" and value is not None}
-    return {"class": type(optimizer).__name__, "tensors": len(group["params"]), **settings}
+    name = "Muon" if isinstance(optimizer, torch.optim.Muon) else type(optimizer).__name__
+    return {"class": name, "tensors": len(group["params"]), **settings}

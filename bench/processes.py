@@ -115,9 +115,9 @@ class World:
     def summed(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Each tensor summed over all processes in float32 or better, None where no process has one.
 
-        One flat all-reduce per dtype.
+        One flat all-reduce per dtype. Gradients of spread weights (`shard`) are sums already.
         """
-        if self.size == 1:
+        if self.size == 1 or self.shard is not None:
             return list(tensors)
         flat: dict[torch.dtype, list[int]] = {}
         kinds = self._kinds(tensors)
@@ -168,8 +168,8 @@ class World:
             parameter.grad = grad
 
     def need_same(self, parameters: Iterable[Tensor], when: str) -> None:
-        """Refuse to go on when the processes hold other bits of the policy."""
-        if self.size == 1:
+        """Refuse to go on when the processes hold other bits of the policy; spread weights exist only once."""
+        if self.size == 1 or self.shard is not None:
             return
         found = self._all(_bits(parameters))
         odd = [rank for rank, bits in enumerate(found) if bits != found[0]]

@@ -13,6 +13,7 @@ from typing import Any
 from bench import checkpoint, golden, store
 from bench.api import Backbone, DivergedError, Evaluator, Method, Rewards
 from bench.build import STARTED, Job, make_backbone, make_evaluator, make_method, recorded, rollout_settings
+from bench.capabilities import spread_over
 from bench.config import Experiment
 from bench.credit import tied
 from bench.evaluate import Evaluation, evaluate
@@ -21,7 +22,7 @@ from bench.flow import sigma_schedule
 from bench.kl import KLPolicy, kl_policy
 from bench.ledger import Ledger
 from bench.noise import injected_variance
-from bench.optimizers import Optimizer, described, make_optimizer
+from bench.optimizers import Optimizer, described, load_whole, make_optimizer, whole_state
 from bench.processes import ALONE, SAME_EVERY, World, need_fit
 from bench.provenance import digest, provenance
 from bench.rng import stream
@@ -67,7 +68,8 @@ class Trainer:
         method = make_method(exp, row, math.prod(backbone.latent_shape))
         policy = kl_policy(row.kl_spec.name, **row.kl_spec.params)
         backbone.reset(stream(job.seed, "initial_policy"))
-        optimizer = make_optimizer(exp.budget, backbone.parameters())
+        spread = spread_over(backbone, world)
+        optimizer = make_optimizer(exp.budget, backbone.parameters(), spread)
         trainer = cls(job, backbone, method, policy, evaluators, optimizer, Ledger(), policy.init_state(), world)
         trainer.load()
         return trainer
@@ -77,7 +79,7 @@ class Trainer:
         state = {
             "digest": self.job.digest,
             "policy": self.backbone.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole_state(self.optimizer, spread_over(self.backbone, self.world)),
             "rest": json.dumps(
                 {"updates": self.updates_done, "kl": self.kl_state, "ledger": self.ledger.state(), "audit": self.audit}
             ),
@@ -92,7 +94,7 @@ class Trainer:
             state = checkpoint.read(path)
             store.check_digest(self.job.folder, state["digest"], self.job.digest)
             self.backbone.load_state_dict(state["policy"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_whole(self.optimizer, state["optimizer"], spread_over(self.backbone, self.world))
             rest = json.loads(state["rest"])
             self.updates_done, self.kl_state, self.audit = rest["updates"], rest["kl"], rest["audit"]
             self.ledger = Ledger.from_state(rest["ledger"])
@@ -219,7 +221,7 @@ def _execute(job: Job, report: Report, world: World) -> store.RunRecord:
     exp, clock = job.exp, Ledger()
     report("load", 0, 1)
     with clock.phase("load"):
-        backbone = make_backbone(exp)
+        backbone = make_backbone(exp, world)
         # all at once: a backbone that frees its text encoders in between loads them once
         backbone.encode([*exp.prompt_list("train"), *exp.prompt_list("heldout")])
         names = exp.judges if job.row else exp.evaluation.evaluators

@@ -87,9 +87,16 @@ def gained(backbone: Backbone, before: Sequence[Tensor | None], world: World) ->
 
 
 def norm(parts: Iterable[Tensor]) -> float:
-    """Euclidean norm over all tensors together; 0 for none."""
-    norms = [torch.linalg.vector_norm(part) for part in parts]
+    """Euclidean norm over all tensors together, spread ones whole; 0 for none."""
+    norms = [whole(torch.linalg.vector_norm(part)) for part in parts]
     return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+
+def whole(value: Tensor) -> Tensor:
+    """A number computed from a spread tensor (torch's DTensor), added up over the processes; others as they are."""
+    add_up = getattr(value, "full_tensor", None)
+    found: Tensor = value if add_up is None else add_up()
+    return found
 
 
 class KLProbe:
@@ -100,14 +107,29 @@ class KLProbe:
 
     def __init__(self, backbone: Backbone, world: World):
         self._backbone, self._world = backbone, world
-        self._kl: list[Tensor | None] = [None for _ in backbone.parameters()]
+        self._parameters = list(backbone.parameters())
+        self._kl: list[Tensor | None] = [None for _ in self._parameters]
 
     def add(self, kl: Float[Tensor, ""]) -> None:
         """Add the gradient of one micro-batch's KL; its graph stays usable."""
-        parts = torch.autograd.grad(kl, list(self._backbone.parameters()), retain_graph=True, allow_unused=True)
+        parts = self._by_backward(kl) if self._world.shard else self._of(kl)
         self._kl = [
             old if new is None else new if old is None else old + new for old, new in zip(self._kl, parts, strict=True)
         ]
+
+    def _of(self, kl: Float[Tensor, ""]) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(kl, self._parameters, retain_graph=True, allow_unused=True)
+
+    def _by_backward(self, kl: Float[Tensor, ""]) -> Sequence[Tensor | None]:
+        """The same where weights are spread: only a backward pass into the parameters sums over the processes."""
+        kept = [p.grad for p in self._parameters]
+        for p in self._parameters:
+            p.grad = None
+        kl.backward(retain_graph=True)
+        parts = [p.grad for p in self._parameters]
+        for p, grad in zip(self._parameters, kept, strict=True):
+            p.grad = grad
+        return parts
 
     def norms(self) -> dict[str, float] | None:
         """Norms of both parts, once the whole gradient stands in the parameters; None without a KL term."""
@@ -280,7 +302,7 @@ class Updater:
         trained = [p for p in self.backbone.parameters() if p.grad is not None]
         if not trained:
             raise BenchError("no trained parameter got a gradient: the policy is not the backbone's active adapter.")
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.budget.grad_clip)
+        norm = whole(torch.nn.utils.clip_grad_norm_(trained, self.budget.grad_clip))
         if not torch.isfinite(norm):
             raise DivergedError(f"gradient norm of update {index} is not finite: lower budget.lr.")
         self.optimizer.step()

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.backbones import hunyuan_shards as shards
+
 TIMESTEPS = 1000.0
 """The model's timestep is 1000 * sigma."""
 
@@ -84,20 +86,22 @@ def velocity(
     to the transformer's dtype, as in diffusers' pipeline (in bfloat16 by up to 2 of 1000).
     """
     lengths = [(len(t), len(g)) for t, g in zip(text, glyph, strict=True)]
-    out = torch.empty_like(x, dtype=torch.float32)
-    if len(set(lengths)) == 1:
-        return _forward(transformer, x, sigma, torch.stack(list(text)), torch.stack(list(glyph)), exact_timestep)
-    for length in sorted(set(lengths)):
-        rows = [i for i, found in enumerate(lengths) if found == length]
-        part = _forward(
-            transformer,
-            x[rows],
-            sigma[rows],
-            torch.stack([text[i] for i in rows]),
-            torch.stack([glyph[i] for i in rows]),
-            exact_timestep,
-        )
-        out = out.index_put((torch.tensor(rows, device=x.device),), part)
+    groups = [[i for i, found in enumerate(lengths) if found == length] for length in sorted(set(lengths))]
+
+    def part(rows: list[int]) -> Tensor:
+        texts, glyphs = (torch.stack([stream[i] for i in rows]) for stream in (text, glyph))
+        return _forward(transformer, x[rows], sigma[rows], texts, glyphs, exact_timestep)
+
+    shards.keep_gathered(transformer)
+    idle = shards.forwards(transformer, len(groups)) - len(groups)
+    if len(groups) == 1:
+        out = _forward(transformer, x, sigma, torch.stack(list(text)), torch.stack(list(glyph)), exact_timestep)
+    else:
+        out = torch.empty_like(x, dtype=torch.float32)
+        for rows in groups:
+            out = out.index_put((torch.tensor(rows, device=x.device),), part(rows))
+    for _ in range(idle):  # other processes have more lengths: gather weights and sum gradients as often as they do
+        out = out + 0 * part([0]).sum()
     return out
 
 

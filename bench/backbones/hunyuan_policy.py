@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bench.api import BenchError
+from bench.backbones import hunyuan_shards as shards
 
 POLICY = "policy"
 _ATTENTION = r"attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
@@ -89,7 +90,8 @@ class LoRAPolicy:
             for name, parameter in self.adapter(POLICY).items():
                 if "lora_A" in name:
                     bound = 1 / math.sqrt(parameter.shape[1])
-                    parameter.copy_((torch.rand(parameter.shape, generator=rng) * 2 - 1) * bound)
+                    drawn = (torch.rand(parameter.shape, generator=rng) * 2 - 1) * bound
+                    parameter.copy_(shards.part_of(drawn, parameter))
                 else:
                     parameter.zero_()
 
@@ -116,7 +118,7 @@ class LoRAPolicy:
             self._add(name)
         with torch.no_grad():
             for anchor, policy in zip(self.adapter(name).values(), self.parameters(), strict=True):
-                anchor.copy_(policy)
+                anchor.copy_(shards.full(policy))
 
     @contextmanager
     def as_anchor(self, name: str) -> Iterator[None]:
@@ -144,9 +146,7 @@ class LoRAPolicy:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All adapters, as "<adapter>:<weight>"."""
-        return {
-            f"{name}:{key}": p.detach().clone() for name in self.adapters() for key, p in self.adapter(name).items()
-        }
+        return {f"{name}:{key}": shards.stored(p) for name in self.adapters() for key, p in self.adapter(name).items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The adapters of `state` and no others; other ranks or layers are refused, and nothing is changed."""
@@ -168,7 +168,7 @@ class LoRAPolicy:
         with torch.no_grad():
             for name in names:
                 for key, parameter in self.adapter(name).items():
-                    parameter.copy_(state[f"{name}:{key}"])
+                    parameter.copy_(shards.part_of(state[f"{name}:{key}"], parameter))
 
 
 class FullPolicy:
@@ -191,7 +191,7 @@ class FullPolicy:
         }
         for p in self._trained.values():
             p.requires_grad_(True)
-        self._anchor_device = anchor_device
+        self._transformer, self._anchor_device = transformer, anchor_device
         self._base = self._copy()
         self._anchors: dict[str, dict[str, Tensor]] = {}
 
@@ -199,16 +199,18 @@ class FullPolicy:
         return {"r": 0, "untrained": [*UNTRAINED, "last block's text output"]}
 
     def _copy(self) -> dict[str, Tensor]:
-        return {name: p.detach().to(self._anchor_device, copy=True) for name, p in self._trained.items()}
+        """Of what this process holds of the weights."""
+        return {name: shards.local(p).to(self._anchor_device, copy=True) for name, p in self._trained.items()}
 
     def reset(self, rng: torch.Generator) -> None:
         """The base again; nothing is drawn from `rng`."""
         self._set(self._base)
 
     def _set(self, weights: Mapping[str, Tensor]) -> None:
+        shards.let_go(self._transformer)
         with torch.no_grad():
             for name, p in self._trained.items():
-                p.copy_(weights[name])
+                shards.local(p).copy_(weights[name])
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What is trained, in a fixed order."""
@@ -224,20 +226,51 @@ class FullPolicy:
 
         The policy's own tensors are put aside, not overwritten: a graph made before still gives exact gradients.
         """
-        weights, before = self._anchors.get(name, self._base), {key: p.data for key, p in self._trained.items()}
+        weights = self._anchors.get(name, self._base)
+        how = self._exchanged if shards.is_spread(self._transformer) else self._replaced
+        with how(weights), torch.no_grad():
+            yield
+
+    @contextmanager
+    def _replaced(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        before = {key: p.data for key, p in self._trained.items()}
         try:
             for key, p in self._trained.items():
                 p.data = weights[key].to(p.device)
-            with torch.no_grad():
-                yield
+            yield
         finally:
             for key, p in self._trained.items():
                 p.data = before[key]
 
+    @contextmanager
+    def _exchanged(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Exchange numbers with the copy and back: FSDP2 gathers from memory of its own, and for each pass anew."""
+        done: list[str] = []
+
+        def exchange(key: str) -> None:
+            here, there = shards.local(self._trained[key]), weights[key]
+            kept = here.to(there.device, copy=True)
+            here.copy_(there)
+            there.copy_(kept)
+
+        shards.let_go(self._transformer)
+        try:
+            for key in self._trained:
+                exchange(key)
+                done.append(key)
+            yield
+        finally:
+            shards.let_go(self._transformer)
+            for key in done:
+                exchange(key)
+
     def state_dict(self) -> dict[str, Tensor]:
         """The policy and all stored anchors, as "<name>:<weight>"."""
-        parts: dict[str, Mapping[str, Tensor]] = {POLICY: self._trained, **self._anchors}
-        return {f"{name}:{key}": t.detach().clone() for name, weights in parts.items() for key, t in weights.items()}
+        found = {f"{POLICY}:{key}": shards.stored(p) for key, p in self._trained.items()}
+        for name, weights in self._anchors.items():
+            for key, copy in weights.items():
+                found[f"{name}:{key}"] = shards.stored(shards.spread_as(copy, self._trained[key]))
+        return found
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The policy and the anchors of `state`; other weights are refused, and nothing is changed."""
@@ -248,9 +281,13 @@ class FullPolicy:
                 "a stored policy has other weights than this suite's backbone, which trains all (lora_rank 0): "
                 "give backbone.train the lora_rank that it was trained with."
             )
-        self._set({key: state[f"{POLICY}:{key}"] for key in self._trained})
+
+        def mine(name: str) -> dict[str, Tensor]:
+            return {key: shards.local(shards.part_of(state[f"{name}:{key}"], p)) for key, p in self._trained.items()}
+
+        self._set(mine(POLICY))
         self._anchors = {
-            name: {key: state[f"{name}:{key}"].to(self._anchor_device, copy=True) for key in self._trained}
+            name: {key: copy.to(self._anchor_device, copy=True) for key, copy in mine(name).items()}
             for name in names
             if name != POLICY
         }

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bench.api import BenchError, Conditioning
 from bench.backbones import hunyuan_files as files
+from bench.backbones import hunyuan_shards as shards
 from bench.backbones.hunyuan_forward import velocity
 from bench.backbones.hunyuan_parallel import share_context
 from bench.backbones.hunyuan_policy import FullPolicy, LoRAPolicy, Policy
@@ -46,7 +47,8 @@ class HunyuanVideo15:
     `vae_tiling` is None (whole latents) or four sizes: tile height and width in pixels, then in latents.
     `text_encoders` stay in memory ("resident") or are loaded for new prompts only ("released"); `text_cache` is a
     folder that keeps the prompts' states between runs. `gradient_checkpointing` trades time for memory, bit for bit.
-    `parallel: {context: n}` spreads the latent tokens of a sample over n processes.
+    `parallel: {context: n}` spreads the latent tokens of a sample over n processes. `shard` spreads the transformer
+    over all of them (`hunyuan_shards`); it belongs to a run's launch, not to its suite.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class HunyuanVideo15:
         text_encoders: Literal["resident", "released"] = "resident",
         text_cache: str | Path | None = None,
         parallel: Mapping[str, int] | None = None,
+        shard: shards.Shard | None = None,
     ):
         self.folder = Path(checkpoint)
         files.check_folder(self.folder, dtype)
@@ -87,7 +90,9 @@ class HunyuanVideo15:
         if lora_rank:
             alpha = lora_alpha or 2 * lora_rank
             self.policy = LoRAPolicy(self.transformer, self.device, lora_rank, alpha, lora_targets)
+            shards.spread(self.transformer, shard)  # the adapter with its base
         else:
+            shards.spread(self.transformer, shard)  # first: the policy copies what this process holds
             self.policy = FullPolicy(self.transformer, torch.device("cpu") if anchors_on == "cpu" else self.device)
 
     @classmethod
@@ -159,6 +164,14 @@ class HunyuanVideo15:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The policy and the anchors of `state`, bit for bit; other weights are refused."""
         self.policy.load_state_dict(state)
+
+    def stored(self, tensor: Tensor) -> Tensor:
+        """A whole copy of a tensor that is spread as the weights are: on process 0, elsewhere without data (meta)."""
+        return shards.stored(tensor)
+
+    def part_of(self, whole: Tensor, like: Tensor) -> Tensor:
+        """`whole` as this process holds the weight `like`."""
+        return shards.part_of(whole, like)
 
     # the calls of the harness -----------------------------------------------------------------------------------
     def encode(self, prompts: Sequence[str]) -> Conditioning:

@@ -1,0 +1,120 @@
+"""Weights spread over two processes by FSDP2: the updates, gradients, anchors and checkpoints of one process."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pair
+import pytest
+import spread
+import torch
+from full_size import released
+from nano_suite import tiny
+from torch import Tensor
+
+from bench.api import BenchError
+from bench.build import make_backbone
+from bench.processes import ALONE, World
+
+BOUND = 5e-7
+"""Relative difference of latents, norms and gradients that are added in another order: a few roundings of float32
+(6e-8 each). Attention over parts of a sample (context) changes the shapes of its products too."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return released(tmp_path_factory.mktemp("released") / "480p_t2v")
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> dict[str, Any]:
+    """What one process finds."""
+    return {name: spread.updates(folder, case, ALONE) for name, case in spread.CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def both(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two gloo processes found, each on its own."""
+    torch.save(spread.muon(folder, ALONE), folder / "muon.pt")
+    act = functools.partial(spread.scenario, folder=folder)
+    return pair.run_in(2, tmp_path_factory.mktemp("spread"), act)
+
+
+@pytest.mark.parametrize("name", spread.CASES)
+def test_two_processes_that_share_the_weights_do_the_updates_of_one(
+    alone: dict[str, Any], both: list[dict[str, Any]], name: str
+) -> None:
+    want = alone[name]
+    for found in (found[name] for found in both):
+        assert found["ledger"] == want["ledger"]
+        assert_close(found["base"], want["base"], BOUND)
+        for index, (mine, whole) in enumerate(zip(found["rounds"], want["rounds"], strict=True)):
+            for key, dim in {"x": 1, "logp": 1}.items():
+                held = whole[key].index_select(dim, mine["own"])
+                assert_close(mine[key], held, 10 * BOUND if index else BOUND)
+            assert mine["log"].count == whole["log"].count
+            assert_norms(mine["log"], whole["log"])
+    state = both[0][name]["policy"]
+    assert state.keys() == want["policy"].keys()
+    weights = [key for key in state if key.startswith("policy:")]
+    for key in state:
+        assert float((state[key] - want["policy"][key]).abs().max()) < spread.CASES[name].moved * spread.BUDGET.lr, key
+    spread_out = [key for key in weights if both[1][name]["policy"][key].is_meta]
+    assert spread_out == weights, "process 1 holds whole weights"
+
+
+def assert_norms(found: Any, whole: Any) -> None:
+    assert found.grad_norm == pytest.approx(whole.grad_norm, rel=BOUND)
+    assert found.grad_norm_of_step == pytest.approx(whole.grad_norm_of_step, rel=BOUND)
+    assert found.kl_gradient == pytest.approx(whole.kl_gradient, rel=BOUND)
+
+
+def assert_close(found: Tensor, want: Tensor, bound: float) -> None:
+    assert float((found - want).abs().max()) <= bound * float(want.abs().max())
+
+
+@pytest.mark.parametrize("start", ["muon", "muon resumed"])
+def test_muon_and_its_checkpoint_are_those_of_one_process(
+    folder: Path, both: list[dict[str, Any]], start: str
+) -> None:
+    saved = torch.load(folder / "muon.pt", weights_only=True)
+    want = saved if start == "muon" else spread.muon(folder, ALONE, saved)
+    mine = both[0][start]
+    assert mine["policy"].keys() == want["policy"].keys()
+    assert all(mine["policy"][key].equal(value) for key, value in want["policy"].items())
+    for part in ("muon", "adamw"):
+        states = want["optimizer"][part]["state"]
+        assert states
+        for index, values in states.items():
+            assert all(mine["optimizer"][part]["state"][index][key].equal(value) for key, value in values.items())
+
+
+@pytest.mark.parametrize("shard", ["full", "grads"])
+@pytest.mark.parametrize("kind", spread.ANCHORED)
+def test_an_anchor_between_forward_and_backward_leaves_the_gradient(
+    folder: Path, both: list[dict[str, Any]], kind: str, shard: str
+) -> None:
+    plain, between = both[0][f"anchored {kind} {shard}"]
+    assert plain.any()
+    assert torch.equal(plain, between)
+    assert_close(plain, 2 * spread.gradients(folder, ALONE, spread.ANCHORED[kind], between=False), BOUND)
+
+
+def test_texts_of_different_lengths_keep_processes_in_step(folder: Path, both: list[dict[str, Any]]) -> None:
+    assert_close(both[0]["lengths"], spread.lengths(folder, ALONE), BOUND)
+    assert both[0]["lengths"].equal(both[1]["lengths"])
+
+
+# what is refused ----------------------------------------------------------------------------------------------
+def test_a_suite_does_not_say_how_weights_are_spread() -> None:
+    with pytest.raises(BenchError, match=r"backbone.train.shard belongs to the launch"):
+        make_backbone(tiny("backbone.train.shard=full"))
+
+
+def test_a_backbone_that_cannot_is_not_loaded(tmp_path: Path) -> None:
+    where = {"name": "toy:LoadedToy", "checkpoint": str(tmp_path)}
+    exp = tiny().model_copy(update={"backbone": tiny().backbone.model_copy(update={**where, "train": {}})})
+    with pytest.raises(BenchError, match=r"backbone toy:LoadedToy cannot spread its weights.*without --shard"):
+        make_backbone(exp, World(0, 2, shard="full"))
