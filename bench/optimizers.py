@@ -101,7 +101,7 @@ class SpreadMuon(torch.optim.Muon):
         super().__init__(matrices, **settings)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """One step of torch's Muon on each whole matrix; this process keeps its part."""
         assert closure is None
         for group in self.param_groups:
@@ -128,7 +128,7 @@ def make_optimizer(
     matrices, rest = [p for p in trained if p.ndim == 2], [p for p in trained if p.ndim != 2]
     parts: dict[str, torch.optim.Optimizer] = {}
     if matrices:
-        settings = {"lr": budget.lr, "weight_decay": budget.weight_decay}
+        settings: dict[str, Any] = {"lr": budget.lr, "weight_decay": budget.weight_decay}
         if spread is None:
             parts["muon"] = torch.optim.Muon(matrices, **settings)
         else:

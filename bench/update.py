@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bench.api import Backbone, BenchError, Budget, DivergedError, Method, Rewards
 from bench.base import PROBE_EVERY
+from bench.gradients import KLProbe, gained, gradients, whole
 from bench.kl import KLPolicy
 from bench.ledger import TRAIN_COST, Ledger, guidance_multiplicity
 from bench.optimizers import Optimizer
@@ -72,72 +73,6 @@ class Log:
 
     def means(self) -> dict[str, float]:
         return {name: value / self.count for name, value in self.sums.items()}
-
-
-def gradients(backbone: Backbone) -> list[Tensor | None]:
-    """A copy of every trained parameter's gradient."""
-    return [None if p.grad is None else p.grad.clone() for p in backbone.parameters()]
-
-
-def gained(backbone: Backbone, before: Sequence[Tensor | None], world: World) -> float:
-    """Norm of what the gradient gained since `before`, summed over all processes."""
-    pairs = zip(backbone.parameters(), before, strict=True)
-    gain = [p.grad if old is None or p.grad is None else p.grad - old for p, old in pairs]
-    return norm(part for part in world.summed(gain) if part is not None)
-
-
-def norm(parts: Iterable[Tensor]) -> float:
-    """Euclidean norm over all tensors together, spread ones whole; 0 for none."""
-    norms = [whole(torch.linalg.vector_norm(part)) for part in parts]
-    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
-
-
-def whole(value: Tensor) -> Tensor:
-    """A number computed from a spread tensor (torch's DTensor), added up over the processes; others as they are."""
-    add_up = getattr(value, "full_tensor", None)
-    found: Tensor = value if add_up is None else add_up()
-    return found
-
-
-class KLProbe:
-    """Splits the gradient of one optimizer step into the weighted KL term's part and the rest.
-
-    The KL's part is a backward pass of its own, so it is taken at some updates only.
-    """
-
-    def __init__(self, backbone: Backbone, world: World):
-        self._backbone, self._world = backbone, world
-        self._parameters = list(backbone.parameters())
-        self._kl: list[Tensor | None] = [None for _ in self._parameters]
-
-    def add(self, kl: Float[Tensor, ""]) -> None:
-        """Add the gradient of one micro-batch's KL; its graph stays usable."""
-        parts = self._by_backward(kl) if self._world.shard else self._of(kl)
-        self._kl = [
-            old if new is None else new if old is None else old + new for old, new in zip(self._kl, parts, strict=True)
-        ]
-
-    def _of(self, kl: Float[Tensor, ""]) -> Sequence[Tensor | None]:
-        return torch.autograd.grad(kl, self._parameters, retain_graph=True, allow_unused=True)
-
-    def _by_backward(self, kl: Float[Tensor, ""]) -> Sequence[Tensor | None]:
-        """The same where weights are spread: only a backward pass into the parameters sums over the processes."""
-        kept = [p.grad for p in self._parameters]
-        for p in self._parameters:
-            p.grad = None
-        kl.backward(retain_graph=True)
-        parts = [p.grad for p in self._parameters]
-        for p, grad in zip(self._parameters, kept, strict=True):
-            p.grad = grad
-        return parts
-
-    def norms(self) -> dict[str, float] | None:
-        """Norms of both parts, once the whole gradient stands in the parameters; None without a KL term."""
-        summed = self._world.summed(self._kl)
-        if all(part is None for part in summed):
-            return None
-        kl = [part for part in summed if part is not None]
-        return {"kl": norm(kl), "policy": gained(self._backbone, summed, ALONE)}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """FSDP2: each process keeps its part of every weight of the transformer, of its gradient and of its optimizer state.
 
-torch's `fully_shard` (its predecessor: Zhao et al. 2023, arXiv 2304.11277) gathers one joint block's weights at a time.
-The gradient that it leaves in a part is the sum over all processes, as the harness wants it. All processes must do the
-same number of forward passes, and of backward passes: `forwards` says how many.
+torch's `fully_shard` (its predecessor: Zhao et al. 2023, arXiv 2304.11277) gathers the weights of one joint block at a
+time. The gradient that it leaves in a part is the sum over all processes, as the harness wants it. All processes must
+do the same number of forward passes, and of backward passes: `forwards` says how many.
 """
 
 from __future__ import annotations
