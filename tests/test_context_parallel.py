@@ -6,6 +6,7 @@ from typing import Any
 
 import context
 import pair
+import parity
 import pytest
 from nano_suite import tiny
 
@@ -26,12 +27,15 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_velocity_and_summed_gradients_are_those_of_one_process(both: list[dict[str, Any]]) -> None:
     v, grads = context.forward_and_backward(context.tiny())
     assert both[0]["v"].equal(both[1]["v"])
-    assert float((both[0]["v"] - v).abs().max()) < BOUND * float(v.abs().max())
+    parity.within(
+        "processes: context, velocity over the largest", both[0]["v"] / v.abs().max(), v / v.abs().max(), BOUND
+    )
     top = max(float(grad.abs().max()) for grad in grads.values())
     for found in both:
         assert found["grads"].keys() == grads.keys()
         for name, grad in grads.items():
-            assert float((found["grads"][name] - grad).abs().max()) < BOUND * top, name
+            kind = "processes: context, gradients over the largest"
+            parity.within(kind, found["grads"][name] / top, grad / top, BOUND)
     partial = both[0]["partial"]
     assert max(float((partial[name] - grad).abs().max()) for name, grad in grads.items()) > 0.1 * top
 
