@@ -9,7 +9,7 @@ from typing import Any
 
 from bench import plugins, sharing, store
 from bench.base import BenchError
-from bench.build import STARTED, Job, copies, make_method, recorded
+from bench.build import STARTED, Job, copies, make_method, need_devices, recorded
 from bench.capabilities import ChecksSuite
 from bench.config import PATHS, Experiment, RowSpec, difference, packaged, read_mapping, resolve
 from bench.kl import kl_policy
@@ -224,6 +224,8 @@ def run(suites: Sequence[Experiment], results: Path, how: How = How()) -> Outcom
                 f"use --launcher torchrun with an --nproc that is a multiple of {copies(exp)}."
             )
         need_fit(exp.budget, how.nproc // copies(exp))
+        if how.launcher != "slurm":  # its jobs look at their own machine
+            need_devices(exp, how.nproc)
     found = all_jobs(suites, results)
     todo, outcome = unfinished(found), Outcome()
     done = [job for job in found if job not in todo]

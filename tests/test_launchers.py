@@ -13,7 +13,7 @@ import pytest
 from nano_suite import NANO, TINY, tiny
 from safetensors.torch import load_file
 
-from bench import cli, config, launch, store, worker
+from bench import cli, config, launch, slurm, store, worker
 from bench.api import BenchError
 from bench.config import Experiment
 from bench.launchers import How
@@ -161,6 +161,53 @@ def test_a_number_of_processes_that_does_not_divide_is_refused(
     assert cli.main([*words, "--launcher", "torchrun", "--nproc", "3"]) == 2
     assert "use N processes that divide 4" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "nproc", "says"),
+    [
+        (1, None, 2, "a run has 2 process(es) on this machine and each needs a GPU of its own, but torch sees 1:"),
+        (3, "cuda", 4, "but torch sees 3: give an --nproc of at most 3, or backbone.train.device=cpu."),
+        (0, "cuda", 1, "but torch sees none: choose a machine that has GPUs, or backbone.train.device=cpu."),
+        (2, None, 2, None),
+        (1, "cpu", 2, None),
+        (0, None, 2, None),
+    ],
+)
+def test_too_few_gpus_are_refused_before_anything_is_loaded(
+    gpus: int, device: str | None, nproc: int, says: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    started: list[Any] = []
+    monkeypatch.setattr(launch, "do", lambda *given: started.append(given))
+    exp = tiny("rows=[{method: cps}]", "budget.micro_batch=1", "seeds=[0]")
+    train = {key: value for key, value in exp.backbone.train.items() if key != "device"}
+    train |= {} if device is None else {"device": device}
+    exp = exp.model_copy(update={"backbone": exp.backbone.model_copy(update={"train": train})})
+    how = How("torchrun", nproc=nproc)
+    if says is None:
+        launch.run([exp], tmp_path, how)
+        assert started
+        return
+    with pytest.raises(BenchError) as refused:
+        launch.run([exp], tmp_path, how)
+    assert says in str(refused.value)
+    assert not started
+    assert not any(tmp_path.iterdir())
+    (base, _) = launch.jobs(exp, tmp_path)
+    assert slurm.work(base, how.spread) == ("error", str(refused.value))  # a Slurm job looks at its own node
+
+
+def test_more_processes_than_cores_are_allowed_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0})
+    monkeypatch.setattr(launch, "do", lambda *given: None)
+    exp = tiny("rows=[{method: cps}]", "budget.micro_batch=1", "seeds=[0]")
+    launch.run([exp], tmp_path, How("torchrun", nproc=2))
+    assert "note: 2 processes of one run share 1 core(s)" in capsys.readouterr().err
+    launch.run([exp], tmp_path, How())
+    assert "note" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
