@@ -9,9 +9,9 @@ from typing import Any
 
 from bench import plugins, sharing, store
 from bench.base import BenchError
-from bench.build import STARTED, Job, copies, make_method, recorded
+from bench.build import STARTED, Job, copies, make_method, need_devices, recorded
 from bench.capabilities import ChecksSuite
-from bench.config import PATHS, Experiment, RowSpec, difference, packaged, read_mapping, resolve
+from bench.config import PATHS, Experiment, RowSpec, difference, packaged, resolve
 from bench.kl import kl_policy
 from bench.launchers import How, Outcome, do
 from bench.ledger import guidance_multiplicity, planned
@@ -198,19 +198,6 @@ def _hours(found: Sequence[Job], todo: int) -> str:
     return f"time: {minutes:.1f} minutes of one process per run, measured on {len(done)} finished runs"
 
 
-def how(path: Path | None, **given: Any) -> How:
-    """The launcher's settings: those of a YAML file, with what the command line gives on top."""
-    settings = {} if path is None else read_mapping(path, "launch file", "examples/launch/torchrun.yaml")
-    settings |= {key: value for key, value in given.items() if value is not None}
-    known = [field.name for field in dataclasses.fields(How)]
-    for key, value in settings.items():
-        if key not in known:
-            raise BenchError(f"launch file {path}: unknown key {key!r}; it takes {', '.join(known)}.")
-        if not isinstance(value, {"launcher": str, "slurm": dict}.get(key, int)):
-            raise BenchError(f"launch file {path}: {key} is {value!r}; see examples/launch for what it takes.")
-    return How(**settings)
-
-
 def run(suites: Sequence[Experiment], results: Path, how: How = How()) -> Outcome:  # noqa: B008  (frozen)
     """Do every unfinished run of a suite, or of all variants of a study.
 
@@ -224,6 +211,8 @@ def run(suites: Sequence[Experiment], results: Path, how: How = How()) -> Outcom
                 f"use --launcher torchrun with an --nproc that is a multiple of {copies(exp)}."
             )
         need_fit(exp.budget, how.nproc // copies(exp))
+        if how.launcher != "slurm":  # its jobs look at their own machine
+            need_devices(exp, how.nproc)
     found = all_jobs(suites, results)
     todo, outcome = unfinished(found), Outcome()
     done = [job for job in found if job not in todo]
