@@ -1,4 +1,4 @@
-"""`bench check`: methods and evaluators by name, one line per broken promise, golden scores proved or written."""
+"""`bench check`: methods, evaluators and backbones by name, one line per broken promise, golden scores too."""
 
 from __future__ import annotations
 
@@ -10,36 +10,43 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from bench import golden, lint, plugins
+from bench import backbone_lint, golden, lint, plugins
 from bench.api import BenchError, Evaluator
 from bench.evaluator_lint import CHECKS, HOOKS, broken, modules
 from bench.experiment import NANO, packaged, resolve
 from bench.lint import MAKING, Line, locate
 
+PACKAGED = {**NANO["evaluator_params"], "hunyuanvideo15": {"checkpoint": "nano"}}
+"""Parameters with which the packaged checkpoints are checked."""
+GROUPS = ("methods", "evaluators", "backbones")
 
-def is_evaluator(name: str) -> bool:
-    """Whether a name of `bench check` is an evaluator's; one of neither kind is refused with the nearest known one.
+
+def kind(name: str) -> str:
+    """Group of a name of `bench check`; one of no group is refused with the nearest known one.
 
     A class that cannot be imported counts as a method, whose linter says what is wrong with it.
     """
-    known = {group: plugins.available(group) for group in ("methods", "evaluators")}
     if ":" in name:
         try:
             found = plugins.find("evaluators", name)
         except Exception:  # the method linter meets it again, and reports it
-            return False
-        return inspect.isclass(found) and issubclass(found, Evaluator)
-    if name not in known["methods"] | known["evaluators"]:
-        near = difflib.get_close_matches(name, [*known["methods"], *known["evaluators"]], 1, 0.4)
-        hint = f"did you mean {near[0]!r}?" if near else "write a class of your own as 'module:Class'."
-        lists = "; ".join(f"{group} are {', '.join(names)}" for group, names in known.items())
-        raise BenchError(f"{name!r} is neither a method nor an evaluator: {lists}; {hint}")
-    return name in known["evaluators"]
+            return "methods"
+        if inspect.isclass(found) and issubclass(found, Evaluator):
+            return "evaluators"
+        return "backbones" if hasattr(found, "velocity") and hasattr(found, "decode") else "methods"
+    known = {group: plugins.available(group) for group in GROUPS}
+    for group, names in known.items():
+        if name in names:
+            return group
+    near = difflib.get_close_matches(name, [each for names in known.values() for each in names], 1, 0.4)
+    hint = f"did you mean {near[0]!r}?" if near else "write a class of your own as 'module:Class'."
+    lists = "; ".join(f"{group} are {', '.join(names)}" for group, names in known.items())
+    raise BenchError(f"{name!r} is neither a method nor an evaluator nor a backbone: {lists}; {hint}")
 
 
 def parameters(name: str, given: Mapping[str, Any], nano: bool) -> dict[str, Any]:
     """Constructor arguments: those given, on top of the packaged checkpoint's unless another checkpoint is given."""
-    stated = NANO["evaluator_params"].get(name, {})
+    stated = PACKAGED.get(name, {})
     if nano and "checkpoint" in given:
         raise BenchError("--nano takes the packaged checkpoint: leave out --params checkpoint=..., or --nano.")
     params = dict(given) if "checkpoint" in given else {**stated, **given}
@@ -90,6 +97,26 @@ def _one(name: str, params: Mapping[str, Any], write: bool) -> tuple[list[str], 
     return text, False
 
 
+def _backbone(name: str, params: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """Report of one backbone, and whether it failed."""
+    cls: Any = plugins.find("backbones", name)
+    try:
+        made = plugins.backbone(name, **params)
+    except BenchError:
+        raise
+    except Exception as error:
+        line = Line(locate(cls), MAKING, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return [str(line), f"{name}: cannot be checked further before that is mended"], True
+    lines = []
+    for finding in backbone_lint.broken(made):
+        where = locate(type(made), backbone_lint.HOOKS.get(finding.check, "velocity"))
+        lines.append(str(Line(where, finding.check.replace(" ", "-"), " ".join(finding.found.split()))))
+    checks = backbone_lint.CHECKS
+    if lines:
+        return [*lines, f"{name}: {len(lines)} of {len(checks)} checks failed"], True
+    return [f"{name}: {len(checks)} checks passed ({', '.join(checks)})"], False
+
+
 def report(
     names: Sequence[str],
     schedules: Sequence[Float[Tensor, "t1"]] = (),
@@ -97,17 +124,23 @@ def report(
     nano: bool = False,
     write: bool = False,
 ) -> tuple[str, int]:
-    """Lines and a summary for each method or evaluator, and how many of them have a failed check."""
+    """Lines and a summary for each method, evaluator or backbone, and how many of them have a failed check."""
     text: list[str] = []
     failed = 0
     for name in names:
-        if is_evaluator(name):
+        group = kind(name)
+        if group == "evaluators":
             lines, bad = _one(name, parameters(name, params or {}, nano), write)
+        elif group == "backbones":
+            if write:
+                raise BenchError(f"{name} is a backbone: --write-golden is for evaluators.")
+            lines, bad = _backbone(name, parameters(name, params or {}, nano))
+        if group != "methods":
             text += lines
             failed += bad
             continue
         if params or nano or write:
-            raise BenchError(f"{name} is a method: --params, --nano and --write-golden are for evaluators.")
+            raise BenchError(f"{name} is a method: --params, --nano and --write-golden are not for methods.")
         found, bad_methods = lint.report([name], schedules)
         text.append(found)
         failed += bad_methods

@@ -56,11 +56,12 @@ def parser() -> argparse.ArgumentParser:
     suite(table)
     figures = commands.add_parser("figures", help="write the suite's figures and their numbers from its records")
     suite(figures)
-    check = commands.add_parser("check", help="check methods and evaluators: one line per broken promise")
-    check.add_argument("names", nargs="+", metavar="NAME", help="a method, an evaluator, or 'module:Class'")
+    check = commands.add_parser("check", help="check methods, evaluators and backbones: one line per broken promise")
+    kinds = "a method, an evaluator, a backbone, or 'module:Class'"
+    check.add_argument("names", nargs="+", metavar="NAME", help=kinds)
     check.add_argument("--suite", type=Path, default=None, help="YAML of a suite whose schedule is checked too")
     check.add_argument(
-        "--params", nargs="+", default=[], metavar="KEY=VALUE", help="how the evaluator is made, e.g. checkpoint=DIR"
+        "--params", nargs="+", default=[], metavar="KEY=VALUE", help="how it is made, e.g. checkpoint=DIR"
     )
     check.add_argument("--nano", action="store_true", help="use the packaged checkpoint (default without checkpoint=)")
     check.add_argument("--write-golden", action="store_true", help="store the golden scores beside the checkpoint")

@@ -309,8 +309,8 @@ class Unmade(Sound):
     ("words", "sentence"),
     [
         (["videoalgn"], "did you mean 'videoalign'?"),
-        (["zzz"], "'zzz' is neither a method nor an evaluator: methods are cps, dance_grpo"),
-        (["cps", "--nano"], "cps is a method: --params, --nano and --write-golden are for evaluators"),
+        (["zzz"], "'zzz' is neither a method nor an evaluator nor a backbone: methods are cps, dance_grpo"),
+        (["cps", "--nano"], "cps is a method: --params, --nano and --write-golden are not for methods"),
         (["clipscore", "--params", "checkpoint"], "--params takes KEY=VALUE, got 'checkpoint'"),
         (["clipscore", "--params", "prefix=[a"], "a value is no YAML"),
         (["clipscore", "--params", "prefx=a"], "did you mean 'prefix'?"),
