@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from bench.report import cells
+from bench.report.hacking import hack_notes
 from bench.report.records import RowRuns, Suite, failed_gates
 from bench.stats import BOOTSTRAP_DRAWS
 
@@ -43,6 +44,7 @@ def footnotes(
         *_statistics(suite, table),
         *_settings(suite.config, suite.nano),
         *_cut_prompts(suite),
+        *hack_notes(suite, table),
         *[note for runs in suite.rows for note in _about(runs, suite.seeds)],
     ]
     if suite.base is None:
