@@ -76,6 +76,27 @@ class Clips:
         raise DivergedError(f"{what} of prompt {self.prompts[first]!r} is not finite; its video is saved as {path}.")
 
 
+COARSE = (2, 4, 4)
+"""Frames, height and width to which latents are averaged before samples of a group are compared."""
+
+
+def diversity(rollout: Rollout, settings: Settings) -> float:
+    """How much the samples of a prompt differ: 0 where a policy gives the same video for any noise.
+
+    Root mean square, over prompts and coarse latents (`COARSE` cells by channel), of the standard deviation within
+    the group, in latent units.
+    """
+    budget = settings.budget
+    parts = []
+    for rows in micro_batches(len(rollout.x0), budget.micro_batch):
+        latents = rollout.x0[rows].float()
+        f, h, w = (min(size, most) for size, most in zip(latents.shape[2:], COARSE, strict=True))
+        parts.append(torch.nn.functional.adaptive_avg_pool3d(latents, (f, h, w)).flatten(1))
+    whole = torch.cat(settings.world.in_order(parts))
+    spread = whole.reshape(budget.prompts, budget.group_size, -1).std(1, correction=0)
+    return float(spread.square().mean().sqrt())
+
+
 def watch(evaluators: dict[str, Evaluator], exp: Experiment, clips: Clips) -> dict[str, float]:
     """Mean of every metric of the suite's monitors over one round's videos; nothing of it reaches the update.
 

@@ -27,7 +27,7 @@ from bench.processes import ALONE, SAME_EVERY, World, need_fit
 from bench.provenance import digest, provenance
 from bench.rng import stream
 from bench.rollout import Rollout, noisy_steps, sample
-from bench.rounds import Clips, round_prompts, score_round, shuffled, watch
+from bench.rounds import Clips, diversity, round_prompts, score_round, shuffled, watch
 from bench.update import Log, Updater
 
 CHECKPOINT = "checkpoint.pt"
@@ -157,7 +157,10 @@ class Trainer:
             if exp.shuffle_rewards:
                 rewards = Rewards(shuffled(dict(rewards), seed, index), exp.weights, exp.advantage)
         with ledger.phase("monitor"):
-            watched = watch(self.evaluators, exp, clips)
+            watched = {
+                "monitor": watch(self.evaluators, exp, clips),
+                "group_diversity": diversity(rollout, settings),
+            }
         with ledger.phase("update"):
             updater = Updater(
                 self.backbone,
@@ -177,7 +180,7 @@ class Trainer:
             self.audit = {"passed": worst <= RATIO_TOLERANCE, "largest": worst, "tolerance": RATIO_TOLERANCE}
         if self.world.writes:
             line = self._line(index, rollout, rewards, log, start)
-            store.append_line(self.job.folder / store.TRAIN, {**line, "monitor": watched})
+            store.append_line(self.job.folder / store.TRAIN, {**line, **watched})
 
     def _line(
         self, index: int, rollout: Rollout, rewards: Rewards, log: Log, start: dict[str, float]
