@@ -104,6 +104,10 @@ def flops(found: Model) -> Price:
     )
 
 
+def heldout_videos(exp: Experiment) -> int:
+    return len(exp.prompt_list("heldout")) * exp.evaluation.videos_per_prompt
+
+
 def counts(exp: Experiment, row: RowSpec | None) -> dict[str, int]:
     """Function evaluations of one run by phase, guidance counted; `trained` and `probed` count backward passes too.
 
@@ -122,7 +126,7 @@ def counts(exp: Experiment, row: RowSpec | None) -> dict[str, int]:
         "backward": backward,
         "probed": backward * rounds // (exp.budget.updates * exp.budget.minibatches) if held else 0,
         "decodes": spent["decodes"],
-        "evaluation_videos": len(exp.prompt_list("heldout")) * exp.evaluation.videos_per_prompt,
+        "evaluation_videos": heldout_videos(exp),
     }
 
 
