@@ -2,10 +2,12 @@
 
 Without sharding every GPU holds the whole model, its gradients and its optimizer states. With it ("full", "grads";
 `bench.processes.Shard`) each holds 1 / gpus of the transformer's weights, of the trained weights' gradients and AdamW
-states, and of the anchors' copies; the VAE and the text encoders stay whole. FSDP2 (torch's `fully_shard`, one group
-per joint block and one for the rest) gathers a group before it is used. With `reshard_after_forward=True`, "full", it
-frees the group after its forward and gathers it again for its backward pass, one group ahead of the work; with False,
-"grads", whole weights stay on the GPU. A group's gradient is whole until it is reduced and scattered.
+states, and of the copies of all weights; the VAE, the text encoders and the anchors of a LoRA stay whole, and loading
+puts the whole transformer on the GPU first. FSDP2 (torch's `fully_shard`, one group per joint block and one for the
+rest) gathers a group before it is used. With `reshard_after_forward=True`, "full", it frees the group after its
+forward and gathers it again for its backward pass, one group ahead of the work; with False, "grads", whole weights
+stay on the GPU until the backward pass (rollouts, which have none, are dealt with as in "full"). A group's gradient is
+whole until it is reduced and scattered.
 """
 
 from __future__ import annotations
@@ -47,8 +49,6 @@ class Memory:
     """Frozen: the base of a LoRA, the VAE, and text encoders that are resident."""
     trained: float
     """Trained weights in float32 with gradients and optimizer states, and anchors stored beside them."""
-    gathered: float = 0.0
-    """Whole weights and gradients of blocks that sharding gathers; 0 without it."""
     activations: float = 0.0
     """Of the training step: checkpoints or all blocks, and the block at work."""
     workspace: float = 0.0
@@ -63,13 +63,19 @@ class Memory:
     """Feature maps of the VAE's decoder."""
     encode: float = 0.0
     """Text encoders that are loaded for new prompts only."""
+    gathered: float = 0.0
+    """Whole weights of blocks that sharding gathers for a pass without gradients; 0 without sharding."""
+    gathered_training: float = 0.0
+    """Whole weights and gradients while a step trains; 0 without sharding."""
+    loading: float = 0.0
+    """The whole transformer and the VAE, before anything else is there."""
 
     @property
     def phases(self) -> dict[str, float]:
         """What each phase adds to what stays; they follow each other."""
         return {
-            "rollout": self.workspace + self.visiting,
-            "training": self.activations + self.workspace + self.gradients,
+            "rollout": self.workspace + self.visiting + self.gathered,
+            "training": self.activations + self.workspace + self.gradients + self.gathered_training,
             "optimizer step": self.step + FIXED,
             "decoding": self.decode + FIXED,
             "encoding prompts": self.encode + FIXED,
@@ -77,7 +83,7 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        return self.weights + self.trained + self.gathered + max(self.phases.values())
+        return max(self.loading, self.weights + self.trained + max(self.phases.values()))
 
 
 # single terms -------------------------------------------------------------------------------------------------
@@ -108,20 +114,19 @@ def decode_bytes(
     return VAE_MAPS * float(vae["block_out_channels"][0]) * batch * frames * height * width * FLOAT
 
 
-def gathered(net: cost.Transformer, lora: int, item: int, where: Machine) -> float:
-    """Whole weights and gradients on one GPU beside its shards, see the module's text.
+def gathered(net: cost.Transformer, lora: int, item: int, where: Machine) -> tuple[float, float]:
+    """Whole weights on one GPU beside its shards in a pass without gradients; weights and gradients in training.
 
     `lora`: trained parameters beside a frozen base; 0 where all weights train. `item`: bytes of a base's number.
     """
     if where.shard is None:
-        return 0.0
-    blocks = net.num_layers * net.block_parameters
-    at_once = GROUPS_AT_ONCE / net.num_layers
-    rest, trained = net.parameters - blocks, lora or net.parameters
-    gradients = FLOAT * (trained * at_once if lora else rest + blocks * at_once)
-    if where.shard == "grads":
-        return net.parameters * item + lora * FLOAT + gradients
-    return (rest + blocks * at_once) * item + lora * at_once * FLOAT + gradients
+        return 0.0, 0.0
+    blocks, at_once = net.num_layers * net.block_parameters, GROUPS_AT_ONCE / net.num_layers
+    rest = net.parameters - blocks
+    passing = (rest + blocks * at_once) * item + lora * at_once * FLOAT
+    gradients = FLOAT * (lora * at_once if lora else rest + blocks * at_once)
+    kept = passing if where.shard == "full" else net.parameters * item + lora * FLOAT
+    return passing, kept + gradients
 
 
 @dataclass(frozen=True)
@@ -155,8 +160,10 @@ def memory(exp: Experiment, found: Model, where: Machine) -> tuple[Memory, dict[
     lora = 0 if found.full else net.lora_parameters(settings["lora_rank"], settings["lora_targets"])
     trained = (lora or net.parameters) / parts
     base = 0.0 if found.full else net.parameters * item / parts
+    copy = (lora or trained) * FLOAT  # a LoRA's anchors stay whole
     copies = anchors.stored + found.full  # full fine-tuning keeps a copy of the base too
     beside = not found.full or settings["anchors_on"] == "model"
+    passing, training = gathered(net, lora, item, where)
     vae, text = side_parameters(exp)
     resident = settings["text_encoders"] == "resident"
     batch = min(budget.micro_batch, budget.prompts * budget.group_size)  # processes share whole micro-batches
@@ -164,21 +171,23 @@ def memory(exp: Experiment, found: Model, where: Machine) -> tuple[Memory, dict[
     branches = 2 if budget.guidance != 1 and exp.trains_uncond else 1
     used = Memory(
         weights=base + vae * FLOAT + text * item * resident,
-        trained=trained * (ADAM_BYTES + copies * beside * FLOAT),
-        gathered=gathered(net, lora, item, where),
+        trained=trained * ADAM_BYTES + copies * beside * copy,
         activations=activations(net, tokens, branches, found.checkpointing, item, BLOCK_BYTES[item]),
         workspace=workspace(net, tokens),
         gradients=trained * FLOAT * (3 if anchors.probed else 1),  # the sum before a step; the KL's sum, its new part
-        step=trained * FLOAT * (3 if where.gpus > 1 else 2),  # that sum, what the step added, its sum over processes
-        visiting=trained * FLOAT * (anchors.networks > 0 and not beside),
+        step=trained * FLOAT * (3 if where.gpus > parts else 2),  # that sum, what the step added, its flat all-reduce
+        visiting=copy * (anchors.networks > 0 and not beside and parts == 1),  # shards change places with the copy's
         decode=decode_bytes(found.vae, found.size, min(int(settings["decode_batch"]), batch), found.tile),
         encode=0.0 if resident else text * item,
+        gathered=passing,
+        gathered_training=training,
+        loading=net.parameters * item + vae * FLOAT,
     )
     each = budget.prompts * budget.group_size / where.groups
     host = {
         "trajectories": each * math.prod(found.latent_shape) * FLOAT * budget.train_steps * (2 + anchors.networks),
         "videos": each * 3.0 * math.prod(found.size) * FLOAT,
-        "anchors": 0.0 if beside else trained * copies * FLOAT,
+        "anchors": 0.0 if beside else copies * copy,
     }
     return used, host
 

@@ -91,13 +91,12 @@ def _memory(plan: Mapping[str, Any]) -> list[str]:
     tiles = plan["model"]["vae_tiling"]
     tiled = "whole" if tiles is None else f"in tiles of {tiles[0]} x {tiles[1]}"
     kept = f"weights {gb['weights']:.1f} + trained, gradients, optimizer, anchors {gb['trained']:.1f}"
-    if gb["gathered"]:
-        kept += f" + gathered {gb['gathered']:.1f}"
+    gathered = f", {gb['gathered_training']:.1f} gathered" if gb["gathered_training"] else ""
     phases = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in used["phases"].items())
     first = (
         f"memory per GPU: about {gb['peak']:.0f} of {plan['machine']['memory_gb']:g} GB{wrong} = {kept} "
         f"+ the largest of {phases}; training: {gb['activations']:.1f} activations, {gb['workspace']:.1f} workspace, "
-        f"{gb['gradients']:.1f} copies of the gradient; decoding {tiled}: at least; scorers not counted"
+        f"{gb['gradients']:.1f} copies of the gradient{gathered}; decoding {tiled}: at least; scorers not counted"
     )
     if host["anchors"]:
         lines[0] += f", anchors' copies {host['anchors'] / 1e9:.1f} GB"

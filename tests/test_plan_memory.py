@@ -107,7 +107,7 @@ def test_full_training_on_eight_gpus_by_hand() -> None:
     assert found.trained / 1e9 == pytest.approx(133.2 / 8, abs=0.01)
     assert found.weights == pytest.approx(5.044e9)
     assert found.activations == pytest.approx(33_427 * (2 * 54 * 2048 * 4 + 184_000))
-    assert found.gathered == pytest.approx(2 * (outside + 2 * block) * 4)
+    assert found.gathered_training == pytest.approx(2 * (outside + 2 * block) * 4)
     assert found.gradients == pytest.approx(3 * 33.306e9 / 8, rel=1e-4)
     whole = 16.65 + 5.04 + 29.58 + 6.15 + 2.6 + 3.8 + 3 * 4.16
     assert found.peak / 1e9 == pytest.approx(whole, abs=0.2)
@@ -116,23 +116,32 @@ def test_full_training_on_eight_gpus_by_hand() -> None:
 def test_nothing_is_spread_without_shard() -> None:
     alone, eight = used(*FULL), used(*FULL, gpus=8)
     assert alone.trained == eight.trained == 8_326_608_160 * 16
-    assert (eight.weights, eight.gathered) == (alone.weights, 0.0)
+    assert (eight.weights, eight.gathered_training) == (alone.weights, 0.0)
     assert used(gpus=8).weights == used().weights
 
 
 def test_shards_of_a_frozen_base_and_its_lora() -> None:
-    """16.65 GB of bfloat16 base and the LoRA's states are dealt out; "grads" keeps the whole base gathered."""
+    """16.65 GB of bfloat16 base and the LoRA's states are dealt out, SAGE's anchor is not.
+
+    "grads" keeps the whole base gathered from a trained step's forward to its backward pass.
+    """
     whole, full, grads = used(), used(gpus=8, shard="full"), used(gpus=8, shard="grads")
     base, lora = 8_326_608_160 * 2, RELEASED.lora_parameters(64, "attention+ff")
     assert whole.weights - full.weights == pytest.approx(base * 7 / 8)
-    assert full.trained == grads.trained == whole.trained / 8
+    assert whole.trained == lora * (16 + 4)
+    assert full.trained == grads.trained == lora * (16 / 8 + 4)
     assert full.weights == grads.weights
+    two = (8_326_608_160 - 52 * RELEASED.block_parameters) * 2 + lora * 4 * 2 / 54
     gradients = lora * 4 * 2 / 54
-    assert grads.gathered == pytest.approx(base + lora * 4 + gradients)
-    assert full.gathered == pytest.approx(
-        (8_326_608_160 - 52 * RELEASED.block_parameters) * 2 + lora * 4 * 2 / 54 + gradients
-    )
+    assert full.gathered == grads.gathered == pytest.approx(two)
+    assert full.gathered_training == pytest.approx(two + gradients)
+    assert grads.gathered_training == pytest.approx(base + lora * 4 + gradients)
     assert full.peak < grads.peak < whole.peak, "the LoRA's states are an eighth with both"
+
+
+def test_loading_puts_the_whole_transformer_on_each_gpu() -> None:
+    small = used(*FULL, RELEASE[4:], "backbone.train.size=[5, 480, 480]", gpus=64, shard="full")
+    assert small.peak == small.loading == pytest.approx(8_326_608_160 * 4 + 1.261e9 * 4)
 
 
 def test_copies_of_all_weights_lie_where_the_suite_says() -> None:

@@ -1,0 +1,235 @@
+"""What each command of the command line does: arguments in, exit code out."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.base import BenchError
+from bench.provenance import source_digest
+
+if TYPE_CHECKING:
+    from bench.config import Experiment
+    from bench.report.levels import Level
+    from bench.report.records import Row
+
+
+def _run(args: argparse.Namespace) -> int:
+    from bench import config, launch
+
+    suites = config.load_all(args.suite, args.overrides)
+    if args.dry_run:
+        found = launch.all_jobs(suites, args.results)
+        for exp in suites:
+            print(launch.describe(exp, [job for job in found if job.exp is exp]))
+        return 0
+    how = launch.how(args.launch, launcher=args.launcher, nproc=args.nproc, processes=args.processes)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is handled like Ctrl-C
+    outcome = launch.run(suites, args.results, how)
+    print(
+        f"records: {args.results / suites[0].study}; the table: bench table with the same arguments", file=sys.stderr
+    )
+    if outcome.errors or outcome.failed:
+        print(f"{outcome.failed} run(s) failed and {outcome.errors} stopped with an error, see above", file=sys.stderr)
+    return 2 if outcome.errors else int(outcome.failed > 0)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from bench import config
+    from bench.plan_command import plans
+
+    text, refused = plans(config.load_all(args.suite, args.overrides), args)
+    print(text)
+    if refused:
+        raise BenchError(refused)
+    return 0
+
+
+def _table(args: argparse.Namespace) -> int:
+    from bench.report.ablation import build_ablation
+    from bench.report.tables import build_table
+
+    recorded = _recorded(args)
+    written: list[Path] = []
+    shown: list[Path] = []
+    for exp, rows in recorded:
+        paths = build_table(args.results / exp.suite, rows=rows, seeds=exp.seeds)
+        written += paths.values()
+        shown += [] if exp.variant else [paths["main.md"]]
+    folder, levels = _ablation(recorded, args.results)
+    if levels:
+        paths = build_ablation(folder, levels, folder.name)
+        written += paths.values()
+        shown.append(paths["ablation.md"])
+    print("\n".join(path.read_text(encoding="utf-8") for path in shown))
+    print("written: " + ", ".join(map(str, written)), file=sys.stderr)
+    return 0
+
+
+def _figures(args: argparse.Namespace) -> int:
+    from bench.report.ablation_figure import build_ablation_figure
+    from bench.report.figures import build_figures
+
+    recorded = _recorded(args)
+    written: list[Path] = []
+    for exp, rows in recorded:
+        written += build_figures(args.results / exp.suite, rows=rows, seeds=exp.seeds).values()
+    folder, levels = _ablation(recorded, args.results)
+    if levels:
+        written += build_ablation_figure(folder, levels).values()
+    print("written: " + ", ".join(map(str, written)), file=sys.stderr)
+    return 0
+
+
+def _gallery(args: argparse.Namespace) -> int:
+    import torch
+
+    torch.set_num_threads(1)
+    exp = _recorded(args)[0][0]
+    if exp.variant:
+        raise BenchError(f"{args.suite} is a study: name one suite, `bench gallery` shows no variants.")
+    if args.seed not in exp.seeds or args.videos < 1:
+        raise BenchError(f"--seed {args.seed} must be one of {exp.seeds}, and --videos at least 1.")
+    from bench.gallery import build
+
+    print(f"written: {build(exp, args.results, args.seed, args.videos)}", file=sys.stderr)
+    return 0
+
+
+def _recorded(args: argparse.Namespace) -> list[tuple[Experiment, list[Row]]]:
+    """The suite, or each variant of the study, and its rows, after a look whether the records are its own."""
+    from bench import config
+    from bench.report.records import Row
+
+    found = []
+    for exp in config.load_all(args.suite, args.overrides):
+        _refuse_other_settings(exp, args.results / exp.suite, args.command)
+        rows = [
+            Row(row.name, row.method, row.kl_spec.name, variant=bool(row.params or row.kl_spec.params))
+            for row in exp.rows
+        ]
+        found.append((exp, rows))
+    return found
+
+
+def _ablation(recorded: list[tuple[Experiment, list[Row]]], results: Path) -> tuple[Path, list[Level]]:
+    """The folder of the suite or the study, and the levels that it compares; none where no method has two rows."""
+    from bench.report.levels import levels_of_study, levels_of_suite
+    from bench.report.records import load_suite
+
+    suites = {exp.variant: load_suite(results / exp.suite, rows, exp.seeds) for exp, rows in recorded}
+    first = recorded[0][0]
+    if not first.variant:
+        return results / first.suite, levels_of_suite(suites[""])
+    return results / first.suite.partition("/")[0], levels_of_study(suites)
+
+
+def _refuse_other_settings(exp: Experiment, folder: Path, command: str) -> None:
+    """Records made with other settings than the suite's are no rows of its table or figures."""
+    from bench import store
+    from bench.config import difference
+
+    sources, stale = source_digest(), 0
+    runs = [folder / "base", *(store.run_folder(folder, row.name, seed) for row in exp.rows for seed in exp.seeds)]
+    for run in runs:
+        if not (run / store.RUN).exists():
+            continue
+        record = store.read_record(run)
+        change = difference(record.config, exp.shared())
+        if change:
+            raise BenchError(
+                f"record {run} was made with other settings: {change}. Give `bench {command}` the YAML and the "
+                "overrides of that run, or run the suite under a name of its own with suite=NAME."
+            )
+        stale += record.provenance.get("source_digest") != sources
+    if stale:
+        print(f"note: the sources have changed since {stale} of these runs were made", file=sys.stderr)
+
+
+def _check(args: argparse.Namespace) -> int:
+    import yaml
+
+    from bench import config
+    from bench.checkup import report
+    from bench.flow import sigma_schedule
+
+    suites = [] if args.suite is None else [exp.budget for exp in config.load_all(args.suite)]
+    schedules = [sigma_schedule(budget.steps, budget.shift) for budget in suites]
+    bare = next((word for word in args.params if not word.partition("=")[2]), None)
+    if bare is not None:
+        raise BenchError(f"--params takes KEY=VALUE, got {bare!r}: write for example checkpoint=FOLDER.")
+    pairs = [word.partition("=") for word in args.params]
+    try:
+        params = {key: yaml.safe_load(value) for key, _, value in pairs}
+    except yaml.YAMLError as cause:
+        raise BenchError(f"--params {' '.join(args.params)}: a value is no YAML; put it in quotes.") from cause
+    text, failed = report(args.names, schedules, params, args.nano, args.write_golden)
+    print(text)
+    return 1 if failed else 0
+
+
+def _score(args: argparse.Namespace) -> int:
+    from bench.score.run import Request, score
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    words = {key: value for key, value in vars(args).items() if key != "command"}
+    return 1 if score(Request(**words)) else 0
+
+
+def _assets(args: argparse.Namespace) -> int:
+    from bench import assets, config
+
+    if args.suite is None:
+        print(assets.catalogue())
+        return 0
+    text, wrong = assets.report(config.load_all(args.suite, args.overrides), args.verify)
+    print(text)
+    return 1 if wrong else 0
+
+
+def _sde_study(args: argparse.Namespace) -> int:
+    import torch
+
+    torch.set_num_threads(1)
+    from bench.report.sde_page import build_page, main_tables
+    from bench.sde_study import contenders, study
+
+    entries = contenders(args.methods, args.eta)
+    frames = study(entries, args.steps, args.shift)
+    words = [*args.methods, f"--steps {args.steps}", f"--shift {args.shift:g}"]
+    words += [] if args.eta is None else [f"--eta {args.eta:g}"]
+    title = f"SDE study: {args.steps} steps, shift {args.shift:g}"
+    written = build_page(args.out, frames, title, f"bench sde-study {' '.join(words)}")
+    print(main_tables(frames))
+    print("written: " + ", ".join(str(path) for path in written.values()), file=sys.stderr)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from bench.export import export
+
+    print("written: " + ", ".join(str(path) for path in export(args.run, args.out)), file=sys.stderr)
+    return 0
+
+
+def _nano(args: argparse.Namespace) -> int:
+    import torch
+
+    if args.device == "cpu":
+        torch.set_num_threads(1)
+    from bench.nano import make
+
+    make.part(args.part, args.out, args.steps, args.seed, args.device)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    **{"run": _run, "plan": _plan, "table": _table, "figures": _figures, "gallery": _gallery},
+    **{"check": _check, "sde-study": _sde_study, "nano": _nano},
+    **{"score": _score, "assets": _assets, "export": _export},
+}
+"""Name of a command to what it does."""
