@@ -14,10 +14,12 @@ from bench.capabilities import ChecksSuite
 from bench.config import PATHS, Experiment, RowSpec, difference, packaged, read_mapping, resolve
 from bench.kl import kl_policy
 from bench.launchers import How, Outcome, do
-from bench.ledger import guidance_multiplicity, planned
+from bench.ledger import planned
 from bench.processes import need_fit
 from bench.progress import say
 from bench.provenance import GOLDEN, MANIFEST, digest, package_versions, sha256_file, source_digest, verify_manifest
+from bench.room import need_room
+from bench.workload import anchor_nfe, judged_nfe
 
 
 def checkpoint_digests(exp: Experiment, known: dict[str, Any]) -> dict[str, Any]:
@@ -166,23 +168,6 @@ def describe(exp: Experiment, found: Sequence[Job]) -> str:
     return "\n".join(lines)
 
 
-def judged_nfe(exp: Experiment) -> int:
-    """Function evaluations of one run's held-out evaluation."""
-    videos = len(exp.prompt_list("heldout")) * exp.evaluation.videos_per_prompt
-    return videos * exp.evaluation.steps * guidance_multiplicity(exp.budget.guidance)
-
-
-def anchor_nfe(exp: Experiment, row: RowSpec | None) -> int:
-    """Function evaluations of one run's anchor: one per trained step, none for rows without anchors."""
-    if row is None:
-        return 0
-    rules = kl_policy(row.kl_spec.name, **row.kl_spec.params).anchors().values()
-    budget = exp.budget
-    samples = budget.updates * budget.prompts * budget.group_size
-    times = guidance_multiplicity(budget.guidance)
-    return samples * budget.train_steps * times * sum(rule.network for rule in rules)
-
-
 def _hours(found: Sequence[Job], todo: int) -> str:
     """Time from the finished runs of this suite on this machine; nothing is guessed without one."""
     done = [
@@ -224,6 +209,7 @@ def run(suites: Sequence[Experiment], results: Path, how: How = How()) -> Outcom
                 f"use --launcher torchrun with an --nproc that is a multiple of {copies(exp)}."
             )
         need_fit(exp.budget, how.nproc // copies(exp))
+        need_room(exp, how)
     found = all_jobs(suites, results)
     todo, outcome = unfinished(found), Outcome()
     done = [job for job in found if job not in todo]
@@ -235,6 +221,8 @@ def run(suites: Sequence[Experiment], results: Path, how: How = How()) -> Outcom
         say(f"{len(todo) - len(left)} runs are shared with other suites under {results}")
     todo = sharing.first_of_each(left)
     if todo:
+        for exp in suites:
+            need_room(exp, how, len(todo))
         do(todo, {job.label: _cost(job) for job in todo}, how, outcome, results / suites[0].study)
         twins = [job for job in left if job not in todo]
         outcome.finished += len(twins) - len(sharing.fill(twins, results))
