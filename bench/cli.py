@@ -141,7 +141,15 @@ def _run_options(commands: Any, suite: Callable[[argparse.ArgumentParser], None]
     run.add_argument("--processes", type=int, default=None, help="runs at a time (default: one per core)")
     run.add_argument("--launcher", choices=LAUNCHERS, default=None, help="where runs are done (default: local)")
     run.add_argument("--nproc", type=int, default=None, help="processes of one run, with torchrun or slurm")
-    run.add_argument("--launch", type=Path, default=None, metavar="FILE", help="YAML with launcher, nproc and slurm")
+    run.add_argument(
+        "--shard",
+        choices=SHARDS,
+        default=None,
+        help="spread each run's weights over its processes: full gathers them for each pass, grads once for both",
+    )
+    run.add_argument(
+        "--launch", type=Path, default=None, metavar="FILE", help="YAML of these settings, or of accelerate"
+    )
 
 
 def _plan_options(commands: Any, suite: Callable[[argparse.ArgumentParser], None]) -> None:

@@ -27,7 +27,8 @@ def _run(args: argparse.Namespace) -> int:
         for exp in suites:
             print(launch.describe(exp, [job for job in found if job.exp is exp]))
         return 0
-    how = launch.how(args.launch, launcher=args.launcher, nproc=args.nproc, processes=args.processes)
+    given = {"launcher": args.launcher, "nproc": args.nproc, "processes": args.processes, "shard": args.shard}
+    how = launch.how(args.launch, **given)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is handled like Ctrl-C
     outcome = launch.run(suites, args.results, how)
     print(

@@ -191,7 +191,7 @@ def how(path: Path | None, **given: Any) -> How:
     for key, value in settings.items():
         if key not in known:
             raise BenchError(f"launch file {path}: unknown key {key!r}; it takes {', '.join(known)}.")
-        if not isinstance(value, {"launcher": str, "slurm": dict}.get(key, int)):
+        if type(value) is not {"launcher": str, "slurm": dict, "shard": str}.get(key, int):
             raise BenchError(f"launch file {path}: {key} is {value!r}; see examples/launch for what it takes.")
     return How(**settings)
 

@@ -20,9 +20,10 @@ from typing import Any, Literal
 
 from bench.base import BenchError
 from bench.build import Job
+from bench.processes import Shard
 from bench.progress import Progress, say
 from bench.slurm import Array
-from bench.torchrun import Together
+from bench.torchrun import Spread, Together
 from bench.train import execute
 
 Costs = Mapping[str, tuple[int, int]]
@@ -32,6 +33,7 @@ Status = tuple[str, str | None]
 REPORT_EVERY = 0.5
 """Seconds between two messages of a run."""
 LAUNCHERS = ("local", "torchrun", "slurm")
+SHARDS = ("full", "grads")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class How:
     """Processes of one run."""
     slurm: dict[str, Any] = field(default_factory=dict)
     """submitit's parameters of the Slurm job, such as slurm_partition and timeout_min."""
+    shard: Shard | None = None
+    """How the model's weights are spread over the processes of one run; None: each holds them all."""
 
     def __post_init__(self) -> None:
         if self.launcher not in LAUNCHERS:
@@ -63,8 +67,23 @@ class How:
                 f"--processes belongs to the local launcher: with {self.launcher}, --nproc says how many processes "
                 "do one run."
             )
+        if self.shard is not None:
+            self._check_shard(self.shard)
         if self.launcher != "slurm" and self.slurm:
             raise BenchError(f"slurm settings are given, but the launcher is {self.launcher}: set launcher: slurm.")
+
+    def _check_shard(self, shard: str) -> None:
+        if shard not in SHARDS:
+            raise BenchError(f"shard is {shard!r}: choose one of {', '.join(SHARDS)}.")
+        if self.nproc == 1:
+            raise BenchError(
+                f"--shard is {shard}, but each run has one process: use --launcher torchrun with an --nproc above 1."
+            )
+
+    @property
+    def spread(self) -> Spread:
+        """How one run is spread over processes."""
+        return Spread(self.nproc, self.shard)
 
 
 @dataclass
@@ -83,7 +102,7 @@ def do(todo: Sequence[Job], costs: Costs, how: How, outcome: Outcome, folder: Pa
         _local(todo, costs, how, outcome)
         return
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    way = Together(how.nproc, messages) if how.launcher == "torchrun" else Array(todo, how.nproc, how.slurm, folder)
+    way = Together(how.spread, messages) if how.launcher == "torchrun" else Array(todo, how.spread, how.slurm, folder)
     with ThreadPoolExecutor(1 if how.launcher == "torchrun" else len(todo)) as pool:
         try:
             watch({pool.submit(way.do, job): job for job in todo}, costs, messages, outcome)

@@ -10,22 +10,22 @@ from typing import Any
 
 from bench.base import BenchError
 from bench.build import Job
-from bench.torchrun import Together
+from bench.torchrun import Spread, Together
 from bench.train import execute
 
 FOLDER = ".slurm"
 """Folder below a suite's records that holds submitit's own files and the jobs' logs."""
 
 
-def work(job: Job, nproc: int) -> tuple[str, str | None]:
+def work(job: Job, spread: Spread) -> tuple[str, str | None]:
     """One run, on the node that Slurm gave it: ("error", what to mend) where it stopped."""
     import torch
 
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     try:
-        if nproc > 1:
-            return Together(nproc, queue.SimpleQueue()).do(job)
+        if spread.nproc > 1:
+            return Together(spread, queue.SimpleQueue()).do(job)
         record = execute(job, lambda phase, done, total: None)
     except BenchError as error:
         return "error", str(error)
@@ -35,7 +35,7 @@ def work(job: Job, nproc: int) -> tuple[str, str | None]:
 class Array:
     """Submits the runs when it is made; `do` waits for one."""
 
-    def __init__(self, todo: Sequence[Job], nproc: int, settings: Mapping[str, Any], folder: Path):
+    def __init__(self, todo: Sequence[Job], spread: Spread, settings: Mapping[str, Any], folder: Path):
         """`settings` are submitit's; "cluster: local" or "debug" does the jobs here. `folder`: the suite's records."""
         submitit = _submitit()
         given = {"cluster": "slurm", "name": folder.name, **settings}
@@ -43,7 +43,7 @@ class Array:
             executor = submitit.AutoExecutor(folder=folder / FOLDER, cluster=given.pop("cluster"))
             executor.update_parameters(**given)
             with executor.batch():
-                self.handles = {job.folder: executor.submit(work, job, nproc) for job in todo}
+                self.handles = {job.folder: executor.submit(work, job, spread) for job in todo}
         except (AssertionError, RuntimeError, ValueError, TypeError, NameError, OSError) as cause:
             raise BenchError(
                 f"the jobs cannot be submitted ({' '.join(str(cause).split())}): mend 'slurm:' in the launch file, "

@@ -17,6 +17,7 @@ from bench import store
 from bench.base import BenchError
 from bench.build import Job
 from bench.config import Experiment
+from bench.processes import Shard
 
 RUN_FILE = "job.json"
 """File of a run's folder that tells the processes what to do; it goes when they end."""
@@ -25,9 +26,19 @@ STOP_AFTER = 15.0
 """Seconds that the processes get to end after a stop."""
 
 
-def write_job(job: Job) -> Path:
+@dataclass(frozen=True)
+class Spread:
+    """How one run is spread over processes; none of its numbers depends on it but by the order of sums."""
+
+    nproc: int = 1
+    shard: Shard | None = None
+    """How the model's weights are spread over the processes; None: each holds them all."""
+
+
+def write_job(job: Job, shard: Shard | None = None) -> Path:
     """Everything about a run that its processes need, as JSON in its folder."""
     text = {
+        "shard": shard,
         "exp": job.exp.model_dump(mode="json"),
         "row": None if job.row is None else job.exp.rows.index(job.row),
         "seed": job.seed,
@@ -39,12 +50,12 @@ def write_job(job: Job) -> Path:
     return job.folder / RUN_FILE
 
 
-def read_job(path: Path) -> Job:
-    """The run that `write_job` has written."""
+def read_job(path: Path) -> tuple[Job, Shard | None]:
+    """The run that `write_job` has written, and how its weights are spread."""
     given = json.loads(path.read_text(encoding="utf-8"))
     exp = Experiment.model_validate(given["exp"])
     row = None if given["row"] is None else exp.rows[given["row"]]
-    return Job(exp, row, given["seed"], Path(given["folder"]), given["digest"])
+    return Job(exp, row, given["seed"], Path(given["folder"]), given["digest"]), given["shard"]
 
 
 def command(nproc: int, run_file: Path) -> list[str]:
@@ -68,18 +79,18 @@ class Said:
 
 @dataclass
 class Together:
-    """Does runs one after the other, each over `nproc` processes."""
+    """Does runs one after the other, each over several processes."""
 
-    nproc: int
+    spread: Spread
     messages: Any
     """Queue that takes (label, phase, done, total)."""
     running: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def do(self, job: Job) -> tuple[str, str | None]:
         """Status of one run; the second entry says what was wrong."""
-        path = write_job(job)
+        path = write_job(job, self.spread.shard)
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise:
-            with self._started(command(self.nproc, path), noise) as process:
+            with self._started(command(self.spread.nproc, path), noise) as process:
                 said = self._listen(process, job)
                 code = process.wait()
             path.unlink(missing_ok=True)

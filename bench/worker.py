@@ -35,8 +35,8 @@ def main(path: Path) -> int:
     import torch
 
     torch.set_num_threads(1)
-    job, last = read_job(path), [0.0]
-    with joined(copies(job.exp)) as world:
+    (job, shard), last = read_job(path), [0.0]
+    with joined(copies(job.exp), shard) as world:
 
         def report(phase: str, done: int, total: int) -> None:
             now = time.monotonic()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 from nano_suite import NANO, TINY, tiny
 from safetensors.torch import load_file
 
-from bench import cli, config, launch, store
+from bench import cli, config, launch, store, worker
 from bench.api import BenchError
 from bench.config import Experiment
 from bench.launchers import How
+from bench.processes import World
 from bench.store import read_lines, read_run
-from bench.torchrun import RUN_FILE, read_job, write_job
+from bench.torchrun import RUN_FILE, Spread, read_job, write_job
 
 UPDATES = 8
 BOUND = 2e-6
@@ -133,7 +135,22 @@ def test_a_mistake_in_the_processes_is_one_sentence(
 def test_a_run_is_told_to_its_processes_whole(tmp_path: Path) -> None:
     exp = tiny("rows=[{method: cps}, {method: sage_grpo, kl: {name: dual, params: {every: 1}}}]")
     for job in launch.jobs(exp, tmp_path):
-        assert read_job(write_job(job)) == job
+        assert read_job(write_job(job)) == (job, None)
+        assert read_job(write_job(job, "full")) == (job, "full")
+
+
+def test_a_process_spreads_the_weights_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (job, _) = launch.jobs(tiny("rows=[{method: cps}]", "seeds=[0]"), tmp_path)
+    found: list[Any] = []
+
+    @contextlib.contextmanager
+    def joined(copies: int, shard: str | None) -> Iterator[World]:
+        yield World(0, 2, copies, shard)
+
+    monkeypatch.setattr(worker, "joined", joined)
+    monkeypatch.setattr(worker, "execute", lambda job, report, world: found.append((job, world)))
+    assert worker.main(write_job(job, "grads")) == 0
+    assert found == [(job, World(0, 2, 1, "grads"))]
 
 
 # what is refused ----------------------------------------------------------------------------------------------
@@ -155,6 +172,9 @@ def test_a_number_of_processes_that_does_not_divide_is_refused(
         ({"processes": 0}, "--processes is 0: give at least 1"),
         ({"launcher": "kubernetes"}, "choose one of local, torchrun, slurm"),
         ({"slurm": {"mem_gb": 8}}, "set launcher: slurm"),
+        ({"shard": "full"}, "--shard is full, but each run has one process"),
+        ({"launcher": "torchrun", "nproc": 1, "shard": "grads"}, "--shard is grads, but each run has one process"),
+        ({"launcher": "torchrun", "nproc": 2, "shard": "half"}, "shard is 'half': choose one of full, grads"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(given: dict[str, Any], says: str) -> None:
@@ -164,13 +184,15 @@ def test_settings_that_contradict_each_other_are_refused(given: dict[str, Any], 
 
 def test_a_launch_file_gives_the_settings_and_the_command_line_changes_them(tmp_path: Path) -> None:
     path = tmp_path / "launch.yaml"
-    path.write_text("launcher: slurm\nnproc: 8\nslurm: {slurm_partition: gpu}\n", encoding="utf-8")
+    path.write_text("launcher: slurm\nnproc: 8\nshard: full\nslurm: {slurm_partition: gpu}\n", encoding="utf-8")
     assert launch.how(path, launcher=None, nproc=4, processes=None) == How(
-        "slurm", None, 4, {"slurm_partition": "gpu"}
+        "slurm", None, 4, {"slurm_partition": "gpu"}, "full"
     )
+    assert launch.how(path, shard="grads").spread == Spread(8, "grads")
     for text, says in {
         "launcher: slurm\nnprocs: 8\n": "unknown key 'nprocs'",
         "launcher: torchrun\nnproc: many\n": "nproc is 'many'",
+        "launcher: torchrun\nnproc: true\n": "nproc is True",
         "[]\n": "holds no mapping",
     }.items():
         path.write_text(text, encoding="utf-8")
@@ -250,7 +272,7 @@ def test_slurm_gets_one_array_with_a_job_per_run(tmp_path: Path, toy: Experiment
     assert asked["folder"] == tmp_path / "results" / "toy" / ".slurm"
     assert (asked["cluster"], asked["batch"]) == ("slurm", True)
     assert asked["parameters"] == {"name": "toy", "slurm_partition": "gpu", "timeout_min": 60}
-    assert [(job.label, nproc) for job, nproc in asked["jobs"]] == [("base", 1), ("cps-dual seed 0", 1)]
+    assert [(job.label, s.nproc) for job, s in asked["jobs"]] == [("base", 1), ("cps-dual seed 0", 1)]
     assert read_run(tmp_path / "results" / "toy" / "cps-dual" / "seed-0")[0].status == "finished"
 
 
