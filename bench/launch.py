@@ -107,9 +107,18 @@ def _identity(exp: Experiment, row: RowSpec) -> dict[str, Any]:
 def check(exp: Experiment) -> None:
     """Refuse, before anything is loaded or trained, what a run of the suite would refuse."""
     check_names(exp)
-    backbone = plugins.find("backbones", exp.backbone.name)
+    check_backbone(exp)
+
+
+def check_backbone(exp: Experiment, may_lack: bool = False) -> None:
+    """Refuse a checkpoint or settings that the backbone could not load.
+
+    `may_lack`: the checkpoint may be absent; the settings are then looked at alone.
+    """
+    backbone, name = plugins.find("backbones", exp.backbone.name), exp.backbone.checkpoint
     if isinstance(backbone, type) and issubclass(backbone, ChecksSuite):
-        backbone.check_suite(_present(exp.backbone.checkpoint), exp.budget.guidance, exp.backbone.train)
+        checkpoint = None if may_lack and not resolve(name).exists() else _present(name)
+        backbone.check_suite(checkpoint, exp.budget.guidance, exp.backbone.train)
 
 
 def check_names(exp: Experiment) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from bench import store
 from bench.base import BenchError
 from bench.config import Experiment, difference
-from bench.launch import check_names
+from bench.launch import check_backbone, check_names
 from bench.machines import Machine
 from bench.memory import memory
 from bench.processes import need_fit
@@ -100,6 +100,7 @@ def plan(
     """
     check_names(exp)
     exp.check_prompts()
+    check_backbone(exp, may_lack=True)
     found = model(exp, text)
     if where is not None:
         need_dealing(exp, found, where)
