@@ -36,10 +36,11 @@ def too_large(exp: Experiment, found: Model, where: Machine, used: Memory) -> st
 
 def mend(exp: Experiment, found: Model, where: Machine) -> str:
     """Single changes that are enough, else all changes of the suite together on enough GPUs."""
-    single = [words for words, *changed in changes(exp, found, where) if fits(*changed)]
+    single = [words for words, changed, there in changes(exp, found, where) if fits(changed, there)]
     if single:
         return ", or ".join(single)
-    changed, said = exp, []
+    changed = exp
+    said: list[str] = []
     for words, other in _settings(exp, found):
         both = _both(changed, other)
         if _peak(both, where) < _peak(changed, where):

@@ -41,15 +41,15 @@ def test_a_plan_that_is_refused_is_not_stored(capsys: pytest.CaptureFixture[str]
 
 def test_the_probes_error_is_worked_out_turn_by_turn(tmp_path: Path) -> None:
     rows = ["turn,phase,predicted,measured", "0,rollout,2.0,1.0", "0,decode,1.0,1.0", "0,update,1.0,2.0"]
-    rows += ["1,rollout,1.0,1.0", "1,decode,0.9,1.0", "1,update,3.0,2.0"]
+    rows += ["1,rollout,1.0,1.0", "1,decode,1.0,1.0", "1,update,3.0,2.0"]
     (tmp_path / "probe.csv").write_text("\n".join(rows) + "\n")
     table = plans.probe_error(tmp_path / "probe.csv")
     assert "| rollout | 1.50 s | 1.00 s | +100%, +0% |" in table
-    assert "| all | 4.45 s | 4.00 s | +0%, +22% |" in table
+    assert "| all | 4.50 s | 4.00 s | +0%, +25% |" in table
 
 
 def test_what_is_predicted_is_every_second_of_an_update() -> None:
-    """2 prompts x 2 samples, 4 steps and 2 trained ones, guidance 1, with an anchor: 16 + 8 evaluations to roll out."""
+    """2 prompts x 2 samples, 4 steps of which 2 train, guidance 1, an anchor: 16 + 8 evaluations to roll out."""
     exp = tiny("rows=[{method: cps, kl: fixed}]", "kl_probe_every=0")
     found = probe_error.predicted(exp, Price(forward=1.0, backward=10.0, decode=100.0))
     assert found == {"rollout": 16 + 8, "decode": 400, "update": 8 + 80}
