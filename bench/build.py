@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from bench.config import PATHS, Experiment, RowSpec, resolve
 from bench.conformance import check_method
 from bench.flow import sigma_schedule
 from bench.processes import ALONE, World
+from bench.progress import say
 from bench.rollout import Settings, noisy_steps, trained_steps
 
 STARTED = "digest"
@@ -59,6 +62,34 @@ def copies(exp: Experiment) -> int:
             f"backbone.train.parallel is {parallel!r}: write it as {{context: 2}}, a number of processes."
         )
     return found
+
+
+def need_devices(exp: Experiment, processes: int) -> None:
+    """Refuse more processes of one run on this machine than it has GPUs, where the backbone runs on GPUs.
+
+    More of them than cores is slow but allowed, and said.
+    """
+    import torch
+
+    gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
+    if not _on_gpus(exp, gpus):
+        if processes > cores:
+            say(f"note: {processes} processes of one run share {cores} core(s)")
+        return
+    if processes > gpus:
+        mend = f"give an --nproc of at most {gpus}" if gpus else "choose a machine that has GPUs"
+        raise BenchError(
+            f"a run has {processes} process(es) on this machine and each needs a GPU of its own, but "
+            f"torch sees {gpus or 'none'}: {mend}, or backbone.train.device=cpu."
+        )
+
+
+def _on_gpus(exp: Experiment, gpus: int) -> bool:
+    """Whether the backbone runs on GPUs: as the suite says, else where there are some."""
+    if "device" not in inspect.signature(plugins.find("backbones", exp.backbone.name)).parameters:
+        return False
+    device = exp.backbone.train.get("device")
+    return gpus > 0 if device is None else str(device).startswith("cuda")
 
 
 def rollout_settings(exp: Experiment, seed: int, world: World = ALONE) -> Settings:

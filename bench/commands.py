@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from bench import config, launch
+    from bench import config, launch, launch_file
 
     suites = config.load_all(args.suite, args.overrides)
+    given = {"launcher": args.launcher, "nproc": args.nproc, "processes": args.processes, "shard": args.shard}
+    how = launch_file.how(args.launch, **given)
     if args.dry_run:
         found = launch.all_jobs(suites, args.results)
         for exp in suites:
             print(launch.describe(exp, [job for job in found if job.exp is exp]))
         return 0
-    given = {"launcher": args.launcher, "nproc": args.nproc, "processes": args.processes, "shard": args.shard}
-    how = launch.how(args.launch, **given)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is handled like Ctrl-C
     outcome = launch.run(suites, args.results, how)
     print(

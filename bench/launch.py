@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import plugins, sharing, store
 from bench.base import BenchError
-from bench.build import STARTED, Job, copies, make_method, recorded
+from bench.build import STARTED, Job, copies, make_method, need_devices, recorded
 from bench.capabilities import ChecksSuite
-from bench.config import PATHS, Experiment, RowSpec, difference, packaged, read_mapping, resolve
+from bench.config import PATHS, Experiment, RowSpec, difference, packaged, resolve
 from bench.kl import kl_policy
 from bench.launchers import How, Outcome, do
 from bench.ledger import planned
@@ -192,19 +193,6 @@ def _hours(found: Sequence[Job], todo: int) -> str:
     return f"time: {minutes:.1f} minutes of one process per run, measured on {len(done)} finished runs"
 
 
-def how(path: Path | None, **given: Any) -> How:
-    """The launcher's settings: those of a YAML file, with what the command line gives on top."""
-    settings = {} if path is None else read_mapping(path, "launch file", "examples/launch/torchrun.yaml")
-    settings |= {key: value for key, value in given.items() if value is not None}
-    known = [field.name for field in dataclasses.fields(How)]
-    for key, value in settings.items():
-        if key not in known:
-            raise BenchError(f"launch file {path}: unknown key {key!r}; it takes {', '.join(known)}.")
-        if type(value) is not {"launcher": str, "slurm": dict, "shard": str}.get(key, int):
-            raise BenchError(f"launch file {path}: {key} is {value!r}; see examples/launch for what it takes.")
-    return How(**settings)
-
-
 def run(suites: Sequence[Experiment], results: Path, how: How = How()) -> Outcome:  # noqa: B008  (frozen)
     """Do every unfinished run of a suite, or of all variants of a study.
 
@@ -218,7 +206,9 @@ def run(suites: Sequence[Experiment], results: Path, how: How = How()) -> Outcom
                 f"use --launcher torchrun with an --nproc that is a multiple of {copies(exp)}."
             )
         need_fit(exp.budget, how.nproc // copies(exp))
-        need_room(exp, how)
+        if how.launcher != "slurm":  # its jobs look at their own machine
+            need_devices(exp, how.nproc)
+            need_room(exp, how.nproc, how.shard)
     found = all_jobs(suites, results)
     todo, outcome = unfinished(found), Outcome()
     done = [job for job in found if job not in todo]
@@ -230,8 +220,10 @@ def run(suites: Sequence[Experiment], results: Path, how: How = How()) -> Outcom
         say(f"{len(todo) - len(left)} runs are shared with other suites under {results}")
     todo = sharing.first_of_each(left)
     if todo:
-        for exp in suites:
-            need_room(exp, how, len(todo))
+        if how.launcher == "local":  # its runs share one GPU
+            together = min(how.processes or len(os.sched_getaffinity(0)), len(todo))
+            for exp in suites:
+                need_room(exp, runs=together)
         do(todo, {job.label: _cost(job) for job in todo}, how, outcome, results / suites[0].study)
         twins = [job for job in left if job not in todo]
         outcome.finished += len(twins) - len(sharing.fill(twins, results))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.base import BenchError
-from bench.build import Job
+from bench.build import Job, need_devices
 from bench.torchrun import Spread, Together
 from bench.train import execute
 
@@ -24,6 +24,7 @@ def work(job: Job, spread: Spread) -> tuple[str, str | None]:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     try:
+        need_devices(job.exp, spread.nproc)
         if spread.nproc > 1:
             return Together(spread, queue.SimpleQueue()).do(job)
         record = execute(job, lambda phase, done, total: None)

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from accelerate.commands.config import config_args
 from nano_suite import NANO, TINY, tiny
 from safetensors.torch import load_file
 
-from bench import cli, config, launch, store, worker
+from bench import cli, config, launch, slurm, store, worker
 from bench.api import BenchError
 from bench.config import Experiment
+from bench.launch_file import how
 from bench.launchers import How
 from bench.processes import World
 from bench.store import read_lines, read_run
@@ -164,6 +167,53 @@ def test_a_number_of_processes_that_does_not_divide_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("gpus", "device", "nproc", "says"),
+    [
+        (1, None, 2, "a run has 2 process(es) on this machine and each needs a GPU of its own, but torch sees 1:"),
+        (3, "cuda", 4, "but torch sees 3: give an --nproc of at most 3, or backbone.train.device=cpu."),
+        (0, "cuda", 1, "but torch sees none: choose a machine that has GPUs, or backbone.train.device=cpu."),
+        (2, None, 2, None),
+        (1, "cpu", 2, None),
+        (0, None, 2, None),
+    ],
+)
+def test_too_few_gpus_are_refused_before_anything_is_loaded(
+    gpus: int, device: str | None, nproc: int, says: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    started: list[Any] = []
+    monkeypatch.setattr(launch, "do", lambda *given: started.append(given))
+    exp = tiny("rows=[{method: cps}]", "budget.micro_batch=1", "seeds=[0]")
+    train = {key: value for key, value in exp.backbone.train.items() if key != "device"}
+    train |= {} if device is None else {"device": device}
+    exp = exp.model_copy(update={"backbone": exp.backbone.model_copy(update={"train": train})})
+    many = How("torchrun", nproc=nproc)
+    if says is None:
+        launch.run([exp], tmp_path, many)
+        assert started
+        return
+    with pytest.raises(BenchError) as refused:
+        launch.run([exp], tmp_path, many)
+    assert says in str(refused.value)
+    assert not started
+    assert not any(tmp_path.iterdir())
+    (base, _) = launch.jobs(exp, tmp_path)
+    assert slurm.work(base, many.spread) == ("error", str(refused.value))  # a Slurm job looks at its own node
+
+
+def test_more_processes_than_cores_are_allowed_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0})
+    monkeypatch.setattr(launch, "do", lambda *given: None)
+    exp = tiny("rows=[{method: cps}]", "budget.micro_batch=1", "seeds=[0]")
+    launch.run([exp], tmp_path, How("torchrun", nproc=2))
+    assert "note: 2 processes of one run share 1 core(s)" in capsys.readouterr().err
+    launch.run([exp], tmp_path, How())
+    assert "note" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("given", "says"),
     [
         ({"nproc": 2}, "use --launcher torchrun"),
@@ -185,10 +235,10 @@ def test_settings_that_contradict_each_other_are_refused(given: dict[str, Any], 
 def test_a_launch_file_gives_the_settings_and_the_command_line_changes_them(tmp_path: Path) -> None:
     path = tmp_path / "launch.yaml"
     path.write_text("launcher: slurm\nnproc: 8\nshard: full\nslurm: {slurm_partition: gpu}\n", encoding="utf-8")
-    assert launch.how(path, launcher=None, nproc=4, processes=None) == How(
+    assert how(path, launcher=None, nproc=4, processes=None) == How(
         "slurm", None, 4, {"slurm_partition": "gpu"}, "full"
     )
-    assert launch.how(path, shard="grads").spread == Spread(8, "grads")
+    assert how(path, shard="grads").spread == Spread(8, "grads")
     for text, says in {
         "launcher: slurm\nnprocs: 8\n": "unknown key 'nprocs'",
         "launcher: torchrun\nnproc: many\n": "nproc is 'many'",
@@ -197,15 +247,88 @@ def test_a_launch_file_gives_the_settings_and_the_command_line_changes_them(tmp_
     }.items():
         path.write_text(text, encoding="utf-8")
         with pytest.raises(BenchError, match=says):
-            launch.how(path)
+            how(path)
     with pytest.raises(BenchError, match=r"launch file .* cannot be read"):
-        launch.how(tmp_path / "none.yaml")
+        how(tmp_path / "none.yaml")
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "launch"
 
 
 @pytest.mark.parametrize("name", ["local", "torchrun", "slurm"])
 def test_the_examples_are_read(name: str) -> None:
-    examples = Path(__file__).parents[1] / "examples" / "launch"
-    assert launch.how(examples / f"{name}.yaml").launcher == name
+    assert how(EXAMPLES / f"{name}.yaml").launcher == name
+
+
+@pytest.mark.parametrize(("name", "shard"), [("accelerate_ddp", None), ("accelerate_fsdp2", "full")])
+def test_accelerates_own_file_is_a_launch_file(name: str, shard: str | None, tmp_path: Path) -> None:
+    path, copy = EXAMPLES / f"{name}.yaml", tmp_path / "copy.yaml"
+    assert how(path) == How("torchrun", nproc=8, shard=shard)
+    assert how(path, nproc=2) == How("torchrun", nproc=2, shard=shard)
+    config_args.load_config_from_file(str(path)).to_yaml_file(copy)
+    assert yaml.safe_load(copy.read_text()) == yaml.safe_load(path.read_text())  # the example is what it would write
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"mixed_precision": "bf16"}, "mixed_precision is 'bf16', but precision belongs to the suite"),
+        ({"num_machines": 2}, "num_machines is 2, .*use the slurm launcher with its key 'nodes'"),
+        ({"num_processes": None}, "num_processes is -1: give the number of processes"),
+        ({"num_processes": "8"}, "num_processes is '8': give the number of processes"),
+        ({"gpu_ids": "0,1"}, "gpu_ids is '0,1', .*set CUDA_VISIBLE_DEVICES"),
+        ({"enable_cpu_affinity": True}, "enable_cpu_affinity is True, but processes are not bound to cores"),
+        ({"dynamo_config": {"dynamo_backend": "INDUCTOR"}}, "dynamo_config is .*INDUCTOR.*but runs are not compiled"),
+        ({"deepspeed_config": {"zero_stage": 3}}, "deepspeed_config is .*choose FSDP with fsdp_version 2"),
+        ({"parallelism_config": {"parallelism_config_cp_size": 2}}, "parallelism_config is .*backbone.train.parallel"),
+        ({"distributed_type": "MULTI_GPU"}, "fsdp_config is .*but distributed_type is MULTI_GPU"),
+        ({"distributed_type": "MULTI_NPU"}, "distributed_type is 'MULTI_NPU', runs know NO, MULTI_GPU, MULTI_CPU and"),
+        ({"distributed_type": "FSPD"}, "accelerate cannot read it: 'FSPD' is not a valid"),
+        ({"num_procs": 8}, r"accelerate cannot read it: .*unknown keys \(\['num_procs'\]\)"),
+        ({"compute_environment": "AMAZON_SAGEMAKER"}, "accelerate cannot read it"),
+        ({"fsdp_version": 1}, r"fsdp_config\.fsdp_version is 1, but runs know version 2 only"),
+        ({"fsdp_version": None}, r"fsdp_config\.fsdp_version is 1, but runs know version 2 only"),
+        ({"fsdp_offload_params": True}, r"fsdp_config\.fsdp_offload_params is True, but weights stay on their GPU"),
+        ({"fsdp_activation_checkpointing": True}, "it belongs to the suite, backbone.train.gradient_checkpointing"),
+        ({"fsdp_auto_wrap_policy": "SIZE_BASED_WRAP"}, "weights are gathered block by block"),
+        ({"fsdp_transformer_layer_cls_to_wrap": "Block"}, "is 'Block', but the backbone knows its blocks"),
+        ({"fsdp_reshard_after_forward": "FULL_SHARD"}, "is 'FULL_SHARD': write true or false"),
+        ({"fsdp_min_num_params": 100}, r"fsdp_config\.fsdp_min_num_params is 100, but runs do not follow it"),
+    ],
+)
+def test_what_a_run_would_not_follow_of_accelerates_file_is_refused(
+    change: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BenchError, match=says) as refused:
+        how(changed(tmp_path, change))
+    assert str(refused.value).startswith(f"launch file {tmp_path}")
+    assert "\n" not in str(refused.value)
+
+
+def changed(folder: Path, change: dict[str, Any]) -> Path:
+    """The FSDP example with other values; None takes a key out."""
+    config = yaml.safe_load((EXAMPLES / "accelerate_fsdp2.yaml").read_text(encoding="utf-8"))
+    for key, value in change.items():
+        part = config["fsdp_config"] if key.startswith("fsdp_") and key != "fsdp_config" else config
+        part.pop(key, None)
+        if value is not None:
+            part[key] = value
+    path = folder / "accelerate.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "spread"),
+    [
+        ({"fsdp_reshard_after_forward": False}, Spread(8, "grads")),
+        ({"fsdp_reshard_after_forward": None}, Spread(8, "full")),
+        ({"debug": True, "main_process_port": 29501, "fsdp_state_dict_type": "FULL_STATE_DICT"}, Spread(8, "full")),
+        ({"distributed_type": "MULTI_CPU", "use_cpu": True, "num_processes": 2, "fsdp_config": None}, Spread(2, None)),
+    ],
+)
+def test_accelerates_words_for_what_a_run_can_do(change: dict[str, Any], spread: Spread, tmp_path: Path) -> None:
+    assert how(changed(tmp_path, change)).spread == spread
 
 
 # Slurm --------------------------------------------------------------------------------------------------------
@@ -265,8 +388,8 @@ def submitit(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def test_slurm_gets_one_array_with_a_job_per_run(tmp_path: Path, toy: Experiment, submitit: Any) -> None:
-    how = How("slurm", slurm={"slurm_partition": "gpu", "timeout_min": 60})
-    outcome = launch.run([toy], tmp_path / "results", how)
+    settings = {"slurm_partition": "gpu", "timeout_min": 60}
+    outcome = launch.run([toy], tmp_path / "results", How("slurm", slurm=settings))
     assert (outcome.finished, outcome.failed, outcome.errors) == (2, 0, 0)
     asked = submitit.asked
     assert asked["folder"] == tmp_path / "results" / "toy" / ".slurm"
