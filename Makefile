@@ -12,7 +12,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table ablations table figures test check departures format clean
+.PHONY: help setup reproduce-table ablations table figures plans test check departures format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,9 @@ table: setup ## the table of SUITE from the runs that exist
 
 figures: setup ## the figures of SUITE and their numbers, from the runs that exist
 	$(BIN)/bench figures $(SUITE)
+
+plans: setup ## write results/plans.md: what each suite will cost
+	$(BIN)/python -m bench.plans
 
 test: setup ## the tests that need neither a GPU nor downloaded weights
 	$(BIN)/python -m pytest -n 2

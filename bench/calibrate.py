@@ -1,8 +1,12 @@
-"""The probe of `bench plan --probe`: two rollout steps, a training step and a decode of the suite's own backbone."""
+"""The probe of `bench plan --probe`: two rollout steps, a training step and a decode of the suite's own backbone.
+
+Each is done once before it is timed: kernels are chosen and memory is taken the first time.
+"""
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +24,9 @@ from bench.rng import normal, stream
 from bench.workload import Price
 
 STEPS = 2
-"""Rollout steps that are timed, after one that warms up."""
+"""Rollout steps that are timed together."""
+REPEATS, ENOUGH = 5, 2.0
+"""Times that each of them is timed, and seconds after which it is not timed again: what is short is disturbed most."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,11 @@ class Measured:
 
 
 def probe(exp: Experiment) -> Measured:
-    """Load the backbone and time a micro-batch of the suite's first row; nothing is stored."""
+    """Load the backbone and time a micro-batch of the suite's first row; nothing is stored.
+
+    On one thread, as a run's processes do.
+    """
+    torch.set_num_threads(1)
     backbone = make_backbone(exp)
     backbone.reset(stream(0, "initial_policy"))
     latent = backbone.latent_shape
@@ -76,9 +86,11 @@ def probe(exp: Experiment) -> Measured:
     with torch.no_grad():
         cond = backbone.encode([texts[i // budget.group_size % len(texts)] for i in range(samples)])
         x = normal(0, [("probe", i) for i in range(samples)], latent)
-        _step(exp, backbone, x, cond, 0)  # warms up: kernels are chosen, memory is taken
+        _step(exp, backbone, x, cond, 0)
         rollout = _timed(device, lambda: [_step(exp, backbone, x, cond, i) for i in range(STEPS)]) / STEPS
+    _train(exp, backbone, method, x, cond)
     train = _timed(device, lambda: _train(exp, backbone, method, x, cond))
+    backbone.decode(x)
     decode = _timed(device, lambda: backbone.decode(x))
     on_gpu = device.type == "cuda"
     return Measured(
@@ -107,11 +119,18 @@ def _train(exp: Experiment, backbone: Backbone, method: Method, x: torch.Tensor,
 
 
 def _timed(device: torch.device, work: Callable[[], Any]) -> float:
-    """Wall-clock seconds; a GPU is waited for."""
+    """Median wall-clock seconds of up to `REPEATS` times, fewer where they take more than `ENOUGH` together."""
+    found: list[float] = []
+    while len(found) < REPEATS and sum(found) < ENOUGH:
+        _wait(device)
+        start = time.perf_counter()
+        work()
+        _wait(device)
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+def _wait(device: torch.device) -> None:
+    """Until a GPU has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start

@@ -22,10 +22,13 @@ class RoundsLatents(Protocol):
 
 @runtime_checkable
 class ChecksSuite(Protocol):
-    """A backbone class that refuses an unfit suite from its files' headers, before anything is loaded."""
+    """A backbone class that refuses an unfit suite from its files' headers, before anything is loaded.
+
+    Without a checkpoint it looks at the settings alone.
+    """
 
     @classmethod
-    def check_suite(cls, checkpoint: Path, guidance: float, params: Mapping[str, Any]) -> None: ...
+    def check_suite(cls, checkpoint: Path | None, guidance: float, params: Mapping[str, Any]) -> None: ...
 
 
 @runtime_checkable

@@ -160,7 +160,10 @@ def _plan_options(commands: Any, suite: Callable[[argparse.ArgumentParser], None
     plan.add_argument("--gpus", type=int, default=1, help="GPUs that share one run (default: 1)")
     plan.add_argument("--gpu-memory", type=float, default=None, metavar="GB", help="of one GPU (default: the table's)")
     plan.add_argument("--tflops", type=float, default=None, help="achieved TFLOP/s of one GPU (default: assumed)")
-    plan.add_argument("--context-parallel", type=int, default=1, metavar="N", help="GPUs that share one sample")
+    plan.add_argument(
+        "--context-parallel", type=int, default=None, metavar="N", help="GPUs that share one sample (default: suite's)"
+    )
+    plan.add_argument("--shard", choices=SHARDS, default=None, help="spread the weights over the GPUs of a run")
     plan.add_argument("--scorer-seconds", type=float, default=0.0, metavar="S", help="of all scorers, per video")
     plan.add_argument("--probe", action="store_true", help="time a few steps of the real backbone on this machine")
     plan.add_argument("--json", action="store_true", help="print JSON instead of the table")

@@ -43,7 +43,10 @@ def _plan(args: argparse.Namespace) -> int:
     from bench import config
     from bench.plan_command import plans
 
-    print(plans(config.load_all(args.suite, args.overrides), args))
+    text, refused = plans(config.load_all(args.suite, args.overrides), args)
+    print(text)
+    if refused:
+        raise BenchError(refused)
     return 0
 
 

@@ -1,7 +1,8 @@
-"""What HunyuanVideo-1.5 costs: parameters, FLOPs and memory from a transformer's config.json; plain arithmetic.
+"""What HunyuanVideo-1.5 costs: parameters and FLOPs from a transformer's config.json; plain arithmetic.
 
-A multiplication with its addition counts as 2 FLOPs, as in `torch.utils.flop_counter`. GB is 10^9 bytes. Norms,
-rotary embeddings, activations and the LoRA products themselves (1.5 % of a forward pass at rank 32) are not counted.
+A multiplication with its addition counts as 2 FLOPs, as in `torch.utils.flop_counter`. Norms, rotary
+embeddings, activations and the LoRA products themselves (1.5 % of a forward pass at rank 32) are not counted. Bytes
+are `bench.memory`'s.
 """
 
 from __future__ import annotations
@@ -24,26 +25,12 @@ GLYPH_WIDTH = 2048
 TIME_CHANNELS = 256
 """Sinusoids of the time embedding, fixed in diffusers' class."""
 
-ADAM_BYTES = 16
-"""Per trained parameter in float32: weight, gradient and AdamW's two moments."""
-BLOCK_BYTES = {2: 141_000 / 2048, 4: 184_000 / 2048}
-"""Activations of one joint block per token and per unit of width, by the bytes of the base's numbers.
-
-Measured on a CPU at width 2048 for float32 LoRA weights on a bfloat16 base without autocast: 141 kB per token. With
-everything in bfloat16 it is 92 kB, of which float32 takes twice as much.
-"""
-WORKSPACE_BYTES, WORKSPACE_FIXED = 60_000 / 2048, 0.6e9
-"""Largest buffers of a forward pass, per token and unit of width, and what the GPU's context takes."""
-
 VAE_PARAMETERS, TEXT_PARAMETERS = 1.261e9, 7.07e9 + 0.22e9
 """Released sizes: the VAE; Qwen2.5-VL and the glyph encoder."""
 VAE_FLOPS_PER_PIXEL = 829e12 / (81 * 480 * 848)
 """Decoding by the released VAE without tiles: 829 TFLOP for 81 frames of 480 x 848 (on paper)."""
 VAE_TILED = 1361 / 829
 """The same in tiles of 256 pixels, which overlap."""
-VAE_MAPS = 3
-"""Feature maps at full resolution that a decoder holds at once: a convolution's input, its padded copy, its output."""
-
 RELEASED_VAE: dict[str, Any] = {
     "latent_channels": 32,
     "block_out_channels": [128, 256, 512, 1024, 1024],
@@ -89,11 +76,15 @@ class Transformer:
         return (f // self.patch_size_t) * (h // self.patch_size) * (w // self.patch_size)
 
     @property
+    def block_parameters(self) -> int:
+        """Of one joint block, both streams."""
+        w, mlp = self.width, int(self.mlp_ratio * self.width)
+        return 2 * (4 * (w * w + w) + 2 * self.attention_head_dim + (2 * w * mlp + mlp + w) + 6 * (w * w + w))
+
+    @property
     def parameters(self) -> int:
         w, text, image = self.width, self.text_embed_dim, self.image_embed_dim
-        mlp, refined = int(self.mlp_ratio * w), REFINER_MLP_RATIO * w
-        head = self.attention_head_dim
-        stream = 4 * (w * w + w) + 2 * head + (2 * w * mlp + mlp + w) + 6 * (w * w + w)
+        refined = REFINER_MLP_RATIO * w
         refiner = 4 * (w * w + w) + (2 * w * refined + refined + w) + 4 * w + 2 * (w * w + w)
         time = TIME_CHANNELS * w + w + w * w + w
         context = time + (text * w + w) + (w * w + w) + (text * w + w) + self.num_refiner_layers * refiner
@@ -101,7 +92,7 @@ class Transformer:
         glyph += (GLYPH_WIDTH + 1) * GLYPH_WIDTH + (GLYPH_WIDTH + 1) * w
         picture = 2 * image + (image * image + image) + (image * w + w) + 2 * w
         ends = (self.in_channels * self.patch + 1) * w + 2 * (w * w + w) + (w + 1) * self.patch * self.out_channels
-        return self.num_layers * 2 * stream + context + glyph + picture + time + 3 * w + ends
+        return self.num_layers * self.block_parameters + context + glyph + picture + time + 3 * w + ends
 
     def lora_parameters(self, rank: int, targets: str) -> int:
         """Of a LoRA on both streams of all joint blocks: "attention" or "attention+ff"."""
@@ -146,42 +137,6 @@ class Transformer:
         return cost + (self.forward(latents, text) if checkpointing else 0)
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one GPU, by what holds them."""
-
-    weights: float
-    """Transformer, text encoders and VAE."""
-    trained: float
-    """Trained weights in float32 with gradients and optimizer states, and stored anchors."""
-    activations: float
-    """Of the training step: checkpoints or all blocks, and the block at work."""
-    workspace: float
-    decode: float
-    """Feature maps of the VAE's decoder, which lives when the activations do not."""
-
-    @property
-    def peak(self) -> float:
-        return self.weights + self.trained + max(self.activations + self.workspace, self.decode + WORKSPACE_FIXED)
-
-
-def activations(
-    model: Transformer, tokens: float, branches: int, checkpointing: bool, item: int, block: float
-) -> float:
-    """Bytes kept for the backward pass of `branches` forward passes over `tokens` tokens each.
-
-    `item`: bytes of a checkpointed number, of which each block keeps one per token and unit of width. `block`: bytes
-    of one joint block per token and unit of width.
-    """
-    if not checkpointing:
-        return branches * tokens * model.num_layers * model.width * block
-    return tokens * model.width * (branches * model.num_layers * item + block)
-
-
-def workspace(model: Transformer, tokens: float) -> float:
-    return tokens * model.width * WORKSPACE_BYTES + WORKSPACE_FIXED
-
-
 def decode_flops(vae: Mapping[str, Any], size: Sequence[int], tiled: bool) -> float | None:
     """FLOPs of decoding one video of `size` (frames, height, width) by the released VAE; None for any other."""
     if any(list_of(vae[key]) != list_of(value) for key, value in RELEASED_VAE.items()):
@@ -191,16 +146,6 @@ def decode_flops(vae: Mapping[str, Any], size: Sequence[int], tiled: bool) -> fl
 
 def list_of(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
-
-
-def decode_bytes(
-    vae: Mapping[str, Any], size: Sequence[int], batch: int, tile: tuple[int, int] | None = None
-) -> float:
-    """A lower bound on what a float32 decoder holds: `VAE_MAPS` maps of its last stage at full resolution."""
-    frames, height, width = size
-    if tile is not None:
-        height, width = min(height, tile[0]), min(width, tile[1])
-    return VAE_MAPS * float(vae["block_out_channels"][0]) * batch * frames * height * width * 4
 
 
 # what lies in a checkpoint folder -----------------------------------------------------------------------------

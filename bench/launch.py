@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from bench.capabilities import ChecksSuite
 from bench.config import PATHS, Experiment, RowSpec, difference, packaged, resolve
 from bench.kl import kl_policy
 from bench.launchers import How, Outcome, do
-from bench.ledger import guidance_multiplicity, planned
+from bench.ledger import planned
 from bench.processes import need_fit
 from bench.progress import say
 from bench.provenance import GOLDEN, MANIFEST, digest, package_versions, sha256_file, source_digest, verify_manifest
+from bench.room import need_room
+from bench.workload import anchor_nfe, judged_nfe
 
 
 def checkpoint_digests(exp: Experiment, known: dict[str, Any]) -> dict[str, Any]:
@@ -105,9 +108,18 @@ def _identity(exp: Experiment, row: RowSpec) -> dict[str, Any]:
 def check(exp: Experiment) -> None:
     """Refuse, before anything is loaded or trained, what a run of the suite would refuse."""
     check_names(exp)
-    backbone = plugins.find("backbones", exp.backbone.name)
+    check_backbone(exp)
+
+
+def check_backbone(exp: Experiment, may_lack: bool = False) -> None:
+    """Refuse a checkpoint or settings that the backbone could not load.
+
+    `may_lack`: the checkpoint may be absent; the settings are then looked at alone.
+    """
+    backbone, name = plugins.find("backbones", exp.backbone.name), exp.backbone.checkpoint
     if isinstance(backbone, type) and issubclass(backbone, ChecksSuite):
-        backbone.check_suite(_present(exp.backbone.checkpoint), exp.budget.guidance, exp.backbone.train)
+        checkpoint = None if may_lack and not resolve(name).exists() else _present(name)
+        backbone.check_suite(checkpoint, exp.budget.guidance, exp.backbone.train)
 
 
 def check_names(exp: Experiment) -> None:
@@ -166,23 +178,6 @@ def describe(exp: Experiment, found: Sequence[Job]) -> str:
     return "\n".join(lines)
 
 
-def judged_nfe(exp: Experiment) -> int:
-    """Function evaluations of one run's held-out evaluation."""
-    videos = len(exp.prompt_list("heldout")) * exp.evaluation.videos_per_prompt
-    return videos * exp.evaluation.steps * guidance_multiplicity(exp.budget.guidance)
-
-
-def anchor_nfe(exp: Experiment, row: RowSpec | None) -> int:
-    """Function evaluations of one run's anchor: one per trained step, none for rows without anchors."""
-    if row is None:
-        return 0
-    rules = kl_policy(row.kl_spec.name, **row.kl_spec.params).anchors().values()
-    budget = exp.budget
-    samples = budget.updates * budget.prompts * budget.group_size
-    times = guidance_multiplicity(budget.guidance)
-    return samples * budget.train_steps * times * sum(rule.network for rule in rules)
-
-
 def _hours(found: Sequence[Job], todo: int) -> str:
     """Time from the finished runs of this suite on this machine; nothing is guessed without one."""
     done = [
@@ -213,6 +208,7 @@ def run(suites: Sequence[Experiment], results: Path, how: How = How()) -> Outcom
         need_fit(exp.budget, how.nproc // copies(exp))
         if how.launcher != "slurm":  # its jobs look at their own machine
             need_devices(exp, how.nproc)
+            need_room(exp, how.nproc, how.shard)
     found = all_jobs(suites, results)
     todo, outcome = unfinished(found), Outcome()
     done = [job for job in found if job not in todo]
@@ -224,6 +220,10 @@ def run(suites: Sequence[Experiment], results: Path, how: How = How()) -> Outcom
         say(f"{len(todo) - len(left)} runs are shared with other suites under {results}")
     todo = sharing.first_of_each(left)
     if todo:
+        if how.launcher == "local":  # its runs share one GPU
+            together = min(how.processes or len(os.sched_getaffinity(0)), len(todo))
+            for exp in suites:
+                need_room(exp, runs=together)
         do(todo, {job.label: _cost(job) for job in todo}, how, outcome, results / suites[0].study)
         twins = [job for job in left if job not in todo]
         outcome.finished += len(twins) - len(sharing.fill(twins, results))

@@ -86,16 +86,20 @@ def _memory(plan: Mapping[str, Any]) -> list[str]:
     lines = [] if plan["scale"] == "nano" else [f"{videos}{host['videos'] / 1e9:.1f} GB (twice while they are joined)"]
     if used is None:
         return lines
-    gb = {name: value / 1e9 for name, value in used.items()}
+    gb = {name: value / 1e9 for name, value in used.items() if name != "phases"}
+    wrong = " (does not fit)" if plan["refused"] else ""
     tiles = plan["model"]["vae_tiling"]
     tiled = "whole" if tiles is None else f"in tiles of {tiles[0]} x {tiles[1]}"
+    kept = f"weights {gb['weights']:.1f} + trained, gradients, optimizer, anchors {gb['trained']:.1f}"
+    gathered = f", {gb['gathered_training']:.1f} gathered" if gb["gathered_training"] else ""
+    phases = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in used["phases"].items())
     first = (
-        f"memory per GPU: about {gb['peak']:.0f} of {plan['machine']['memory_gb']:g} GB = "
-        f"weights {gb['weights']:.1f} + trained, gradients, optimizer, anchors {gb['trained']:.1f} + the larger of "
-        f"training "
-        f"({gb['activations']:.1f} activations, {gb['workspace']:.1f} workspace) and decoding {tiled} "
-        f"(at least {gb['decode']:.1f}); scorers not counted"
+        f"memory per GPU: about {gb['peak']:.0f} of {plan['machine']['memory_gb']:g} GB{wrong} = {kept} "
+        f"+ the largest of {phases}; training: {gb['activations']:.1f} activations, {gb['workspace']:.1f} workspace, "
+        f"{gb['gradients']:.1f} copies of the gradient{gathered}; decoding {tiled}: at least; scorers not counted"
     )
+    if host["anchors"]:
+        lines[0] += f", anchors' copies {host['anchors'] / 1e9:.1f} GB"
     return [first, *lines]
 
 
@@ -109,11 +113,27 @@ def _notes(plan: Mapping[str, Any]) -> list[str]:
     scorers = f"{seconds:g} s per video" if seconds else "not counted (--scorer-seconds)"
     notes = [f"scorers' time: {scorers}; loading and encoding prompts: not counted"]
     if machine is not None and machine["gpus"] > 1:
-        groups = machine["gpus"] // machine["context"]
-        context = f" backbone.train.parallel='{{context: {machine['context']}}}'" if machine["context"] > 1 else ""
-        notes.append(
-            f"{machine['gpus']} GPUs: {groups} data-parallel groups share each round's samples and the held-out "
-            f"videos evenly, {machine['context']} GPU(s) share one sample's tokens; no loss of pace is assumed. "
-            f"Run as `bench run SUITE{context} --launcher torchrun --nproc {machine['gpus']}` on one node"
-        )
+        notes.append(_sharing(machine))
     return notes
+
+
+def _sharing(machine: Mapping[str, Any]) -> str:
+    """How several GPUs share a run, and the command that has them do it."""
+    gpus, nodes, context, shard = (machine[key] for key in ("gpus", "nodes", "context", "shard"))
+    spread = {
+        None: "every GPU holds all weights",
+        "full": f"weights, gradients and optimizer states are spread over all {gpus}, and gathered block by block",
+        "grads": f"gradients and optimizer states are spread over all {gpus}, and the gathered weights stay",
+    }[shard]
+    degree = f" backbone.train.parallel='{{context: {context}}}'" if context > 1 else ""
+    if nodes == 1:
+        option = f" --shard {shard}" if shard else ""
+        command = f"`bench run SUITE{degree} --launcher torchrun --nproc {gpus}{option}`"
+    else:
+        keys = f"launcher: slurm, nodes: {nodes}, nproc: {gpus // nodes}" + (f", shard: {shard}" if shard else "")
+        command = f"`bench run SUITE{degree} --launch FILE` with {{{keys}}} in the launch file"
+    return (
+        f"{gpus} GPUs: {gpus // context} data-parallel groups; each takes {machine['samples']} of an update's samples "
+        f"and at most {machine['evaluation_videos']} of the held-out videos; "
+        f"{context} GPU(s) share one sample's tokens; {spread}; no loss of pace is assumed. Run as {command}"
+    )

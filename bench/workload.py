@@ -11,7 +11,6 @@ from bench import cost, plugins
 from bench.base import BenchError
 from bench.config import Experiment, RowSpec, resolve
 from bench.kl import kl_policy
-from bench.launch import anchor_nfe, judged_nfe
 from bench.ledger import TRAIN_COST, guidance_multiplicity, planned
 
 BACKBONE = "hunyuanvideo15"
@@ -104,6 +103,26 @@ def flops(found: Model) -> Price:
     )
 
 
+def heldout_videos(exp: Experiment) -> int:
+    return len(exp.prompt_list("heldout")) * exp.evaluation.videos_per_prompt
+
+
+def judged_nfe(exp: Experiment) -> int:
+    """Function evaluations of one run's held-out evaluation."""
+    return heldout_videos(exp) * exp.evaluation.steps * guidance_multiplicity(exp.budget.guidance)
+
+
+def anchor_nfe(exp: Experiment, row: RowSpec | None) -> int:
+    """Function evaluations of one run's anchor: one per trained step, none for rows without anchors."""
+    if row is None:
+        return 0
+    rules = kl_policy(row.kl_spec.name, **row.kl_spec.params).anchors().values()
+    budget = exp.budget
+    samples = budget.updates * budget.prompts * budget.group_size
+    times = guidance_multiplicity(budget.guidance)
+    return samples * budget.train_steps * times * sum(rule.network for rule in rules)
+
+
 def counts(exp: Experiment, row: RowSpec | None) -> dict[str, int]:
     """Function evaluations of one run by phase, guidance counted; `trained` and `probed` count backward passes too.
 
@@ -122,7 +141,7 @@ def counts(exp: Experiment, row: RowSpec | None) -> dict[str, int]:
         "backward": backward,
         "probed": backward * rounds // (exp.budget.updates * exp.budget.minibatches) if held else 0,
         "decodes": spent["decodes"],
-        "evaluation_videos": len(exp.prompt_list("heldout")) * exp.evaluation.videos_per_prompt,
+        "evaluation_videos": heldout_videos(exp),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from bench.calibrate import Measured
 from bench.config import Experiment
 from bench.ledger import planned
 from bench.machines import machine
+from bench.processes import World
 from bench.provenance import ROOT
+from bench.rollout import held, micro_batches
 
 PAPER = ROOT / "bench" / "configs" / "hunyuanvideo15_480p.yaml"
 SINGLE = PAPER.with_name("hunyuanvideo15_single_gpu.yaml")
@@ -105,27 +108,6 @@ def test_lora_parameters_are_those_of_the_backbone(targets: str, rank: int) -> N
     backbone = HunyuanVideo15(nano_suite.CHECKPOINT, lora_rank=rank, lora_targets=targets, device="cpu")  # type: ignore[arg-type]
     counted = sum(p.numel() for p in backbone.parameters())
     assert cost.Transformer.of(backbone.transformer.config).lora_parameters(rank, targets) == counted
-
-
-MEMORY = {"480x848x21": (2.1, 1.0, 23), "480x848x81": (7.4, 3.5, 32), "480x848x121": (10.9, 5.1, 38)} | {
-    "720x1280x121": (24.7, 11.6, 62)
-}
-"""GB of checkpoints, of one block, and in total, LoRA rank 32; that table assumes 104 kB per token and block (the
-backbone here, without autocast, takes 141), one branch, and neither text encoders nor a VAE in memory."""
-
-
-@pytest.mark.parametrize("video", MEMORY)
-def test_memory_is_that_of_the_paper_arithmetic(video: str) -> None:
-    tokens, (checkpoints, block, total) = TOKENS[video], MEMORY[video]
-    each = 104_000 / 2048
-    kept = cost.activations(RELEASED, tokens, 1, True, 2, each)
-    assert kept / 1e9 == pytest.approx(checkpoints + block, abs=0.15)
-    trained = RELEASED.lora_parameters(32, "attention+ff") * cost.ADAM_BYTES
-    used = cost.Memory(RELEASED.parameters * 2, trained, kept, cost.workspace(RELEASED, tokens), 0.0)
-    assert used.peak / 1e9 == pytest.approx(total, abs=1)
-    assert cost.activations(RELEASED, tokens, 1, False, 2, 92_000 / 2048) / 1e9 == pytest.approx(
-        tokens * 4.968e-3, rel=1e-3
-    )
 
 
 def test_vae_decoding() -> None:
@@ -219,13 +201,52 @@ def hours(*overrides: str, scorers: float = 0.0, **words: Any) -> float:
     return total
 
 
-def test_gpus_share_samples_and_the_fullest_one_decides() -> None:
+def test_gpus_share_samples_as_processes_do() -> None:
     one = hours(tflops=100)
     assert hours(tflops=200) == pytest.approx(one / 2)
     assert hours(tflops=100, gpus=16) == pytest.approx(one / 16)
-    assert hours(tflops=100, gpus=9) == hours(tflops=100, gpus=9, gpu="h200") < one
-    assert plan.share(16, 9) == 2 / 16
-    assert plan.share(16, 32) == 1 / 16, "a GPU without a sample does not help"
+    assert hours(tflops=100, gpus=4) == hours(tflops=100, gpus=4, gpu="h200")
+    with pytest.raises(BenchError, match=r"9 GPUs: 9 processes cannot share the 16 micro-batches .* that divide 16"):
+        hours(tflops=100, gpus=9)
+
+
+@pytest.mark.parametrize(("number", "batch", "groups"), [(64, 1, 64), (36, 4, 2), (10, 4, 3), (10, 4, 2), (5, 8, 2)])
+def test_the_fullest_group_is_that_of_the_world(number: int, batch: int, groups: int) -> None:
+    dealt = [World(rank, groups).mine(micro_batches(number, batch)) for rank in range(groups)]
+    assert plan.fullest(number, batch, groups) == max(sum(part.stop - part.start for part in parts) for parts in dealt)
+
+
+def test_the_plan_deals_what_a_process_holds() -> None:
+    exp = config.load(SINGLE, ["budget.micro_batch=2", "backbone.train.size=[21, 480, 832]"])
+    found = plan.dealt(exp, machine(gpus=4, context=2))
+    assert found["samples"] == len(held(exp.budget, World(0, 4, copies=2))) == 8
+    assert found["evaluation_videos"] == 32
+
+
+def test_context_parallelism_is_the_suites_and_splits_no_decoding(capsys: pytest.CaptureFixture[str]) -> None:
+    wide = ["backbone.train.size=[21, 480, 832]", "backbone.train.parallel={context: 2}"]
+    assert cli.main(["plan", str(SINGLE), *wide, "--gpus", "4", "--json"]) == 0
+    (made,) = json.loads(capsys.readouterr().out)
+    assert (made["machine"]["context"], made["machine"]["samples"]) == (2, 8)
+    exp = config.load(SINGLE, wide)
+    alone, two = (plan.plan(exp, ROOT, machine(tflops=100, gpus=n, context=n)) for n in (1, 2))
+    gained = alone["rows"][1]["hours_per_run"] - two["rows"][1]["hours_per_run"]
+    flops = alone["rows"][1]["flops"]
+    evaluated = alone["rows"][1]["nfe_evaluation"] * alone["flops"]["forward"]
+    spread = flops["rollout"] + flops["anchor"] + flops["train"] + flops["kl_probe"] + evaluated
+    assert gained == pytest.approx(spread / 2 / 100e12 / 3600)
+
+
+def test_64_gpus_take_a_sample_each_and_48_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", str(PAPER), "variant=setting_b", "--gpus", "64"]) == 0
+    page = capsys.readouterr().out
+    assert "64 data-parallel groups; each takes 1 of an update's samples and at most 1 of the held-out videos" in page
+    assert "`bench run SUITE --launch FILE` with {launcher: slurm, nodes: 8, nproc: 8} in the launch file" in page
+    assert cli.main(["plan", str(PAPER), "variant=setting_b", "--gpus", "48"]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert "48 processes cannot share the 64 micro-batches of an optimizer step evenly" in err
+    assert "use N processes that divide 64" in err
 
 
 def test_scorers_are_counted_when_given() -> None:
@@ -251,19 +272,15 @@ def test_a_day_on_one_gpu_buys_what_the_suite_says() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--gpu-memory", "40"), "a GPU needs about .* GB and h100 x 1 has 40 GB each: use more GPUs"),
-        (("backbone.train.gradient_checkpointing=false",), "set backbone.train.gradient_checkpointing=true"),
-        (("backbone.train.vae_tiling=null",), r"decode in tiles \(backbone.train.vae_tiling\)"),
-        (("budget.micro_batch=8",), "lower budget.micro_batch"),
         (("--gpus", "4", "--context-parallel", "4"), "--context-parallel 4 does not divide 33390 latent tokens"),
         (("--gpus", "32", "--context-parallel", "32", "backbone.train.size=[81, 512, 832]"), "16 attention heads"),
         (("--gpus", "6", "--context-parallel", "4"), "a degree that divides the number of GPUs"),
         (("--gpus", "0"), "give at least 1 of each"),
+        (("--shard", "full"), "--shard full spreads one run's weights over several GPUs: give --gpus 2 or more"),
         (("--gpu", "abacus"), "--gpu abacus is not in the table"),
         (("--tflops", "-1"), "--tflops is -1.0: give a finite number above 0"),
         (("--scorer-seconds", "nan"), "--scorer-seconds is nan"),
         (("backbone.train.size=[80, 480, 848]",), r"size \[80, 480, 848\]: frames must be 4 n \+ 1"),
-        (("backbone.train.lora_rank=0", "--gpus", "1"), "use more GPUs"),
         (
             ("backbone={name: 'bench.backbones.gaussian:GaussianData', checkpoint: none}",),
             "the cost of backbone 'bench.+' is not known",
@@ -273,28 +290,11 @@ def test_a_day_on_one_gpu_buys_what_the_suite_says() -> None:
 def test_what_cannot_run_is_one_sentence_with_exit_code_2(
     words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import re
-
     assert cli.main(["plan", str(PAPER), "variant=setting_b", *words]) == 2
     out, err = capsys.readouterr()
     assert not out
     assert err.count("\n") == 1
     assert re.search(message, err), err
-
-
-def test_more_gpus_hold_what_one_does_not() -> None:
-    """Full fine-tuning: 133 GB of weights, gradients and Adam states, dealt out over the GPUs."""
-    exp = config.load(PAPER, ["variant=setting_b", "backbone.train.lora_rank=0"])
-    found = plan.model(exp)
-    used = [plan.memory(exp, found, machine(gpus=n))[0].trained for n in (1, 8)]
-    assert used[0] == pytest.approx(133e9, rel=0.01) == pytest.approx(8 * used[1], rel=0.01)
-
-
-def test_context_parallelism_splits_activations() -> None:
-    exp = config.load(PAPER, ["variant=setting_b", "backbone.train.size=[81, 480, 832]"])
-    found = plan.model(exp)
-    alone, split = (plan.memory(exp, found, machine(gpus=n, context=n))[0].activations for n in (1, 8))
-    assert alone == pytest.approx(8 * split)
 
 
 # output -------------------------------------------------------------------------------------------------------

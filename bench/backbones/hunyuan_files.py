@@ -54,27 +54,28 @@ def check_folder(folder: Path, dtype: str) -> None:
             "under backbone.checkpoint."
         )
     index = folder / "model_index.json"
-    kind = _read_json(folder, index).get("_class_name", PIPELINE) if index.is_file() else PIPELINE
+    kind = read_json(folder, index).get("_class_name", PIPELINE) if index.is_file() else PIPELINE
     if kind != PIPELINE:
         raise BenchError(
             f"checkpoint {folder} is a {kind}, and only the text-to-video {PIPELINE} is supported: give a t2v folder."
         )
     for part, (key, expected) in CLASSES.items():
-        found = _read_json(folder, folder / part / "config.json").get(key)
+        found = read_json(folder, folder / part / "config.json").get(key)
         if found not in expected:
             raise BenchError(
                 f"checkpoint {folder}/{part}/config.json has {key} {found!r}, expected {expected[0]!r}: "
                 "give a diffusers pipeline folder of HunyuanVideo-1.5 under backbone.checkpoint."
             )
         _check_weights(folder, part)
-    if _read_json(folder, folder / "transformer" / "config.json").get("use_meanflow"):
+    if read_json(folder, folder / "transformer" / "config.json").get("use_meanflow"):
         raise BenchError(
             f"checkpoint {folder} is step-distilled (use_meanflow), which has another velocity: "
             "give a folder that is not step-distilled."
         )
 
 
-def _read_json(folder: Path, path: Path) -> dict[str, Any]:
+def read_json(folder: Path, path: Path) -> dict[str, Any]:
+    """The mapping in a file of the checkpoint's folder."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as cause:
@@ -94,7 +95,7 @@ def _check_weights(folder: Path, part: str) -> None:
         _header(folder, single)
         return
     wanted: dict[str, set[str]] = {}
-    for key, shard in _read_json(folder, index).get("weight_map", {}).items():
+    for key, shard in read_json(folder, index).get("weight_map", {}).items():
         wanted.setdefault(shard, set()).add(key)
     if not wanted:
         raise _damaged(folder, f"{index.relative_to(folder)} lists no weights")
@@ -134,7 +135,7 @@ def _header(folder: Path, path: Path) -> dict[str, Any]:
 def is_distilled(folder: Path) -> bool:
     """Whether the folder's guider says scale 1: a model distilled to need no guidance. Folders without one are not."""
     path = folder / "guider" / "guider_config.json"
-    return path.is_file() and _read_json(folder, path).get("guidance_scale") == 1
+    return path.is_file() and read_json(folder, path).get("guidance_scale") == 1
 
 
 def refuse_guidance(folder: Path, guidance: float) -> None:

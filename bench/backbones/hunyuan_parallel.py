@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bench.api import BenchError
+from bench.backbones.hunyuan_checks import degree, need_even
 from bench.backbones.hunyuan_forward import UnmaskedJointAttention
 
 Pair = tuple[Tensor, Tensor]
@@ -25,10 +26,10 @@ TOKENS, HEADS = 1, 2
 
 def share_context(transformer: Any, parallel: Mapping[str, int], latent_shape: tuple[int, int, int, int]) -> None:
     """Install context parallelism of degree `parallel["context"]`; neighbours in rank share a sample."""
-    n = _degree(parallel)
+    n = degree(parallel)
     if n == 1:
         return
-    _need_even(transformer, n, latent_shape)
+    need_even(transformer.config, n, latent_shape)
     if not dist.is_initialized() or dist.get_world_size() % n:
         size = dist.get_world_size() if dist.is_initialized() else 1
         raise BenchError(
@@ -56,25 +57,6 @@ def share_context(transformer: Any, parallel: Mapping[str, int], latent_shape: t
     transformer.proj_out.register_forward_hook(put_together)
     for block in transformer.transformer_blocks:
         block.attn.set_processor(SharedJointAttention(group))
-
-
-def _degree(parallel: Mapping[str, int]) -> int:
-    odd = sorted(parallel.keys() - {"context"})
-    if odd:
-        raise BenchError(f"backbone.train.parallel has no key {odd[0]!r}: it takes context, a number of processes.")
-    n = parallel.get("context", 1)
-    if not isinstance(n, int) or n < 1:
-        raise BenchError(f"backbone.train.parallel.context is {n!r}: give a whole number of at least 1.")
-    return n
-
-
-def _need_even(transformer: Any, n: int, latent_shape: tuple[int, int, int, int]) -> None:
-    config = transformer.config
-    _, f, h, w = latent_shape
-    tokens = (f // config.patch_size_t) * (h // config.patch_size) * (w // config.patch_size)
-    for count, what in ((tokens, "latent tokens"), (config.num_attention_heads, "attention heads")):
-        if count % n:
-            raise BenchError(f"backbone.train.parallel.context is {n}, which does not divide the {count} {what}.")
 
 
 class SharedJointAttention(UnmaskedJointAttention):

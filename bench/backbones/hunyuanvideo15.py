@@ -6,6 +6,7 @@ latents, and holds the policy and its anchors (`hunyuan_policy`).
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.api import BenchError, Conditioning
+from bench.api import Conditioning
+from bench.backbones import hunyuan_checks as checks
 from bench.backbones import hunyuan_files as files
 from bench.backbones import hunyuan_shards as shards
 from bench.backbones.hunyuan_forward import velocity
@@ -25,7 +27,6 @@ from bench.backbones.hunyuan_policy import FullPolicy, LoRAPolicy, Policy
 from bench.backbones.hunyuan_prompts import EMPTY, PromptStates
 from bench.backbones.hunyuan_text import TextEncoders
 
-CONVENTIONS = ("tencent", "diffusers")
 Tiles = tuple[int, int, int, int]
 
 
@@ -72,8 +73,9 @@ class HunyuanVideo15:
         shard: shards.Shard | None = None,
     ):
         self.folder = Path(checkpoint)
-        files.check_folder(self.folder, dtype)
-        _check_choices(lora_rank, convention, anchors_on, text_encoders)
+        given = {"size": size, "lora_rank": lora_rank, "lora_targets": lora_targets, "vae_tiling": vae_tiling}
+        given |= {"convention": convention, "anchors_on": anchors_on, "text_encoders": text_encoders}
+        _check(self.folder, {**given, "dtype": dtype, "parallel": parallel})
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.transformer = files.load_transformer(self.folder, self.dtype, self.device)
@@ -81,7 +83,7 @@ class HunyuanVideo15:
         cache = None if text_cache is None else Path(text_cache)
         self.prompts = PromptStates(self._load_text, text_encoders == "resident", cache, self._text_key)
         self.fps, self.decode_batch, self.convention = float(fps), decode_batch, convention
-        self.latent_shape = self._latent_shape(tuple(size))
+        self.latent_shape = checks.latent_shape(tuple(size), self.vae.config)
         share_context(self.transformer, parallel or {}, self.latent_shape)
         self.tiling = None if vae_tiling is None else self._tile(tuple(vae_tiling))
         if gradient_checkpointing:
@@ -96,10 +98,15 @@ class HunyuanVideo15:
             self.policy = FullPolicy(self.transformer, torch.device("cpu") if anchors_on == "cpu" else self.device)
 
     @classmethod
-    def check_suite(cls, checkpoint: Path, guidance: float, params: Mapping[str, Any]) -> None:
-        """Refuse what would fail after minutes of loading: the folder, and guidance on a distilled model."""
-        files.check_folder(checkpoint, params.get("dtype", "float32"))
-        files.refuse_guidance(checkpoint, guidance)
+    def check_suite(cls, checkpoint: Path | None, guidance: float, params: Mapping[str, Any]) -> None:
+        """Refuse what would fail after minutes of loading: options, the folder, guidance on a distilled model.
+
+        `checkpoint`: None where the folder is not there yet; only the options are looked at.
+        """
+        defaults = {p.name: p.default for p in inspect.signature(cls).parameters.values()}
+        _check(checkpoint, {**defaults, **params})
+        if checkpoint is not None:
+            files.refuse_guidance(checkpoint, guidance)
 
     def _load_text(self) -> TextEncoders:
         return files.load_text(self.folder, self.dtype, self.device)
@@ -112,28 +119,9 @@ class HunyuanVideo15:
         """The text encoders; loaded for this call where they are not resident."""
         return self.prompts.encoders
 
-    def _latent_shape(self, size: tuple[int, ...]) -> tuple[int, int, int, int]:
-        frames, height, width = size
-        time, space = self.vae.temporal_compression_ratio, self.vae.spatial_compression_ratio
-        if (frames - 1) % time or height % space or width % space:
-            raise BenchError(
-                f"size {list(size)}: frames must be {time} n + 1, height and width multiples of {space}; "
-                "set backbone.train or size accordingly."
-            )
-        return (self.vae.config.latent_channels, (frames - 1) // time + 1, height // space, width // space)
-
     def _tile(self, tiles: tuple[int, ...]) -> tuple[int, ...]:
-        """Switch tiling on; diffusers does not derive the latent sizes from the pixel sizes.
-
-        Its tiles overlap by a quarter, cut off to whole latents: where that is no whole number, the picture grows.
-        """
-        space = self.vae.spatial_compression_ratio
-        whole = len(tiles) == 4 and min(tiles) > 0 and tiles[2] % 4 == tiles[3] % 4 == 0
-        if not whole or tiles[:2] != (space * tiles[2], space * tiles[3]):
-            raise BenchError(
-                f"backbone.train.vae_tiling is {list(tiles)}: give four sizes, tile height and width in pixels and "
-                f"then in latents, the pixel sizes {space} times the latent ones and those multiples of 4."
-            )
+        """Switch tiling on."""
+        checks.check_tiles(tiles, self.vae.spatial_compression_ratio)
         self.vae.enable_tiling(*tiles)
         return tiles
 
@@ -228,16 +216,9 @@ class HunyuanVideo15:
         return {"weights_sha256": digest, "settings": json.dumps(settings, sort_keys=True)}
 
 
-def _check_choices(rank: int, convention: str | None, anchors_on: str, text_encoders: str) -> None:
-    """Options of a few values; a misspelt one would otherwise count as the other."""
-    choices: list[tuple[str, str | None, tuple[str | None, ...]]] = [
-        ("convention", convention, (None, *CONVENTIONS)),
-        ("anchors_on", anchors_on, ("cpu", "model")),
-        ("text_encoders", text_encoders, ("resident", "released")),
-    ]
-    for name, value, allowed in choices:
-        if value not in allowed:
-            known = ", ".join("null" if choice is None else choice for choice in allowed)
-            raise BenchError(f"backbone.train.{name} is {value!r}: choose one of {known}.")
-    if rank < 0:
-        raise BenchError(f"backbone.train.lora_rank is {rank}: give a rank of at least 1, or 0 to train all weights.")
+def _check(folder: Path | None, options: Mapping[str, Any]) -> None:
+    """Everything that can be known before loading."""
+    checks.check_options(options)
+    if folder is not None:
+        files.check_folder(folder, options["dtype"])
+        checks.check_sizes(folder, options)
