@@ -40,14 +40,19 @@ class Job:
         return f"{self.exp.variant}: {run}" if self.exp.variant else run
 
 
-def make_backbone(exp: Experiment, world: World = ALONE) -> Backbone:
-    """The suite's backbone; its weights are spread over the processes where the launch says so."""
-    name, params = exp.backbone.name, exp.backbone.train
-    if "shard" in params:
+def refuse_shard(exp: Experiment) -> None:
+    """A suite does not say how weights are spread over processes."""
+    if "shard" in exp.backbone.train:
         raise BenchError(
             "backbone.train.shard belongs to the launch, as no result depends on it: "
             "take it out of the YAML and use --shard."
         )
+
+
+def make_backbone(exp: Experiment, world: World = ALONE) -> Backbone:
+    """The suite's backbone; its weights are spread over the processes where the launch says so."""
+    name, params = exp.backbone.name, exp.backbone.train
+    refuse_shard(exp)
     spread: dict[str, Any] = {}
     if world.shard is not None:
         spread["shard"] = world.shard

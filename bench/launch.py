@@ -116,6 +116,7 @@ def check_backbone(exp: Experiment, may_lack: bool = False) -> None:
 
     `may_lack`: the checkpoint may be absent; the settings are then looked at alone.
     """
+    refuse_shard(exp)
     backbone, name = plugins.find("backbones", exp.backbone.name), exp.backbone.checkpoint
     if isinstance(backbone, type) and issubclass(backbone, ChecksSuite):
         checkpoint = None if may_lack and not resolve(name).exists() else _present(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from full_size import released
 from nano_suite import tiny
 from torch import Tensor
 
+from bench import launch
 from bench.api import BenchError
 from bench.build import make_backbone
+from bench.config import Experiment
 from bench.processes import ALONE, World
 
 BOUND = 5e-7
@@ -117,9 +120,10 @@ def test_texts_of_different_lengths_keep_processes_in_step(folder: Path, both: l
 
 
 # what is refused ----------------------------------------------------------------------------------------------
-def test_a_suite_does_not_say_how_weights_are_spread() -> None:
+@pytest.mark.parametrize("act", [make_backbone, launch.check])
+def test_a_suite_does_not_say_how_weights_are_spread(act: Callable[[Experiment], Any]) -> None:
     with pytest.raises(BenchError, match=r"backbone.train.shard belongs to the launch"):
-        make_backbone(tiny("backbone.train.shard=full"))
+        act(tiny("backbone.train.shard=full"))
 
 
 def test_a_backbone_that_cannot_is_not_loaded(tmp_path: Path) -> None:
