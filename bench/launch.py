@@ -10,7 +10,7 @@ from typing import Any
 
 from bench import plugins, sharing, store
 from bench.base import BenchError
-from bench.build import STARTED, Job, copies, make_method, need_devices, recorded
+from bench.build import STARTED, Job, copies, make_method, need_devices, recorded, refuse_shard
 from bench.capabilities import ChecksSuite
 from bench.config import PATHS, Experiment, RowSpec, difference, packaged, resolve
 from bench.kl import kl_policy
