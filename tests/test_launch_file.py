@@ -38,10 +38,11 @@ def test_a_launch_file_gives_the_settings_and_the_command_line_changes_them(tmp_
 EXAMPLES = Path(__file__).parents[1] / "examples" / "launch"
 
 
-@pytest.mark.parametrize("name", ["local", "torchrun", "slurm"])
+@pytest.mark.parametrize("name", ["local", "torchrun", "slurm", "slurm_nodes"])
 def test_the_examples_are_read(name: str) -> None:
     found = how(EXAMPLES / f"{name}.yaml")
     assert found.launcher == name.partition("_")[0]
+    assert found.nodes == (2 if name == "slurm_nodes" else 1)
 
 
 @pytest.mark.parametrize(("name", "shard"), [("accelerate_ddp", None), ("accelerate_fsdp2", "full")])
