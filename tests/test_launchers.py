@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import queue
+import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +16,13 @@ from nano_suite import NANO, TINY, tiny
 from safetensors.torch import load_file
 from toy_suite import LABEL, alone, do_one, found_by_processes, in_two, scored_by, toy_suite, trained
 
-from bench import cli, launch, slurm, store, worker
+from bench import cli, launch, slurm, store, torchrun, worker
 from bench.api import BenchError
 from bench.config import Experiment
 from bench.launchers import How
-from bench.processes import ALONE, World
+from bench.processes import ALONE, LostError, World
 from bench.store import read_lines, read_run
-from bench.torchrun import RUN_FILE, read_job, write_job
+from bench.torchrun import KILLED, RUN_FILE, read_job, write_job
 
 BOUND = 2e-6
 """Relative difference of a number after some updates of one and of two processes: tests/test_processes.py has why."""
@@ -108,10 +111,38 @@ def test_a_divergence_is_a_failed_run_of_all_processes(tmp_path: Path) -> None:
 def test_a_mistake_in_the_processes_is_one_sentence(
     tmp_path: Path, toy: Experiment, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    outcome = do_one(trained(scored_by(toy, "toy:Brightness", "light"), tmp_path), TWO)
+    outcome = do_one(trained(scored_by(toy, "toy:Brightness", "light"), tmp_path), How("torchrun"))
     assert outcome.errors == 1
     said = capfd.readouterr().err
     assert "error: reward toy:Brightness.light: the evaluator gives brightness; mend 'reward:'" in said
+
+
+@pytest.mark.parametrize(
+    ("program", "kind", "says"),
+    [
+        ("say('lost', 'the others'); say('error', 'mend it'); say('error', 'again')", BenchError, "^mend it$"),
+        ("say('lost', 'the others'); say('bug', 'line 1')", RuntimeError, "line 1"),
+        ("say('lost', 'the others')", LostError, "^the others$"),
+        (
+            "say('lost', 'the others'); note('Signal 9 (SIGKILL) received by PID 7')",
+            BenchError,
+            f"^{re.escape(KILLED)}",
+        ),
+        ("import os; os.kill(os.getpid(), 9)", BenchError, f"^{re.escape(KILLED)}"),
+        ("note('address in use')", RuntimeError, "exit code 3 and did not say why:\naddress in use"),
+    ],
+)
+def test_why_a_run_stopped(
+    program: str, kind: type[Exception], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "import json, sys\ndef say(kind, text): print(kind, json.dumps(text), flush=True)\n"
+    words += f"def note(text): print(text, file=sys.stderr)\n{program}\nsys.exit(3)"
+    monkeypatch.setattr(torchrun, "command", lambda spread, node, path: [sys.executable, "-c", words])
+    (base, _) = launch.jobs(tiny("rows=[{method: cps}]", "seeds=[0]"), tmp_path)
+    with pytest.raises(kind, match=says) as stopped:
+        torchrun.Together(torchrun.Spread(nproc=2), queue.SimpleQueue()).do(base)
+    assert isinstance(stopped.value, LostError) == (kind is LostError)
+    assert not (base.folder / RUN_FILE).exists()
 
 
 def test_a_run_is_told_to_its_processes_whole(tmp_path: Path) -> None:
