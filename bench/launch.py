@@ -201,12 +201,13 @@ def run(suites: Sequence[Experiment], results: Path, how: How = How()) -> Outcom
     """
     for exp in suites:
         check(exp)
-        if how.nproc % copies(exp):
+        size = how.spread.size
+        if size % copies(exp):
             raise BenchError(
-                f"backbone.train.parallel.context is {copies(exp)}, but a run has {how.nproc} process(es): "
+                f"backbone.train.parallel.context is {copies(exp)}, but a run has {size} process(es): "
                 f"use --launcher torchrun with an --nproc that is a multiple of {copies(exp)}."
             )
-        need_fit(exp.budget, how.nproc // copies(exp))
+        need_fit(exp.budget, size // copies(exp))
         if how.launcher != "slurm":  # its jobs look at their own machine
             need_devices(exp, how.nproc)
             need_room(exp, how.nproc, how.shard)

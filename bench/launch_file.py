@@ -13,7 +13,7 @@ from bench.launchers import How
 
 TYPES: Mapping[str, type] = {"launcher": str, "slurm": dict, "shard": str}
 """What a setting of our own is; all others are whole numbers."""
-UNSET = (None, False, "no", "NO", "", {}, [])
+UNSET: tuple[object, ...] = (None, False, "no", "NO", "", {}, [])
 """How accelerate says that something is not wanted."""
 PLAIN = ("NO", "MULTI_GPU", "MULTI_CPU")
 """accelerate's names for processes that each hold all weights."""

@@ -44,11 +44,13 @@ class How:
     processes: int | None = None
     """Runs at a time, for the local launcher; by default one per core."""
     nproc: int = 1
-    """Processes of one run."""
+    """Processes of one run, on each of its nodes."""
     slurm: dict[str, Any] = field(default_factory=dict)
     """submitit's parameters of the Slurm job, such as slurm_partition and timeout_min."""
     shard: Shard | None = None
     """How the model's weights are spread over the processes of one run; None: each holds them all."""
+    nodes: int = 1
+    """Machines that share one run."""
 
     def __post_init__(self) -> None:
         if self.launcher not in LAUNCHERS:
@@ -69,13 +71,26 @@ class How:
             )
         if self.shard is not None:
             self._check_shard(self.shard)
+        self._check_nodes()
         if self.launcher != "slurm" and self.slurm:
             raise BenchError(f"slurm settings are given, but the launcher is {self.launcher}: set launcher: slurm.")
+
+    def _check_nodes(self) -> None:
+        if self.nodes < 1:
+            raise BenchError(f"nodes is {self.nodes}: give at least 1.")
+        if self.nodes > 1 and (self.launcher != "slurm" or self.slurm.get("cluster") == "debug"):
+            raise BenchError(
+                f"nodes is {self.nodes}, but several nodes for one run need jobs of Slurm: set launcher: slurm in the "
+                "launch file, and no cluster: debug."
+            )
+        for key in ("nodes", "tasks_per_node", "slurm_nodes", "slurm_tasks_per_node", "slurm_ntasks_per_node"):
+            if key in self.slurm:
+                raise BenchError(f"slurm.{key} is the launcher's own: write nodes and nproc beside 'slurm:' instead.")
 
     def _check_shard(self, shard: str) -> None:
         if shard not in SHARDS:
             raise BenchError(f"shard is {shard!r}: choose one of {', '.join(SHARDS)}.")
-        if self.nproc == 1:
+        if self.spread.size == 1:
             raise BenchError(
                 f"--shard is {shard}, but each run has one process: use --launcher torchrun with an --nproc above 1."
             )
@@ -83,7 +98,7 @@ class How:
     @property
     def spread(self) -> Spread:
         """How one run is spread over processes."""
-        return Spread(self.nproc, self.shard)
+        return Spread(self.nproc, self.shard, self.nodes)
 
 
 @dataclass

@@ -1,36 +1,73 @@
-"""One Slurm job per run, as one array, through submitit (the optional extra `slurm`)."""
+"""One Slurm job per run, as one array, through submitit (the optional extra `slurm`).
+
+A job may have several nodes: then each node has one task, which starts that node's processes of the run.
+"""
 
 from __future__ import annotations
 
 import os
 import queue
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.base import BenchError
 from bench.build import Job, need_devices
-from bench.torchrun import Spread, Together
+from bench.processes import LostError
+from bench.torchrun import Node, Spread, Together
 from bench.train import execute
 
 FOLDER = ".slurm"
 """Folder below a suite's records that holds submitit's own files and the jobs' logs."""
 
 
+PORTS = range(20000, 32000)
+"""Where the nodes of a run meet: below the ports that Linux gives to outgoing connections."""
+
+
 def work(job: Job, spread: Spread) -> tuple[str, str | None]:
-    """One run, on the node that Slurm gave it: ("error", what to mend) where it stopped."""
+    """One run, on the node that Slurm gave it: ("error", what to mend) where it stopped.
+
+    One of several nodes says "done", and "lost" where another one is to blame; the first node has the run's status.
+    """
     import torch
 
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     try:
         need_devices(job.exp, spread.nproc)
-        if spread.nproc > 1:
-            return Together(spread, queue.SimpleQueue()).do(job)
+        if spread.size > 1:
+            return Together(spread, queue.SimpleQueue(), _node(spread.nodes)).do(job)
         record = execute(job, lambda phase, done, total: None)
+    except LostError as error:
+        return "lost", str(error)
     except BenchError as error:
         return "error", str(error)
     return record.status, record.error
+
+
+def _node(nodes: int) -> Node:
+    """Which node of the job this task is, and where they meet: on the first, at a port of this job."""
+    if nodes == 1:
+        return Node()
+    here = _submitit().JobEnvironment()
+    if here.num_tasks != nodes:
+        raise BenchError(
+            f"the job has {here.num_tasks} task(s), but its run has {nodes} nodes: one task belongs on each node, "
+            "so take out what sets the number of tasks under 'slurm:' in the launch file."
+        )
+    number = int("".join(re.findall(r"\d+", here.job_id)))
+    return Node(here.global_rank, here.hostnames[0], PORTS[number % len(PORTS)])
+
+
+def _agreed(ends: Sequence[tuple[str, str | None]]) -> tuple[str, str | None]:
+    """How a run ended, from how each of its nodes did: a mistake comes before the loss that follows from it."""
+    for kind in ("error", "lost"):
+        for status, text in ends:
+            if status == kind:
+                raise BenchError(str(text))
+    return ends[0]
 
 
 class Array:
@@ -40,6 +77,10 @@ class Array:
         """`settings` are submitit's; "cluster: local" or "debug" does the jobs here. `folder`: the suite's records."""
         submitit = _submitit()
         given = {"cluster": "slurm", "name": folder.name, **settings}
+        if spread.nodes > 1 and given["cluster"] == "local":  # a task stands for a node
+            given |= {"tasks_per_node": spread.nodes}
+        elif spread.nodes > 1:
+            given |= {"nodes": spread.nodes, "tasks_per_node": 1}
         try:
             executor = submitit.AutoExecutor(folder=folder / FOLDER, cluster=given.pop("cluster"))
             executor.update_parameters(**given)
@@ -55,7 +96,7 @@ class Array:
         """Status of one run, once its job has ended; the second entry says what was wrong."""
         submitit, handle = _submitit(), self.handles[job.folder]
         try:
-            status, error = handle.result()
+            ends = handle.results()
         except submitit.core.utils.FailedJobError:  # a bug: its traceback is shown
             raise
         except submitit.core.utils.UncompletedJobError as cause:
@@ -63,9 +104,7 @@ class Array:
                 f"Slurm job {handle.job_id} ended without a result (state {handle.state}; its log is "
                 f"{handle.paths.stderr}): call again and the run goes on from its last checkpoint."
             ) from cause
-        if status == "error":
-            raise BenchError(error)
-        return status, error
+        return _agreed(ends)
 
     def stop(self) -> None:
         """Cancel every job that has not ended."""

@@ -1,4 +1,4 @@
-"""One run over several processes of this machine, started and watched by `torch.distributed.run`."""
+"""One run over several processes of one machine or of several, started and watched by `torch.distributed.run`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from bench import store
 from bench.base import BenchError
 from bench.build import Job
 from bench.config import Experiment
-from bench.processes import Shard
+from bench.processes import LostError, Shard
 
 RUN_FILE = "job.json"
 """File of a run's folder that tells the processes what to do; it goes when they end."""
 KILLED = "a process was killed (out of memory?); call again and the rest goes on"
+LAST_WORDS = 4000
+"""Characters that are shown of what the processes wrote to stderr."""
 STOP_AFTER = 15.0
 """Seconds that the processes get to end after a stop."""
 
@@ -31,12 +33,30 @@ class Spread:
     """How one run is spread over processes; none of its numbers depends on it but by the order of sums."""
 
     nproc: int = 1
+    """Processes on each node."""
     shard: Shard | None = None
     """How the model's weights are spread over the processes; None: each holds them all."""
+    nodes: int = 1
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        return self.nproc * self.nodes
 
 
-def write_job(job: Job, shard: Shard | None = None) -> Path:
-    """Everything about a run that its processes need, as JSON in its folder."""
+@dataclass(frozen=True)
+class Node:
+    """One of the machines that do a run together; processes are numbered node by node."""
+
+    rank: int = 0
+    host: str = "localhost"
+    """Of the first node, where all meet."""
+    port: int = 0
+    """Any free one where there is one node."""
+
+
+def write_job(job: Job, shard: Shard | None = None, node: int = 0) -> Path:
+    """Everything about a run that its processes need, as JSON in its folder; each node has a file of its own."""
     text = {
         "shard": shard,
         "exp": job.exp.model_dump(mode="json"),
@@ -46,8 +66,9 @@ def write_job(job: Job, shard: Shard | None = None) -> Path:
         "digest": job.digest,
     }
     job.folder.mkdir(parents=True, exist_ok=True)
-    store.write_text(job.folder / RUN_FILE, json.dumps(text))
-    return job.folder / RUN_FILE
+    path = job.folder / (RUN_FILE if node == 0 else f"{node}-{RUN_FILE}")
+    store.write_text(path, json.dumps(text))
+    return path
 
 
 def read_job(path: Path) -> tuple[Job, Shard | None]:
@@ -58,10 +79,12 @@ def read_job(path: Path) -> tuple[Job, Shard | None]:
     return Job(exp, row, given["seed"], Path(given["folder"]), given["digest"]), given["shard"]
 
 
-def command(nproc: int, run_file: Path) -> list[str]:
-    """The agent starts the processes, and ends the others within seconds when one of them ends."""
-    agent = ["--nnodes=1", f"--nproc-per-node={nproc}", "--max-restarts=0", "--local-addr=localhost"]
-    meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+def command(spread: Spread, node: Node, run_file: Path) -> list[str]:
+    """The agent of a node starts its processes, and ends the others within seconds when one of them ends."""
+    agent = [f"--nnodes={spread.nodes}", f"--nproc-per-node={spread.nproc}", "--max-restarts=0"]
+    meeting = ["--local-addr=localhost", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    if spread.nodes > 1:
+        meeting = [f"--node-rank={node.rank}", f"--master-addr={node.host}", f"--master-port={node.port}"]
     return [sys.executable, "-m", "torch.distributed.run", *agent, *meeting, "-m", "bench.worker", str(run_file)]
 
 
@@ -84,19 +107,22 @@ class Together:
     spread: Spread
     messages: Any
     """Queue that takes (label, phase, done, total)."""
+    node: Node = Node()
     running: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def do(self, job: Job) -> tuple[str, str | None]:
-        """Status of one run; the second entry says what was wrong."""
-        path = write_job(job, self.spread.shard)
+        """Status of one run; the second entry says what was wrong. The first node alone looks at the record."""
+        path = write_job(job, self.spread.shard, self.node.rank)
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise:
-            with self._started(command(self.spread.nproc, path), noise) as process:
+            with self._started(command(self.spread, self.node, path), noise) as process:
                 said = self._listen(process, job)
                 code = process.wait()
             path.unlink(missing_ok=True)
             if code:
                 noise.seek(0)
-                raise _why(said, noise.read())
+                raise _why(said, code, noise.read())
+        if self.node.rank:
+            return "done", None
         record = store.read_record(job.folder)
         return record.status, record.error
 
@@ -139,12 +165,14 @@ class Together:
                 process.kill()
 
 
-def _why(said: Said, noise: str) -> Exception:
+def _why(said: Said, code: int, noise: str) -> Exception:
     """Why a run stopped: a mistake before a bug, a bug before what follows from either."""
     if said.error is not None:
         return BenchError(said.error)
     if said.bug is not None:
         return RuntimeError(f"one of the processes stopped:\n{said.bug}")
-    if "Signal 9" in noise or "exitcode: -" in noise or said.lost is None:
+    if code < 0 or "Signal 9" in noise or "exitcode: -" in noise:
         return BenchError(KILLED)
-    return BenchError(said.lost)
+    if said.lost is not None:
+        return LostError(said.lost)
+    return RuntimeError(f"the processes ended with exit code {code} and did not say why:\n{noise[-LAST_WORDS:]}")
