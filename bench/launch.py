@@ -210,7 +210,7 @@ def run(suites: Sequence[Experiment], results: Path, how: How = How()) -> Outcom
         need_fit(exp.budget, size // copies(exp))
         if how.launcher != "slurm":  # its jobs look at their own machine
             need_devices(exp, how.nproc)
-            need_room(exp, how.nproc, how.shard)
+            need_room(exp, size, how.shard)
     found = all_jobs(suites, results)
     todo, outcome = unfinished(found), Outcome()
     done = [job for job in found if job not in todo]

@@ -15,6 +15,7 @@ from typing import Any
 from bench.base import BenchError
 from bench.build import Job, need_devices
 from bench.processes import LostError
+from bench.room import need_room
 from bench.torchrun import Node, Spread, Together
 from bench.train import execute
 
@@ -37,6 +38,7 @@ def work(job: Job, spread: Spread) -> tuple[str, str | None]:
     torch.set_num_threads(1)
     try:
         need_devices(job.exp, spread.nproc)
+        need_room(job.exp, spread.size, spread.shard)
         if spread.size > 1:
             return Together(spread, queue.SimpleQueue(), _node(spread.nodes)).do(job)
         record = execute(job, lambda phase, done, total: None)

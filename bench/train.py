@@ -293,7 +293,7 @@ def _record(
         ledger={} if trainer is None else trainer.ledger.totals(),
         seconds={**({} if trainer is None else trainer.ledger.seconds), **seconds},
         peak_memory_mb=max(world.everyone(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)) * 1024 / 1e6,
-        provenance=provenance(processes=world.size),
+        provenance=provenance(processes=world.size, shard=world.shard),
         updates_done=0 if trainer is None else trainer.updates_done,
         gates=gates if trainer is None or trainer.audit is None else {**gates, "ratio_audit": trainer.audit},
         extra={
