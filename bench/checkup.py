@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bench import backbone_lint, golden, lint, plugins
 from bench.api import BenchError, Evaluator
+from bench.conformance import Finding
 from bench.evaluator_lint import CHECKS, HOOKS, broken, modules
 from bench.experiment import NANO, packaged, resolve
 from bench.lint import MAKING, Line, locate
@@ -56,20 +57,33 @@ def parameters(name: str, given: Mapping[str, Any], nano: bool) -> dict[str, Any
     return params
 
 
-def lint_evaluator(name: str, params: Mapping[str, Any]) -> tuple[list[Line], Evaluator | None]:
-    """The lines of the checks that failed, and the evaluator; a wrong parameter or checkpoint raises `BenchError`."""
-    cls: Any = plugins.find("evaluators", name)
+def _made(group: str, name: str, params: Mapping[str, Any]) -> tuple[Any, list[Line]]:
+    """The plug-in, or None and the line that says why; a wrong parameter or checkpoint raises `BenchError`."""
+    cls: Any = plugins.find(group, name)
     try:
-        e = plugins.evaluator(name, **params)
+        return getattr(plugins, group.removesuffix("s"))(name, **params), []
     except BenchError:
         raise
     except Exception as error:
-        return [Line(locate(cls), MAKING, f"{type(error).__name__}: {' '.join(str(error).split())}")], None
-    lines = []
-    for finding in broken(e):
-        where = locate(type(e), HOOKS.get(finding.check, "score"))
-        lines.append(Line(where, finding.check.replace(" ", "-"), " ".join(finding.found.split())))
-    return lines, e
+        return None, [Line(locate(cls), MAKING, f"{type(error).__name__}: {' '.join(str(error).split())}")]
+
+
+def _lines(made: Any, findings: Iterable[Finding], hooks: Mapping[str, str | None], hook: str) -> list[Line]:
+    """A line for each broken promise, with the place of the hook (by default `hook`) that should keep it."""
+    return [
+        Line(
+            locate(type(made), hooks.get(finding.check, hook)),
+            finding.check.replace(" ", "-"),
+            " ".join(finding.found.split()),
+        )
+        for finding in findings
+    ]
+
+
+def lint_evaluator(name: str, params: Mapping[str, Any]) -> tuple[list[Line], Evaluator | None]:
+    """The lines of the checks that failed, and the evaluator; a wrong parameter or checkpoint raises `BenchError`."""
+    e, lines = _made("evaluators", name, params)
+    return (lines, None) if e is None else (_lines(e, broken(e), HOOKS, "score"), e)
 
 
 def _one(name: str, params: Mapping[str, Any], write: bool) -> tuple[list[str], bool]:
@@ -99,21 +113,13 @@ def _one(name: str, params: Mapping[str, Any], write: bool) -> tuple[list[str], 
 
 def _backbone(name: str, params: Mapping[str, Any]) -> tuple[list[str], bool]:
     """Report of one backbone, and whether it failed."""
-    cls: Any = plugins.find("backbones", name)
-    try:
-        made = plugins.backbone(name, **params)
-    except BenchError:
-        raise
-    except Exception as error:
-        line = Line(locate(cls), MAKING, f"{type(error).__name__}: {' '.join(str(error).split())}")
-        return [str(line), f"{name}: cannot be checked further before that is mended"], True
-    lines = []
-    for finding in backbone_lint.broken(made):
-        where = locate(type(made), backbone_lint.HOOKS.get(finding.check, "velocity"))
-        lines.append(str(Line(where, finding.check.replace(" ", "-"), " ".join(finding.found.split()))))
+    made, lines = _made("backbones", name, params)
+    if made is None:
+        return [*map(str, lines), f"{name}: cannot be checked further before that is mended"], True
+    lines = _lines(made, backbone_lint.broken(made), backbone_lint.HOOKS, "velocity")
     checks = backbone_lint.CHECKS
     if lines:
-        return [*lines, f"{name}: {len(lines)} of {len(checks)} checks failed"], True
+        return [*map(str, lines), f"{name}: {len(lines)} of {len(checks)} checks failed"], True
     return [f"{name}: {len(checks)} checks passed ({', '.join(checks)})"], False
 
 
