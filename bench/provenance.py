@@ -82,13 +82,14 @@ def sha256_file(path: Path | str) -> str:
 def source_digest(root: Path = ROOT, folders: Sequence[str] = SOURCE_FOLDERS) -> str:
     """16 hexadecimal digits over the path and the content of every *.py below the three packages.
 
-    `bench/report` is left out: it reads finished records, so an edit there changes no run.
+    `bench/report` and `bench/speed` are left out: they read finished records or time calls, so an edit there changes
+    no run.
     """
     files = sorted(
         path
         for folder in folders
         for path in (root / folder).rglob("*.py")
-        if "report" not in path.relative_to(root).parts
+        if not {"report", "speed"} & set(path.relative_to(root).parts)
     )
     return digest([[path.relative_to(root).as_posix(), sha256_file(path)] for path in files])
 
