@@ -10,6 +10,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from bench.optimizers import Optimizer, make_optimizer
 from bench.provenance import ROOT
 from bench.rng import normal, stream
 from bench.rollout import Settings, sample
-from bench.speed.clock import held_gb, medians, peak_gb, spread, timed
+from bench.speed.clock import fastest, held_gb, peak_gb, processor, timed
 from bench.speed.random_model import SMALL, RandomVideo15, shake
 from bench.speed.stock import scaled
 from bench.speed.straightforward import Straightforward
@@ -163,7 +164,7 @@ def harness(work: Work) -> Callable[[], dict[str, float]]:
             lambda: found.append(sample(work.backbone, work.method, work.cond, work.settings, 0, anchors, ledger)),
         )
         second = timed(device, lambda: updater(found[0], work.rewards, work.policy.init_state(), 0))
-        return {"rollout": first, "update": second, "total": first + second}
+        return {"rollout": first, "update": second}
 
     return once
 
@@ -209,8 +210,11 @@ def compared(case: Case, device: torch.device, repeats: int, memory: bool = True
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in loops}
     for _ in range(repeats):
         for name, loop in loops.items():
-            seconds[name].append(loop())
-    typical = {name: medians(found) for name, found in seconds.items()}
+            cpu = time.process_time()
+            halves = loop()
+            cpu = time.process_time() - cpu
+            seconds[name].append({**halves, "total": sum(halves.values()), "cpu": cpu})
+    best = {name: fastest(found) for name, found in seconds.items()}
     budget = work.settings.budget
     return {
         "case": case.label,
@@ -221,11 +225,10 @@ def compared(case: Case, device: torch.device, repeats: int, memory: bool = True
         "guidance": budget.guidance,
         "latent_tokens": math.prod(work.backbone.latent_shape[1:]),
         "gradient_difference": gap,
-        "seconds": {name: spread([each["total"] for each in found]) for name, found in seconds.items()},
-        "halves": typical,
-        "time_ratio": {
-            half: typical["straightforward"][half] / typical["harness"][half] for half in typical["harness"]
-        },
+        "fastest": best,
+        "time_ratio": best["straightforward"]["total"] / best["harness"]["total"],
+        "cpu_ratio": processor(seconds["straightforward"]) / processor(seconds["harness"]),
+        "seconds": seconds,
         **({"memory": peaks(case, device)} if memory else {}),
     }
 

@@ -27,7 +27,7 @@ from bench.provenance import ROOT
 from bench.rng import normal
 from bench.rollout import micro_batches
 from bench.rounds import round_prompts
-from bench.speed.clock import medians, spread
+from bench.speed.clock import fastest, processor
 from bench.speed.contrast import still
 from bench.train import CHECKPOINT_EVERY, Trainer
 
@@ -63,6 +63,7 @@ class Bare:
         """Seconds by phase for a round on these prompts."""
         budget = self.exp.budget
         seconds: dict[str, float] = {}
+        spent = [0.0]
         texts = [prompt for prompt in prompts for _ in range(budget.group_size)]
         cond = self.backbone.encode(texts)
         x = normal(0, [("speed", "bare", i) for i in range(len(texts))], self.backbone.latent_shape)
@@ -70,9 +71,10 @@ class Bare:
         batches = [(x[part], Conditioning(cond.text[part], cond.glyph[part])) for part in parts]
 
         def phase(name: str, work: Callable[[], Any]) -> Any:
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             found = work()
             seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+            spent[0] += time.process_time() - cpu
             return found
 
         phase("rollout", lambda: self._forwards(batches, range(budget.steps)))
@@ -86,7 +88,7 @@ class Bare:
         phase("update", lambda: self._backwards(batches, [weights[part] for part in parts]))
         for parameter in self.backbone.parameters():
             parameter.grad = None
-        return {**seconds, "other": 0.0, "total": sum(seconds.values())}
+        return {**seconds, "other": 0.0, "total": sum(seconds.values()), "cpu": spent[0]}
 
     @torch.no_grad()
     def _forwards(self, batches: Sequence[tuple[torch.Tensor, Conditioning]], steps: Sequence[int]) -> None:
@@ -123,18 +125,18 @@ class Alternation:
         self.harness: list[dict[str, float]] = []
         self.replayed: list[dict[str, float]] = []
         self.before: dict[str, float] = {}
-        self.start = 0.0
+        self.start, self.cpu = 0.0, 0.0
 
     def __call__(self, phase: str, done: int, total: int) -> None:
-        end = time.perf_counter()
+        end, cpu = time.perf_counter(), time.process_time() - self.cpu
         spent, seed = dict(self.trainer.ledger.seconds), self.trainer.job.seed
         if done:
             parts = {name: spent.get(name, 0.0) - self.before.get(name, 0.0) for name in PHASES}
             whole = end - self.start
-            self.harness.append({**parts, "other": whole - sum(parts.values()), "total": whole})
+            self.harness.append({**parts, "other": whole - sum(parts.values()), "total": whole, "cpu": cpu})
             assert seed is not None
             self.replayed.append(self.bare(round_prompts(self.trainer.exp, self.prompts, seed, done - 1)))
-        self.before, self.start = spent, time.perf_counter()
+        self.before, self.start, self.cpu = spent, time.perf_counter(), time.process_time()
 
 
 def of_row(
@@ -152,7 +154,7 @@ def of_row(
 def summary(
     exp: Experiment, trainer: Trainer, harness: Sequence[dict[str, float]], bare: Sequence[dict[str, float]]
 ) -> dict[str, Any]:
-    """Medians over the ordinary updates, and what probes and checkpoints add to the average update.
+    """Seconds of the ordinary updates, fastest by phase, and what probes and checkpoints add to the average update.
 
     The first update is left out. A KL probe is a backward pass of its own, which no bare call stands for.
     """
@@ -161,24 +163,22 @@ def summary(
     probes = [i for i in counted if held and i % exp.probe_every == exp.probe_every - 1]
     saves = [i for i in counted if (i + 1) % CHECKPOINT_EVERY == 0 or i + 1 == len(harness)]
     ordinary = [i for i in counted if i not in probes and i not in saves]
-    typical, floor = (medians([found[i] for i in ordinary]) for found in (harness, bare))
-    probe = median(harness[i]["update"] for i in probes) - typical["update"] if probes else 0.0
-    save = median(harness[i]["other"] for i in saves) - typical["other"] if saves else 0.0
+    ours, theirs = ([found[i] for i in ordinary] for found in (harness, bare))
+    best, floor = fastest(ours), fastest(theirs)
+    probe = min(harness[i]["update"] for i in probes) - best["update"] if probes else 0.0
+    save = min(harness[i]["other"] for i in saves) - best["other"] if saves else 0.0
     extra = (probe / exp.probe_every if probes else 0.0) + save / CHECKPOINT_EVERY
     return {
         "updates": len(counted),
         "ordinary_updates": len(ordinary),
-        "phases": {name: {"harness": typical[name], "bare": floor[name]} for name in typical},
-        "ratio": typical["total"] / floor["total"],
-        "ratio_of_fastest": min(harness[i]["total"] for i in ordinary) / min(bare[i]["total"] for i in ordinary),
-        "ratios": spread([harness[i]["total"] / bare[i]["total"] for i in ordinary]),
+        "phases": {name: {"harness": best[name], "bare": floor[name]} for name in best},
+        "ratio": best["total"] / floor["total"],
         "probe_seconds": probe,
         "checkpoint_seconds": save,
-        "ratio_all": (typical["total"] + extra) / floor["total"],
-        "seconds": {
-            "harness": spread([each["total"] for each in harness[1:]]),
-            "bare": spread([each["total"] for each in bare[1:]]),
-        },
+        "ratio_all": (best["total"] + extra) / floor["total"],
+        "ratio_of_medians": median(each["total"] for each in ours) / median(each["total"] for each in theirs),
+        "ratio_of_cpu": processor(ours) / processor(theirs),
+        "seconds": {"harness": list(harness[1:]), "bare": list(bare[1:])},
     }
 
 

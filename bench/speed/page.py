@@ -27,14 +27,16 @@ open, and so is the one for the memory of an update (below 45 GB).
 HEAD = """# Speed
 
 Written by `make bench-speed` from [performance.json](performance.json), which holds every repeat; do not edit.
-Seconds are wall time and, unless said otherwise, medians of repeats. What is compared is measured in alternation,
-since other work on a machine moves all of it.
+What is compared is measured in alternation, since other work on a machine moves all of it; each section says which
+of its repeats count. Seconds are wall time unless said otherwise.
 """
 OVERHEAD = """One update of the nano suite ({prompts} prompts x {group_size} samples, {steps} steps, {train_steps} of
 them trained) by the trainer itself, against its bare calls replayed in a loop of their own on the same prompts and
 shapes: velocities, decoding, scorers, backward passes, optimizer step. Each update is followed by its bare calls,
-{updates} times per row. The last column spreads the KL probe (a backward pass of its own, {probe:.2f} s every third
-update) and the checkpoint ({checkpoint:.2f} s every fifth) over all updates and counts both as overhead.
+{updates} times per row. Seconds are the fastest of each phase, added up. "All counted" spreads the KL probe (a
+backward pass of its own, at most {probe:.2f} s, every third update) and the checkpoint (at most {checkpoint:.2f} s,
+every fifth) over all updates and counts both as overhead. For comparison: the ratios of median processor time and of
+median wall time, the latter with whatever else ran on the machine.
 """
 LOOPS = """One rollout and one update on the same samples, noise and rewards. The straightforward loop is written in
 the style of the released trainers: one sample at a time, the reference model as a second copy, diffusers' attention
@@ -42,16 +44,17 @@ with its mask, text padded in the proportion in which its pipeline pads at 480x8
 make a small model look worse than a big one is). Decoding and scoring are the same in both and are left out. Both
 loops end in the same gradient: they differ by at most {worst:.1e} of its norm (above {bound:g} nothing is timed).
 """
-LOOPS_NOTE = """Ratios are straightforward over harness. Memory is the peak of a fresh process above its imported
-libraries: micro-batches of 64 buy time with memory, those of 1 are what the full-size suites use. `nano` is the nano
-suite's own model and budget; `wide` is a random model of width 256 with 2 layers on latents of 8 x 16 x 16, where
-attention weighs more. The reference runs in the harness's rollout and in the other loop's update, so only whole
-rounds compare.
+LOOPS_NOTE = """Ratios are straightforward over harness: of the fastest repeats (of rollout and update by themselves,
+added up) and of median processor time. Memory is the peak of a fresh process above its imported libraries:
+micro-batches of 64 buy time with memory, those of 1 are what the full-size suites use. `nano` is the nano suite's
+own model and budget; `wide` is a random model of width 256 with 2 layers on latents of 8 x 16 x 16, where attention
+weighs more. The reference runs in the harness's rollout and in the other loop's update, so only whole rounds
+compare.
 """
 GPU = """Transformer of {parameters:,} parameters, random bfloat16 weights, one sample, no guidance. Ceiling:
 {ceiling:.1f} TFLOP/s, the best square bfloat16 matrix product. `rollout` is a forward pass of the harness, `train` a
 trained step (forward and backward, LoRA, gradient checkpointing), `stock` diffusers' own forward pass (its mask, its
-padded text). FLOPs count latents and valid text tokens only, in all three.
+padded text). FLOPs count latents and valid text tokens only, in all three. Seconds are medians.
 """
 GPU_ROUND = """A SAGE-GRPO round by the harness: one prompt, two samples that pass the model one at a time (a group
 of one has no advantage), two trained steps, LoRA, its moving anchor, AdamW's states in place; the transformer alone
@@ -124,9 +127,9 @@ def overhead(result: Mapping[str, Any]) -> list[str]:
             f"{row['phases']['total']['harness']:.3f}",
             f"{row['phases']['total']['bare']:.3f}",
             f"{row['ratio']:.3f}",
-            f"{row['ratio_of_fastest']:.3f}",
-            f"{row['ratios']['min']:.2f} to {row['ratios']['max']:.2f}",
             f"{row['ratio_all']:.3f}",
+            f"{row['ratio_of_cpu']:.3f}",
+            f"{row['ratio_of_medians']:.3f}",
         ]
         for row in rows
     ]
@@ -136,7 +139,7 @@ def overhead(result: Mapping[str, Any]) -> list[str]:
     ]
     worst = max(max(row["ratio"], row["ratio_all"]) for row in rows)
     probe, checkpoint = (max(row[f"{name}_seconds"] for row in rows) for name in ("probe", "checkpoint"))
-    head = ["row", "harness, s", "bare calls, s", "ratio", "of the fastest", "single updates", "all counted"]
+    head = ["row", "harness, s", "bare calls, s", "ratio", "all counted", "processor time", "medians"]
     return [
         OVERHEAD.format(**result["work"], updates=rows[0]["updates"], probe=probe, checkpoint=checkpoint),
         table(head, ratios),
@@ -148,10 +151,10 @@ def overhead(result: Mapping[str, Any]) -> list[str]:
 
 def loops(result: Mapping[str, Any]) -> list[str]:
     """The harness's update loop against the straightforward one."""
-    head = ["work", "samples x steps (trained)", "latent tokens", "harness, s", "straightforward, s", "time ratio"]
+    head = ["work", "samples x steps (trained)", "latent tokens", "harness, s", "straightforward, s"]
     rows = []
     for case in result["cases"]:
-        seconds, memory = case["seconds"], case.get("memory")
+        memory = case.get("memory")
         held = ["-", "-"]
         if memory is not None:
             held = [f"{memory['gb']['harness']:.2f} / {memory['gb']['straightforward']:.2f}", f"{memory['ratio']:.2f}"]
@@ -160,15 +163,16 @@ def loops(result: Mapping[str, Any]) -> list[str]:
                 case["case"],
                 f"{case['samples']} x {case['steps']} ({case['train_steps']})",
                 f"{case['latent_tokens']}",
-                *(f"{seconds[name]['median']:.2f}" for name in ("harness", "straightforward")),
-                f"{case['time_ratio']['total']:.2f}",
+                *(f"{case['fastest'][name]['total']:.2f}" for name in ("harness", "straightforward")),
+                f"{case['time_ratio']:.2f}",
+                f"{case['cpu_ratio']:.2f}",
                 *held,
             ]
         )
     worst = max(case["gradient_difference"] for case in result["cases"])
     return [
         LOOPS.format(worst=worst, bound=result["bound"]),
-        table([*head, "memory, GB", "memory ratio"], rows),
+        table([*head, "time ratio", "processor time", "memory, GB", "memory ratio"], rows),
         LOOPS_NOTE,
     ]
 

@@ -74,7 +74,7 @@ class Straightforward:
         with stock_attention(self.backbone.transformer):
             rollout = timed(device, lambda: found.extend(self.rollout(cond)))
             update = timed(device, lambda: self.update(found, cond, rewards))
-        return {"rollout": rollout, "update": update, "total": rollout + update}
+        return {"rollout": rollout, "update": update}
 
     def _velocity(self, model: Any, x: Tensor, i: int, cond: Conditioning) -> Tensor:
         """Velocity of one sample, guidance included."""
