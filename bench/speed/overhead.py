@@ -27,7 +27,7 @@ from bench.provenance import ROOT
 from bench.rng import normal
 from bench.rollout import micro_batches
 from bench.rounds import round_prompts
-from bench.speed.clock import fastest, processor
+from bench.speed.clock import fastest
 from bench.speed.contrast import still
 from bench.train import CHECKPOINT_EVERY, Trainer
 
@@ -177,7 +177,7 @@ def summary(
         "checkpoint_seconds": save,
         "ratio_all": (best["total"] + extra) / floor["total"],
         "ratio_of_medians": median(each["total"] for each in ours) / median(each["total"] for each in theirs),
-        "ratio_of_cpu": processor(ours) / processor(theirs),
+        "ratio_of_cpu": sum(each["cpu"] for each in harness[1:]) / sum(each["cpu"] for each in bare[1:]),
         "seconds": {"harness": list(harness[1:]), "bare": list(bare[1:])},
     }
 

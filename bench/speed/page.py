@@ -6,6 +6,7 @@ A section that was not measured this time stays as it was stored, with its own h
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,11 @@ of its repeats count. Seconds are wall time unless said otherwise.
 OVERHEAD = """One update of the nano suite ({prompts} prompts x {group_size} samples, {steps} steps, {train_steps} of
 them trained) by the trainer itself, against its bare calls replayed in a loop of their own on the same prompts and
 shapes: velocities, decoding, scorers, backward passes, optimizer step. Each update is followed by its bare calls,
-{updates} times per row. Seconds are the fastest of each phase, added up. "All counted" spreads the KL probe (a
-backward pass of its own, at most {probe:.2f} s, every third update) and the checkpoint (at most {checkpoint:.2f} s,
-every fifth) over all updates and counts both as overhead. For comparison: the ratios of median processor time and of
-median wall time, the latter with whatever else ran on the machine.
+{updates} times per row. Seconds are the fastest of each phase, added up, of updates without a KL probe and a
+checkpoint. "All counted" spreads the probe (a backward pass of its own, up to {probe:.2f} s, every third update) and
+the checkpoint (up to {checkpoint:.2f} s, every fifth) over all updates and counts both as overhead; "processor time"
+does so too, summed over all updates; other work on the machine moves it less. "Medians" is wall time with all
+that ran beside it.
 """
 LOOPS = """One rollout and one update on the same samples, noise and rewards. The straightforward loop is written in
 the style of the released trainers: one sample at a time, the reference model as a second copy, diffusers' attention
@@ -109,6 +111,12 @@ def where(place: Mapping[str, Any]) -> str:
     return f"On {', '.join(parts)}.{small}\n"
 
 
+def prose(text: str, **values: Any) -> str:
+    """One paragraph with its figures, in lines of at most 118 characters."""
+    words = " ".join(text.format(**values).split())
+    return textwrap.fill(words, 118, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
     return "\n".join(lines) + "\n"
@@ -137,11 +145,11 @@ def overhead(result: Mapping[str, Any]) -> list[str]:
         [row["row"], *(f"{found['harness']:.3f} / {found['bare']:.3f}" for found in row["phases"].values())]
         for row in rows
     ]
-    worst = max(max(row["ratio"], row["ratio_all"]) for row in rows)
+    worst = max(row[ratio] for row in rows for ratio in ("ratio", "ratio_all", "ratio_of_cpu"))
     probe, checkpoint = (max(row[f"{name}_seconds"] for row in rows) for name in ("probe", "checkpoint"))
     head = ["row", "harness, s", "bare calls, s", "ratio", "all counted", "processor time", "medians"]
     return [
-        OVERHEAD.format(**result["work"], updates=rows[0]["updates"], probe=probe, checkpoint=checkpoint),
+        prose(OVERHEAD, **result["work"], updates=rows[0]["updates"], probe=probe, checkpoint=checkpoint),
         table(head, ratios),
         verdict(worst <= result["goal"], f"at most {result['goal']:.2f}; the largest ratio is {worst:.3f}"),
         'Seconds by phase, harness / bare; "other" is the record\'s line, audits and bookkeeping:\n',
@@ -171,7 +179,7 @@ def loops(result: Mapping[str, Any]) -> list[str]:
         )
     worst = max(case["gradient_difference"] for case in result["cases"])
     return [
-        LOOPS.format(worst=worst, bound=result["bound"]),
+        prose(LOOPS, worst=worst, bound=result["bound"]),
         table([*head, "time ratio", "processor time", "memory, GB", "memory ratio"], rows),
         LOOPS_NOTE,
     ]
@@ -198,7 +206,7 @@ def gpu(result: Mapping[str, Any]) -> list[str]:
     memory = max(max(found["rollout_peak_gb"], found["update_peak_gb"]) for found in result["updates"])
     ratios = ", ".join(f"{found['stock_ratio']:.2f} at {name}" for name, found in result["videos"].items())
     return [
-        GPU.format(parameters=result["parameters"], ceiling=result["ceiling"]["tflops"]),
+        prose(GPU, parameters=result["parameters"], ceiling=result["ceiling"]["tflops"]),
         table(head, rows),
         f"The stock forward pass takes this many times the harness's: {ratios}.\n",
         verdict(share >= goal, f"{goal:.0%} of the ceiling in the rollout at {last}; {share:.0%}"),
