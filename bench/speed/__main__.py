@@ -52,6 +52,11 @@ def chosen(args: argparse.Namespace, cuda: bool) -> list[str]:
     return [name for name in SECTIONS if name in (args.sections or SECTIONS) and (name != "gpu" or possible)]
 
 
+def say(what: str) -> None:
+    """What is measured now, on stderr."""
+    print(f"speed: {what} ...", file=sys.stderr, flush=True)
+
+
 def measured(name: str, args: argparse.Namespace, device: Any) -> dict[str, Any]:
     """The figures of one section."""
     from bench.speed import contrast, full_size, overhead
@@ -60,10 +65,11 @@ def measured(name: str, args: argparse.Namespace, device: Any) -> dict[str, Any]
         return overhead.measured(overhead.TINY if args.tiny else (), args.updates)
     if name == "loops":
         cases = contrast.TINY if args.tiny else contrast.CASES
-        return {
-            "bound": contrast.BOUND,
-            "cases": [contrast.compared(case, device, args.repeats, memory=not args.tiny) for case in cases],
-        }
+        found = []
+        for case in cases:
+            say(case.label)
+            found.append(contrast.compared(case, device, args.repeats, memory=not args.tiny))
+        return {"bound": contrast.BOUND, "cases": found}
     return full_size.measured(device, full_size.TINY if args.tiny else full_size.FULL)
 
 
@@ -102,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if device.type == "cuda":  # else convolutions of one sample and of many differ by more than float32's rounding
             torch.backends.cudnn.allow_tf32 = False
         for name in names:
-            print(f"speed: {name} ...", file=sys.stderr, flush=True)
+            say(name)
             result = measured(name, args, device)
             path = write(folder, {name: {"where": place(name, args, device), "result": result}})
         print(f"written: {path}")
