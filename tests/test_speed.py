@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,14 @@ def test_a_fresh_process_tells_its_peak(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(subprocess, "run", here)
     for loop in ("harness", "straightforward"):
         assert 1 < contrast.fresh(contrast.TINY[0], loop, CPU) < 20
+
+
+def test_a_peak_is_not_handed_down_by_the_process_that_started_this_one() -> None:
+    """As ru_maxrss is: a child of a process that holds 1.5 GB would seem to have held as much."""
+    held = torch.ones(375_000_000)
+    code = "import torch; from bench.speed.clock import peak_gb; print(peak_gb(torch.device('cpu')))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert 0.05 < float(said) < 1.5 <= held.nbytes / 1e9
 
 
 def test_a_fresh_process_that_stops_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

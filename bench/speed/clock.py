@@ -6,6 +6,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,7 +71,17 @@ def peak_gb(device: torch.device) -> float:
     """Peak in GB of 10^9 bytes: the GPU's tensors since `forget_peak`, or this process's resident memory so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
+    return process_peak_kib() * 1024 / GB
+
+
+def process_peak_kib() -> int:
+    """Linux's VmHWM; elsewhere ru_maxrss, which Linux hands down from the process that started this one."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def held_gb(device: torch.device) -> float:
