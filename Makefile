@@ -12,7 +12,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table ablations table figures plans test check departures format clean
+.PHONY: help setup reproduce-table ablations table figures plans test check departures bench-speed format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,9 @@ check: setup ## lint, format, types, import contracts, spelling
 
 departures: setup ## write methods/DEPARTURES.md: where our code departs from a paper or its released code
 	$(BIN)/python -m bench.departures
+
+bench-speed: setup ## measure speed and memory (half an hour; a GPU section where there is a GPU): results/performance.md
+	$(BIN)/python -m bench.speed $(SPEED)
 
 format: setup ## apply the formatter and the safe fixes
 	$(BIN)/ruff check --fix

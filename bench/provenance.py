@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -82,13 +83,14 @@ def sha256_file(path: Path | str) -> str:
 def source_digest(root: Path = ROOT, folders: Sequence[str] = SOURCE_FOLDERS) -> str:
     """16 hexadecimal digits over the path and the content of every *.py below the three packages.
 
-    `bench/report` is left out: it reads finished records, so an edit there changes no run.
+    `bench/report` and `bench/speed` are left out: they read finished records or time calls, so an edit there changes
+    no run.
     """
     files = sorted(
         path
         for folder in folders
         for path in (root / folder).rglob("*.py")
-        if "report" not in path.relative_to(root).parts
+        if not {"report", "speed"} & set(path.relative_to(root).parts)
     )
     return digest([[path.relative_to(root).as_posix(), sha256_file(path)] for path in files])
 
@@ -196,6 +198,22 @@ def _cpu_model() -> str | None:
             if line.lower().startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or None
+
+
+def peak_kib() -> int:
+    """Largest resident memory of this process so far, in KiB.
+
+    Linux's VmHWM; elsewhere ru_maxrss, which on Linux a process inherits from the one that started it.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1])
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // 1024 if sys.platform == "darwin" else peak  # bytes there
 
 
 def provenance(root: Path = ROOT, **extra: Any) -> dict[str, Any]:

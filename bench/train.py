@@ -12,11 +12,11 @@ from typing import Any
 
 from bench import checkpoint, golden, store
 from bench.api import Backbone, DivergedError, Evaluator, Method, Rewards
-from bench.build import STARTED, Job, make_backbone, make_evaluator, make_method, recorded, rollout_settings
+from bench.build import STARTED, Job, make_backbone, make_evaluator, make_method, rollout_settings
 from bench.capabilities import spread_over
 from bench.config import Experiment
 from bench.credit import tied
-from bench.evaluate import Evaluation, evaluate
+from bench.evaluate import evaluate
 from bench.export import save_policy
 from bench.flow import sigma_schedule
 from bench.kl import KLPolicy, kl_policy
@@ -24,7 +24,7 @@ from bench.ledger import Ledger
 from bench.noise import injected_variance
 from bench.optimizers import Optimizer, described, load_whole, make_optimizer, whole_state
 from bench.processes import ALONE, SAME_EVERY, World, need_fit
-from bench.provenance import digest, provenance
+from bench.record import run_record
 from bench.rng import stream
 from bench.rollout import Rollout, noisy_steps, sample
 from bench.rounds import Clips, diversity, round_prompts, score_round, shuffled, watch
@@ -247,7 +247,7 @@ def _execute(job: Job, report: Report, world: World) -> store.RunRecord:
     except DivergedError as cause:
         error = str(cause)
     report("store", 1, 1)
-    record = _record(job, backbone, evaluators, trainer, found, error, clock.seconds, gates, world)
+    record = run_record(job, backbone, evaluators, trainer, found, error, clock.seconds, gates, world)
     policy = backbone.state_dict()  # of all processes at once, where the weights are sharded
     if not world.writes:
         return record
@@ -256,49 +256,3 @@ def _execute(job: Job, report: Report, world: World) -> store.RunRecord:
     record = store.write_run(job.folder, record, None if found is None else found.scores)
     (job.folder / CHECKPOINT).unlink(missing_ok=True)
     return record
-
-
-def _record(
-    job: Job,
-    backbone: Backbone,
-    evaluators: dict[str, Evaluator],
-    trainer: Trainer | None,
-    found: Evaluation | None,
-    error: str | None,
-    seconds: dict[str, float],
-    gates: dict[str, Any],
-    world: World,
-) -> store.RunRecord:
-    import resource
-
-    exp, row = job.exp, job.row
-    budget = dataclasses.asdict(exp.budget)
-    params = {} if trainer is None else recorded(trainer.method)
-    return store.RunRecord(
-        suite=exp.suite,
-        row="base" if row is None else row.name,
-        method=None if row is None else row.method,
-        method_params=params,
-        kl=None if row is None else row.kl_spec.name,
-        seed=job.seed,
-        status="finished" if error is None else "failed",
-        error=error,
-        digest=job.digest,
-        budget=budget,
-        budget_digest=digest(budget),
-        prompts_digest=exp.check_prompts(),
-        config=exp.model_dump(mode="json"),
-        evaluators={name: dict(e.fingerprint()) for name, e in evaluators.items()},
-        backbone=dict(backbone.fingerprint()),
-        ledger={} if trainer is None else trainer.ledger.totals(),
-        seconds={**({} if trainer is None else trainer.ledger.seconds), **seconds},
-        peak_memory_mb=max(world.everyone(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)) * 1024 / 1e6,
-        provenance=provenance(processes=world.size, shard=world.shard),
-        updates_done=0 if trainer is None else trainer.updates_done,
-        gates=gates if trainer is None or trainer.audit is None else {**gates, "ratio_audit": trainer.audit},
-        extra={
-            "scale": exp.scale,
-            **({} if trainer is None else trainer.noted()),
-            **({} if found is None else found.lengths()),
-        },
-    )
