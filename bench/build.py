@@ -77,6 +77,15 @@ def copies(exp: Experiment) -> int:
     return found
 
 
+def need_alone(exp: Experiment, command: str) -> None:
+    """Refuse a suite whose samples are spread over processes, where the command works in one."""
+    if copies(exp) > 1:
+        raise BenchError(
+            f"{command} works in one process, but backbone.train.parallel spreads each sample over {copies(exp)}: "
+            "take it out of the suite, or override it with backbone.train.parallel='{}'."
+        )
+
+
 def need_devices(exp: Experiment, processes: int) -> None:
     """Refuse more processes of one run on this machine than it has GPUs, where the backbone runs on GPUs.
 

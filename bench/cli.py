@@ -1,4 +1,4 @@
-"""The command line: `bench run | plan | table | figures | gallery | check | score | assets | export | nano | ...`.
+"""The command line: `bench run | plan | table | figures | gallery | check | audit | score | assets | export | ...`.
 
 Exit code 0 only if all is well, 2 for a mistake the user can mend.
 """
@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--nano", action="store_true", help="use the packaged checkpoint (default without checkpoint=)")
     check.add_argument("--write-golden", action="store_true", help="store the golden scores beside the checkpoint")
+    _audit_options(commands, suite)
     gallery = commands.add_parser("gallery", help="show videos of the base and of the trained policies side by side")
     suite(gallery)
     gallery.add_argument("--seed", type=int, default=0, help="training seed whose policies are shown (default: 0)")
@@ -86,6 +87,15 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("out", type=Path, help="folder to write: adapter_config.json and the weights as safetensors")
     _nano_options(commands)
     return main
+
+
+def _audit_options(commands: Any, suite: Callable[[argparse.ArgumentParser], None]) -> None:
+    audit = commands.add_parser("audit", help="is the ratio 1 before the first update, and what would move it")
+    audit.epilog = "exit code: 0 if every row's ratio is 1 within the tolerance, 1 if one is not, 2 for a mistake"
+    suite(audit)
+    audit.add_argument("--row", nargs="+", action="extend", default=[], metavar="LABEL", help="rows (default: all)")
+    audit.add_argument("--policy", type=Path, default=None, metavar="RUN", help="a finished run whose policy is taken")
+    audit.add_argument("--json", action="store_true", help="print JSON instead of the tables")
 
 
 def _nano_options(commands: Any) -> None:
