@@ -106,7 +106,7 @@ def _together(case: Case) -> Case | str:
 def _rounded(case: Case, *names: str) -> Case | str:
     """Stored latents rounded after they were scored."""
     stored = {name: getattr(case.rollout, name) for name in names}
-    kept = {name: _bfloat16(x) for name, x in stored.items()}
+    kept: dict[str, Any] = {name: _bfloat16(x) for name, x in stored.items()}
     if all(torch.equal(kept[name], x) for name, x in stored.items()):
         return "the backbone keeps its latents in bfloat16 already, and scores what it keeps"
     return dataclasses.replace(case, rollout=dataclasses.replace(case.rollout, **kept))

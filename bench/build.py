@@ -106,6 +106,13 @@ def need_devices(exp: Experiment, processes: int) -> None:
         )
 
 
+def gpu() -> dict[str, Any]:
+    """Name of this process's GPU, for a record's provenance; empty where there is none."""
+    import torch
+
+    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+
+
 def _on_gpus(exp: Experiment, gpus: int) -> bool:
     """Whether the backbone runs on GPUs: as the suite says, else where there are some."""
     if "device" not in inspect.signature(plugins.find("backbones", exp.backbone.name)).parameters:

@@ -184,6 +184,23 @@ def _audit(args: argparse.Namespace) -> int:
     return 0 if all(each["passed"] for each in found) else 1
 
 
+def _replay(args: argparse.Namespace) -> int:
+    import math
+
+    import torch
+
+    torch.set_num_threads(1)  # as a run does
+    from bench import replay
+
+    if not 0 <= args.tolerance < math.inf:
+        raise BenchError(f"--tolerance is {args.tolerance}: give a finite number of at least 0.")
+    verdict = replay.replay(args.run, args.updates, args.out)
+    print(replay.page(verdict, args.tolerance))
+    if verdict.whole:
+        print(f"written: {replay.write(verdict)}", file=sys.stderr)
+    return 0 if verdict.largest <= args.tolerance else 1
+
+
 def _score(args: argparse.Namespace) -> int:
     from bench.score.run import Request, score
 
@@ -241,7 +258,7 @@ def _nano(args: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     **{"run": _run, "plan": _plan, "table": _table, "figures": _figures, "gallery": _gallery},
-    **{"check": _check, "audit": _audit, "sde-study": _sde_study, "nano": _nano},
+    **{"check": _check, "audit": _audit, "replay": _replay, "sde-study": _sde_study, "nano": _nano},
     **{"score": _score, "assets": _assets, "export": _export},
 }
 """Name of a command to what it does."""

@@ -8,11 +8,11 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from bench import checkpoint, golden, store
 from bench.api import Backbone, DivergedError, Evaluator, Method, Rewards
-from bench.build import STARTED, Job, make_backbone, make_evaluator, make_method, recorded, rollout_settings
+from bench.build import STARTED, Job, gpu, make_backbone, make_evaluator, make_method, recorded, rollout_settings
 from bench.capabilities import spread_over
 from bench.config import Experiment
 from bench.credit import tied
@@ -197,23 +197,15 @@ class Trainer:
         }
 
 
-class Loaded(NamedTuple):
-    """What a run needs in memory."""
-
-    backbone: Backbone
-    evaluators: dict[str, Evaluator]
-    gates: dict[str, Any]
-
-
-def loaded(job: Job, world: World = ALONE) -> Loaded:
-    """The suite's backbone with all prompts encoded, and the evaluators of the run after their golden scores."""
+def loaded(job: Job, world: World = ALONE) -> tuple[Backbone, dict[str, Evaluator], dict[str, Any]]:
+    """The suite's backbone with all prompts encoded, the run's evaluators, and the gate of their golden scores."""
     exp = job.exp
     backbone = make_backbone(exp, world)
     # all at once: a backbone that frees its text encoders in between loads them once
     backbone.encode([*exp.prompt_list("train"), *exp.prompt_list("heldout")])
     names = exp.judges if job.row else exp.evaluation.evaluators
     evaluators = {name: make_evaluator(exp, name) for name in names}
-    return Loaded(backbone, evaluators, {golden.GATE: golden.gate(exp, evaluators)})
+    return backbone, evaluators, {golden.GATE: golden.gate(exp, evaluators)}
 
 
 def execute(job: Job, report: Report, world: World = ALONE) -> store.RunRecord:
@@ -298,7 +290,7 @@ def _record(
         ledger={} if trainer is None else trainer.ledger.totals(),
         seconds={**({} if trainer is None else trainer.ledger.seconds), **seconds},
         peak_memory_mb=max(world.everyone(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)) * 1024 / 1e6,
-        provenance=provenance(processes=world.size),
+        provenance=provenance(processes=world.size, **gpu()),
         updates_done=0 if trainer is None else trainer.updates_done,
         gates=gates if trainer is None or trainer.audit is None else {**gates, "ratio_audit": trainer.audit},
         extra={
