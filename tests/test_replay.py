@@ -157,6 +157,9 @@ def test_a_changed_score_is_the_floor_and_the_table_says_so(
     change_score(run, 1.0)  # another run in the folder: its replay is stale
     with pytest.raises(BenchError, match=r"replay\.json is that of another run than the record beside it: delete it"):
         footnotes(load_suite(suite), table)
+    (run / floor.REPLAY).write_text('{"schema": 2}')
+    with pytest.raises(BenchError, match=r"replay .*replay\.json is not valid .*: delete it, or make it again"):
+        footnotes(load_suite(suite), table)
     for path in suite.rglob(floor.REPLAY):
         path.unlink()
     assert not [note for note in footnotes(load_suite(suite), table) if "floor" in note]
