@@ -82,6 +82,15 @@ def copies(exp: Experiment) -> int:
     return found
 
 
+def need_alone(exp: Experiment, command: str) -> None:
+    """Refuse a suite whose samples are spread over processes, where the command works in one."""
+    if copies(exp) > 1:
+        raise BenchError(
+            f"{command} works in one process, but backbone.train.parallel spreads each sample over {copies(exp)}: "
+            "take it out of the suite, or override it with backbone.train.parallel='{}'."
+        )
+
+
 def need_devices(exp: Experiment, processes: int) -> None:
     """Refuse more processes of one run on this machine than it has GPUs, where the backbone runs on GPUs.
 
@@ -100,6 +109,13 @@ def need_devices(exp: Experiment, processes: int) -> None:
             f"a run has {processes} process(es) on this machine and each needs a GPU of its own, but "
             f"torch sees {gpus or 'none'}: {mend}, or backbone.train.device=cpu."
         )
+
+
+def gpu() -> dict[str, Any]:
+    """Name of this process's GPU, for a record's provenance; empty where there is none."""
+    import torch
+
+    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
 def _on_gpus(exp: Experiment, gpus: int) -> bool:

@@ -1,4 +1,4 @@
-"""The command line: `bench run | plan | table | figures | gallery | check | score | assets | export | nano | ...`.
+"""The command line: `bench run | plan | table | figures | gallery | check | audit | replay | score | assets | ...`.
 
 Exit code 0 only if all is well, 2 for a mistake the user can mend.
 """
@@ -65,6 +65,8 @@ def parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--nano", action="store_true", help="use the packaged checkpoint (default without checkpoint=)")
     check.add_argument("--write-golden", action="store_true", help="store the golden scores beside the checkpoint")
+    _audit_options(commands, suite)
+    _replay_options(commands)
     gallery = commands.add_parser("gallery", help="show videos of the base and of the trained policies side by side")
     suite(gallery)
     gallery.add_argument("--seed", type=int, default=0, help="training seed whose policies are shown (default: 0)")
@@ -87,6 +89,26 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("out", type=Path, help="folder to write: adapter_config.json and the weights as safetensors")
     _nano_options(commands)
     return main
+
+
+def _audit_options(commands: Any, suite: Callable[[argparse.ArgumentParser], None]) -> None:
+    audit = commands.add_parser("audit", help="is the ratio 1 before the first update, and what would move it")
+    audit.epilog = "exit code: 0 if every row's ratio is 1 within the tolerance, 1 if one is not, 2 for a mistake"
+    suite(audit)
+    audit.add_argument("--row", nargs="+", action="extend", default=[], metavar="LABEL", help="rows (default: all)")
+    audit.add_argument("--policy", type=Path, default=None, metavar="RUN", help="a finished run whose policy is taken")
+    audit.add_argument("--json", action="store_true", help="print JSON instead of the tables")
+
+
+def _replay_options(commands: Any) -> None:
+    replay = commands.add_parser("replay", help="do a recorded run again: equal bits, or what differs first")
+    replay.epilog = "exit code: 0 for equal bits or within --tolerance, 1 for more, 2 for a mistake"
+    replay.add_argument("run", type=Path, help="folder of the run, e.g. results/nano/cps-fixed/seed-0")
+    replay.add_argument("--updates", type=int, default=None, metavar="N", help="the first N only, nothing evaluated")
+    replay.add_argument("--out", type=Path, default=None, help="folder of the second run (default: a temporary one)")
+    replay.add_argument(
+        "--tolerance", type=float, default=0.0, metavar="X", help="largest allowed difference of a number (default: 0)"
+    )
 
 
 def _nano_options(commands: Any) -> None:
@@ -195,6 +217,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept = "finished runs are kept, and the same command takes each other run up at its last checkpoint"
         if args.command == "score":
             kept = "the scores so far are kept, and the same command goes on from there"
+        if args.command == "replay":
+            kept = "with --out the same command goes on from the last checkpoint, without it nothing is kept"
         print(f"interrupted; {kept}", file=sys.stderr)
         return 130
 

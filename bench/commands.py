@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from collections.abc import Callable
@@ -173,6 +174,36 @@ def _check(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _audit(args: argparse.Namespace) -> int:
+    import torch
+
+    torch.set_num_threads(1)  # as a run does
+    from bench import audit, audit_page, config
+
+    found = [audit.audit(exp, args.row, args.policy) for exp in config.load_all(args.suite, args.overrides)]
+    written = [audit.write(each, args.results) for each in found]
+    print(json.dumps(found, indent=1) if args.json else "\n\n".join(map(audit_page.page, found)))
+    print("written: " + ", ".join(map(str, written)), file=sys.stderr)
+    return 0 if all(each["passed"] for each in found) else 1
+
+
+def _replay(args: argparse.Namespace) -> int:
+    import math
+
+    import torch
+
+    torch.set_num_threads(1)  # as a run does
+    from bench import replay
+
+    if not 0 <= args.tolerance < math.inf:
+        raise BenchError(f"--tolerance is {args.tolerance}: give a finite number of at least 0.")
+    verdict = replay.replay(args.run, args.updates, args.out)
+    print(replay.page(verdict, args.tolerance))
+    if verdict.whole:
+        print(f"written: {replay.write(verdict)}", file=sys.stderr)
+    return 0 if verdict.largest <= args.tolerance else 1
+
+
 def _score(args: argparse.Namespace) -> int:
     from bench.score.run import Request, score
 
@@ -230,7 +261,7 @@ def _nano(args: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     **{"run": _run, "plan": _plan, "table": _table, "figures": _figures, "gallery": _gallery},
-    **{"check": _check, "sde-study": _sde_study, "nano": _nano},
+    **{"check": _check, "audit": _audit, "replay": _replay, "sde-study": _sde_study, "nano": _nano},
     **{"score": _score, "assets": _assets, "export": _export},
 }
 """Name of a command to what it does."""

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from bench import store
+from bench.api import Backbone
 from bench.base import BenchError
 from bench.config import resolve
 from bench.sharing import POLICY
@@ -32,6 +33,11 @@ def save_policy(folder: Path, state: Mapping[str, Tensor]) -> None:
 
     policy = {key: value for key, value in state.items() if key.startswith(PREFIX)}
     store.write_bytes(folder / POLICY, save(policy))
+
+
+def load_policy(backbone: Backbone, run: Path) -> None:
+    """Give the backbone the policy that a finished run stored."""
+    backbone.load_state_dict({f"{PREFIX}{key}": value for key, value in _read_policy(run).items()})
 
 
 def export(run: Path, out: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import store
 from bench.api import Backbone, Evaluator
-from bench.build import Job, recorded
+from bench.build import Job, gpu, recorded
 from bench.evaluate import Evaluation
 from bench.processes import World
 from bench.provenance import digest, peak_kib, provenance
@@ -59,7 +59,7 @@ def run_record(
         ledger={} if trainer is None else trainer.ledger.totals(),
         seconds={**({} if trainer is None else trainer.ledger.seconds), **seconds},
         peak_memory_mb=max(world.everyone(peak_kib())) * 1024 / 1e6,
-        provenance=provenance(processes=world.size, shard=world.shard),
+        provenance=provenance(processes=world.size, shard=world.shard, **gpu()),
         updates_done=0 if trainer is None else trainer.updates_done,
         gates=gates if trainer is None or trainer.audit is None else {**gates, "ratio_audit": trainer.audit},
         extra={

@@ -9,12 +9,31 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bench.api import Backbone, BenchError, DivergedError, Evaluator, Rewards
+from bench.api import Backbone, BenchError, DivergedError, Evaluator, Method, Rewards
 from bench.config import Experiment
+from bench.kl import KLPolicy
 from bench.ledger import Ledger
 from bench.processes import ALONE, World
 from bench.rng import stream
-from bench.rollout import Rollout, Settings, micro_batches
+from bench.rollout import Rollout, Settings, micro_batches, sample
+
+
+def roll_out(
+    backbone: Backbone,
+    method: Method,
+    policy: KLPolicy,
+    prompts: list[str],
+    settings: Settings,
+    index: int,
+    ledger: Ledger,
+) -> Rollout:
+    """Trajectories of one round for its prompts, after a refresh of the anchors that are due."""
+    for name, rule in policy.anchors().items():
+        if rule.due(index):
+            backbone.refresh_anchor(name)
+    anchors = [name for name, rule in policy.anchors().items() if rule.network]
+    with ledger.phase("rollout"):
+        return sample(backbone, method, backbone.encode(prompts), settings, index, anchors, ledger)
 
 
 def shuffled(values: dict[str, Tensor], seed: int, index: int) -> dict[str, Tensor]:

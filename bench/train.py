@@ -26,8 +26,8 @@ from bench.optimizers import Optimizer, described, load_whole, make_optimizer, w
 from bench.processes import ALONE, SAME_EVERY, World, need_fit
 from bench.record import run_record
 from bench.rng import stream
-from bench.rollout import Rollout, noisy_steps, sample
-from bench.rounds import Clips, diversity, round_prompts, score_round, shuffled, watch
+from bench.rollout import Rollout, noisy_steps
+from bench.rounds import Clips, diversity, roll_out, round_prompts, score_round, shuffled, watch
 from bench.update import Log, Updater
 
 CHECKPOINT = "checkpoint.pt"
@@ -121,33 +121,27 @@ class Trainer:
         """What the record says beside its fields."""
         return {"schedule": self.schedule(), **described(self.exp.budget, self.optimizer)}
 
-    def train(self, report: Report) -> None:
+    def train(self, report: Report, until: int | None = None) -> None:
+        """The updates that are left, or those before update `until`."""
         budget, prompts = self.exp.budget, self.exp.prompt_list("train")
+        last = budget.updates if until is None else until
         self.world.need_same(self.backbone.parameters(), "before the first update of this start")
-        while self.updates_done < budget.updates:
-            report("train", self.updates_done, budget.updates)
+        while self.updates_done < last:
+            report("train", self.updates_done, last)
             self._round(self.updates_done, prompts)
             self.updates_done += 1
             self.ledger.settle(budget, len(self.exp.reward), self.updates_done)
-            if self.updates_done % SAME_EVERY == 0 or self.updates_done == budget.updates:
+            if self.updates_done % SAME_EVERY == 0 or self.updates_done == last:
                 self.world.need_same(self.backbone.parameters(), f"after update {self.updates_done - 1}")
-            if self.updates_done % CHECKPOINT_EVERY == 0 or self.updates_done == budget.updates:
+            if self.updates_done % CHECKPOINT_EVERY == 0 or self.updates_done == last:
                 self.save()
 
     def _round(self, index: int, prompts: list[str]) -> None:
         assert self.job.seed is not None
         exp, budget, seed, ledger = self.exp, self.exp.budget, self.job.seed, self.ledger
         start = dict(ledger.seconds)
-        for name, rule in self.policy.anchors().items():
-            if rule.due(index):
-                self.backbone.refresh_anchor(name)
-        anchors = [name for name, rule in self.policy.anchors().items() if rule.network]
-        chosen = round_prompts(exp, prompts, seed, index)
-        with ledger.phase("rollout"):
-            settings = rollout_settings(exp, seed, self.world)
-            rollout = sample(
-                self.backbone, self.method, self.backbone.encode(chosen), settings, index, anchors, ledger
-            )
+        chosen, settings = round_prompts(exp, prompts, seed, index), rollout_settings(exp, seed, self.world)
+        rollout = roll_out(self.backbone, self.method, self.policy, chosen, settings, index, ledger)
         with ledger.phase("decode"):
             texts = [prompt for prompt in chosen for _ in range(budget.group_size)]
             clips = Clips.decoded(self.backbone, rollout, texts, settings)
@@ -206,6 +200,17 @@ class Trainer:
         }
 
 
+def loaded(job: Job, world: World = ALONE) -> tuple[Backbone, dict[str, Evaluator], dict[str, Any]]:
+    """The suite's backbone with all prompts encoded, the run's evaluators, and the gate of their golden scores."""
+    exp = job.exp
+    backbone = make_backbone(exp, world)
+    # all at once: a backbone that frees its text encoders in between loads them once
+    backbone.encode([*exp.prompt_list("train"), *exp.prompt_list("heldout")])
+    names = exp.judges if job.row else exp.evaluation.evaluators
+    evaluators = {name: make_evaluator(exp, name) for name in names}
+    return backbone, evaluators, {golden.GATE: golden.gate(exp, evaluators)}
+
+
 def execute(job: Job, report: Report, world: World = ALONE) -> store.RunRecord:
     """Do one run to its record, which one process of the world writes.
 
@@ -224,12 +229,7 @@ def _execute(job: Job, report: Report, world: World) -> store.RunRecord:
     exp, clock = job.exp, Ledger()
     report("load", 0, 1)
     with clock.phase("load"):
-        backbone = make_backbone(exp, world)
-        # all at once: a backbone that frees its text encoders in between loads them once
-        backbone.encode([*exp.prompt_list("train"), *exp.prompt_list("heldout")])
-        names = exp.judges if job.row else exp.evaluation.evaluators
-        evaluators = {name: make_evaluator(exp, name) for name in names}
-        gates = {golden.GATE: golden.gate(exp, evaluators)}
+        backbone, evaluators, gates = loaded(job, world)
     trainer, error, found = None, None, None
     try:
         if job.row is not None:

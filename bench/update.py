@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bench.api import Backbone, BenchError, Budget, DivergedError, Method, Rewards
+from bench.api import Backbone, BenchError, Budget, Conditioning, DivergedError, Gaussian, Method, Rewards
 from bench.base import PROBE_EVERY
 from bench.gradients import KLProbe, gained, gradients, whole
 from bench.kl import KLPolicy
@@ -49,6 +49,73 @@ class Credit:
         if not keep.any():
             raise DivergedError(f"{name}.select keeps no sample of this round: nothing is left to train on.")
         return cls(adv.flatten(1), [1.0] if len(adv) == 1 else list(rewards.weights.values()), keep)
+
+
+class Predictor(Protocol):
+    """What scoring a transition asks of a backbone."""
+
+    def velocity(
+        self,
+        x: Float[Tensor, "b ..."],
+        sigma: Float[Tensor, "b"],
+        cond: Conditioning,
+        guidance: float,
+        uncond_grad: bool = True,
+    ) -> Float[Tensor, "b ..."]: ...
+
+
+class Rescored(NamedTuple):
+    """Stored transitions of one trained step under the policy of now; gradients flow into `step` and `new`."""
+
+    x: Float[Tensor, "m ..."]
+    sigma: Float[Tensor, "m"]
+    sigma_next: Float[Tensor, "m"]
+    step: Gaussian
+    new: Float[Tensor, "m"]
+    """Log-probability of the stored next latent now."""
+    old: Float[Tensor, "m"]
+    """The same as the rollout stored it."""
+
+    @property
+    def log_ratio(self) -> Float[Tensor, "m"]:
+        return self.new.detach() - self.old
+
+
+def rescore(
+    backbone: Predictor,
+    method: Method,
+    rollout: Rollout,
+    n: int,
+    rows: Int[Tensor, "m"],
+    guidance: float,
+    uncond_grad: bool = True,
+) -> Rescored:
+    """Score these samples' transitions of trained step n again, in one call of the backbone."""
+    i, at = int(rollout.view.steps[n]), rollout.places(rows)
+    x = rollout.x[n][at]
+    sigma, sigma_next = rollout.sigmas[i].expand(len(rows)), rollout.sigmas[i + 1].expand(len(rows))
+    v = backbone.velocity(x, sigma, rollout.cond.take(rows.tolist()), guidance, uncond_grad)
+    step = method.transition(x, v, sigma, sigma_next)
+    new = method.log_prob(step, rollout.x_next[n][at])
+    return Rescored(x, sigma, sigma_next, step, new, rollout.logp_old[n][at])
+
+
+def ratio_error(log_ratio: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """|ratio - 1| of each transition."""
+    return (torch.exp(log_ratio) - 1).abs()
+
+
+def minibatches(budget: Budget, seed: int, index: int) -> list[Int[Tensor, "m"]]:
+    """Samples of each optimizer step of an update: all in order for one, otherwise a split of a seeded permutation."""
+    b = budget.prompts * budget.group_size
+    if budget.minibatches == 1:
+        return [torch.arange(b)]
+    return list(torch.randperm(b, generator=stream(seed, "minibatches", index)).chunk(budget.minibatches))
+
+
+def pieces(rows: Int[Tensor, "m"], budget: Budget) -> list[Int[Tensor, "k"]]:
+    """The micro-batches of a minibatch."""
+    return [rows[part] for part in micro_batches(len(rows), budget.micro_batch)]
 
 
 @dataclass
@@ -117,11 +184,11 @@ class Updater:
     ) -> tuple[dict[str, Any], Log]:
         """Train on one rollout. Returns the KL policy's next state and what happened."""
         credit, state, log = Credit.of(self.method, rewards), dict(kl_state), Log()
-        minibatches = self._minibatches(index)
-        if len(minibatches) > 1 and self.world.shares > 1:
-            own = torch.cat([piece for rows in minibatches for piece in self.world.mine(self._pieces(rows))])
+        parts = minibatches(self.budget, self.seed, index)
+        if len(parts) > 1 and self.world.shares > 1:
+            own = torch.cat([piece for rows in parts for piece in self.world.mine(pieces(rows, self.budget))])
             rollout = rollout.holding(own.sort().values, self.world)
-        for number, rows in enumerate(minibatches):
+        for number, rows in enumerate(parts):
             self.optimizer.zero_grad(set_to_none=True)
             first = number == 0
             probe = KLProbe(self.backbone, self.world) if first and self._probes(index) else None
@@ -140,18 +207,6 @@ class Updater:
 
     def _probes(self, index: int) -> bool:
         return self.probe_every > 0 and index % self.probe_every == self.probe_every - 1
-
-    def _minibatches(self, index: int) -> list[Tensor]:
-        """Samples of each optimizer step: all in order for one, otherwise a split of a seeded permutation."""
-        b = self.budget.prompts * self.budget.group_size
-        if self.budget.minibatches == 1:
-            return [torch.arange(b)]
-        order = torch.randperm(b, generator=stream(self.seed, "minibatches", index))
-        return list(order.chunk(self.budget.minibatches))
-
-    def _pieces(self, rows: Tensor) -> list[Tensor]:
-        """The micro-batches of a minibatch, of this process and of the others."""
-        return [rows[part] for part in micro_batches(len(rows), self.budget.micro_batch)]
 
     def _backward(
         self,
@@ -172,7 +227,7 @@ class Updater:
         if not trained:
             raise DivergedError("select keeps no sample of a minibatch: use fewer minibatches, or keep more samples.")
         own = []
-        for piece in self.world.mine(self._pieces(rows)):
+        for piece in self.world.mine(pieces(rows, self.budget)):
             policy_loss, kl, found = self._loss(rollout, credit, n, piece, factors)
             if probe is not None and kl is not None:
                 probe.add(kl / trained)
@@ -200,12 +255,8 @@ class Updater:
         self, rollout: Rollout, credit: Credit, n: int, rows: Tensor, factors: Mapping[Any, float]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None, Found]:
         """Policy loss and weighted KL, summed over the samples of one micro-batch, and what is logged of them."""
-        i, at = int(rollout.view.steps[n]), rollout.places(rows)
-        x, old = rollout.x[n][at], rollout.logp_old[n][at]
-        sigma, sigma_next = rollout.sigmas[i].expand(len(rows)), rollout.sigmas[i + 1].expand(len(rows))
-        v = self.backbone.velocity(x, sigma, rollout.cond.take(rows.tolist()), self.budget.guidance, self.uncond_grad)
-        step = self.method.transition(x, v, sigma, sigma_next)
-        new = self.method.log_prob(step, rollout.x_next[n][at])
+        again = rescore(self.backbone, self.method, rollout, n, rows, self.budget.guidance, self.uncond_grad)
+        x, sigma, sigma_next, step, new, old = again
         pairs = zip(credit.weights, credit.adv[:, rows], strict=True)
         surrogate = torch.stack([w * self.method.surrogate(new, old, adv) for w, adv in pairs]).sum(0)
         counts = credit.keep[rows].to(surrogate.dtype)
@@ -217,11 +268,11 @@ class Updater:
                 terms[name] = old - new
             else:
                 (velocities,) = rollout.anchors.values()
-                reference = self.method.transition(x, velocities[n][at], sigma, sigma_next)
+                reference = self.method.transition(x, velocities[n][rollout.places(rows)], sigma, sigma_next)
                 terms[name] = self.method.divergence(step, reference, sigma, sigma_next)
             weighted = factor * (terms[name] * counts).sum()
             kl = weighted if kl is None else kl + weighted
-        error = (torch.exp(new.detach() - old) - 1).abs()
+        error = ratio_error(again.log_ratio)
         found = Found(
             samples=len(rows),
             loss=float((policy_loss if kl is None else policy_loss + kl).detach()),

@@ -15,7 +15,7 @@ from bench.api import BenchError, Budget, DivergedError, Method, Rewards
 from bench.kl import KLPolicy, kl_policy
 from bench.ledger import Ledger, planned
 from bench.rollout import Rollout, Settings, sample
-from bench.update import PROBE_EVERY, Credit, Log, Updater
+from bench.update import PROBE_EVERY, Credit, Log, Updater, minibatches
 from methods.cps import CPS
 from methods.dance_grpo import DanceGRPO
 from methods.flow_grpo import FlowGRPO
@@ -146,16 +146,12 @@ def test_minibatches_make_their_own_steps_and_move_the_ratio() -> None:
 
 
 def test_minibatches_split_the_samples_once_each() -> None:
-    done = go(FlowGRPO(), minibatches=4, micro_batch=2)
-    updater = Updater(
-        *(done.backbone, FlowGRPO(), kl_policy("none"), torch.optim.SGD(done.backbone.parameters(), lr=1.0)),
-        *(dataclasses.replace(BUDGET, minibatches=4, micro_batch=2), 0, Ledger()),
-    )
-    parts = updater._minibatches(0)
+    budget = dataclasses.replace(BUDGET, minibatches=4, micro_batch=2)
+    parts = minibatches(budget, 0, 0)
     assert [len(part) for part in parts] == [2] * 4
     assert sorted(torch.cat(parts).tolist()) == list(range(8))
-    assert torch.cat(parts).tolist() == torch.cat(updater._minibatches(0)).tolist()
-    assert torch.cat(parts).tolist() != torch.cat(updater._minibatches(1)).tolist()
+    assert torch.cat(parts).tolist() == torch.cat(minibatches(budget, 0, 0)).tolist()
+    assert torch.cat(parts).tolist() != torch.cat(minibatches(budget, 0, 1)).tolist()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -216,11 +212,11 @@ def test_the_fixed_anchor_enters_with_its_weight_before_the_tick() -> None:
 
 def test_the_controller_ticks_once_per_trained_step_whatever_the_micro_batch() -> None:
     policy = kl_policy("fixed", weight=0.5, min_weight=0.1)
-    for size, minibatches in ((8, 1), (2, 1), (2, 2)):
-        done = go(FlowGRPO(), policy, start=0.2, micro_batch=size, minibatches=minibatches)
-        assert done.state["ticks"] == 2 * minibatches
-        assert done.state["coefficient"] == pytest.approx(0.1 + 0.4 * 2 * minibatches / 100)
-        assert len(done.state["recent"]) == 2 * minibatches
+    for size, steps in ((8, 1), (2, 1), (2, 2)):
+        done = go(FlowGRPO(), policy, start=0.2, micro_batch=size, minibatches=steps)
+        assert done.state["ticks"] == 2 * steps
+        assert done.state["coefficient"] == pytest.approx(0.1 + 0.4 * 2 * steps / 100)
+        assert len(done.state["recent"]) == 2 * steps
 
 
 def test_dual_has_an_anchor_and_a_stepwise_term() -> None:

@@ -24,10 +24,9 @@ def hack_notes(suite: Suite, table: pd.DataFrame) -> list[str]:
     For certain: the 95 % interval of the paired difference to the base excludes 0. Thresholds of the pixel detectors
     are conventions of this suite, chosen before any full-size run: a reason to look at the videos, no proof.
     """
-    base = table.iloc[0]
     notes = []
     for _, row in table.iloc[1:].iterrows():
-        found = [*_fallen(suite, row), *_drifted(row, base)]
+        found = [*_fallen(suite, row), *_drifted(row, table.iloc[0])]
         if found and row["trained_delta_lo"] > 0:
             gain = cells.interval(row, "trained_delta", cells.decimals(table, "trained_delta"))
             notes.append(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.floor import read_replay
 from bench.report import cells
 from bench.report.hacking import hack_notes
 from bench.report.records import RowRuns, Suite, failed_gates
@@ -44,6 +45,7 @@ def footnotes(
         *_statistics(suite, table),
         *_settings(suite.config, suite.nano),
         *_cut_prompts(suite),
+        *_repeated(suite),
         *hack_notes(suite, table),
         *[note for runs in suite.rows for note in _about(runs, suite.seeds)],
     ]
@@ -108,6 +110,26 @@ def _cut_prompts(suite: Suite) -> list[str]:
                 label = SCORERS.get(name, name)
                 notes[name] = f"{label}: {100 * share:.3g} % of the prompts are cut at {limits[name]} tokens."
     return list(notes.values())
+
+
+def _repeated(suite: Suite) -> list[str]:
+    """What runs that were done twice differ in (`bench replay`); silent where none was."""
+    notes = []
+    for run in suite.runs:
+        found = read_replay(run.folder, run.record)
+        if found is None:
+            continue
+        name = run.record.row if run.record.seed is None else f"{run.record.row} seed {run.record.seed}"
+        gaps = [f"{size:.2g} ({metric})" for metric, size in found.floors.items() if size]
+        scores = f"scores differ by up to {', '.join(gaps)}" if gaps else "equal bits in all scores"
+        what = "equal bits" if found.equal else f"{scores}; {found.training_gaps} numbers of train.jsonl differ"
+        where = found.hardware.get("gpu") or found.hardware.get("cpu") or "an unknown machine"
+        changed = ", ".join(each.partition(":")[0] for each in found.other)
+        notes.append(
+            f"Nondeterminism floor: {name} done twice, the second time on {where}"
+            f"{f' with other {changed}' if changed else ''}: {what}."
+        )
+    return notes
 
 
 def _about(runs: RowRuns, seeds: list[int]) -> list[str]:
