@@ -189,6 +189,15 @@ def _assets(args: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
+def _compare(args: argparse.Namespace) -> int:
+    from bench.report.compare_page import compare_folders
+
+    print(compare_folders(args.a, args.b, args.open, args.csv))
+    if args.csv is not None:
+        print(f"written: {args.csv}", file=sys.stderr)
+    return 0
+
+
 def _sde_study(args: argparse.Namespace) -> int:
     import torch
 
@@ -227,7 +236,7 @@ def _nano(args: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     **{"run": _run, "plan": _plan, "table": _table, "figures": _figures, "gallery": _gallery},
-    **{"check": _check, "sde-study": _sde_study, "nano": _nano},
+    **{"compare": _compare, "check": _check, "sde-study": _sde_study, "nano": _nano},
     **{"score": _score, "assets": _assets, "export": _export},
 }
 """Name of a command to what it does."""

@@ -29,7 +29,13 @@ HEADS = {
     "pickscore": "PickScore",
     "gold_overall": "gold Overall",
 }
+#: Heads of what one run spent: the totals of `summary.COUNTS`, then time and memory.
+COST_HEADS = (
+    *("rollout NFE", "train NFE", "anchor NFE", "reward calls", "videos", "decodes", "updates"),
+    *("minutes", "peak MB"),
+)
 Table = tuple[list[str], list[list[str]]]
+"""Head and lines of cells."""
 
 
 def build_table(
@@ -144,22 +150,11 @@ def _cost(suite: Suite, table: pd.DataFrame) -> Table:
     rows = []
     for (_, row), runs in zip(table.iloc[1:].iterrows(), suite.rows, strict=True):
         counts = [cells.count(row[name]) for name in COUNTS]
-        rows.append([_label(row), *counts, *_time(runs)])
-    heads = [
-        "rollout NFE",
-        "train NFE",
-        "anchor NFE",
-        "reward calls",
-        "videos",
-        "decodes",
-        "updates",
-        "minutes",
-        "peak MB",
-    ]
-    return ["Row", *heads], rows
+        rows.append([_label(row), *counts, *minutes_and_memory(runs)])
+    return ["Row", *COST_HEADS], rows
 
 
-def _time(runs: RowRuns) -> list[str]:
+def minutes_and_memory(runs: RowRuns) -> list[str]:
     """Minutes per run (mean) and peak memory in MB (largest) of the finished runs."""
     seconds = [sum(run.record.seconds.values()) for run in runs.finished if run.record.seconds]
     memory = [run.record.peak_memory_mb for run in runs.finished if run.record.peak_memory_mb is not None]
