@@ -38,22 +38,26 @@ ITSELF = "-"
 def build_ablation(folder: Path | str, levels: Sequence[Level], title: str) -> dict[str, Path]:
     """Write ablation.md, ablation.csv and ablation.tex atomically, as {file name: path}.
 
-    `title` is the name of the suite or the study. Levels that do not compare are a `BenchError`, and nothing is
-    written.
+    Levels that do not compare are a `BenchError`, and nothing is written; see `render_ablation`.
     """
-    if not levels:
-        raise BenchError(f"{title} has no ablation: give one method several rows, or the study several variants.")
-    table = compare(levels)
-    notes = _notes(levels, table)
-    texts = {
-        f"{NAME}.md": _markdown(levels, table, title, notes),
-        f"{NAME}.csv": table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
-        f"{NAME}.tex": _tex(levels, table, title, notes),
-    }
+    texts = render_ablation(levels, title)
     paths = {name: Path(folder) / FOLDER / name for name in texts}
     for name, path in paths.items():
         write_text(path, texts[name])
     return paths
+
+
+def render_ablation(levels: Sequence[Level], title: str) -> dict[str, str]:
+    """The text of each file, nothing written; `title` is the name of the suite or the study."""
+    if not levels:
+        raise BenchError(f"{title} has no ablation: give one method several rows, or the study several variants.")
+    table = compare(levels)
+    notes = _notes(levels, table)
+    return {
+        f"{NAME}.md": _markdown(levels, table, title, notes),
+        f"{NAME}.csv": table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
+        f"{NAME}.tex": _tex(levels, table, title, notes),
+    }
 
 
 # the parts ----------------------------------------------------------------------------------------------------
