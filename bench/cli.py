@@ -61,6 +61,8 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("b", type=Path, metavar="B", help="folder to compare with, e.g. results/reference/nano")
     compare.add_argument("--open", action="store_true", help="compare other budgets or settings, with both ledgers")
     compare.add_argument("--csv", type=Path, default=None, metavar="FILE", help="write the numbers there as well")
+    report = commands.add_parser("report", help="write the suite's report.html: everything about it on one page")
+    suite(report)
     verify = commands.add_parser("verify", help="check stored records and tables: one line per finding")
     verify.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="default: results/ of the checkout")
     verify.epilog = "exit code: 0 if all is well, 1 if something is wrong; figures and weights are not looked into"

@@ -83,6 +83,16 @@ def _figures(args: argparse.Namespace) -> int:
     return 0
 
 
+def _report(args: argparse.Namespace) -> int:
+    from bench.report.page import build_page
+    from bench.report.plans import Plan
+
+    recorded = _recorded(args)
+    suites = {exp.variant: (args.results / exp.suite, Plan(rows, exp.seeds)) for exp, rows in recorded}
+    print(f"written: {build_page(args.results / recorded[0][0].study, suites)}", file=sys.stderr)
+    return 0
+
+
 def _gallery(args: argparse.Namespace) -> int:
     import torch
 
@@ -236,7 +246,7 @@ def _nano(args: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    **{"run": _run, "plan": _plan, "table": _table, "figures": _figures, "gallery": _gallery},
+    **{"run": _run, "plan": _plan, "table": _table, "figures": _figures, "report": _report, "gallery": _gallery},
     **{"compare": _compare, "verify": _verify, "check": _check, "sde-study": _sde_study, "nano": _nano},
     **{"score": _score, "assets": _assets, "export": _export},
 }

@@ -60,7 +60,22 @@ def render_ablation(levels: Sequence[Level], title: str) -> dict[str, str]:
     }
 
 
+def ablation_sections(levels: Sequence[Level]) -> tuple[dict[str, Table], list[str]]:
+    """Title to head and lines of each part, and the notes."""
+    table = compare(levels)
+    return _sections(levels, table), _notes(levels, table)
+
+
 # the parts ----------------------------------------------------------------------------------------------------
+def _sections(levels: Sequence[Level], table: pd.DataFrame) -> dict[str, Table]:
+    return {
+        "Scores": _scores(levels, table),
+        "Differences": _differences(table),
+        "Single scores": _parts(table),
+        "Training": _course(table),
+    }
+
+
 def _lead(table: pd.DataFrame) -> list[list[str]]:
     """Group and level of each line; the baseline is named, and a run that fails a gate is marked."""
     lead = []
@@ -219,13 +234,7 @@ def _runs(levels: Sequence[Level]) -> list[str]:
 def _markdown(levels: Sequence[Level], table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
     nano = any(is_nano(level.suite, level.config) for level in levels)
     parts = [f"# {title}: ablation", *([nano_warning(title)] if nano else [])]
-    sections = {
-        "Scores": _scores(levels, table),
-        "Differences": _differences(table),
-        "Single scores": _parts(table),
-        "Training": _course(table),
-    }
-    for name, section in sections.items():
+    for name, section in _sections(levels, table).items():
         parts += [f"## {name}", cells.markdown(*section)]
     parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from bench.config import Experiment, RowSpec, difference, load_all
 from bench.provenance import ROOT
 from bench.report.levels import Level, levels_of_study, levels_of_suite
-from bench.report.records import Row, Suite
-from bench.store import RUN, RunRecord, read_record
+from bench.report.records import Row, Suite, records_below
+from bench.store import RunRecord
 
 CONFIGS = ROOT / "bench" / "configs"
 
@@ -57,8 +57,8 @@ def plans(folder: Path) -> Iterator[Plan]:
 
 
 def records_of(folder: Path) -> list[RunRecord]:
-    """All records of one suite, the base first."""
-    return [read_record(path.parent) for path in sorted([*folder.glob(f"*/{RUN}"), *folder.glob(f"*/seed-*/{RUN}")])]
+    """All records of one suite, sorted by row and seed."""
+    return [record for _, record in records_below(folder)]
 
 
 @cache
