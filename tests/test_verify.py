@@ -95,6 +95,7 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.Capture
 # one run ------------------------------------------------------------------------------------------------------
 Spoil = Callable[[Path], None]
 BUDGET = json.loads(Experiment.model_validate(CONFIG).model_dump_json())["budget"]
+TOLD = Experiment.model_validate(CONFIG).model_dump(mode="json")
 SPENT = ledger(Experiment.model_validate(CONFIG), 6)
 
 
@@ -145,8 +146,19 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "curve's ledger": (edit(store.TRAIN, '"nfe_rollout": 144', '"nfe_rollout": 145'), "has another ledger than"),
     "curve's nan": (edit(store.TRAIN, '"reward": 0.0', '"reward": NaN'), "line 1, holds a number at reward"),
     "curve's text": (edit(store.TRAIN, '{"update"', "{update"), "a line that is not JSON"),
+    "reward": (lambda path: rewrite(path, config={**TOLD, "reward": [1]}), "is not one of this version"),
+    "budget's form": (lambda path: rewrite(path, config={**TOLD, "budget": 3}), "is not one of this version"),
+    "calls' form": (lambda path: rewrite(path, ledger=SPENT | {"reward_calls": 3}), "reward_calls is 0"),
+    "curve's form": (lambda path: (path / store.TRAIN).write_text("[1]\n") and None, "does not hold the 6 updates"),
     "config": (edit(store.RUN, '"decode": "predicted_x0"', '"decode": "x0"'), "is not one of this version"),
 }  # fmt: skip
+
+
+BLOCKING = {
+    *("half a record", "unknown key", "no scores", "no scores named", "other scores"),
+    *("config", "reward", "budget's form"),
+}
+"""Errors after which the suite cannot be checked."""
 
 
 @pytest.mark.parametrize("name", SPOILT)
@@ -155,6 +167,8 @@ def test_a_planted_error_of_a_run_is_found(results: Path, name: str) -> None:
     spoil(results / "toy" / RUN)
     found = lines(results)
     assert any(message in line for line in found), found
+    unread = [line for line in lines(results, wrong=False) if "toy: not checked, since a run" in line]
+    assert len(unread) == (name in BLOCKING)
     assert all("cps-fixed" in line for line in found), "only what was spoilt is told"
 
 

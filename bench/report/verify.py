@@ -20,6 +20,7 @@ from bench.report.verify_run import Finding, check_run
 MARKS = (store.RUN, store.SCORES, store.TRAIN, store.STARTED, store.CHECKPOINT, store.JOB, store.POLICY)
 #: Plans that are tried before a table counts as not being that of its records.
 MOST_PLANS = 12
+NOT_CHECKED = "not checked, since a run below it cannot be read: mend that run first"
 AGAIN = "write the tables again with `bench table`, or restore the records that they were made from"
 
 
@@ -59,12 +60,13 @@ def verify(folders: Sequence[Path]) -> Report:
     findings: list[Finding] = []
     for run in sorted(runs):
         findings += check_run(run)
-    broken = {finding.where for finding in findings if finding.wrong}
+    unread = {finding.where for finding in findings if finding.blocks}
     suites = sorted({_suite_of(run) for run in runs})
-    for suite in suites:
-        findings += _check_suite(suite, broken)
-    for place in sorted(tables):
-        findings += _check_tables(place)
+    for check, places in ((_check_suite, suites), (_check_tables, sorted(tables))):
+        for place in places:
+            top = place if check is _check_suite else place.parent
+            blocked = any(top in run.parents for run in unread)
+            findings += [Finding(place, NOT_CHECKED, wrong=False)] if blocked else check(place)
     stored = sum(len(_stored(place)) for place in tables)
     return Report(findings, len(runs), len(suites), stored)
 
@@ -75,7 +77,7 @@ def _suite_of(run: Path) -> Path:
 
 
 # suites -------------------------------------------------------------------------------------------------------
-def _check_suite(folder: Path, broken: set[Path]) -> Iterator[Finding]:
+def _check_suite(folder: Path) -> Iterator[Finding]:
     """The records of one suite compare with each other, pilot seeds too, and no run stands in it twice."""
     try:
         records = records_of(folder)
@@ -83,8 +85,7 @@ def _check_suite(folder: Path, broken: set[Path]) -> Iterator[Finding]:
         if records:
             load_suite(folder, seeds=seeds or None)
     except BenchError as error:
-        if not any(folder in path.parents for path in broken):  # else it has been said
-            yield Finding(folder, str(error).rstrip("."))
+        yield Finding(folder, str(error).rstrip("."))
         return
     first = {record.digest: record for record in reversed(records)}
     for record in records:

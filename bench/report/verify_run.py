@@ -36,6 +36,8 @@ class Finding(NamedTuple):
     """What is found, and how to mend it."""
     wrong: bool = True
     """Whether it makes the results unfit; a note does not."""
+    blocks: bool = False
+    """Whether the run cannot be read, so that its suite and its tables cannot be checked."""
 
     @property
     def line(self) -> str:
@@ -57,12 +59,19 @@ def check_run(folder: Path) -> Iterator[Finding]:
     try:
         record, scores = store.read_run(folder)
     except BenchError as error:
-        yield Finding(folder, _sentence(error))
+        yield Finding(folder, _sentence(error), blocks=True)
         return
     yield from _leftovers(folder, files, record)
+    try:
+        exp = Experiment.model_validate(record.config)
+    except (ValidationError, BenchError) as error:
+        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else _text(error)
+        yield Finding(folder, f"the configuration is not one of this version ({first}): {RERUN}", blocks=True)
+        return
     for mistake in (*_place(folder, record), *_status(record), *_budget(record), *_curve(folder, record)):
         yield Finding(folder, f"{mistake}: {RERUN}")
-    yield from _scores(folder, record, scores)
+    if record.scores_digest is not None:
+        yield from _scores(folder, record, exp, scores)
 
 
 def _sentence(error: BenchError) -> str:
@@ -126,7 +135,8 @@ def _budget(record: RunRecord) -> Iterator[str]:
     if record.updates_done != budget.updates:
         yield f"{record.updates_done} updates are done, the budget has {budget.updates}"
     counts = {name: count for name, count in record.ledger.items() if isinstance(count, int)}
-    ledger = Ledger(counts, dict(record.ledger.get("reward_calls", {})))
+    calls = record.ledger.get("reward_calls")
+    ledger = Ledger(counts, dict(calls) if isinstance(calls, Mapping) else {})
     try:
         ledger.settle(budget, len(record.config.get("reward", {})), budget.updates)
     except BenchError as error:
@@ -147,32 +157,23 @@ def _curve(folder: Path, record: RunRecord) -> Iterator[str]:
     except BenchError as error:
         yield _text(error)
         return
-    if [line.get("update") for line in lines] != list(range(record.updates_done)):
+    if [line.get("update") if isinstance(line, dict) else None for line in lines] != list(range(record.updates_done)):
         yield f"{store.TRAIN} does not hold the {record.updates_done} updates of the record, each once and in order"
         return
     for number, line in enumerate(lines, 1):
         for key in _not_finite(line):
             yield f"{store.TRAIN}, line {number}, holds a number at {key} that is not finite"
-    if lines and record.status == "finished" and "ledger" in lines[-1]:
-        last, total = (
-            {name: count for name, count in spent.items() if name != "restarts"}
-            for spent in (lines[-1]["ledger"], record.ledger)
-        )
-        if canonical_json(last) != canonical_json(total):
+    if lines and record.status == "finished":
+        last = lines[-1].get("ledger")
+        last = last if isinstance(last, dict) else {}
+        # a run that is resumed after its last update restarts once more
+        if canonical_json({**last, "restarts": 0}) != canonical_json({**record.ledger, "restarts": 0}):
             yield f"the last line of {store.TRAIN} has another ledger than {store.RUN}"
 
 
 # the scores ---------------------------------------------------------------------------------------------------
-def _scores(folder: Path, record: RunRecord, scores: pd.DataFrame) -> Iterator[Finding]:
+def _scores(folder: Path, record: RunRecord, exp: Experiment, scores: pd.DataFrame) -> Iterator[Finding]:
     """Every held-out prompt has its videos, and every video the metrics of every evaluator."""
-    if record.scores_digest is None:
-        return
-    try:
-        exp = Experiment.model_validate(record.config)
-    except (ValidationError, BenchError) as error:
-        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else _text(error)
-        yield Finding(folder, f"the configuration is not one of this version ({first}): {RERUN}")
-        return
     named = set(scores["evaluator"])
     if named != set(exp.evaluation.evaluators):
         yield Finding(folder, f"scores are by {sorted(named)}, not by {sorted(exp.evaluation.evaluators)}: {RERUN}")
