@@ -4,6 +4,7 @@ SUITE ?= bench/configs/nano.yaml
 PYTHON := python3
 BIN := .venv/bin
 ABLATIONS := kl equalizer noise setting decode
+CONTROLS := nano_control_gold nano_control_shuffled
 
 # One thread per process: small models run faster, and reductions stay in order.
 export OMP_NUM_THREADS := 1
@@ -12,7 +13,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table ablations table figures plans test check departures bench-speed format clean
+.PHONY: help setup reproduce-table reproduce ablations table figures report plans test check departures bench-speed format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -37,6 +38,13 @@ ablations: setup ## run the five ablation suites on nano (hours; runs they share
 	@for name in $(ABLATIONS); do suite=bench/configs/nano_$$name.yaml; \
 	  $(BIN)/bench run $$suite && $(BIN)/bench table $$suite && $(BIN)/bench figures $$suite || exit $$?; done
 
+reproduce: reproduce-table ## everything on nano: the main suite, its controls, the five ablations (hours), with tables, figures and reports
+	@for name in $(CONTROLS) $(addprefix nano_,$(ABLATIONS)); do suite=bench/configs/$$name.yaml; \
+	  $(BIN)/bench run $$suite && $(BIN)/bench table $$suite && $(BIN)/bench figures $$suite && $(BIN)/bench report $$suite || exit $$?; done
+	@$(BIN)/bench table bench/configs/nano.yaml && $(BIN)/bench figures bench/configs/nano.yaml && $(BIN)/bench gallery bench/configs/nano.yaml
+	$(BIN)/bench report bench/configs/nano.yaml
+	$(BIN)/bench verify
+
 table: setup ## the table of SUITE from the runs that exist
 	$(BIN)/bench table $(SUITE)
 
@@ -45,6 +53,9 @@ figures: setup ## the figures of SUITE and their numbers, from the runs that exi
 
 plans: setup ## write results/plans.md: what each suite will cost
 	$(BIN)/python -m bench.plans
+
+report: setup ## one HTML page about SUITE, from the runs that exist: results/<suite>/report.html
+	$(BIN)/bench report $(SUITE)
 
 test: setup ## the tests that need neither a GPU nor downloaded weights
 	$(BIN)/python -m pytest -n 2

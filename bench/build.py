@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import noise, plugins
+from bench import noise, plugins, store
 from bench.api import Backbone, BenchError, Evaluator, Method
 from bench.capabilities import Spreads
 from bench.config import PATHS, Experiment, RowSpec, resolve
@@ -20,7 +20,7 @@ from bench.processes import ALONE, World
 from bench.progress import say
 from bench.rollout import Settings, noisy_steps, trained_steps
 
-STARTED = "digest"
+STARTED = store.STARTED
 """File of a run's folder that names the digest the run was started with."""
 
 

@@ -40,7 +40,7 @@ def read(path: Path) -> dict[str, Any]:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; a second process that works on the same run is refused."""
-    with (folder / ".lock").open("w", encoding="utf-8") as file:
+    with (folder / store.LOCK).open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as cause:

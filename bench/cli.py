@@ -56,6 +56,16 @@ def parser() -> argparse.ArgumentParser:
     suite(table)
     figures = commands.add_parser("figures", help="write the suite's figures and their numbers from its records")
     suite(figures)
+    compare = commands.add_parser("compare", help="two folders of one suite's records: differences with intervals")
+    compare.add_argument("a", type=Path, metavar="A", help="folder of records, e.g. results/nano")
+    compare.add_argument("b", type=Path, metavar="B", help="folder to compare with, e.g. results/reference/nano")
+    compare.add_argument("--open", action="store_true", help="compare other budgets or settings, with both ledgers")
+    compare.add_argument("--csv", type=Path, default=None, metavar="FILE", help="write the numbers there as well")
+    report = commands.add_parser("report", help="write the suite's report.html: everything about it on one page")
+    suite(report)
+    verify = commands.add_parser("verify", help="check stored records and tables: one line per finding")
+    verify.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="default: results/ of the checkout")
+    verify.epilog = "exit code: 0 if all is well, 1 if something is wrong; figures and weights are not looked into"
     check = commands.add_parser("check", help="check methods, evaluators and backbones: one line per broken promise")
     kinds = "a method, an evaluator, a backbone, or 'module:Class'"
     check.add_argument("names", nargs="+", metavar="NAME", help=kinds)

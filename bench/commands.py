@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.base import BenchError
-from bench.provenance import source_digest
+from bench.provenance import ROOT, source_digest
 
 if TYPE_CHECKING:
     from bench.config import Experiment
@@ -87,6 +87,16 @@ def _figures(args: argparse.Namespace) -> int:
     return 0
 
 
+def _report(args: argparse.Namespace) -> int:
+    from bench.report.page import build_page
+    from bench.report.plans import Plan
+
+    recorded = _recorded(args)
+    suites = {exp.variant: (args.results / exp.suite, Plan(rows, exp.seeds)) for exp, rows in recorded}
+    print(f"written: {build_page(args.results / recorded[0][0].study, suites)}", file=sys.stderr)
+    return 0
+
+
 def _gallery(args: argparse.Namespace) -> int:
     import torch
 
@@ -105,29 +115,22 @@ def _gallery(args: argparse.Namespace) -> int:
 def _recorded(args: argparse.Namespace) -> list[tuple[Experiment, list[Row]]]:
     """The suite, or each variant of the study, and its rows, after a look whether the records are its own."""
     from bench import config
-    from bench.report.records import Row
+    from bench.report.plans import rows_of
 
     found = []
     for exp in config.load_all(args.suite, args.overrides):
         _refuse_other_settings(exp, args.results / exp.suite, args.command)
-        rows = [
-            Row(row.name, row.method, row.kl_spec.name, variant=bool(row.params or row.kl_spec.params))
-            for row in exp.rows
-        ]
-        found.append((exp, rows))
+        found.append((exp, rows_of(exp.rows)))
     return found
 
 
 def _ablation(recorded: list[tuple[Experiment, list[Row]]], results: Path) -> tuple[Path, list[Level]]:
     """The folder of the suite or the study, and the levels that it compares; none where no method has two rows."""
-    from bench.report.levels import levels_of_study, levels_of_suite
+    from bench.report.plans import levels_of
     from bench.report.records import load_suite
 
     suites = {exp.variant: load_suite(results / exp.suite, rows, exp.seeds) for exp, rows in recorded}
-    first = recorded[0][0]
-    if not first.variant:
-        return results / first.suite, levels_of_suite(suites[""])
-    return results / first.suite.partition("/")[0], levels_of_study(suites)
+    return results / recorded[0][0].study, levels_of(suites)
 
 
 def _refuse_other_settings(exp: Experiment, folder: Path, command: str) -> None:
@@ -223,6 +226,23 @@ def _assets(args: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
+def _compare(args: argparse.Namespace) -> int:
+    from bench.report.compare_page import compare_folders
+
+    print(compare_folders(args.a, args.b, args.open, args.csv))
+    if args.csv is not None:
+        print(f"written: {args.csv}", file=sys.stderr)
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from bench.report.verify import verify
+
+    report = verify(args.folders or [ROOT / "results"])
+    print(report.text)
+    return 1 if report.wrong else 0
+
+
 def _sde_study(args: argparse.Namespace) -> int:
     import torch
 
@@ -260,8 +280,9 @@ def _nano(args: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    **{"run": _run, "plan": _plan, "table": _table, "figures": _figures, "gallery": _gallery},
-    **{"check": _check, "audit": _audit, "replay": _replay, "sde-study": _sde_study, "nano": _nano},
+    **{"run": _run, "plan": _plan, "table": _table, "figures": _figures, "report": _report, "gallery": _gallery},
+    **{"audit": _audit, "replay": _replay, "compare": _compare, "verify": _verify, "check": _check},
+    **{"sde-study": _sde_study, "nano": _nano},
     **{"score": _score, "assets": _assets, "export": _export},
 }
 """Name of a command to what it does."""

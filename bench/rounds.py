@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bench import store
 from bench.api import Backbone, BenchError, DivergedError, Evaluator, Method, Rewards
 from bench.config import Experiment
 from bench.kl import KLPolicy
@@ -86,7 +87,7 @@ class Clips:
             return
         from safetensors.torch import save_file
 
-        first, path = int((~finite).nonzero()[0]), folder / "offending_sample.safetensors"
+        first, path = int((~finite).nonzero()[0]), folder / store.OFFENDING
         here = (self.own == first).nonzero()
         found = self.world.everyone(self.videos[int(here[0])].contiguous() if len(here) else None)
         if self.world.writes:

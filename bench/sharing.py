@@ -8,7 +8,7 @@ from pathlib import Path
 from bench import store
 from bench.build import STARTED, Job
 
-POLICY = "policy.safetensors"
+POLICY = store.POLICY
 STORED = "reference"
 """Folder of our own stored runs below the results: never taken for the user's own."""
 

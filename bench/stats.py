@@ -106,6 +106,72 @@ def paired_difference(run: npt.ArrayLike, other: npt.ArrayLike) -> Estimate:
     return two_way(run - other)
 
 
+def independent_difference(run: npt.ArrayLike, other: npt.ArrayLike) -> Estimate:
+    """Mean of run[seed, prompt] - other[seed, prompt]: the seeds of the two are not the same, the prompts are.
+
+    Model: `x[s, p] = mu + a[s] + b[p] + e[s, p]` and `y[t, p] = nu + c[t] + d[p] + f[t, p]`, with S and T seeds and P
+    prompts. Seed effects and rests are independent between the two; `b[p]` and `d[p]` are not, so only the spread of
+    `g[p] = b[p] - d[p]` counts. The difference of the grand means has the variance
+
+        var(a) / S + var(c) / T + var(g) / P + var(e) / (S P) + var(f) / (T P)
+
+    The mean squares of seeds have the expectations `P var(a) + var(e)` and `P var(c) + var(f)`, those of the rests
+    `var(e)` and `var(f)`, and the variance (ddof 1) over prompts of `mean_s x[s, p] - mean_t y[t, p]`, called MS_g,
+    has `var(g) + var(e) / S + var(f) / T`. So the variance is estimated without bias by
+
+        MS_a / (S P) + MS_c / (T P) + MS_g / P - MS_e / (S P) - MS_f / (T P)
+
+    As in `two_way`, a component estimated below 0 counts as 0, which can only widen the interval, and the degrees of
+    freedom follow Satterthwaite: the estimate squared over the sum of its squared terms, each over its own degrees of
+    freedom, no fewer than the smallest factor's. Two equal runs paired by seed would need less (`paired_difference`).
+
+    Simulated coverage of the 95 % interval, 16 to 64 prompts, each variance from 0 to dominant, the two sides alike or
+    not: .94 to .99 with 3 or 5 seeds on a side, .91 to .99 with 2; above .97 only where seeds hardly matter.
+    """
+    x, y = np.asarray(run, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(f"independent_difference needs the same prompts, got shapes {x.shape} and {y.shape}")
+    mean = float(x.mean() - y.mean()) if x.size and y.size else float("nan")
+    if min(len(x), len(y), x.shape[1]) < 2:
+        return Estimate(mean, *(float("nan"),) * 5)
+    prompts = x.shape[1]
+    (seeds_x, rest_x), (seeds_y, rest_y) = (_seed_squares(side) for side in (x, y))
+    apart = float((x.mean(0) - y.mean(0)).var(ddof=1)) / prompts
+    variance = max(seeds_x - rest_x, 0.0) + max(seeds_y - rest_y, 0.0) + max(apart, rest_x + rest_y)
+    df_x, df_y, df_p = len(x) - 1, len(y) - 1, prompts - 1
+    spread = seeds_x**2 / df_x + seeds_y**2 / df_y + apart**2 / df_p
+    spread += rest_x**2 / (df_x * df_p) + rest_y**2 / (df_y * df_p)
+    least, most = min(df_x, df_y, df_p), (df_x + df_y) * df_p
+    df = min(max(variance**2 / spread, least), most) if spread > 0 else least
+    return _estimate(mean, float(np.sqrt(variance)), df)
+
+
+def _seed_squares(x: Array) -> tuple[float, float]:
+    """Mean squares of the seeds and of the rest of x[seed, prompt], both over the number of cells."""
+    seeds, prompts = x.shape
+    mean, by_seed, by_prompt = x.mean(), x.mean(1, keepdims=True), x.mean(0, keepdims=True)
+    between = prompts * float(((by_seed - mean) ** 2).sum()) / (seeds - 1)
+    rest = float(((x - by_seed - by_prompt + mean) ** 2).sum()) / ((seeds - 1) * (prompts - 1))
+    return between / x.size, rest / x.size
+
+
+def unpaired_difference(run: npt.ArrayLike, other: npt.ArrayLike) -> Estimate:
+    """Mean of run[seed, prompt] - other[seed, prompt] where neither seeds nor prompts are the same.
+
+    The two grand means are independent, so their variances (`two_way`) add, and so do, after Satterthwaite, the
+    variances squared over their degrees of freedom: Welch's t on two means that each have a variance of two ways.
+    Simulated coverage as in `independent_difference`: .92 to .97 with 3 or 5 seeds on a side, .86 to .97 with 2.
+    """
+    one, two = two_way(run), two_way(other)
+    variance = one.se**2 + two.se**2
+    spread = one.se**4 / one.df + two.se**4 / two.df
+    df = variance**2 / spread if spread > 0 else min(one.df, two.df)
+    mean = one.mean - two.mean
+    return (
+        Estimate(mean, *(float("nan"),) * 5) if np.isnan(variance) else _estimate(mean, float(np.sqrt(variance)), df)
+    )
+
+
 def _unknown(x: Array) -> Estimate:
     nan = float("nan")
     return Estimate(float(x.mean()) if x.size else nan, nan, nan, nan, nan, nan)

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 SCHEMA: Final = 1
 RUN, SCORES, TRAIN = "run.json", "scores.parquet", "train.jsonl"
 
+#: Further files of a run's folder: the digest it was started with, the trained weights, a sample that was not finite,
+#: and the lock that a process holds while it works on the run.
+STARTED, POLICY, OFFENDING, LOCK = "digest", "policy.safetensors", "offending_sample.safetensors", ".lock"
+#: Those that go when a run ends: where it goes on after a stop, and what the processes of one run are told.
+CHECKPOINT, JOB = "checkpoint.pt", "job.json"
+
 #: Columns that name one score; `value` is the score itself.
 SCORE_KEY = ["prompt_index", "video", "evaluator", "metric"]
 SCORE_COLUMNS = ["prompt_index", "prompt", "video", "evaluator", "metric", "value"]

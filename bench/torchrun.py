@@ -19,7 +19,7 @@ from bench.build import Job
 from bench.config import Experiment
 from bench.processes import LostError, Shard
 
-RUN_FILE = "job.json"
+RUN_FILE = store.JOB
 """File of a run's folder that tells the processes what to do; it goes when they end."""
 KILLED = "a process was killed (out of memory?); call again and the rest goes on"
 LAST_WORDS = 4000

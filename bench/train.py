@@ -30,7 +30,7 @@ from bench.rollout import Rollout, noisy_steps
 from bench.rounds import Clips, diversity, roll_out, round_prompts, score_round, shuffled, watch
 from bench.update import Log, Updater
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT = store.CHECKPOINT
 CHECKPOINT_EVERY = 5
 """Updates between checkpoints: a killed run repeats at most this many."""
 RATIO_TOLERANCE = 1e-5

@@ -38,25 +38,44 @@ ITSELF = "-"
 def build_ablation(folder: Path | str, levels: Sequence[Level], title: str) -> dict[str, Path]:
     """Write ablation.md, ablation.csv and ablation.tex atomically, as {file name: path}.
 
-    `title` is the name of the suite or the study. Levels that do not compare are a `BenchError`, and nothing is
-    written.
+    Levels that do not compare are a `BenchError`, and nothing is written; see `render_ablation`.
     """
-    if not levels:
-        raise BenchError(f"{title} has no ablation: give one method several rows, or the study several variants.")
-    table = compare(levels)
-    notes = _notes(levels, table)
-    texts = {
-        f"{NAME}.md": _markdown(levels, table, title, notes),
-        f"{NAME}.csv": table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
-        f"{NAME}.tex": _tex(levels, table, title, notes),
-    }
+    texts = render_ablation(levels, title)
     paths = {name: Path(folder) / FOLDER / name for name in texts}
     for name, path in paths.items():
         write_text(path, texts[name])
     return paths
 
 
+def render_ablation(levels: Sequence[Level], title: str) -> dict[str, str]:
+    """The text of each file, nothing written; `title` is the name of the suite or the study."""
+    if not levels:
+        raise BenchError(f"{title} has no ablation: give one method several rows, or the study several variants.")
+    table = compare(levels)
+    notes = _notes(levels, table)
+    return {
+        f"{NAME}.md": _markdown(levels, table, title, notes),
+        f"{NAME}.csv": table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
+        f"{NAME}.tex": _tex(levels, table, title, notes),
+    }
+
+
+def ablation_sections(levels: Sequence[Level]) -> tuple[dict[str, Table], list[str]]:
+    """Title to head and lines of each part, and the notes."""
+    table = compare(levels)
+    return _sections(levels, table), _notes(levels, table)
+
+
 # the parts ----------------------------------------------------------------------------------------------------
+def _sections(levels: Sequence[Level], table: pd.DataFrame) -> dict[str, Table]:
+    return {
+        "Scores": _scores(levels, table),
+        "Differences": _differences(table),
+        "Single scores": _parts(table),
+        "Training": _course(table),
+    }
+
+
 def _lead(table: pd.DataFrame) -> list[list[str]]:
     """Group and level of each line; the baseline is named, and a run that fails a gate is marked."""
     lead = []
@@ -215,13 +234,7 @@ def _runs(levels: Sequence[Level]) -> list[str]:
 def _markdown(levels: Sequence[Level], table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
     nano = any(is_nano(level.suite, level.config) for level in levels)
     parts = [f"# {title}: ablation", *([nano_warning(title)] if nano else [])]
-    sections = {
-        "Scores": _scores(levels, table),
-        "Differences": _differences(table),
-        "Single scores": _parts(table),
-        "Training": _course(table),
-    }
-    for name, section in sections.items():
+    for name, section in _sections(levels, table).items():
         parts += [f"## {name}", cells.markdown(*section)]
     parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"

@@ -33,16 +33,21 @@ def build_ablation_figure(folder: Path | str, levels: Sequence[Level]) -> dict[s
     """
     if not levels:
         raise BenchError(f"{folder} has no ablation: give one method several rows, or the study several variants.")
+    contents = render_ablation_figure(levels)
+    paths = {name: Path(folder) / FOLDER / name for name in contents}
+    for name, path in paths.items():
+        write_bytes(path, contents[name])
+    return paths
+
+
+def render_ablation_figure(levels: Sequence[Level]) -> dict[str, bytes]:
+    """{file name: content} of `build_ablation_figure`, nothing written."""
     frame = forest_data(levels)
     titles = dict.fromkeys(level.suite.partition("/")[0] for level in levels)
     nano = any(is_nano(level.suite, level.config) for level in levels)
     title = f"{', '.join(titles)}: ablation{', miniature model and scorers' if nano else ''}"
     with drawing.styled():
-        contents = drawing.files(NAME, forest(title, frame), frame)
-    paths = {name: Path(folder) / FOLDER / name for name in contents}
-    for name, path in paths.items():
-        write_bytes(path, contents[name])
-    return paths
+        return drawing.files(NAME, forest(title, frame), frame)
 
 
 def forest_data(levels: Sequence[Level]) -> pd.DataFrame:

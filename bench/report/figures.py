@@ -33,6 +33,20 @@ def build_figures(
     (default: `results/reference/<suite>`, if there is one). Records that do not compare, or that lack what a figure
     shows, are a `BenchError`, and no file is written. The bytes depend on the records and on matplotlib only.
     """
+    contents = render_figures(suite_folder, rows, seeds, reference)[0]
+    paths = {name: Path(suite_folder) / FOLDER / name for name in contents}
+    for name, path in paths.items():
+        write_bytes(path, contents[name])
+    return paths
+
+
+def render_figures(
+    suite_folder: Path | str,
+    rows: Sequence[Row] | None = None,
+    seeds: Sequence[int] | None = None,
+    reference: Path | None = None,
+) -> tuple[dict[str, bytes], dict[str, str]]:
+    """{file name: content} of `build_figures`, nothing written, and {figure: caption}."""
     suite = load_suite(suite_folder, rows, seeds)
     trainings = load_training(suite_folder, suite)
     stored, about_stored = _stored(suite, Path(suite_folder), reference)
@@ -42,11 +56,13 @@ def build_figures(
         drawn = {"curves": drawing.curves, "noise": drawing.noise, "gradients": drawing.gradients}
         for name, draw in drawn.items():
             contents |= drawing.files(name, draw(suite, trainings, frames[name]), frames[name])
-    contents[PAGE] = _page(suite, frames, about_stored).encode()
-    paths = {name: Path(suite_folder) / FOLDER / name for name in contents}
-    for name, path in paths.items():
-        write_bytes(path, contents[name])
-    return paths
+    captions = {
+        "curves": _about_curves(suite, frames["curves"]) + about_stored,
+        "noise": _about_noise(suite),
+        "gradients": _about_gradients(frames["gradients"]),
+    }
+    contents[PAGE] = _page(suite, captions).encode()
+    return contents, captions
 
 
 def _stored(suite: Suite, folder: Path, reference: Path | None) -> tuple[list[Training], str]:
@@ -80,12 +96,7 @@ def _with_stored(trainings: list[Training], stored: list[Training]) -> pd.DataFr
 
 
 # captions -----------------------------------------------------------------------------------------------------
-def _page(suite: Suite, frames: dict[str, pd.DataFrame], about_stored: str) -> str:
-    captions = {
-        "curves": _about_curves(suite, frames["curves"]) + about_stored,
-        "noise": _about_noise(suite),
-        "gradients": _about_gradients(frames["gradients"]),
-    }
+def _page(suite: Suite, captions: dict[str, str]) -> str:
     parts = [f"# {html.escape(suite.name)}: figures", *([warning(suite)] if suite.nano else []), _counts(suite)]
     for name, caption in captions.items():
         parts += [

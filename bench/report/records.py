@@ -145,13 +145,11 @@ def load_suite(folder: Path | str, rows: Sequence[Row] | None = None, seeds: Seq
 
     `rows` and `seeds` are the suite's, in YAML order; left out, they are taken from the records' own configuration.
     """
-    folder = Path(folder)
-    found = [path.parent for path in sorted([*folder.glob(f"*/{RUN}"), *folder.glob(f"*/seed-*/{RUN}")])]
-    if not found:
+    records = dict(records_below(folder))
+    if not records:
         raise BenchError(
             f"{folder} holds no records (*/{RUN}, */seed-*/{RUN}): run `bench run` on the suite's YAML first."
         )
-    records = {path: read_record(path) for path in found}
     config = max((record.config for record in records.values()), key=lambda c: len(c.get("seeds", [])))
     wanted = sorted(seeds if seeds is not None else _planned_seeds(records.values()))
     plan = list(rows) if rows is not None else _planned_rows(config, records.values())
@@ -178,6 +176,12 @@ def load_suite(folder: Path | str, rows: Sequence[Row] | None = None, seeds: Seq
     )
     refuse_unequal(suite)
     return suite
+
+
+def records_below(folder: Path | str) -> list[tuple[Path, RunRecord]]:
+    """Folder and record of every run of `results/<suite>`, sorted by folder."""
+    found = sorted([*Path(folder).glob(f"*/{RUN}"), *Path(folder).glob(f"*/seed-*/{RUN}")])
+    return [(path.parent, read_record(path.parent)) for path in found]
 
 
 def compared(run: Run) -> dict[str, Any]:

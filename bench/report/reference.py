@@ -64,8 +64,8 @@ def add_reference(table: pd.DataFrame, suite: Suite, stored: Suite | None) -> pd
         bands = [_band(comparable.get(row["row"]), stored, name, row["n_seeds"]) for _, row in table.iterrows()]
         table[f"reference_{name}_band_lo"] = [lo for lo, _ in bands]
         table[f"reference_{name}_band_hi"] = [hi for _, hi in bands]
-        inside = [_inside(value, *band) for value, band in zip(table[name], bands, strict=True)]
-        table[f"reference_{name}_inside"] = pd.array(inside, dtype="boolean")
+        verdicts = [inside_band(value, *band) for value, band in zip(table[name], bands, strict=True)]
+        table[f"reference_{name}_inside"] = pd.array(verdicts, dtype="boolean")
     return table
 
 
@@ -99,7 +99,8 @@ def _band(runs: RowRuns | None, stored: Suite | None, name: str, n: int) -> tupl
     return prediction_band(x.mean(1) - against, int(n))
 
 
-def _inside(value: float, lo: float, hi: float) -> bool | None:
+def inside_band(value: float, lo: float, hi: float) -> bool | None:
+    """Whether the value is in the band; None where either is unknown."""
     return None if math.isnan(value) or math.isnan(lo) else lo - ROUNDING <= value <= hi + ROUNDING
 
 

@@ -87,7 +87,7 @@ def _row(suite: Suite, runs: RowRuns) -> dict[str, Any]:
     _put(out, "overall_iqm", None if overall is None else bootstrap_iqm(overall, _generator()))
     against = suite.base.cells["overall"].to_numpy() if suite.base and delta else None
     _put(out, "improvement", _improvement(overall, against))
-    out |= _best_other(suite, runs) | _spent(runs) | _identity(runs.finished)
+    out |= _best_other(suite, runs) | spent(runs) | _identity(runs.finished)
     return out
 
 
@@ -117,7 +117,7 @@ def _best_other(suite: Suite, runs: RowRuns) -> dict[str, Any]:
     return out
 
 
-def _spent(runs: RowRuns) -> dict[str, Any]:
+def spent(runs: RowRuns) -> dict[str, Any]:
     """Ledger totals of one run, averaged over the row's finished runs (equal ones stay exact)."""
     out: dict[str, Any] = {}
     for name in COUNTS:

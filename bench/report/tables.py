@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -29,7 +29,46 @@ HEADS = {
     "pickscore": "PickScore",
     "gold_overall": "gold Overall",
 }
+#: Heads of what one run spent: the totals of `summary.COUNTS`, then time and memory.
+COST_HEADS = (
+    *("rollout NFE", "train NFE", "anchor NFE", "reward calls", "videos", "decodes", "updates"),
+    *("minutes", "peak MB"),
+)
 Table = tuple[list[str], list[list[str]]]
+"""Head and lines of cells."""
+
+
+class Contents(NamedTuple):
+    """The numbers of a main table, and what stands beside them."""
+
+    suite: Suite
+    table: pd.DataFrame
+    """Columns of main.csv, one line per row, the base first."""
+    stored: Suite | None
+    """The stored reference runs, if there are any."""
+    controls: list[str]
+    """One line per control."""
+
+    @property
+    def sections(self) -> dict[str, Table]:
+        """Title to head and lines of each section that has any."""
+        suite, table, stored = self.suite, self.table, self.stored
+        found: dict[str, Table] = {
+            "Scores": _scores(suite, table),
+            "Differences": _differences(table),
+            "Pairs of rows": pairs_section(suite),
+            "Aggregates": _aggregates(table),
+            "Further metrics": _others(suite, table),
+            "What one run spent": _cost(suite, table),
+            "Beside the stored reference": reference_section(suite, table, stored) if stored else ([], []),
+            "Beside the published numbers": _published(table),
+        }
+        return {title: section for title, section in found.items() if section[1]}
+
+    def notes(self, controls: Sequence[str] = ()) -> list[str]:
+        """The notes under the table, `controls` among them."""
+        beside = reference_notes(self.suite, self.table, self.stored) if self.stored else []
+        return footnotes(self.suite, self.table, controls, beside)
 
 
 def build_table(
@@ -61,18 +100,29 @@ def render_table(
     `published` the folder of published numbers. The suite's controls are looked up beside its own folder, then beside
     the stored one. Unequal budgets, prompts, scorers or spending are a `BenchError`.
     """
+    found = load_contents(suite_folder, rows, seeds, reference, published)
+    return {
+        f"{NAME}.md": _markdown(found),
+        f"{NAME}.csv": found.table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
+        f"{NAME}.tex": _tex(found.suite, found.table, found.controls),
+    }
+
+
+def load_contents(
+    suite_folder: Path | str,
+    rows: Sequence[Row] | None = None,
+    seeds: Sequence[int] | None = None,
+    reference: Path | None = None,
+    published: Path | None = None,
+) -> Contents:
+    """What the main table says, before it is text; the arguments are those of `render_table`."""
     suite = load_suite(suite_folder, rows, seeds)
     place = stored_folder(suite.name, reference)
     stored = None
     if any(place.rglob(RUN)) and place.resolve() != Path(suite_folder).resolve():
         stored = load_suite(place, [runs.row for runs in suite.rows])
     table = add_reference(add_published(summarise(suite), suite, published), suite, stored)
-    controls = control_notes(suite, Path(suite_folder).parent, place.parent)
-    return {
-        f"{NAME}.md": _markdown(suite, table, stored, controls),
-        f"{NAME}.csv": table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
-        f"{NAME}.tex": _tex(suite, table, controls),
-    }
+    return Contents(suite, table, stored, control_notes(suite, Path(suite_folder).parent, place.parent))
 
 
 # the parts ----------------------------------------------------------------------------------------------------
@@ -144,22 +194,11 @@ def _cost(suite: Suite, table: pd.DataFrame) -> Table:
     rows = []
     for (_, row), runs in zip(table.iloc[1:].iterrows(), suite.rows, strict=True):
         counts = [cells.count(row[name]) for name in COUNTS]
-        rows.append([_label(row), *counts, *_time(runs)])
-    heads = [
-        "rollout NFE",
-        "train NFE",
-        "anchor NFE",
-        "reward calls",
-        "videos",
-        "decodes",
-        "updates",
-        "minutes",
-        "peak MB",
-    ]
-    return ["Row", *heads], rows
+        rows.append([_label(row), *counts, *minutes_and_memory(runs)])
+    return ["Row", *COST_HEADS], rows
 
 
-def _time(runs: RowRuns) -> list[str]:
+def minutes_and_memory(runs: RowRuns) -> list[str]:
     """Minutes per run (mean) and peak memory in MB (largest) of the finished runs."""
     seconds = [sum(run.record.seconds.values()) for run in runs.finished if run.record.seconds]
     memory = [run.record.peak_memory_mb for run in runs.finished if run.record.peak_memory_mb is not None]
@@ -177,25 +216,14 @@ def _published(table: pd.DataFrame) -> Table:
 
 
 # the files ----------------------------------------------------------------------------------------------------
-def _markdown(suite: Suite, table: pd.DataFrame, stored: Suite | None, controls: Sequence[str]) -> str:
+def _markdown(found: Contents) -> str:
+    suite, controls = found.suite, found.controls
     parts = [f"# {suite.name}: main table", *([warning(suite)] if suite.nano else [])]
     if is_control(suite):  # what a control is for stands above its numbers
         parts, controls = [*parts, *controls], []
-    sections: Mapping[str, Table] = {
-        "Scores": _scores(suite, table),
-        "Differences": _differences(table),
-        "Pairs of rows": pairs_section(suite),
-        "Aggregates": _aggregates(table),
-        "Further metrics": _others(suite, table),
-        "What one run spent": _cost(suite, table),
-        "Beside the stored reference": reference_section(suite, table, stored) if stored else ([], []),
-        "Beside the published numbers": _published(table),
-    }
-    for title, (header, rows) in sections.items():
-        if rows:
-            parts += [f"## {title}", cells.markdown(header, rows)]
-    notes = footnotes(suite, table, controls, reference_notes(suite, table, stored) if stored else [])
-    parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+    for title, (header, rows) in found.sections.items():
+        parts += [f"## {title}", cells.markdown(header, rows)]
+    parts += ["## Notes", "\n".join(f"- {note}" for note in found.notes(controls))]
     return "\n\n".join(parts) + "\n"
 
 
