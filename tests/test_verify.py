@@ -15,6 +15,7 @@ from toy_records import CONFIG, ledger, write, write_suite
 from bench import store
 from bench.cli import main
 from bench.config import Experiment
+from bench.floor import REPLAY
 from bench.provenance import ROOT
 from bench.report.ablation import build_ablation
 from bench.report.plans import levels_of, packaged, rows_of
@@ -132,6 +133,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "job": (put(store.JOB), "job.json: what a launcher told processes that are gone"),
     "half a file": (put(".run.json.12.tmp"), ".run.json.12.tmp: no file of a run"),
     "sample of no failure": (put(store.OFFENDING), "offending_sample.safetensors: no file of a run"),
+    "replay": (put(REPLAY, "{}"), "replay.json is not valid"),
     "other folder": (move, "the record is of cps-fixed/seed-1"),
     "other start": (put(store.STARTED, "0123\n"), "was started with digest 0123"),
     "gate": (lambda path: rewrite(path, gates={"ratio_audit": {"passed": False}}), "the validity gate ratio_audit"),

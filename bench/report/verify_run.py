@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from bench import store
 from bench.base import BenchError, Budget
 from bench.config import Experiment
+from bench.floor import REPLAY, read_replay
 from bench.ledger import Ledger
 from bench.provenance import canonical_json, digest
 from bench.report.records import failed_gates
@@ -21,7 +22,7 @@ from bench.store import RunRecord
 
 RERUN = "delete the folder and run `bench run` again, or restore all its files together"
 #: Files of a run that has ended; a failed one may have saved the sample that stopped it.
-KEPT = {store.RUN, store.SCORES, store.TRAIN, store.STARTED, store.POLICY, store.LOCK}
+KEPT = {store.RUN, store.SCORES, store.TRAIN, store.STARTED, store.POLICY, store.LOCK, REPLAY}
 LEFT = {
     store.CHECKPOINT: "a checkpoint beside a finished record: delete it, the record is complete without it",
     store.JOB: "what a launcher told processes that are gone: delete it",
@@ -83,6 +84,10 @@ def _leftovers(folder: Path, files: set[str], record: RunRecord) -> Iterator[Fin
     for name in sorted(files - allowed):
         why = LEFT.get(name, "no file of a run: move it away, or delete it (a half-written file of a killed process)")
         yield Finding(folder / name, why)
+    try:
+        read_replay(folder, record)
+    except BenchError as error:
+        yield Finding(folder / REPLAY, _sentence(error))
 
 
 # the record ---------------------------------------------------------------------------------------------------
