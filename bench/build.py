@@ -103,12 +103,27 @@ def need_devices(exp: Experiment, processes: int) -> None:
         if processes > cores:
             say(f"note: {processes} processes of one run share {cores} core(s)")
         return
+    numbered = [str(d) for d in _devices(exp) if ":" in str(d)]
+    if processes > 1 and numbered:
+        raise BenchError(
+            f"a run has {processes} processes with a GPU of its own each, but the suite names the device "
+            f"{numbered[0]}: write cuda in its place, or leave it out."
+        )
     if processes > gpus:
         mend = f"give an --nproc of at most {gpus}" if gpus else "choose a machine that has GPUs"
         raise BenchError(
             f"a run has {processes} process(es) on this machine and each needs a GPU of its own, but "
             f"torch sees {gpus or 'none'}: {mend}, or backbone.train.device=cpu."
         )
+
+
+def _devices(exp: Experiment) -> list[Any]:
+    """Devices that the suite names, for the backbone and for its evaluators."""
+    named = [
+        exp.backbone.train.get("device"),
+        *(exp.evaluator_params.get(name, {}).get("device") for name in exp.judges),
+    ]
+    return [device for device in named if device is not None]
 
 
 def gpu() -> dict[str, Any]:

@@ -5,35 +5,75 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
 from bench import store
 from bench.base import BenchError
 
+DIGEST = hashlib.sha256().digest_size
+BLOCK = 1 << 24
+"""Bytes that are hashed at a time."""
+
+
+class _Hashing(io.RawIOBase):
+    """Hands bytes on to a file and hashes them, so that no second copy of a state is held."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """torch's file behind the sha256 of its bytes: torch itself reads a flipped bit as another number."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    data = buffer.getvalue()
-    store.write_bytes(path, hashlib.sha256(data).digest() + data)
+    """torch's file and the sha256 of its bytes behind it: torch itself reads a flipped bit as another number."""
+
+    def to(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            hashing = _Hashing(file)
+            torch.save(state, cast(IO[bytes], hashing))
+            file.write(hashing.sha256.digest())
+            file.flush()
+            os.fsync(file.fileno())
+
+    store.replace_atomically(path, to)
+
+
+def stamp(path: Path) -> str | None:
+    """The sha256 that a checkpoint was written with; None where there is no checkpoint."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-min(DIGEST, path.stat().st_size), os.SEEK_END)
+            return file.read().hex()
+    except FileNotFoundError:
+        return None
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The state of a run, tensors on the CPU; damaged bytes are refused."""
-    content = path.read_bytes()
-    size = hashlib.sha256().digest_size
-    if hashlib.sha256(content[size:]).digest() != content[:size]:
+    """The state of a run, tensors on the CPU and mapped from the file; damaged bytes are refused."""
+    total, left = hashlib.sha256(), path.stat().st_size - DIGEST
+    with path.open("rb") as file:
+        while left > 0:
+            block = file.read(min(BLOCK, left))
+            total.update(block)
+            left -= len(block)
+        whole = left == 0 and file.read() == total.digest()
+    if not whole:
         raise BenchError(
             f"checkpoint {path} is damaged (its bytes do not have the sha256 that it was written with): "
             "delete it and the run starts again."
         )
-    state: dict[str, Any] = torch.load(io.BytesIO(content[size:]), weights_only=True)
+    state: dict[str, Any] = torch.load(path, weights_only=True, mmap=True)
     return state
 
 

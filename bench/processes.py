@@ -25,15 +25,28 @@ Shard = Literal["full", "grads"]
 forward and again for its backward pass; "grads" keeps them gathered in between: faster, and more memory."""
 
 
+RESUMES = "call again and the run goes on from its last checkpoint."
+
+
 class LostError(BenchError):
     """The other processes of the run are gone, or hang."""
 
 
 SAME_EVERY = 10
 """Updates between two comparisons of the policy across processes."""
-PATIENCE = timedelta(minutes=30)
-"""How long a process waits for the others: longer than any rollout that a micro-batch of the suites needs. A process
-that ends is noticed at once; this bounds the wait for one that hangs."""
+PATIENCE = timedelta(hours=1)
+"""How long a process waits for the others: longer than a round of the suites, or the writing of a checkpoint, takes. A
+process that ends is noticed at once; this bounds the wait for one that hangs."""
+GONE = ("gloo", "NCCL", "Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe")
+"""Words of the network's own errors, which are plain RuntimeErrors where gloo raises them."""
+
+
+def is_loss(error: RuntimeError) -> bool:
+    """Whether an error says that other processes are gone: a consequence of what ended them."""
+    import torch.distributed as dist
+
+    known = getattr(dist, "DistError", ())
+    return isinstance(error, known) or any(word in str(error) for word in GONE)
 
 
 @dataclass(frozen=True)
@@ -168,16 +181,23 @@ class World:
             parameter.grad = grad
 
     def need_same(self, parameters: Iterable[Tensor], when: str) -> None:
-        """Refuse to go on when the processes hold other bits of the policy; spread weights exist only once."""
+        """Stop all processes when they hold other bits of the policy; spread weights exist only once."""
         if self.size == 1 or self.shard is not None:
             return
         found = self._all(_bits(parameters))
         odd = [rank for rank, bits in enumerate(found) if bits != found[0]]
         if odd:
-            raise DivergedError(
-                f"the policies of processes {', '.join(map(str, odd))} differ from that of process 0 {when}: "
-                "check their hardware and software for differences, and start the run again."
+            raise BenchError(
+                f"the policies of processes {', '.join(map(str, odd))} differ from that of process 0 {when}: check "
+                "their hardware and software for differences, delete the run's folder, and start it again."
             )
+
+    def need_equal(self, value: Any, what: str) -> None:
+        """Stop all processes when they hold other values; `what` says which, and how to mend it."""
+        found = self._all(value)
+        odd = [rank for rank, other in enumerate(found) if other != found[0]]
+        if odd:
+            raise BenchError(f"processes {', '.join(map(str, odd))} differ from process 0 in {what}.")
 
     @contextmanager
     def _heard(self) -> Iterator[None]:
@@ -188,7 +208,7 @@ class World:
             minutes = PATIENCE.total_seconds() / 60
             raise LostError(
                 f"process {self.rank} of {self.size} lost the others (one ended, or hung for {minutes:.0f} minutes): "
-                "call again and the run goes on from its last checkpoint."
+                + RESUMES
             ) from cause
 
 

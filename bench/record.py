@@ -54,8 +54,8 @@ def run_record(
         budget_digest=digest(budget),
         prompts_digest=exp.check_prompts(),
         config=exp.model_dump(mode="json"),
-        evaluators={name: dict(e.fingerprint()) for name, e in evaluators.items()},
-        backbone=dict(backbone.fingerprint()),
+        evaluators={name: dict(e.fingerprint()) for name, e in evaluators.items()} if world.writes else {},
+        backbone=dict(backbone.fingerprint()) if world.writes else {},  # hashes gigabytes
         ledger={} if trainer is None else trainer.ledger.totals(),
         seconds={**({} if trainer is None else trainer.ledger.seconds), **seconds},
         peak_memory_mb=max(world.everyone(peak_kib())) * 1024 / 1e6,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import queue
-import re
+import traceback
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from bench.base import BenchError
 from bench.build import Job, need_devices
 from bench.processes import LostError
 from bench.room import need_room
-from bench.torchrun import Node, Spread, Together
+from bench.torchrun import KilledError, Node, Spread, Together
 from bench.train import execute
 
 FOLDER = ".slurm"
@@ -44,8 +45,12 @@ def work(job: Job, spread: Spread) -> tuple[str, str | None]:
         record = execute(job, lambda phase, done, total: None)
     except LostError as error:
         return "lost", str(error)
+    except KilledError as error:
+        return "killed", str(error)
     except BenchError as error:
         return "error", str(error)
+    except Exception:  # shown by `bench run`, unless another node has a plainer reason
+        return "bug", traceback.format_exc()
     return record.status, record.error
 
 
@@ -59,14 +64,16 @@ def _node(nodes: int) -> Node:
             f"the job has {here.num_tasks} task(s), but its run has {nodes} nodes: one task belongs on each node, "
             "so take out what sets the number of tasks under 'slurm:' in the launch file."
         )
-    number = int("".join(re.findall(r"\d+", here.job_id)))
-    return Node(here.global_rank, here.hostnames[0], PORTS[number % len(PORTS)])
+    port = PORTS[zlib.crc32(here.job_id.encode()) % len(PORTS)]
+    return Node(here.global_rank, here.hostnames[0], port)
 
 
 def _agreed(ends: Sequence[tuple[str, str | None]]) -> tuple[str, str | None]:
-    """How a run ended, from how each of its nodes did: a mistake comes before the loss that follows from it."""
-    for kind in ("error", "lost"):
+    """How a run ended, from how each of its nodes did: a cause comes before what follows from it on other nodes."""
+    for kind in ("error", "bug", "killed", "lost"):
         for status, text in ends:
+            if status == kind == "bug":
+                raise RuntimeError(f"a job stopped:\n{text}")
             if status == kind:
                 raise BenchError(str(text))
     return ends[0]

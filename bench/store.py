@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,7 +179,7 @@ def replace_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
     `write` must flush and fsync what it wrote; the rename itself is made durable here.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # a pid may be another node's too
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

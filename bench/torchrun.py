@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from bench import store
 from bench.base import BenchError
 from bench.build import Job
 from bench.config import Experiment
-from bench.processes import LostError, Shard
+from bench.processes import RESUMES, LostError, Shard
 
 RUN_FILE = store.JOB
 """File of a run's folder that tells the processes what to do; it goes when they end."""
@@ -26,6 +27,14 @@ LAST_WORDS = 4000
 """Characters that are shown of what the processes wrote to stderr."""
 STOP_AFTER = 15.0
 """Seconds that the processes get to end after a stop."""
+
+
+MEET_WITHIN = 180
+"""Seconds within which the nodes of a run must have met; one that refuses at its start is missed after these."""
+
+
+class KilledError(BenchError):
+    """A process of the run was killed from outside."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ def command(spread: Spread, node: Node, run_file: Path) -> list[str]:
     meeting = ["--local-addr=localhost", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     if spread.nodes > 1:
         meeting = [f"--node-rank={node.rank}", f"--master-addr={node.host}", f"--master-port={node.port}"]
+        meeting.append(f"--rdzv-conf=timeout={MEET_WITHIN}")
     return [sys.executable, "-m", "torch.distributed.run", *agent, *meeting, "-m", "bench.worker", str(run_file)]
 
 
@@ -148,11 +158,15 @@ class Together:
         said = Said()
         assert process.stdout is not None
         for line in process.stdout:
-            kind, _, value = line.partition(" ")
+            kind, _, text = line.partition(" ")
+            try:
+                value = json.loads(text)
+            except ValueError:  # a library's own line
+                continue
             if kind == "progress":
-                self.messages.put((job.label, *json.loads(value)))
+                self.messages.put((job.label, *value))
             elif kind in ("error", "bug", "lost") and getattr(said, kind) is None:
-                setattr(said, kind, json.loads(value))
+                setattr(said, kind, value)
         return said
 
     def stop(self) -> None:
@@ -171,8 +185,10 @@ def _why(said: Said, code: int, noise: str) -> Exception:
         return BenchError(said.error)
     if said.bug is not None:
         return RuntimeError(f"one of the processes stopped:\n{said.bug}")
-    if code < 0 or "Signal 9" in noise or "exitcode: -" in noise:
-        return BenchError(KILLED)
+    if code == -signal.SIGKILL or "Signal 9" in noise or "exitcode: -9" in noise:
+        return KilledError(KILLED)
     if said.lost is not None:
         return LostError(said.lost)
+    if "Signal 6" in noise or "exitcode: -6" in noise:  # NCCL's watchdog ends a process that waits for lost ones
+        return LostError(f"a process was aborted while it waited for the others: {RESUMES}")
     return RuntimeError(f"the processes ended with exit code {code} and did not say why:\n{noise[-LAST_WORDS:]}")

@@ -90,7 +90,11 @@ class Trainer:
     def load(self) -> None:
         """Go on from the folder's checkpoint, if there is one; lines of `train.jsonl` past it are dropped."""
         path, lines = self.job.folder / CHECKPOINT, self.job.folder / store.TRAIN
-        if path.exists():
+        seen = checkpoint.stamp(path)
+        self.world.need_equal(
+            seen, f"the checkpoint that they see in {self.job.folder}: put it on a file system that all nodes share"
+        )
+        if seen is not None:
             state = checkpoint.read(path)
             store.check_digest(self.job.folder, state["digest"], self.job.digest)
             self.backbone.load_state_dict(state["policy"])
@@ -125,16 +129,22 @@ class Trainer:
         """The updates that are left, or those before update `until`."""
         budget, prompts = self.exp.budget, self.exp.prompt_list("train")
         last = budget.updates if until is None else until
-        self.world.need_same(self.backbone.parameters(), "before the first update of this start")
+        self._need_same("before the first update of this start")
         while self.updates_done < last:
             report("train", self.updates_done, last)
             self._round(self.updates_done, prompts)
             self.updates_done += 1
             self.ledger.settle(budget, len(self.exp.reward), self.updates_done)
             if self.updates_done % SAME_EVERY == 0 or self.updates_done == last:
-                self.world.need_same(self.backbone.parameters(), f"after update {self.updates_done - 1}")
+                self._need_same(f"after update {self.updates_done - 1}")
             if self.updates_done % CHECKPOINT_EVERY == 0 or self.updates_done == last:
                 self.save()
+
+    def _need_same(self, when: str) -> None:
+        """All processes are at the same update, under the same KL weights, with the same policy."""
+        where = f"the update or the KL state that they have reached {when}: delete the run's folder and start it again"
+        self.world.need_equal([self.updates_done, self.kl_state], where)
+        self.world.need_same(self.backbone.parameters(), when)
 
     def _round(self, index: int, prompts: list[str]) -> None:
         assert self.job.seed is not None
@@ -248,10 +258,11 @@ def _execute(job: Job, report: Report, world: World) -> store.RunRecord:
         error = str(cause)
     report("store", 1, 1)
     record = run_record(job, backbone, evaluators, trainer, found, error, clock.seconds, gates, world)
-    policy = backbone.state_dict()  # of all processes at once, where the weights are sharded
+    trained = trainer is not None and error is None
+    policy = backbone.state_dict() if trained else {}  # of all processes at once, where the weights are sharded
     if not world.writes:
         return record
-    if trainer is not None and error is None:
+    if trained:
         save_policy(job.folder, policy)
     record = store.write_run(job.folder, record, None if found is None else found.scores)
     (job.folder / CHECKPOINT).unlink(missing_ok=True)

@@ -17,8 +17,8 @@ from typing import Any
 
 from bench.base import BenchError
 from bench.build import copies
-from bench.processes import LostError, joined
-from bench.torchrun import read_job
+from bench.processes import RESUMES, LostError, is_loss, joined
+from bench.torchrun import LAST_WORDS, read_job
 from bench.train import execute
 
 REPORT_EVERY = 0.5
@@ -64,5 +64,7 @@ if __name__ == "__main__":
         _leave("lost", str(error), 2)
     except BenchError as error:
         _leave("error", str(error), 2)
-    except Exception:
-        _leave("bug", traceback.format_exc(), 1)
+    except Exception as error:
+        if isinstance(error, RuntimeError) and is_loss(error):
+            _leave("lost", f"a process lost the others ({' '.join(str(error).split())[:200]}): {RESUMES}", 2)
+        _leave("bug", traceback.format_exc()[-LAST_WORDS:], 1)

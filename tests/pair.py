@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from toy import Brightness, ToyBackbone
 
-from bench.api import Budget, DivergedError, Rewards
+from bench.api import BenchError, Budget, DivergedError, Rewards
 from bench.kl import kl_policy
 from bench.ledger import Ledger
 from bench.processes import ALONE, World, joined
@@ -62,10 +62,10 @@ def scenario(world: World) -> dict[str, Any]:
     if world.rank == 1:
         here[1] = torch.full((1,), 7.0)
     found["summed"] = world.summed(here)
-    for name, act in {"divergence": diverge_in_one, "digest": differ_in_one}.items():
+    for name, act in {"divergence": diverge_in_one, "digest": differ_in_one, "file": see_in_one}.items():
         try:
             act(world)
-        except DivergedError as error:
+        except BenchError as error:
             found[name] = str(error)
     return found
 
@@ -78,6 +78,10 @@ def diverge_in_one(world: World) -> None:
 
 def differ_in_one(world: World) -> None:
     world.need_same([torch.ones(3) + 1e-7 * world.rank], "after update 9")
+
+
+def see_in_one(world: World) -> None:
+    world.need_equal(None if world.rank else "ab12", "the checkpoint that they see: share the folder")
 
 
 def _enter(rank: int, size: int, port: int, folder: Path, act: Callable[[World], Any]) -> None:

@@ -16,7 +16,7 @@ from bench.backbones.hunyuanvideo15 import HunyuanVideo15
 from bench.kl import kl_policy
 from bench.ledger import Ledger
 from bench.optimizers import load_whole, make_optimizer, whole_state
-from bench.processes import Shard, World
+from bench.processes import Shard, World, is_loss
 from bench.rng import normal, stream
 from bench.rollout import Settings, sample
 from bench.update import Updater
@@ -138,4 +138,9 @@ def scenario(world: World, folder: Path) -> dict[str, Any]:
             pair = [gradients(folder, there, params, between=between) for between in (False, True)]
             found[f"anchored {kind} {shard}"] = pair
     found["lengths"] = lengths(folder, full)
+    if world.rank == 0:  # the other process ends meanwhile
+        try:
+            lengths(folder, full)
+        except RuntimeError as error:
+            found["lost"] = (is_loss(error), str(error))
     return found

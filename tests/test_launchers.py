@@ -129,6 +129,8 @@ def test_a_mistake_in_the_processes_is_one_sentence(
             f"^{re.escape(KILLED)}",
         ),
         ("import os; os.kill(os.getpid(), 9)", BenchError, f"^{re.escape(KILLED)}"),
+        ("print('error of a library'); print('progress {'); say('error', 'mend it')", BenchError, "^mend it$"),
+        ("note('failed (exitcode: -6) local_rank: 0')", LostError, "was aborted while it waited for the others"),
         ("note('address in use')", RuntimeError, "exit code 3 and did not say why:\naddress in use"),
     ],
 )
@@ -185,6 +187,7 @@ def test_a_number_of_processes_that_does_not_divide_is_refused(
         (2, None, 2, None),
         (1, "cpu", 2, None),
         (0, None, 2, None),
+        (8, "cuda:0", 2, "the suite names the device cuda:0: write cuda in its place"),
     ],
 )
 def test_too_few_gpus_are_refused_before_anything_is_loaded(

@@ -51,6 +51,7 @@ def test_one_process_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ALONE.in_order([1, 2]) == [1, 2]
     ALONE.barrier()
     ALONE.need_same([torch.ones(1)], "now")
+    ALONE.need_equal(1, "nothing")
     with pytest.raises(DivergedError, match="mine"), ALONE.together():
         raise DivergedError("mine")
 
@@ -81,9 +82,15 @@ def test_one_process_that_diverges_stops_all_with_its_words(both: list[dict[str,
     assert [found["divergence"] for found in both] == ["the policy of process 1 diverged."] * 2
 
 
-def test_a_policy_that_differs_between_processes_is_found(both: list[dict[str, Any]]) -> None:
+def test_a_policy_that_differs_between_processes_stops_the_run_unfinished(both: list[dict[str, Any]]) -> None:
     for found in both:
         assert "processes 1 differ from that of process 0 after update 9" in found["digest"]
+        assert "delete the run's folder" in found["digest"]
+
+
+def test_a_checkpoint_that_one_process_does_not_see_stops_all(both: list[dict[str, Any]]) -> None:
+    for found in both:
+        assert found["file"] == "processes 1 differ from process 0 in the checkpoint that they see: share the folder."
 
 
 @pytest.mark.parametrize(("name", "minibatches"), [("one", 1), ("two", 2)])

@@ -20,7 +20,7 @@ from bench import launch
 from bench.api import BenchError
 from bench.build import make_backbone
 from bench.config import Experiment
-from bench.processes import ALONE, World
+from bench.processes import ALONE, World, is_loss
 
 BOUND = 5e-7
 """Relative difference of latents, norms and gradients that are added in another order: a few roundings of float32
@@ -117,6 +117,12 @@ def test_an_anchor_between_forward_and_backward_leaves_the_gradient(
 def test_texts_of_different_lengths_keep_processes_in_step(folder: Path, both: list[dict[str, Any]]) -> None:
     assert_close("gradient", both[0]["lengths"], spread.lengths(folder, ALONE), BOUND)
     assert both[0]["lengths"].equal(both[1]["lengths"])
+
+
+def test_a_process_that_is_gone_is_known_by_the_error_of_the_others(both: list[dict[str, Any]]) -> None:
+    lost, words = both[0]["lost"]
+    assert lost, words
+    assert not is_loss(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 # what is refused ----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import types
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from bench.config import Experiment
 from bench.launch_file import how
 from bench.launchers import How
 from bench.processes import ALONE
+from bench.slurm import PORTS
 from bench.store import read_lines, read_run
 from bench.torchrun import KILLED, RUN_FILE, Node, Spread
 
@@ -74,7 +76,7 @@ def test_a_run_over_two_nodes_ends_with_a_killed_process_and_resumes_to_the_reco
         patch.setattr(slurm, "_submitit", lambda: types.SimpleNamespace(JobEnvironment=TaskOfThread))
         first, second = on_two_nodes(job, Spread(nodes=2))
     assert time.time() - (job.folder / store.TRAIN).stat().st_mtime < SECONDS
-    assert second == ("error", KILLED)
+    assert second == ("killed", KILLED)
     assert first[0] == "lost"
     assert "process 0 of 2 lost the others" in str(first[1])
     assert (job.folder / "checkpoint.pt").exists()
@@ -159,7 +161,7 @@ def test_the_nodes_of_a_job_meet_on_its_first_one(monkeypatch: pytest.MonkeyPatc
     given |= {"SLURM_JOB_NODELIST": "gpu[07-08],cpu3", "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "1241"}
     for key, value in given.items():
         monkeypatch.setenv(key, value)
-    assert slurm._node(3) == Node(rank=2, host="gpu07", port=20000 + 12347 % 12000)
+    assert slurm._node(3) == Node(rank=2, host="gpu07", port=PORTS[zlib.crc32(b"1234_7") % len(PORTS)])
     assert slurm._node(1) == Node()
     with pytest.raises(BenchError, match=r"the job has 3 task\(s\), but its run has 2 nodes"):
         slurm._node(2)
@@ -170,6 +172,10 @@ def test_a_mistake_comes_before_the_loss_that_follows_from_it() -> None:
         slurm._agreed([("lost", "process 0 lost the others"), ("error", "mend the suite"), ("done", None)])
     with pytest.raises(BenchError, match="lost the others"):
         slurm._agreed([("lost", "process 0 lost the others"), ("done", None)])
+    with pytest.raises(RuntimeError, match=r"a job stopped:\nTraceback"):
+        slurm._agreed([("lost", "process 0 lost the others"), ("killed", KILLED), ("bug", "Traceback")])
+    with pytest.raises(BenchError, match="a process was killed"):
+        slurm._agreed([("lost", "process 0 lost the others"), ("killed", KILLED)])
     assert slurm._agreed([("failed", "reward is NaN"), ("done", None)]) == ("failed", "reward is NaN")
 
 

@@ -285,7 +285,10 @@ class FullPolicy:
         def mine(name: str) -> dict[str, Tensor]:
             return {key: shards.local(shards.part_of(state[f"{name}:{key}"], p)) for key, p in self._trained.items()}
 
-        self._set(mine(POLICY))
+        shards.let_go(self._transformer)
+        with torch.no_grad():
+            for key, p in self._trained.items():  # one at a time: parts of all would be held twice
+                shards.local(p).copy_(shards.local(shards.part_of(state[f"{POLICY}:{key}"], p)))
         self._anchors = {
             name: {key: copy.to(self._anchor_device, copy=True) for key, copy in mine(name).items()}
             for name in names

@@ -9,6 +9,7 @@ import gc
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def _write(path: Path, names: str, states: Conditioning) -> None:
         for kind, rows in (("text", states.text), ("glyph", states.glyph))
         for i, state in enumerate(rows)
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # a pid may be another node's too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, temporary, {"format": "pt", "names": names})
