@@ -85,14 +85,14 @@ class Clips:
         """Stop the run at the first sample that is not finite, and save its video."""
         if finite.all():
             return
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         first, path = int((~finite).nonzero()[0]), folder / store.OFFENDING
         here = (self.own == first).nonzero()
         found = self.world.everyone(self.videos[int(here[0])].contiguous() if len(here) else None)
         if self.world.writes:
             video = next(video for video in found if video is not None)
-            save_file({"video": video}, path, {"prompt": self.prompts[first]})
+            store.write_bytes(path, save({"video": video}, {"prompt": self.prompts[first]}))
         raise DivergedError(f"{what} of prompt {self.prompts[first]!r} is not finite; its video is saved as {path}.")
 
 
