@@ -25,6 +25,7 @@ LORA_METADATA = "lora_adapter_metadata"
 """Entry of the safetensors header in which diffusers looks for rank, alpha and layers (0.42: the same for saving)."""
 FULL_WEIGHTS = "diffusion_pytorch_model.safetensors"
 PREFIX = "policy:"
+MEND = "give the folder of a finished, trained run, such as results/nano/cps-fixed/seed-0"
 
 
 def save_policy(folder: Path, state: Mapping[str, Tensor]) -> None:
@@ -35,9 +36,9 @@ def save_policy(folder: Path, state: Mapping[str, Tensor]) -> None:
     store.write_bytes(folder / POLICY, save(policy))
 
 
-def load_policy(backbone: Backbone, run: Path) -> None:
-    """Give the backbone the policy that a finished run stored."""
-    backbone.load_state_dict({f"{PREFIX}{key}": value for key, value in _read_policy(run).items()})
+def load_policy(backbone: Backbone, run: Path, mend: str = MEND) -> None:
+    """Give the backbone the policy that a finished run stored; `mend`: what to do where there is none."""
+    backbone.load_state_dict(_read_state(run, mend))
 
 
 def export(run: Path, out: Path) -> list[Path]:
@@ -58,18 +59,18 @@ def export(run: Path, out: Path) -> list[Path]:
 
 def _read_policy(run: Path) -> dict[str, Tensor]:
     """The policy's weights by their names in the transformer."""
+    return {key.removeprefix(PREFIX): value.contiguous() for key, value in _read_state(run, MEND).items()}
+
+
+def _read_state(run: Path, mend: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = run / POLICY
     try:
-        state = load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError) as cause:
-        raise BenchError(
-            f"policy {path} cannot be read ({cause}): give the folder of a finished, trained run, "
-            "such as results/nano/cps-fixed/seed-0."
-        ) from cause
-    return {key.removeprefix(PREFIX): value.contiguous() for key, value in state.items()}
+        raise BenchError(f"policy {path} cannot be read ({cause}): {mend}.") from cause
 
 
 def _settings(record: RunRecord, run: Path) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from bench import store
-from bench.api import Backbone, BenchError, Evaluator
+from bench.api import Backbone, Evaluator
 from bench.build import make_backbone, make_evaluator
 from bench.config import Experiment
+from bench.export import load_policy
 from bench.rng import stream
 from bench.sample import heldout
-from bench.sharing import POLICY
 
 SIDE = 112
 """Least width of an enlarged video, pixels."""
@@ -39,23 +39,12 @@ def build(exp: Experiment, results: Path, seed: int, prompts: int = 6) -> Path:
     backbone.reset(stream(0, "initial_policy"))
     lines = {"base": _line(exp, backbone, evaluators, texts, chosen)}
     for row in exp.rows:
-        _load(backbone, store.run_folder(results / exp.suite, row.name, seed))
+        folder = store.run_folder(results / exp.suite, row.name, seed)
+        load_policy(backbone, folder, "run `bench run` on this suite and seed")
         lines[row.name] = _line(exp, backbone, evaluators, texts, chosen)
     path = results / exp.suite / "figures" / "gallery.webp"
     store.write_bytes(path, _webp(lines, [texts[p] for p in chosen], backbone.fps))
     return path
-
-
-def _load(backbone: Backbone, folder: Path) -> None:
-    """The policy that a finished run stored."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = folder / POLICY
-    try:
-        backbone.load_state_dict(load_file(path))
-    except (OSError, SafetensorError) as cause:
-        raise BenchError(f"policy {path} cannot be read ({cause}): run `bench run` on this suite and seed.") from cause
 
 
 def _line(
