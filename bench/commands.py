@@ -26,6 +26,8 @@ def _run(args: argparse.Namespace) -> int:
     given = {"launcher": args.launcher, "nproc": args.nproc, "processes": args.processes, "shard": args.shard}
     how = launch_file.how(args.launch, **given)
     if args.dry_run:
+        for exp in suites:
+            launch.check(exp)
         found = launch.all_jobs(suites, args.results)
         for exp in suites:
             print(launch.describe(exp, [job for job in found if job.exp is exp]))

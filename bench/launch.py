@@ -63,9 +63,7 @@ def _checkpoint_digest(name: str) -> Any:
 
 
 def all_jobs(suites: Sequence[Experiment], results: Path) -> list[Job]:
-    """The jobs of a suite, or of all variants of a study, after a check of each."""
-    for exp in suites:
-        check(exp)
+    """The jobs of a suite, or of all variants of a study; `check` comes before it."""
     known: dict[str, Any] = {}
     return [job for exp in suites for job in jobs(exp, results, known)]
 
