@@ -23,7 +23,7 @@ from bench.build import Job
 from bench.processes import Shard
 from bench.progress import Progress, say
 from bench.slurm import Array
-from bench.torchrun import Spread, Together
+from bench.torchrun import KILLED, Spread, Together
 from bench.train import execute
 
 Costs = Mapping[str, tuple[int, int]]
@@ -190,9 +190,7 @@ def watch(waiting: dict[Future[Status], Job], costs: Costs, messages: Any, outco
                 progress.end(job.label, f"error: {cause}")
             except BrokenProcessPool:
                 outcome.errors += 1
-                progress.end(
-                    job.label, "error: a process was killed (out of memory?); call again and the rest goes on"
-                )
+                progress.end(job.label, f"error: {KILLED}")
             except Exception as cause:  # a bug: the other runs go on, the traceback is shown, the exit code is not 0
                 outcome.errors += 1
                 progress.end(job.label, f"error: {type(cause).__name__}: {cause}")

@@ -30,7 +30,7 @@ PLANS = (
     ("The small suite on one H100", "hunyuanvideo15_single_gpu.yaml"),
     (
         "All weights in place of a LoRA, on 8 H100",
-        f"hunyuanvideo15_480p.yaml variant=setting_b {FULL} --gpus 8 --shard full",
+        f"hunyuanvideo15_480p.yaml {FULL} --gpus 8 --shard full",
     ),
     ("The miniature, which runs on a CPU", "nano.yaml"),
 )
