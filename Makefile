@@ -52,7 +52,7 @@ figures: setup ## the figures of SUITE and their numbers, from the runs that exi
 	$(BIN)/bench figures $(SUITE)
 
 plans: setup ## write results/plans.md: what each suite will cost
-	$(BIN)/python -m bench.plans
+	$(BIN)/python -m tools.plans_page
 
 report: setup ## one HTML page about SUITE, from the runs that exist: results/<suite>/report.html
 	$(BIN)/bench report $(SUITE)
@@ -68,10 +68,10 @@ check: setup ## lint, format, types, import contracts, spelling
 	$(BIN)/codespell
 
 departures: setup ## write methods/DEPARTURES.md: where our code departs from a paper or its released code
-	$(BIN)/python -m bench.departures
+	$(BIN)/python -m tools.departures
 
 bench-speed: setup ## measure speed and memory (half an hour; a GPU section where there is a GPU): results/performance.md
-	$(BIN)/python -m bench.speed $(SPEED)
+	$(BIN)/python -m tools.speed $(SPEED)
 
 format: setup ## apply the formatter and the safe fixes
 	$(BIN)/ruff check --fix

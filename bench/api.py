@@ -20,11 +20,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bench.base import RESERVED_FIELDS, AdvantageRule, BenchError, Budget, BudgetFieldError, DivergedError
-from bench.credit import Rewards, rule_advantages
+from bench.core.budget import RESERVED_FIELDS, AdvantageRule, Budget
+from bench.core.errors import BenchError, BudgetFieldError, DivergedError
+from bench.core.rewards import Rewards, rule_advantages
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+from typing import runtime_checkable
 
 __all__ = [
     "LATE",
@@ -296,3 +300,29 @@ class StepView(NamedTuple):
     """[n], indices into the schedule."""
     weight: Tensor
     """[n], `Method.step_weights` at these indices."""
+
+
+@runtime_checkable
+class RoundsLatents(Protocol):
+    """A backbone whose sampling convention keeps latents coarser than float32."""
+
+    def round_latents(self, x: Float[Tensor, "b ..."], first: bool) -> Float[Tensor, "b ..."]: ...
+
+
+@runtime_checkable
+class ChecksSuite(Protocol):
+    """A backbone class that refuses an unfit suite from its files' headers, before anything is loaded.
+
+    Without a checkpoint it looks at the settings alone.
+    """
+
+    @classmethod
+    def check_suite(cls, checkpoint: Path | None, guidance: float, params: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class ShardsWeights(Protocol):
+    """A backbone that can spread its weights over the processes of a run: its constructor takes `shard`."""
+
+    def stored(self, tensor: Tensor) -> Tensor: ...
+    def part_of(self, whole: Tensor, like: Tensor) -> Tensor: ...

@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import Any, cast
 
 from bench.api import Backbone, BenchError, Evaluator, Method
-from bench.provenance import sha256_file
+from bench.core.hashing import sha256_file
 
 
 def available(group: str) -> dict[str, str]:

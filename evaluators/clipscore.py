@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.api import BenchError, Metric
-from evaluators.clip_hf import HuggingFaceClip
-from evaluators.clip_model import ClipEvaluator
-from evaluators.clip_open import CONFIG_FILE, OpenClip, find_weights
+from evaluators.clip.huggingface import HuggingFaceClip
+from evaluators.clip.open_clip import CONFIG_FILE, OpenClip, find_weights
+from evaluators.clip.scorer import ClipEvaluator
 
 #: Hessel et al.'s w, which stretches typical values to about [0, 1].
 WEIGHT = 2.5

@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.api import BenchError, Metric
-from evaluators.clip_frames import LetterboxRule
-from evaluators.clip_model import ClipEvaluator
-from evaluators.clip_open import CONFIG_FILE, OpenClip, find_weights
+from evaluators.clip.frames import LetterboxRule
+from evaluators.clip.open_clip import CONFIG_FILE, OpenClip, find_weights
+from evaluators.clip.scorer import ClipEvaluator
 from evaluators.common import file_sha256
 
 #: Version to the file of the release (hub repository xswu/HPSv2).

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.api import Metric
-from evaluators.clip_hf import HuggingFaceClip
-from evaluators.clip_model import ClipEvaluator
+from evaluators.clip.huggingface import HuggingFaceClip
+from evaluators.clip.scorer import ClipEvaluator
 
 #: flow_grpo divides by this, to bring typical values near 1.
 DIVISOR = 26.0

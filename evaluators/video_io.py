@@ -20,6 +20,7 @@ from bench.api import BenchError
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
+
 #: Share of a frame interval by which a time stamp may miss the even grid, besides one tick of the container's clock.
 TIME_TOLERANCE = 0.05
 

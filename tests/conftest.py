@@ -12,9 +12,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "agg"
 
 import numpy as np
-import parity
 import pytest
 import torch
+
+from tests.helpers import parity
 
 torch.set_num_threads(1)
 

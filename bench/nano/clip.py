@@ -12,15 +12,25 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.core.rng import stream
 from bench.nano import world
-from bench.nano.preferences import Judged, Source, choose, describe, pair_accuracy, pools, preference_loss, renders
-from bench.nano.recipe import Stopwatch, helpers, save_report
+from bench.nano.preferences import (
+    ScoredClips,
+    Source,
+    choose,
+    describe,
+    pair_accuracy,
+    pools,
+    preference_loss,
+    renders,
+)
+from bench.nano.recipe import Timer, num_workers, save_report
 from bench.nano.videoreward_files import write_json
 from bench.nano.vocabulary import save_clip_tokenizer
-from bench.rng import stream
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerBase
+
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -39,7 +49,7 @@ TEMPERATURE = 0.5
 PICK_FRAMES = 6
 """Frames of a clip that are scored and averaged in one training step."""
 
-Loss = Callable[["Pair", Judged, torch.Generator], Tensor]
+Loss = Callable[["Pair", ScoredClips, torch.Generator], Tensor]
 
 
 class Pair:
@@ -70,7 +80,7 @@ class Pair:
         return torch.cat(rows).cpu()
 
 
-def contrastive_loss(pair: Pair, batch: Judged, rng: torch.Generator) -> Tensor:
+def contrastive_loss(pair: Pair, batch: ScoredClips, rng: torch.Generator) -> Tensor:
     """CLIP's symmetric loss on one random frame per clip and the caption that it shows."""
     n, frames = len(batch), batch.clips.shape[2]
     image = pair.frames(batch.clips[torch.arange(n), :, torch.randint(frames, (n,), generator=rng)])
@@ -79,7 +89,7 @@ def contrastive_loss(pair: Pair, batch: Judged, rng: torch.Generator) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def pick_loss(pair: Pair, batch: Judged, rng: torch.Generator) -> Tensor:
+def pick_loss(pair: Pair, batch: ScoredClips, rng: torch.Generator) -> Tensor:
     """Bradley-Terry loss of the mean score of a few frames against gold Overall; half of the captions are changed."""
     n, frames = len(batch), batch.clips.shape[2]
     near = world.wrong_word(batch.seen(), 0.8, rng)
@@ -91,12 +101,12 @@ def pick_loss(pair: Pair, batch: Judged, rng: torch.Generator) -> Tensor:
     return preference_loss(scores, overall(batch, captions).to(scores.device), TEMPERATURE)
 
 
-def overall(clips: Judged, captions: world.Captions | None = None) -> Float[Tensor, "n"]:
+def overall(clips: ScoredClips, captions: world.Captions | None = None) -> Float[Tensor, "n"]:
     """Gold Overall: the plain sum of VQ, MQ and TA."""
     return torch.stack(list(clips.scores(captions).values())).sum(0)
 
 
-def retrieval_accuracy(pair: Pair, clips: Judged, rng: torch.Generator, choices: int = 8) -> float:
+def retrieval_accuracy(pair: Pair, clips: ScoredClips, rng: torch.Generator, choices: int = 8) -> float:
     """Share of clips whose caption beats `choices` - 1 captions that differ from it in colour or shape."""
     seen, n = clips.seen(), len(clips)
     combinations = len(world.COLOURS) * len(world.SHAPES)
@@ -153,7 +163,9 @@ def save(folder: Path, pair: Pair) -> None:
     write_json(folder / "preprocessor_config.json", image)
 
 
-def fit(pair: Pair, clips: Judged, loss: Loss, steps: int, seed: int, batch: int, lr: float, watch: Stopwatch) -> None:
+def fit(
+    pair: Pair, clips: ScoredClips, loss: Loss, steps: int, seed: int, batch: int, lr: float, watch: Timer
+) -> None:
     """Adam with warm-up and a cosine to nothing over turned and reversed clips of the pool."""
     model = pair.model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, betas=(0.9, 0.98))
@@ -189,8 +201,8 @@ def train_clip(
     device: str = "cpu",
 ) -> dict[str, float]:
     """Train CLIPScore's model on frames of `source` and save it to `out`/clip; `init`: a folder to start from."""
-    watch, folder = Stopwatch("clip", steps), out / "clip"
-    clips, held = pools(source, exam, pool, tests, seed, cache, helpers(device))
+    watch, folder = Timer("clip", steps), out / "clip"
+    clips, held = pools(source, exam, pool, tests, seed, cache, num_workers(device))
     pair = new_pair(folder, seed) if init is None else load(init)
     pair.model.to(device)
     fit(pair, clips, contrastive_loss, steps, seed, batch, lr, watch)
@@ -229,8 +241,8 @@ def train_pickscore(
     device: str = "cpu",
 ) -> dict[str, float]:
     """Train PickScore's model and save it to `out`/pickscore; `init`: a saved `CLIPModel` to start from."""
-    watch, folder = Stopwatch("pickscore", steps), out / "pickscore"
-    clips, held = pools(source, exam, pool, tests, seed, cache, helpers(device))
+    watch, folder = Timer("pickscore", steps), out / "pickscore"
+    clips, held = pools(source, exam, pool, tests, seed, cache, num_workers(device))
     pair = new_pair(folder, seed) if init is None else load(init)
     pair.model.to(device)
     fit(pair, clips, pick_loss, steps, seed, batch, lr, watch)

@@ -71,8 +71,8 @@ def fit(videos: Float[Tensor, "b 3 f h w"]) -> Fit:
     b, _, f, h, w = videos.shape
     bank, norm = _bank()
     n = len(GRID)
-    frames = (videos - world.GROUND).permute(0, 2, 1, 3, 4).reshape(b * f, 3, h * w)
-    ink = world.palette() - world.GROUND
+    frames = (videos - world.BACKGROUND).permute(0, 2, 1, 3, 4).reshape(b * f, 3, h * w)
+    ink = world.palette() - world.BACKGROUND
     shade = torch.einsum("kc,ncp->nkp", ink, frames)
     match = (shade.reshape(-1, h * w) @ bank.T).reshape(b * f, len(ink), 3, n, n)
     gain = 2 * match - (ink**2).sum(1)[:, None, None, None] * norm.reshape(3, n, n)
@@ -129,7 +129,7 @@ def text_alignment(found: Fit, captions: world.Captions) -> Float[Tensor, "b"]:
     mass = 3.14159 * world.RADIUS**2
     colour_cost = mass * ((ink[captions.colour] - ink[found.colour]) ** 2).sum(1)
     colour = (found.error[at, captions.colour, found.shape] - least) / colour_cost.clamp(min=1e-6)
-    shape_cost = SHAPE_COST * ((ink[found.colour] - world.GROUND) ** 2).sum(1)
+    shape_cost = SHAPE_COST * ((ink[found.colour] - world.BACKGROUND) ** 2).sum(1)
     shape = (found.error[at, found.colour, captions.shape] - least) / shape_cost
     velocity = found.velocity()
     speed = velocity.norm(dim=1)

@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench import config, plugins
+from bench import plugins
+from bench.algorithm.sampling import sample_held_out
 from bench.api import Backbone
+from bench.core.provenance import ROOT
+from bench.core.rng import stream
 from bench.nano import gold, world
-from bench.nano.make import FOLDERS
-from bench.provenance import ROOT
-from bench.report.cells import markdown
-from bench.rng import stream
-from bench.sample import heldout
-from bench.store import write_text
+from bench.nano.recipe import FOLDERS
+from bench.report.formatting import markdown
+from bench.store.files import write_text
+from bench.suite.schema import resolve
 
 VIDEOS = 8
 """Generated clips per held-out caption."""
@@ -44,7 +45,7 @@ def pair_accuracy(score: Tensor, truth: Tensor) -> tuple[float, int]:
 
 def base_clips(backbone: Backbone, prompts: list[str], seed: int) -> tuple[Tensor, list[str]]:
     """Clips [b, 3, f, h, w] of the untrained policy by the evaluation's ODE, and their prompts."""
-    batches = heldout(
+    batches = sample_held_out(
         backbone,
         backbone.encode(prompts),
         videos=VIDEOS,
@@ -59,7 +60,7 @@ def base_clips(backbone: Backbone, prompts: list[str], seed: int) -> tuple[Tenso
 
 def measure(seed: int = 0, say: Callable[[str], None] = print) -> dict[str, float]:
     """Measure everything, say it line by line, and return the numbers by name."""
-    backbone = plugins.backbone("hunyuanvideo15", checkpoint=config.resolve("nano"))
+    backbone = plugins.backbone("hunyuanvideo15", checkpoint=resolve("nano"))
     backbone.reset(stream(seed, "initial_policy"))
     clips, prompts = base_clips(backbone, world.split()[1].texts(), seed)
     captions = world.parse(prompts)
@@ -82,7 +83,7 @@ def measure(seed: int = 0, say: Callable[[str], None] = print) -> dict[str, floa
     found["caption_accuracy_by_chance"] = 1 / (len(world.COLOURS) * len(world.SHAPES) * len(world.DIRECTIONS))
     truth = {**base, "gold_overall": torch.stack(list(base.values())).sum(0)}
     for name, params, pairs in SCORERS:
-        evaluator = plugins.evaluator(name, **{key: config.resolve(value) for key, value in params.items()})
+        evaluator = plugins.evaluator(name, **{key: resolve(value) for key, value in params.items()})
         scores = evaluator.score(clips, prompts, world.FPS)
         for metric, against in pairs.items():
             accuracy, number = pair_accuracy(scores[metric], truth[against])
@@ -110,7 +111,7 @@ def write(folder: Path, seed: int = 0) -> None:
 
 
 PAGE = ROOT / "results" / "reference" / "nano" / "checkpoints.md"
-BARS: tuple[tuple[str, str, float, float], ...] = (
+THRESHOLDS: tuple[tuple[str, str, float, float], ...] = (
     *(
         (
             f"VAE round trip of clean renders: cost in gold {a}, base std",
@@ -146,7 +147,7 @@ def page(folder: Path, found: dict[str, float], seed: int) -> str:
     values = {**found, "megabytes": round(sum(sizes.values()) / 1e6, 2)}
     bars = [
         [what, _range(low, high), f"{values[key]:.4g}", "met" if low <= values[key] <= high else "**missed**"]
-        for what, key, low, high in BARS
+        for what, key, low, high in THRESHOLDS
     ]
     recipes = []
     for path in sorted(folder.rglob("report.json")):
@@ -155,7 +156,7 @@ def page(folder: Path, found: dict[str, float], seed: int) -> str:
         where = machine.get("gpu") or f"CPU, {machine['processor']}, {machine['cores']} cores"
         part = path.parent.relative_to(folder).as_posix()
         recipes.append([part, f"`{report['command']}`", arguments, f"{report['time']['wall_minutes']:g}", where])
-    others = [[key, f"{value:.4g}"] for key, value in values.items() if key not in {bar[1] for bar in BARS}]
+    others = [[key, f"{value:.4g}"] for key, value in values.items() if key not in {bar[1] for bar in THRESHOLDS}]
     parts = [
         "# The nano checkpoints: what they must show, and what they do",
         f"Written by `bench nano measure --seed {seed}`: {VIDEOS} clips of the base model (20 ODE steps) "

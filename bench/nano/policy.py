@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from bench.backbones.causal_mask import allow_batches
-from bench.backbones.hunyuan_forward import drop_masks, velocity
-from bench.backbones.hunyuan_text import TextEncoders, system_message
+from bench.backbones.hunyuanvideo15.text_encoders import TextEncoders, system_message
+from bench.backbones.hunyuanvideo15.transformer import drop_masks, velocity
+from bench.backbones.hunyuanvideo15.vae_mask import allow_batches
+from bench.core.rng import stream
 from bench.nano import world
-from bench.nano.recipe import Stopwatch, helpers, save_report
+from bench.nano.recipe import Timer, num_workers, save_report
 from bench.nano.vocabulary import save_qwen_tokenizer
-from bench.rng import stream
 
 TEXT_DIM = 64
 TRANSFORMER: dict[str, Any] = {
@@ -128,7 +128,7 @@ def encode_corpus(out: Path, clips: int, seed: int, device: str) -> tuple[Tensor
     vae = allow_batches(AutoencoderKLHunyuanVideo15.from_pretrained(out / "vae")).to(device)
     names = {text: i for i, text in enumerate(world.all_captions().texts())}
     latents, captions = [], []
-    for pixels, texts in DataLoader(Corpus(clips // 64, seed), batch_size=None, num_workers=helpers(device)):
+    for pixels, texts in DataLoader(Corpus(clips // 64, seed), batch_size=None, num_workers=num_workers(device)):
         mean = vae.encode(pixels.to(device) * 2 - 1).latent_dist.mean
         latents.append((mean * vae.config.scaling_factor).cpu())
         captions += [names[text] for text in texts]
@@ -159,7 +159,7 @@ def train(
     save_pipeline_index(out)
     texts = [*world.all_captions().texts(), ""]
     states = encoders.encode(texts)
-    watch = Stopwatch("policy", steps)
+    watch = Timer("policy", steps)
     latents, captions = encode_corpus(out, clips, seed, device)
     text, glyph = ([state.to(device) for state in rows] for rows in (states.text, states.glyph))
     transformer = new_transformer(seed).to(device)

@@ -14,12 +14,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from bench.api import Backbone
+from bench.core.rng import stream
 from bench.flow import predicted_noise, predicted_x0, sigma_schedule
 from bench.nano import gold, world
-from bench.rng import stream
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo15
+
 
 Source = Callable[[world.Captions, int, torch.Generator], tuple[Tensor, world.Captions]]
 """(captions to draw from, number of clips, rng) to clips [n, 3, f, h, w] in [0, 1] and the captions asked for."""
@@ -30,7 +31,7 @@ FIT = tuple(field.name for field in fields(gold.Fit))
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredClips:
     """Clips, the captions that they were made for, and the world's parameters as read from their pixels."""
 
     clips: UInt8[Tensor, "n 3 f h w"]
@@ -40,9 +41,9 @@ class Judged:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: Tensor) -> Judged:
+    def __getitem__(self, index: Tensor) -> ScoredClips:
         found = self.found
-        return Judged(self.clips[index], self.captions[index], gold.Fit(*(getattr(found, k)[index] for k in FIT)))
+        return ScoredClips(self.clips[index], self.captions[index], gold.Fit(*(getattr(found, k)[index] for k in FIT)))
 
     def scores(self, captions: world.Captions | None = None) -> dict[str, Tensor]:
         """Gold VQ, MQ and TA; TA with respect to `captions`, by default the clips' own."""
@@ -59,7 +60,7 @@ class Judged:
         ratio = torch.log(velocity.norm(dim=1).clamp(min=0.01)[:, None] / torch.tensor(list(world.SPEEDS.values())))
         return world.Captions(self.found.colour, self.found.shape, direction, ratio.abs().argmin(1))
 
-    def turned(self, mirror: Bool[Tensor, "n"], backwards: Bool[Tensor, "n"]) -> Judged:
+    def turned(self, mirror: Bool[Tensor, "n"], backwards: Bool[Tensor, "n"]) -> ScoredClips:
         """Some clips mirrored left to right, some played backwards, with captions and fits to match.
 
         The triangle's pixels are symmetric about its vertical axis, so that both leave VQ and MQ as they are.
@@ -76,12 +77,12 @@ class Judged:
         )
         centre = torch.where(backwards[:, None, None], centre.flip(1), centre)
         found = gold.Fit(self.found.error, self.found.colour, self.found.shape, centre, self.found.residual)
-        return Judged(torch.where(back, clips.flip(2), clips), captions, found)
+        return ScoredClips(torch.where(back, clips.flip(2), clips), captions, found)
 
 
 def pools(
     source: Source, exam: Source | None, n: int, tests: int, seed: int, cache: Path | None = None, workers: int = 0
-) -> tuple[Judged, Judged]:
+) -> tuple[ScoredClips, ScoredClips]:
     """n clips of training captions, and `tests` clips of held-out ones from `exam` (by default the same source).
 
     `cache`: a file that keeps both from one recipe to the next; `workers`: processes that make them.
@@ -98,16 +99,16 @@ def pools(
     return made
 
 
-def restore(cache: Path) -> tuple[Judged, Judged]:
+def restore(cache: Path) -> tuple[ScoredClips, ScoredClips]:
     """The pools that `pools` stored."""
     first, second = (
-        Judged(clips, world.Captions(*rest[:4]), gold.Fit(*rest[4:]))
+        ScoredClips(clips, world.Captions(*rest[:4]), gold.Fit(*rest[4:]))
         for clips, *rest in torch.load(cache, weights_only=True)
     )
     return first, second
 
 
-class Parts(Dataset[Judged]):
+class Parts(Dataset[ScoredClips]):
     """n clips of a source in parts of `size`, rounded to 256 levels, with their fits; each part has its own stream."""
 
     def __init__(self, source: Source, pool: world.Captions, n: int, name: tuple[int, str, str], size: int = 64):
@@ -116,15 +117,15 @@ class Parts(Dataset[Judged]):
     def __len__(self) -> int:
         return -(-self.n // self.size)
 
-    def __getitem__(self, part: int) -> Judged:
+    def __getitem__(self, part: int) -> ScoredClips:
         seed, *names = self.name
         many = min(self.size, self.n - part * self.size)
         clips, captions = self.source(self.pool, many, stream(seed, *names, part))
         pixels = (clips.clamp(0, 1) * 255).round().to(torch.uint8)
-        return Judged(pixels, captions, gold.fit(pixels.float() / 255))
+        return ScoredClips(pixels, captions, gold.fit(pixels.float() / 255))
 
 
-def judge(parts: Parts, workers: int = 0) -> Judged:
+def judge(parts: Parts, workers: int = 0) -> ScoredClips:
     """All parts as one; the number of processes changes nothing but the time."""
     rows = []
     for part in DataLoader(parts, batch_size=None, num_workers=workers):
@@ -132,12 +133,12 @@ def judge(parts: Parts, workers: int = 0) -> Judged:
     return join(rows)
 
 
-def join(rows: list[Judged]) -> Judged:
+def join(rows: list[ScoredClips]) -> ScoredClips:
     """Several batches as one."""
 
     words = (torch.cat([getattr(row.captions, name) for row in rows]) for name in WORDS)
     fits = (torch.cat([getattr(row.found, name) for row in rows]) for name in FIT)
-    return Judged(torch.cat([row.clips for row in rows]), world.Captions(*words), gold.Fit(*fits))
+    return ScoredClips(torch.cat([row.clips for row in rows]), world.Captions(*words), gold.Fit(*fits))
 
 
 def choose(kind: Tensor, options: Sequence[world.Captions]) -> world.Captions:

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FOLDERS = ("hunyuanvideo15", "videoreward", "clip", "pickscore")
 
-class Stopwatch:
+
+class Timer:
     """Progress of one recipe: a line on stderr about every 20 seconds with losses and time left."""
 
     def __init__(self, name: str, steps: int):
@@ -42,12 +44,12 @@ class Stopwatch:
         }
 
 
-def helpers(device: str) -> int:
+def num_workers(device: str) -> int:
     """Processes that make the next batches while a GPU trains; none where the CPU trains."""
     return 0 if device == "cpu" else max(1, (os.cpu_count() or 2) - 2)
 
 
-def save_report(folder: Path, watch: Stopwatch, recipe: dict[str, Any], measured: dict[str, Any]) -> None:
+def save_report(folder: Path, watch: Timer, recipe: dict[str, Any], measured: dict[str, Any]) -> None:
     """Write `report.json`: the recipe's arguments, what was measured, minutes, and the machine's kind."""
     gpu = torch.cuda.is_initialized()
     command = f"bench nano {watch.name}" + (" --device cuda" if gpu else "")

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from bench.backbones.causal_mask import allow_batches
+from bench.backbones.hunyuanvideo15.vae_mask import allow_batches
+from bench.core.rng import stream
 from bench.nano import world
-from bench.nano.recipe import Stopwatch, helpers, save_report
-from bench.rng import stream
+from bench.nano.recipe import Timer, num_workers, save_report
 
 CONFIG: dict[str, Any] = {
     "latent_channels": 8,
@@ -57,12 +57,12 @@ def train(
     out: Path, steps: int = 6000, seed: int = 0, batch: int = 128, lr: float = 2e-3, device: str = "cpu"
 ) -> None:
     """Train and save to `out`/vae in the layout of a diffusers pipeline folder, with the measured report beside it."""
-    watch = Stopwatch("vae", steps)
+    watch = Timer("vae", steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # initial weights; diffusers takes no generator
         vae = allow_batches(AutoencoderKLHunyuanVideo15(**CONFIG, scaling_factor=1.0)).to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, weight_decay=1e-4, betas=(0.9, 0.95))
-    loader = DataLoader(Renders(steps, seed, batch), batch_size=None, num_workers=helpers(device))
+    loader = DataLoader(Renders(steps, seed, batch), batch_size=None, num_workers=num_workers(device))
     for step, clips in enumerate(loader):
         clips = clips.to(device)
         for group in optimizer.param_groups:

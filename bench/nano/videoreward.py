@@ -19,10 +19,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.core.rng import stream
 from bench.nano import world
 from bench.nano.preferences import (
     AXES,
-    Judged,
+    ScoredClips,
     Source,
     choose,
     describe,
@@ -31,7 +32,7 @@ from bench.nano.preferences import (
     preference_loss,
     renders,
 )
-from bench.nano.recipe import Stopwatch, helpers, save_report
+from bench.nano.recipe import Timer, num_workers, save_report
 from bench.nano.videoreward_files import (
     REWARD_TOKENS,
     SIDE,
@@ -45,10 +46,10 @@ from bench.nano.videoreward_files import (
     to_release,
     write_json,
 )
-from bench.rng import stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
 
 STEP = 1
 """N of the folder checkpoint-N."""
@@ -157,7 +158,7 @@ class Scorer:
             "check": F.binary_cross_entropy_with_logits(self.side["check"](early[:, vary])[..., 0], right),
         }
 
-    def motion_losses(self, hidden: Tensor, early: Tensor, ids: Tensor, clips: Judged) -> dict[str, Tensor]:
+    def motion_losses(self, hidden: Tensor, early: Tensor, ids: Tensor, clips: ScoredClips) -> dict[str, Tensor]:
         """Errors of the centre in the two frames of each pair, read where the pair ends, and of the whole path.
 
         Of the path: how far it goes, and each frame's distance from the steady path, both read at the token of MQ.
@@ -177,7 +178,7 @@ class Scorer:
         }
 
 
-def batch_loss(scorer: Scorer, batch: Judged, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+def batch_loss(scorer: Scorer, batch: ScoredClips, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     """Losses of one batch; half of the clips are judged for another caption, near or far from what they show."""
     seen = batch.seen()
     n = len(batch)
@@ -195,7 +196,7 @@ def batch_loss(scorer: Scorer, batch: Judged, rng: torch.Generator) -> tuple[Ten
     return torch.stack([SIDE_WEIGHT.get(name, 1.0) * loss for name, loss in losses.items()]).sum(), losses
 
 
-def fit_scorer(scorer: Scorer, clips: Judged, steps: int, seed: int, batch: int, lr: float, watch: Stopwatch) -> None:
+def fit_scorer(scorer: Scorer, clips: ScoredClips, steps: int, seed: int, batch: int, lr: float, watch: Timer) -> None:
     """Adam with warm-up and a cosine to nothing over turned and reversed clips of the pool."""
     model = scorer.model.train()
     optimizer = torch.optim.AdamW(
@@ -216,13 +217,13 @@ def fit_scorer(scorer: Scorer, clips: Judged, steps: int, seed: int, batch: int,
     model.eval()
 
 
-def measure(scorer: Scorer, clips: Judged) -> dict[str, float]:
+def measure(scorer: Scorer, clips: ScoredClips) -> dict[str, float]:
     """Pairwise accuracy per axis, on pairs whose gold differs by half a standard deviation or more."""
     raw, gold = scorer.score(clips.clips, clips.captions.texts()), clips.scores()
     return {f"accuracy_{axis}": pair_accuracy(raw[:, i], gold[axis]) for i, axis in enumerate(AXES)}
 
 
-def save(folder: Path, scorer: Scorer, reference: Judged) -> None:
+def save(folder: Path, scorer: Scorer, reference: ScoredClips) -> None:
     """Weights and configuration; mean and standard deviation of each axis are those of `reference`."""
     raw = scorer.score(reference.clips, reference.captions.texts())
     norm: dict[str, float] = {}
@@ -269,9 +270,9 @@ def train(
     """
     folder = out / "videoreward"
     tokenizer = save_tokenizers(folder / f"checkpoint-{STEP}", folder / "base")
-    watch = Stopwatch("videoreward", steps)
+    watch = Timer("videoreward", steps)
     scorer = Scorer(tokenizer, seed, device) if init is None else load(init, seed, device)
-    clips, held = pools(source, exam, pool, tests, seed, cache, helpers(device))
+    clips, held = pools(source, exam, pool, tests, seed, cache, num_workers(device))
     fit_scorer(scorer, clips, steps, seed, batch, lr, watch)
     save(folder, scorer, held)
     measured = measure(scorer, held)

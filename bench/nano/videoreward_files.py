@@ -17,6 +17,7 @@ from bench.nano.vocabulary import save_qwen_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2VLConfig
 
+
 REWARD_TOKENS = tuple(f"<|{axis}_reward|>" for axis in AXES)
 TEMPLATE = (
     "Grade the video.\n"

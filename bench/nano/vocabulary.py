@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
 QWEN_SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",

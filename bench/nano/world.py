@@ -16,7 +16,7 @@ from torch import Tensor
 SIZE = 16
 FRAMES = 13
 FPS = 8.0
-GROUND = 0.08
+BACKGROUND = 0.08
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.92, 0.16, 0.14),
@@ -141,8 +141,8 @@ def palette() -> Float[Tensor, "6 3"]:
 
 def paint(cover: Float[Tensor, "b f h w"], colour: Tensor) -> Float[Tensor, "b 3 f h w"]:
     """Clips in [0, 1] of a coverage painted in the palette's colour [b] over the dark ground."""
-    ink = palette()[colour][:, :, None, None, None] - GROUND
-    return GROUND + ink * cover[:, None]
+    ink = palette()[colour][:, :, None, None, None] - BACKGROUND
+    return BACKGROUND + ink * cover[:, None]
 
 
 def paths(captions: Captions, corruption: Corruption, rng: torch.Generator) -> Float[Tensor, "b f 2"]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.base import BenchError
+from bench.core.errors import BenchError
 
 VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 IMAGES = (".png", ".jpg", ".jpeg")

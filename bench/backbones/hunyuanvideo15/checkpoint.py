@@ -1,0 +1,236 @@
+"""A diffusers folder of HunyuanVideo-1.5, checked before anything big is loaded, and its parts loaded one by one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.api import BenchError
+from bench.backbones.hunyuanvideo15.text_encoders import TextEncoders
+from bench.backbones.hunyuanvideo15.transformer import drop_masks
+from bench.backbones.hunyuanvideo15.vae_mask import allow_batches
+
+PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+TEXT_PARTS = PARTS[2:]
+DTYPES = ("float32", "bfloat16")
+"""Of the transformer and the text encoders."""
+WEIGHTS = {
+    "transformer": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+    "text_encoder_2": "model.safetensors",
+}
+CLASSES = {
+    "transformer": ("_class_name", ("HunyuanVideo15Transformer3DModel",)),
+    "vae": ("_class_name", ("AutoencoderKLHunyuanVideo15",)),
+    "text_encoder": ("model_type", ("qwen2_5_vl_text", "qwen2_5_vl")),
+    "text_encoder_2": ("model_type", ("t5",)),
+}
+"""The entry of each part's config.json that says what it is."""
+PIPELINE = "HunyuanVideo15Pipeline"
+STORED_DTYPES = ("F32", "BF16", "F16")
+"""safetensors' names of what a weight file may hold; fp8 or int8 weights would load as if they were the model's."""
+
+
+def _damaged(folder: Path, reason: str) -> BenchError:
+    return BenchError(f"checkpoint {folder} does not load ({reason}): restore the folder from its source.")
+
+
+# before loading -----------------------------------------------------------------------------------------------
+def check_folder(folder: Path, dtype: str) -> None:
+    """Refuse a folder of another model, missing or cut weight files and unfit dtypes; reads headers only."""
+    if dtype not in DTYPES:
+        raise BenchError(f"backbone.train.dtype is {dtype!r}: choose one of {', '.join(DTYPES)}.")
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing:
+        raise BenchError(
+            f"checkpoint {folder} has no folder {missing[0]!r}: give a diffusers pipeline folder of HunyuanVideo-1.5 "
+            "under backbone.checkpoint."
+        )
+    index = folder / "model_index.json"
+    kind = read_json(folder, index).get("_class_name", PIPELINE) if index.is_file() else PIPELINE
+    if kind != PIPELINE:
+        raise BenchError(
+            f"checkpoint {folder} is a {kind}, and only the text-to-video {PIPELINE} is supported: give a t2v folder."
+        )
+    for part, (key, expected) in CLASSES.items():
+        found = read_json(folder, folder / part / "config.json").get(key)
+        if found not in expected:
+            raise BenchError(
+                f"checkpoint {folder}/{part}/config.json has {key} {found!r}, expected {expected[0]!r}: "
+                "give a diffusers pipeline folder of HunyuanVideo-1.5 under backbone.checkpoint."
+            )
+        _check_weights(folder, part)
+    if read_json(folder, folder / "transformer" / "config.json").get("use_meanflow"):
+        raise BenchError(
+            f"checkpoint {folder} is step-distilled (use_meanflow), which has another velocity: "
+            "give a folder that is not step-distilled."
+        )
+
+
+def read_json(folder: Path, path: Path) -> dict[str, Any]:
+    """The mapping in a file of the checkpoint's folder."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as cause:
+        raise _damaged(folder, f"{path.relative_to(folder)} cannot be read: {cause.strerror}") from cause
+    except ValueError as cause:
+        raise _damaged(folder, f"{path.relative_to(folder)} is not JSON") from cause
+    if not isinstance(found, dict):
+        raise _damaged(folder, f"{path.relative_to(folder)} holds no mapping")
+    return found
+
+
+def _check_weights(folder: Path, part: str) -> None:
+    """Every shard of the index, or the one file, is there, whole, and holds the weights that the index says."""
+    single = folder / part / WEIGHTS[part]
+    index = single.with_name(f"{single.name}.index.json")
+    if not index.is_file():
+        _header(folder, single)
+        return
+    wanted: dict[str, set[str]] = {}
+    for key, shard in read_json(folder, index).get("weight_map", {}).items():
+        wanted.setdefault(shard, set()).add(key)
+    if not wanted:
+        raise _damaged(folder, f"{index.relative_to(folder)} lists no weights")
+    lost = [shard for shard in sorted(wanted) if not (single.parent / shard).is_file()]
+    if lost:
+        raise _damaged(folder, f"{len(lost)} of {len(wanted)} shards of {part} are missing, first {lost[0]}")
+    for shard, keys in sorted(wanted.items()):
+        absent = sorted(keys - _header(folder, single.parent / shard).keys())
+        if absent:
+            raise _damaged(folder, f"{part}/{shard} lacks {absent[0]}, which the index places there")
+
+
+def _header(folder: Path, path: Path) -> dict[str, Any]:
+    """A safetensors file's tensors by name (dtype, shape, offsets), its length checked: 8 bytes, JSON, data."""
+    name = path.relative_to(folder)
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size)) if size < path.stat().st_size else None
+        entries = {key: value for key, value in (header or {}).items() if key != "__metadata__"}
+        end = 8 + size + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        odd = sorted({entry["dtype"] for entry in entries.values()} - set(STORED_DTYPES))
+    except OSError as cause:
+        raise _damaged(folder, f"{name} cannot be read: {cause.strerror}") from cause
+    except (ValueError, KeyError, TypeError, AttributeError) as cause:
+        raise _damaged(folder, f"{name} is no safetensors file") from cause
+    if not entries or end != path.stat().st_size:
+        raise _damaged(folder, f"{name} has {path.stat().st_size} bytes, its header says {end if entries else 'more'}")
+    if odd:
+        raise BenchError(
+            f"checkpoint file {path} holds weights of dtype {odd[0]}: give the folder with "
+            f"{' or '.join(STORED_DTYPES)} weights."
+        )
+    return entries
+
+
+def is_distilled(folder: Path) -> bool:
+    """Whether the folder's guider says scale 1: a model distilled to need no guidance. Folders without one are not."""
+    path = folder / "guider" / "guider_config.json"
+    return path.is_file() and read_json(folder, path).get("guidance_scale") == 1
+
+
+def refuse_guidance(folder: Path, guidance: float) -> None:
+    """A distilled model has its guidance inside: a second one on top is a mistake."""
+    if guidance != 1 and is_distilled(folder):
+        raise BenchError(
+            f"checkpoint {folder} is distilled (its guider says scale 1.0), but budget.guidance is {guidance}: "
+            "set budget.guidance to 1."
+        )
+
+
+def files_digest(folder: Path, parts: Sequence[str]) -> str:
+    """sha256 over the names and contents of the parts' files."""
+    files = sorted(
+        path for part in parts for path in (folder / part).rglob("*") if path.is_file() and path.name != "report.json"
+    )
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
+        total.update(path.relative_to(folder).as_posix().encode() + content)
+    return total.hexdigest()
+
+
+# loading ------------------------------------------------------------------------------------------------------
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """No progress bars, and one sentence for what the libraries raise on a damaged folder."""
+    from diffusers.utils import logging as diffusers_logging
+    from safetensors import SafetensorError
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as cause:
+        raise _damaged(folder, " ".join(str(cause).split())[:200]) from cause
+
+
+def _check_exact(folder: Path, part: str, loaded: tuple[Any, Mapping[str, Any]], device: torch.device) -> Any:
+    """The module, frozen and on its device; a checkpoint with other weights than the class has is refused."""
+    module, found = loaded
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if found.get(kind):
+            key = next(iter(found[kind]))
+            raise BenchError(
+                f"checkpoint {folder}/{part} has {kind.replace('_', ' ')}, first {key!r}: "
+                "it is not a checkpoint of this model."
+            )
+    return module.eval().requires_grad_(False).to(device)
+
+
+def load_transformer(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """The transformer without attention masks."""
+    from diffusers import HunyuanVideo15Transformer3DModel
+
+    with _loading(folder):
+        loaded = HunyuanVideo15Transformer3DModel.from_pretrained(
+            folder / "transformer", torch_dtype=dtype, output_loading_info=True, local_files_only=True
+        )
+    transformer = _check_exact(folder, "transformer", loaded, device)
+    drop_masks(transformer)
+    return transformer
+
+
+def load_vae(folder: Path, device: torch.device) -> Any:
+    """The VAE in float32, able to decode several videos at once."""
+    from diffusers import AutoencoderKLHunyuanVideo15
+
+    with _loading(folder):
+        loaded = AutoencoderKLHunyuanVideo15.from_pretrained(
+            folder / "vae", output_loading_info=True, local_files_only=True
+        )
+    return allow_batches(_check_exact(folder, "vae", loaded, device))
+
+
+def load_text(folder: Path, dtype: torch.dtype, device: torch.device) -> TextEncoders:
+    """Both text encoders with their tokenizers."""
+    from transformers import AutoTokenizer, ByT5Tokenizer, Qwen2_5_VLTextModel, T5EncoderModel
+
+    local = {"local_files_only": True}
+    with _loading(folder):
+        encoder = Qwen2_5_VLTextModel.from_pretrained(
+            folder / "text_encoder", dtype=dtype, output_loading_info=True, **local
+        )
+        glyph = T5EncoderModel.from_pretrained(
+            folder / "text_encoder_2", dtype=dtype, output_loading_info=True, **local
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", **local)
+        glyph_tokenizer = ByT5Tokenizer.from_pretrained(folder / "tokenizer_2", **local)
+    return TextEncoders(
+        _check_exact(folder, "text_encoder", encoder, device),
+        tokenizer,
+        _check_exact(folder, "text_encoder_2", glyph, device),
+        glyph_tokenizer,
+    )

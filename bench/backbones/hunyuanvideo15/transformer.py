@@ -1,0 +1,127 @@
+"""The velocity of `HunyuanVideo15Transformer3DModel` on valid text tokens only, without an attention mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.backbones.hunyuanvideo15 import fsdp as shards
+
+TIMESTEPS = 1000.0
+"""The model's timestep is 1000 * sigma."""
+
+
+class UnmaskedJointAttention:
+    """Joint attention of latent and text tokens in which every token is valid, so that fused kernels apply.
+
+    diffusers' own processor builds an [s, s] mask in each block; on valid tokens the result is the same.
+    """
+
+    _attention_backend: Any = None
+    _parallel_config: Any = None
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        from diffusers.models.embeddings import apply_rotary_emb
+
+        def heads(x: Tensor) -> Tensor:
+            split: Tensor = x.unflatten(2, (attn.heads, -1))
+            return split
+
+        query = attn.norm_q(heads(attn.to_q(hidden_states)))
+        key = attn.norm_k(heads(attn.to_k(hidden_states)))
+        if image_rotary_emb is not None:
+            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
+            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+        text_query = attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states)))
+        text_key = attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states)))
+        value, text_value = heads(attn.to_v(hidden_states)), heads(attn.add_v_proj(encoder_hidden_states))
+        mixed, text = self.attend((query, text_query), (key, text_key), (value, text_value))
+        mixed, text = mixed.flatten(2).to(query.dtype), text.flatten(2).to(query.dtype)
+        return attn.to_out[1](attn.to_out[0](mixed)), attn.to_add_out(text)
+
+    def attend(
+        self, query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor], value: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Attention over latent and text tokens together: pairs (latents, text) of [b, tokens, heads, d]."""
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        mixed: Tensor = dispatch_attention_fn(
+            *(torch.cat(pair, 1) for pair in (query, key, value)),
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        latents = query[0].shape[1]
+        return mixed[:, :latents], mixed[:, latents:]
+
+
+def drop_masks(transformer: Any) -> None:
+    """Install `UnmaskedJointAttention` in the joint blocks; the text refiner keeps its own."""
+    for block in transformer.transformer_blocks:
+        block.attn.set_processor(UnmaskedJointAttention())
+
+
+def velocity(
+    transformer: Any,
+    x: Tensor,
+    sigma: Tensor,
+    text: Sequence[Tensor],
+    glyph: Sequence[Tensor],
+    exact_timestep: bool = False,
+) -> Tensor:
+    """Velocity `noise - x0` [b, c, f, h, w] in float32 for x at noise levels sigma [b]; text and glyph per sample.
+
+    Samples whose text has the same length share a forward pass; the others follow in passes of their own.
+    `exact_timestep` keeps the timestep in float32 under autocast, as Tencent's sampler does; otherwise it is rounded
+    to the transformer's dtype, as in diffusers' pipeline (in bfloat16 by up to 2 of 1000).
+    """
+    lengths = [(len(t), len(g)) for t, g in zip(text, glyph, strict=True)]
+    groups = [[i for i, found in enumerate(lengths) if found == length] for length in sorted(set(lengths))]
+
+    def part(rows: list[int]) -> Tensor:
+        texts, glyphs = (torch.stack([stream[i] for i in rows]) for stream in (text, glyph))
+        return _forward(transformer, x[rows], sigma[rows], texts, glyphs, exact_timestep)
+
+    shards.keep_gathered(transformer)
+    idle = shards.forwards(transformer, len(groups)) - len(groups)
+    if len(groups) == 1:
+        out = _forward(transformer, x, sigma, torch.stack(list(text)), torch.stack(list(glyph)), exact_timestep)
+    else:
+        out = torch.empty_like(x, dtype=torch.float32)
+        for rows in groups:
+            out = out.index_put((torch.tensor(rows, device=x.device),), part(rows))
+    for _ in range(idle):  # other processes have more lengths: gather weights and sum gradients as often as they do
+        out = out + 0 * part([0]).sum()
+    return out
+
+
+def _forward(transformer: Any, x: Tensor, sigma: Tensor, text: Tensor, glyph: Tensor, exact_timestep: bool) -> Tensor:
+    dtype = transformer.x_embedder.proj.weight.dtype  # of the base: LoRA weights are float32
+    b, channels, *rest = x.shape
+    extra = transformer.config.in_channels - channels  # condition latent and mask: zeros for text to video
+    padded = torch.cat([x, x.new_zeros(b, extra, *rest)], 1).to(dtype)
+    image = torch.zeros(b, 0, transformer.config.image_embed_dim, dtype=dtype, device=x.device)
+    rounded = dtype == torch.float32 or not exact_timestep
+    timestep = TIMESTEPS * sigma
+    with nullcontext() if rounded else torch.autocast(x.device.type, dtype):
+        predicted: Tensor = transformer(
+            hidden_states=padded,
+            timestep=timestep.to(dtype) if rounded else timestep,
+            encoder_hidden_states=text.to(dtype),
+            encoder_attention_mask=torch.ones(text.shape[:2], dtype=torch.bool, device=x.device),
+            encoder_hidden_states_2=glyph.to(dtype),
+            encoder_attention_mask_2=torch.ones(glyph.shape[:2], dtype=torch.bool, device=x.device),
+            image_embeds=image,
+            return_dict=False,
+        )[0]
+    return predicted.float()

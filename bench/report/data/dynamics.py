@@ -1,0 +1,110 @@
+"""How training went, from `train.jsonl`: the KL term's share, the spread of the steps' gradients, the setbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from bench.report.data.records import RowRuns, Run
+from bench.report.data.statistics import Estimate, one_way
+from bench.report.data.summary import triple
+from bench.report.data.training import TrainModel, validated
+from bench.store.files import read_lines
+from bench.store.record import TRAIN
+
+SMOOTH = 5
+"""Updates of the running mean in which a setback is sought, and of the start that gives its unit."""
+
+
+class GradientSummary(TrainModel):
+    """Norms of the two parts of an update's gradient."""
+
+    kl: float = Field(ge=0)
+    policy: float = Field(ge=0)
+    """Of everything that is not the KL term."""
+
+
+class DynamicsLine(TrainModel):
+    """One update of `train.jsonl`, as far as it is needed here; some updates log the parts of their gradient."""
+
+    kl_gradient: GradientSummary | None = None
+    grad_norm_of_step: dict[int, float] = Field(default_factory=dict)
+    reward: float | None = None
+    reward_group_std: float | None = None
+
+
+def lines(run: Run) -> list[DynamicsLine]:
+    """The updates of a run, validated."""
+    path = run.folder / TRAIN
+    return [validated(DynamicsLine, line, str(path), f"line {n}") for n, line in enumerate(read_lines(path), 1)]
+
+
+def kl_share(updates: Sequence[DynamicsLine]) -> float:
+    """Norm of the KL term's gradient over the norm of the rest, mean over the updates that log both.
+
+    Updates whose rest is 0 (all advantages 0) have no ratio and are left out. nan where there is none.
+    """
+    parts = [line.kl_gradient for line in updates if line.kl_gradient]
+    return _mean([part.kl / part.policy for part in parts if part.policy > 0])
+
+
+def gradient_spread(updates: Sequence[DynamicsLine]) -> float:
+    """Largest over smallest gradient norm of the trained steps, each the geometric mean over the updates.
+
+    A perfect equalizer gives 1. Norms of 0 have no logarithm and are left out; nan with fewer than two steps.
+    """
+    logs: dict[int, list[float]] = {}
+    for line in updates:
+        for step, norm in line.grad_norm_of_step.items():
+            if norm > 0:
+                logs.setdefault(step, []).append(float(np.log(norm)))
+    means = [_mean(values) for values in logs.values()]
+    return float(np.exp(max(means) - min(means))) if len(means) > 1 else float("nan")
+
+
+def setback(updates: Sequence[DynamicsLine]) -> float:
+    """The deepest fall of the training reward, a running mean over `SMOOTH` updates, below what it had reached.
+
+    In units of the reward's standard deviation within a group over the first `SMOOTH` updates, so that reward weights
+    do not matter. 0 for a curve that never falls; nan for fewer than `SMOOTH` updates or a unit of 0.
+    """
+    rewards = [line.reward for line in updates if line.reward is not None]
+    unit = _mean([line.reward_group_std for line in updates[:SMOOTH] if line.reward_group_std is not None])
+    if len(rewards) < SMOOTH or not unit > 0:
+        return float("nan")
+    curve = np.convolve(rewards, np.full(SMOOTH, 1 / SMOOTH), "valid")
+    return float((np.maximum.accumulate(curve) - curve).max() / unit)
+
+
+def setbacks(runs: RowRuns) -> dict[int | None, float]:
+    """Seed to setback of a row's finished runs."""
+    return {run.record.seed: setback(lines(run)) for run in runs.finished}
+
+
+def columns(runs: RowRuns, before: Mapping[int | None, float]) -> dict[str, Any]:
+    """`kl_share`; `grad_spread` and `setback` with `_lo`, `_hi` over seeds; `to_first_setback`, paired by seed.
+
+    `before`: the setbacks that the last one is against; empty for none.
+    """
+    updates = {run.record.seed: lines(run) for run in runs.finished}
+    spreads = [value for value in map(gradient_spread, updates.values()) if np.isfinite(value)]
+    spread = triple("grad_spread", one_way(np.log(spreads)) if spreads else None)
+    falls = {seed: setback(of) for seed, of in updates.items()}
+    return {
+        "kl_share": _mean([x for x in map(kl_share, updates.values()) if np.isfinite(x)]),
+        **{name: float(np.exp(value)) for name, value in spread.items()},
+        **triple("setback", _over_seeds(list(falls.values()))),
+        **triple("to_first_setback", _over_seeds([falls[s] - before[s] for s in falls if s in before])),
+    }
+
+
+def _over_seeds(values: Sequence[float]) -> Estimate | None:
+    known = [value for value in values if np.isfinite(value)]
+    return one_way(known) if known else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")

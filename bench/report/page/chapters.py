@@ -1,0 +1,242 @@
+"""What the report says of one suite, from its records only: every statistic is that of the tables and figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from bench import store
+from bench.core.hashing import canonical_json
+from bench.report import formatting
+from bench.report.data.records import BASE, Suite, failed_gates, records_below
+from bench.report.tables.main import MainTable, Table
+from bench.report.tables.notes import DECODE
+from bench.store.record import RunRecord
+
+#: Gates that a run may pass, in the order of the page, and whether only trained runs have them.
+GATES = {"golden_scores": False, "ratio_audit": True}
+FILES = (store.RUN, store.SCORES, store.TRAIN)
+#: Columns of the first table: score, and its difference to the base with what is said of it.
+HEADLINE = {"overall": "Overall", "gold_overall": "gold Overall"}
+
+
+@dataclass(frozen=True)
+class GridData:
+    """A table of the page; cells may hold `**bold**` and `code`, and are escaped before that is read."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """One record in the list of runs."""
+
+    name: str
+    status: str
+    cells: Sequence[str]
+    links: Sequence[tuple[str, str]]
+    """Text and address relative to the page of each file that is there."""
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One suite, or one variant of a study."""
+
+    name: str
+    nano: bool
+    about: Sequence[tuple[str, str]]
+    headline: GridData
+    grids: Sequence[GridData]
+    controls: Sequence[str]
+    notes: Sequence[str]
+    gates: GridData
+    runs: Sequence[RunLine]
+    failed: Sequence[tuple[str, str]]
+    """Run and error."""
+    environments: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+    """Label, and what the runs were made with: name and value."""
+    prompts: GridData
+    texts: Sequence[tuple[str, str]]
+    """Title and JSON of what is too long for a table: configuration, fingerprints."""
+    pictures: Sequence[Any] = field(default_factory=tuple)
+
+
+RUN_HEAD = (
+    *("Run", "status", "files", "run digest", "commit", "environment"),
+    *("prompts digest", "scores digest", "minutes"),
+)
+
+
+def build_chapter(found: MainTable, folder: Path, page: Path) -> Chapter:
+    """A suite's chapter; `folder` holds its records, `page` is the folder of the page, which links count from."""
+    suite, records = found.suite, records_below(folder)
+    environments = _environments([record for _, record in records])
+    sections = found.sections
+    return Chapter(
+        name=suite.name,
+        nano=suite.nano,
+        about=_about(suite, [record for _, record in records]),
+        headline=_headline(suite, found.table, sections["Scores"]),
+        grids=[GridData(title, *section) for title, section in sections.items()],
+        controls=found.controls,
+        notes=found.notes(),
+        gates=_gates(records),
+        runs=[_run(path, record, environments, page) for path, record in records],
+        failed=[
+            (_name(record), record.error or "no reason recorded") for _, record in records if record.status == "failed"
+        ],
+        environments=[(label, _flat(json.loads(key))) for key, label in environments.items()],
+        prompts=_prompts(suite),
+        texts=_texts(suite),
+    )
+
+
+# the suite ----------------------------------------------------------------------------------------------------
+def _about(suite: Suite, records: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    """What the suite is: name and value of the settings that a reader asks for first."""
+    config, budget = suite.config, suite.config.get("budget", {})
+    backbone, evaluation = config.get("backbone", {}), config.get("evaluation", {})
+    reward = " + ".join(f"{weight:g} {name}" for name, weight in suite.weights.items()) or "not recorded"
+    shuffled = ", shuffled within each group (a negative control)" if config.get("shuffle_rewards") else ""
+    decode = str(config.get("decode", "not recorded"))
+    videos = len(suite.runs[0].cells) if suite.runs else 0
+    told = {
+        "Model": f"{backbone.get('name', 'not recorded')}, checkpoint {backbone.get('checkpoint', 'not recorded')}",
+        "Rows": ", ".join(runs.row.label for runs in suite.rows),
+        "Seeds": f"{', '.join(map(str, suite.seeds))} (a seed is a training run; the base has none)",
+        "Budget of each run": ", ".join(f"{name} {value}" for name, value in budget.items()) or "not recorded",
+        "Reward": reward + shuffled,
+        "Decode rule": f"{decode} ({DECODE.get(decode, 'see the configuration')})",
+        "Noise policy": ", ".join(
+            str(value) if name == "kind" else f"{name} {value}"
+            for name, value in (config.get("noise_policy") or {"kind": "not recorded"}).items()
+            if value is not None
+        ),
+        "Held-out evaluation": f"{videos} prompts, {evaluation.get('videos_per_prompt', 'n/a')} videos each, "
+        f"{evaluation.get('steps', 'n/a')} steps, scored by {', '.join(evaluation.get('evaluators', [])) or 'n/a'}",
+        "Prompts": f"digest {' '.join(sorted({record.prompts_digest for record in records}))}"
+        + "".join(f", {which} {path}" for which, path in (config.get("prompts") or {}).items()),
+        "Not in these tables": ", ".join(suite.ignored),
+    }
+    return [(name, value) for name, value in told.items() if value]
+
+
+def _headline(suite: Suite, table: pd.DataFrame, scores: Table) -> GridData:
+    """Overall, its difference to the base with interval, p after Holm and MDE, and the gold score if there is one."""
+    names = [name for name in HEADLINE if table[name].notna().any()]
+    digits = {name: formatting.decimals(table, name) for name in (*names, "overall_delta", "gold_overall_delta")}
+    rows = []
+    for (_, row), line in zip(table.iterrows(), scores[1], strict=True):
+        base = row["row"] == BASE
+        text = [*line[:2], formatting.interval(row, "overall", digits["overall"])]
+        tested = [
+            formatting.difference_cell(row, "overall_delta", digits["overall_delta"]),
+            formatting.p_value(row["overall_delta_p_holm"]),
+            formatting.number(row["overall_mde"]),
+        ]
+        text += ["-"] * 3 if base else tested
+        for name in names[1:]:
+            text += [
+                formatting.interval(row, name, digits[name]),
+                "-" if base else formatting.interval(row, f"{name}_delta", digits[f"{name}_delta"]),
+            ]
+        rows.append(text)
+    more = [head for name in names[1:] for head in (HEADLINE[name], f"{HEADLINE[name]} - base")]
+    return GridData("Result", ["Row", "seeds", "Overall", "Overall - base", "p (Holm)", "MDE", *more], rows)
+
+
+def _prompts(suite: Suite) -> GridData:
+    """Overall of each held-out prompt: mean over the videos, and over the seeds of a row."""
+    runs = suite.runs
+    if not runs or "overall" not in runs[0].cells:
+        return GridData("Held-out prompts", [], [])
+    texts = store.read_run(runs[0].folder)[1].drop_duplicates("prompt_index")["prompt"].tolist()
+    columns = {BASE: suite.base.cells["overall"].tolist()} if suite.base else {}
+    for one in suite.rows:
+        x = one.matrix("overall")
+        if x is not None:
+            columns[one.row.label] = x.mean(0).tolist()
+    rows = [
+        [text, str(place), *(formatting.number(column[place]) for column in columns.values())]
+        for place, text in enumerate(texts)
+    ]
+    return GridData("Held-out prompts", ["Prompt", "number", *(f"Overall: {name}" for name in columns)], rows)
+
+
+def _texts(suite: Suite) -> list[tuple[str, str]]:
+    record = suite.runs[0].record if suite.runs else None
+    told: dict[str, Any] = {"Configuration, defaults filled in": suite.config}
+    if record is not None:
+        told |= {"Fingerprint of the model": record.backbone, "Fingerprints of the scorers": record.evaluators}
+    return [(title, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True)) for title, value in told.items()]
+
+
+# the runs -----------------------------------------------------------------------------------------------------
+def _name(record: RunRecord) -> str:
+    return record.row if record.seed is None else f"{record.row}, seed {record.seed}"
+
+
+def _gates(records: Sequence[tuple[Path, RunRecord]]) -> GridData:
+    """One line per run, one column per gate: passed, failed, absent, or not for this kind of run."""
+    names = list(dict.fromkeys([*GATES, *(name for _, record in records for name in record.gates)]))
+    rows = [[_name(record), *(_gate(record, name) for name in names)] for _, record in records]
+    return GridData("Validity gates", ["Run", *names], rows)
+
+
+def _gate(record: RunRecord, name: str) -> str:
+    gate = record.gates.get(name)
+    if name in failed_gates(record):
+        verdict = "**failed**"
+    elif gate is None and record.seed is None and GATES.get(name):
+        return "not trained"
+    elif gate is None or (isinstance(gate, Mapping) and gate.get("passed") is None):
+        verdict = "absent"
+    else:
+        verdict = "passed"
+    details = gate.items() if isinstance(gate, Mapping) else ()
+    told = ", ".join(f"{key} {value}" for key, value in details if key != "passed" and not isinstance(value, Mapping))
+    return f"{verdict} ({told})" if told else verdict
+
+
+def _environments(records: Sequence[RunRecord]) -> dict[str, str]:
+    """What runs were made with, as text, to a label; runs made with the same share one."""
+    keys = dict.fromkeys(_environment(record) for record in records)
+    return {key: f"E{number}" for number, key in enumerate(keys, 1)}
+
+
+def _environment(record: RunRecord) -> str:
+    return canonical_json({name: value for name, value in record.provenance.items() if name != "git"})
+
+
+def _run(path: Path, record: RunRecord, environments: Mapping[str, str], page: Path) -> RunLine:
+    git = record.provenance.get("git") or {}
+    commit = f"`{str(git['commit'])[:12]}`" if git.get("commit") else formatting.MISSING
+    commit += " (changed files)" if git.get("dirty") else ""
+    minutes = formatting.number(sum(record.seconds.values()) / 60, 1) if record.seconds else formatting.MISSING
+    shared = record.extra.get("shared_from")
+    texts = [
+        f"`{record.digest}`" + (f" (run of {shared})" if shared else ""),
+        *(commit, environments[_environment(record)], f"`{record.prompts_digest}`"),
+        *(f"`{record.scores_digest}`" if record.scores_digest else formatting.MISSING, minutes),
+    ]
+    links = [(name, quote((path / name).relative_to(page).as_posix())) for name in FILES if (path / name).is_file()]
+    return RunLine(_name(record), record.status, texts, links)
+
+
+def _flat(value: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """Dotted names and values of what is recorded; versions that are not installed are left out."""
+    told = []
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            told += _flat(item, f"{above}{name}.")
+        elif item is not None:
+            told.append((f"{above}{name}".removeprefix("packages."), str(item)))
+    return told

@@ -1,0 +1,165 @@
+"""`bench report`: one page of HTML with everything about a suite or a study, from its records: `report.html`.
+
+The page needs no network and no script, and its bytes depend on the records, the stored gallery and matplotlib only.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from markupsafe import Markup, escape
+
+from bench.core.errors import BenchError
+from bench.report.data.ablation import AblationLevel
+from bench.report.data.selection import Selection, levels_of
+from bench.report.figures import plots
+from bench.report.figures.ablation import NAME as FOREST
+from bench.report.figures.ablation import render_ablation_figure
+from bench.report.figures.suite import FOLDER, render_figures
+from bench.report.page.chapters import RUN_HEAD, Chapter, GridData, build_chapter
+from bench.report.tables.ablation import ablation_sections
+from bench.report.tables.main import MainTable, load_contents
+from bench.store.files import write_text
+
+PAGE, GALLERY = "report.html", "gallery.webp"
+TEMPLATES = Path(__file__).parent / "templates"
+MARKS = re.compile(r"\*\*(.+?)\*\*|`([^`]+)`", re.DOTALL)
+TITLES = {"curves": "Learning curves", "noise": "Injected noise", "gradients": "Gradient norms"}
+ALTS = {
+    "curves": "Line charts: scores of the training videos over rollout NFE, one line and band per row",
+    "noise": "Line chart: noise that each rollout step injects, one line per row",
+    "gradients": "Charts of the gradient norm of each rollout step, measured and predicted, one panel per row",
+    "gallery": "Animated grid of videos: one column per held-out prompt, the base on top, each trained policy below",
+    FOREST: "Forest plot: difference to the base with its interval, one line per level, one panel per group and score",
+}
+CAPTIONS = {
+    "gallery": "The same held-out prompts and the same noise for the base and for the trained policies of one seed; "
+    "prompts are spread evenly over the list, not picked. Scores under each video.",
+    FOREST: "Differences to the base, with 95 % intervals over seeds and prompts; the first level of each group, "
+    "hollow, is its baseline, and the dotted line is its mean.",
+}
+
+
+class Picture(NamedTuple):
+    """An image inside the page."""
+
+    title: str
+    uri: str
+    """The image itself, as a data URI."""
+    alt: str
+    caption: str
+    width: int | None = None
+    """Where it is known, in CSS pixels of 1/96 inch, so that the text of all figures has one size."""
+
+
+class Ablation(NamedTuple):
+    """The part of a page that compares levels."""
+
+    grids: Sequence[GridData]
+    notes: Sequence[str]
+    picture: Picture
+
+
+def build_report(folder: Path, suites: Mapping[str, tuple[Path, Selection]]) -> Path:
+    """Write `report.html` into `folder`, that of the suite or the study, atomically.
+
+    `suites`: variant to the folder of its records and what is shown of them; "" for a suite that is no study. Records
+    that do not compare are a `BenchError`, and nothing is written.
+    """
+    path = folder / PAGE
+    write_text(path, render_page(folder, suites))
+    return path
+
+
+def render_page(folder: Path, suites: Mapping[str, tuple[Path, Selection]]) -> str:
+    """The text of the page, nothing written."""
+    found = {variant: load_contents(place, *plan) for variant, (place, plan) in suites.items()}
+    levels = levels_of({variant: contents.suite for variant, contents in found.items()})
+    chapters = [_chapter(found[variant], place, plan, folder) for variant, (place, plan) in suites.items()]
+    return _template(
+        title=folder.name,
+        study="" not in suites,
+        nano=any(one.nano for one in chapters),
+        chapters=chapters,
+        ablation=_ablation(levels, folder.name) if levels else None,
+        run_head=RUN_HEAD,
+    )
+
+
+def rich(text: str) -> Markup:
+    """Escaped text in which `**bold**` and `code` are marked up, as the notes and cells of the tables write them."""
+    out, end = [], 0
+    for match in MARKS.finditer(text):
+        bold, code = match.groups()
+        out.append(escape(text[end : match.start()]))
+        out.append(Markup("<strong>{}</strong>").format(bold) if bold else Markup("<code>{}</code>").format(code))
+        end = match.end()
+    return Markup("").join([*out, escape(text[end:])])
+
+
+# parts --------------------------------------------------------------------------------------------------------
+def _chapter(found: MainTable, place: Path, plan: Selection, page: Path) -> Chapter:
+    pictures, why = _pictures(found, place, plan)
+    made = build_chapter(found, place, page)
+    return dataclasses.replace(made, pictures=pictures, notes=[*made.notes, *why])
+
+
+def _pictures(found: MainTable, place: Path, plan: Selection) -> tuple[list[Picture], list[str]]:
+    """Figures drawn from the records, the stored gallery, and the reason where the figures cannot be drawn."""
+    rows = ", ".join(runs.row.label for runs in found.suite.rows)
+    pictures, why = [], []
+    try:
+        contents, captions = render_figures(place, *plan)
+    except BenchError as error:  # a suite whose runs all failed still has its page, which says so
+        why.append(f"**No figures: {error}**")
+    else:
+        pictures = [
+            _figure(TITLES[name], contents[f"{name}.png"], f"{ALTS[name]} ({rows}).", caption)
+            for name, caption in captions.items()
+        ]
+    gallery = place / FOLDER / GALLERY
+    if gallery.is_file():
+        alt = f"{ALTS['gallery']} ({rows})."
+        pictures.insert(0, Picture("Videos", _uri("webp", gallery.read_bytes()), alt, CAPTIONS["gallery"]))
+    return pictures, why
+
+
+def _ablation(levels: Sequence[AblationLevel], title: str) -> Ablation:
+    sections, notes = ablation_sections(levels)
+    picture = render_ablation_figure(levels)[f"{FOREST}.png"]
+    groups = ", ".join(dict.fromkeys(level.group for level in levels))
+    return Ablation(
+        [GridData(name, *section) for name, section in sections.items()],
+        notes,
+        _figure(f"{title}: ablation", picture, f"{ALTS[FOREST]} ({groups}).", CAPTIONS[FOREST]),
+    )
+
+
+def _figure(title: str, png: bytes, alt: str, caption: str) -> Picture:
+    """A drawn figure; bytes 16 to 19 of a PNG are its width in pixels, of which `drawing.DPI` are an inch."""
+    width = int.from_bytes(png[16:20], "big") * 96 // plots.DPI
+    return Picture(title, _uri("png", png), alt, caption, width)
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _template(**context: object) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["rich"] = rich
+    return environment.get_template(PAGE).render(**context)

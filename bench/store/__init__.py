@@ -1,0 +1,62 @@
+"""The record of a run: what its folder holds, written atomically and read with validation. Nothing here imports torch.
+
+A run lives in `results/<suite>/<row>/seed-<n>/` (the base, which has no seed, in `results/<suite>/base/`):
+
+- `train.jsonl`: one line per update, appended;
+- `scores.parquet`: one row per video and metric, written before
+- `run.json`: a `RunRecord`, written last and atomically. Its presence means that the run is complete.
+"""
+
+from bench.store.files import append_line, read_lines, replace_atomically, write_bytes, write_table, write_text
+from bench.store.record import (
+    CHECKPOINT,
+    JOB,
+    LOCK,
+    OFFENDING,
+    POLICY,
+    RUN,
+    SCHEMA,
+    SCORES,
+    STARTED,
+    TRAIN,
+    RunRecord,
+    check_digest,
+    is_complete,
+    read_record,
+    read_run,
+    run_folder,
+    write_run,
+)
+from bench.store.scores import SCORE_COLUMNS, SCORE_KEY, content_digest, scores_digest, sorted_scores, write_parquet
+
+__all__ = [
+    "CHECKPOINT",
+    "JOB",
+    "LOCK",
+    "OFFENDING",
+    "POLICY",
+    "RUN",
+    "SCHEMA",
+    "SCORES",
+    "SCORE_COLUMNS",
+    "SCORE_KEY",
+    "STARTED",
+    "TRAIN",
+    "RunRecord",
+    "append_line",
+    "check_digest",
+    "content_digest",
+    "is_complete",
+    "read_lines",
+    "read_record",
+    "read_run",
+    "replace_atomically",
+    "run_folder",
+    "scores_digest",
+    "sorted_scores",
+    "write_bytes",
+    "write_parquet",
+    "write_run",
+    "write_table",
+    "write_text",
+]

@@ -1,0 +1,45 @@
+"""The trained policy of a run, stored as safetensors beside its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from bench import store
+from bench.api import Backbone
+from bench.core.errors import BenchError
+from bench.store.record import POLICY
+
+POLICY_PREFIX = "policy:"
+POLICY_FIX = "give the folder of a finished, trained run, such as results/nano/cps-fixed/seed-0"
+
+
+def save_policy(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """The trained weights of a backbone's state as safetensors beside the record."""
+    from safetensors.torch import save
+
+    policy = {key: value for key, value in state.items() if key.startswith(POLICY_PREFIX)}
+    store.write_bytes(folder / POLICY, save(policy))
+
+
+def load_policy(backbone: Backbone, run: Path, mend: str = POLICY_FIX) -> None:
+    """Give the backbone the policy that a finished run stored; `mend`: what to do where there is none."""
+    backbone.load_state_dict(_read_state(run, mend))
+
+
+def read_policy(run: Path) -> dict[str, Tensor]:
+    """The policy's weights by their names in the transformer."""
+    return {key.removeprefix(POLICY_PREFIX): value.contiguous() for key, value in _read_state(run, POLICY_FIX).items()}
+
+
+def _read_state(run: Path, mend: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = run / POLICY
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as cause:
+        raise BenchError(f"policy {path} cannot be read ({cause}): {mend}.") from cause

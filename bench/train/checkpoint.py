@@ -1,0 +1,90 @@
+"""A run's checkpoint, checked by the sha256 of its bytes, and the lock that keeps a second process off its folder."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from bench import store
+from bench.core.errors import BenchError
+
+DIGEST = hashlib.sha256().digest_size
+BLOCK = 1 << 24
+"""Bytes that are hashed at a time."""
+
+
+class _HashingFile(io.RawIOBase):
+    """Hands bytes on to a file and hashes them, so that no second copy of a state is held."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """torch's file and the sha256 of its bytes behind it: torch itself reads a flipped bit as another number."""
+
+    def to(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            hashing = _HashingFile(file)
+            torch.save(state, cast(IO[bytes], hashing))
+            file.write(hashing.sha256.digest())
+            file.flush()
+            os.fsync(file.fileno())
+
+    store.replace_atomically(path, to)
+
+
+def stored_sha256(path: Path) -> str | None:
+    """The sha256 that a checkpoint was written with; None where there is no checkpoint."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-min(DIGEST, path.stat().st_size), os.SEEK_END)
+            return file.read().hex()
+    except FileNotFoundError:
+        return None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The state of a run, tensors on the CPU and mapped from the file; damaged bytes are refused."""
+    total, left = hashlib.sha256(), path.stat().st_size - DIGEST
+    with path.open("rb") as file:
+        while left > 0:
+            block = file.read(min(BLOCK, left))
+            total.update(block)
+            left -= len(block)
+        whole = left == 0 and file.read() == total.digest()
+    if not whole:
+        raise BenchError(
+            f"checkpoint {path} is damaged (its bytes do not have the sha256 that it was written with): "
+            "delete it and the run starts again."
+        )
+    state: dict[str, Any] = torch.load(path, weights_only=True, mmap=True)
+    return state
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; a second process that works on the same run is refused."""
+    with (folder / store.LOCK).open("w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as cause:
+            raise BenchError(
+                f"run {folder} is being worked on by another process: wait for it, or stop it."
+            ) from cause
+        yield

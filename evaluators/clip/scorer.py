@@ -1,0 +1,114 @@
+"""A CLIP model as a scorer of video frames against prompts; the basis of CLIPScore, PickScore and HPSv2.
+
+The protocol for videos is that of `evaluators.clip.frames`: 8 uniform frames, each scored, and the mean.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bench.api import Evaluator
+from evaluators.clip.frames import FRAMES
+from evaluators.clip.huggingface import HuggingFaceClip
+from evaluators.clip.open_clip import OpenClip
+from evaluators.common import (
+    check_batch,
+    check_finite,
+    float_type,
+    freeze,
+    pick_device,
+    scoring,
+    to_uint8,
+    uniform_indices,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class ClipEvaluator(Evaluator):
+    """Cosines between a video's frames and its prompt, turned into metrics by the subclass."""
+
+    name: str
+    idle_weights = frozenset({"logit_scale"})  # PickScore reads it when loading, cosines do not need it
+
+    def __init__(
+        self, clip: HuggingFaceClip | OpenClip, dtype: str, prefix: str, micro_batch: int, device: str | None
+    ):
+        """`prefix` is put before each prompt; `micro_batch`: frames, or prompts, per forward pass."""
+        self._clip, self._rule, self._text, self._scale = clip, clip.rule, clip.text, clip.scale
+        self._dtype, self._device, self._prefix, self._micro_batch = dtype, pick_device(device), prefix, micro_batch
+        self._type = float_type(dtype)
+        freeze(clip.model, self._type, self._device)
+        self._details = dict[str, Tensor]()
+
+    @abstractmethod
+    def _metrics(self, cosine: Float[Tensor, "b n"]) -> dict[str, Float[Tensor, "b n"]]:
+        """Every metric of every frame, from the cosines."""
+
+    def score(
+        self, videos: Float[Tensor, "b 3 f h w"], prompts: Sequence[str], fps: float
+    ) -> Mapping[str, Float[Tensor, "b"]]:
+        """Means over the scored frames; pixels in [0, 1], taken to the nearest of 256 levels; `fps` plays no part."""
+        check_batch(videos, prompts, fps)
+        total = videos.shape[2]
+        indices = uniform_indices(total, min(FRAMES, total))
+        frames = to_uint8(videos[:, :, indices]).transpose(1, 2)
+        with scoring():
+            images = self._images(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+            texts, tokens = self._texts(prompts)
+            cosine = (images * texts[:, None]).sum(-1).to(videos.device)
+        check_finite(self.name, cosine)
+        values = self._metrics(cosine)
+        b, n = cosine.shape
+        limit = self._text.context
+        self._details = {
+            "video": torch.arange(b).repeat_interleave(n),
+            "frame": torch.arange(n).repeat(b),
+            "frame_index": torch.tensor(indices).repeat(b),
+            "total_frames": torch.full((b * n,), total),
+            "prompt_tokens": tokens.repeat_interleave(n),
+            "token_limit": torch.full((b * n,), limit),
+            "prompt_truncated": (tokens > limit).repeat_interleave(n),
+            **{name: value.flatten().cpu() for name, value in values.items()},
+        }
+        return {name: value.mean(1) for name, value in values.items()}
+
+    def _images(self, frames: Tensor) -> Float[Tensor, "n d"]:
+        """Unit image embeddings of uint8 frames [n, 3, h, w]."""
+        parts = [
+            self._clip.image_features(self._rule.pixels(some).to(self._device, self._type)).float()
+            for some in frames.split(self._micro_batch)
+        ]
+        return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+
+    def _texts(self, prompts: Sequence[str]) -> tuple[Float[Tensor, "b d"], Tensor]:
+        """Unit text embeddings, each different prompt embedded once, and each prompt's tokens before the cut."""
+        unique = list(dict.fromkeys(prompts))
+        ids, tokens = self._text.batch([self._prefix + prompt for prompt in unique])
+        parts = [self._clip.text_features(some.to(self._device)) for some in ids.split(self._micro_batch)]
+        features = torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1)
+        place = [unique.index(prompt) for prompt in prompts]
+        return features[place], torch.tensor(tokens)[place]
+
+    def details(self) -> pd.DataFrame:
+        """One row per scored frame of the last call.
+
+        `video` is its place in the batch, `frame_index` the frame's place in the video, `prompt_tokens` the length of
+        prefix and prompt before the cut at `token_limit`, start and end token included; then the metrics.
+        """
+        import pandas as pd
+
+        return pd.DataFrame({name: column.numpy() for name, column in self._details.items()})
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Hashes of weights and tokenizer, preprocessing constants, number of frames, prefix and dtype."""
+        clip = self._clip
+        model = {"evaluator": self.name, "checkpoint": clip.checkpoint, "prefix": self._prefix, "dtype": self._dtype}
+        return {**model, **clip.hashes, **clip.constants, **self._rule.constants()}

@@ -1,0 +1,34 @@
+"""Runs of seconds on the real nano checkpoint, rewarded by the world's closed-form scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.core.provenance import ROOT
+from bench.store.record import RunRecord
+from bench.suite.load import load
+from bench.suite.schema import Experiment
+from bench.train.run import execute
+from bench.train.trainer import Job
+
+NANO = ROOT / "bench" / "configs" / "nano.yaml"
+CHECKPOINT = ROOT / "bench" / "nano" / "checkpoints" / "hunyuanvideo15"
+TINY = (
+    "suite=tiny",
+    *(f"budget.{key}" for key in ("updates=2", "prompts=2", "group_size=2", "steps=4", "train_steps=2")),
+    "budget.micro_batch=4",
+    "reward={gold: {gold_VQ: 0.5, gold_MQ: 0.5, gold_TA: 1.0}}",
+    "evaluation={evaluators: [gold], steps: 2, videos_per_prompt: 1}",
+    "evaluator_params={}",
+    "seeds=[0]",
+)
+"""Overrides that make the nano suite tiny: 2 updates of 4 samples in 4 steps, 36 held-out videos in 2."""
+
+
+def tiny(*overrides: str) -> Experiment:
+    return load(NANO, [*TINY, *overrides])
+
+
+def run(exp: Experiment, folder: Path, digest: str = "d") -> RunRecord:
+    """The suite's first row and seed, in this process."""
+    return execute(Job(exp, exp.rows[0], exp.seeds[0], folder, digest), lambda phase, done, total: None)

@@ -1,0 +1,155 @@
+"""The presets hold what each origin's own training loop used, and the options that they need do what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.algorithm.kl import DualKL, FixedKL, kl_policy
+from bench.algorithm.rollout import noisy_steps, trained_steps
+from bench.algorithm.update import Advantages
+from bench.api import AdvantageRule, BenchError, Method, Rewards
+from bench.flow import sigma_schedule
+from bench.plugins import available
+from bench.suite.load import load
+from bench.suite.methods import make_method, rollout_config
+from methods.cps import CPS
+from methods.dance_grpo import DanceGRPO
+from methods.flow_grpo import FlowGRPO
+from methods.sage_grpo import SAGEGRPO
+from tests.helpers.nano_suite import NANO
+
+FOLDER = NANO.parent / "as_published"
+SDE_ROLLOUT = {"group_size": 24, "steps": 10, "shift": 3.0, "train_steps": 9, "minibatches": 2, "lr": 3e-4}
+GLOBAL = AdvantageRule(std="global", ddof=0, eps=1e-4, clip=5.0)
+#: Method: budget, decode, last step, group noise, advantage, reward weights, parameters that are not the default.
+PUBLISHED: dict[
+    str, tuple[dict[str, float], str, str | None, str, AdvantageRule, dict[str, float], dict[str, Any]]
+] = {
+    "flow_grpo": (
+        {**SDE_ROLLOUT, "weight_decay": 1e-4},
+        *("final_latent", "untrained", "distinct", GLOBAL, {"VQ": 0.5, "MQ": 0.5, "TA": 1.0}),
+        {"drop_zero_advantages": True},
+    ),
+    "dance_grpo": (
+        {"group_size": 24, "steps": 16, "shift": 5.0, "train_steps": int(0.6 * 15), "minibatches": 2, "lr": 1e-5},
+        *("predicted_x0", None, "shared", AdvantageRule(std="each", ddof=1, eps=1e-8, clip=5.0), {"VQ": 1.0}),
+        {"extremes": 4},
+    ),
+    "cps": (
+        {**SDE_ROLLOUT, "weight_decay": 1e-4},
+        *("predicted_x0", None, "distinct", GLOBAL, {"VQ": 0.5, "MQ": 0.5, "TA": 1.0}),
+        {"drop_zero_advantages": True},
+    ),
+    "sage_grpo": (
+        {"group_size": 4, "steps": 20, "shift": 5.0, "train_steps": 20, "minibatches": 1, "lr": 1e-5},
+        *("final_latent", "trained", "distinct", AdvantageRule(eps=0.0, floor=1e-6, clip=5.0)),
+        *({"VQ": 0.5, "MQ": 0.5, "TA": 1.0}, {"equalizer": "released"}),
+    ),
+}
+ETA = {"flow_grpo": 0.7, "dance_grpo": 0.25, "cps": 0.7, "sage_grpo": 0.5}
+WEIGHT_DECAY = {"flow_grpo": 1e-4, "dance_grpo": 1e-4, "cps": 1e-4, "sage_grpo": 0.01}
+TRAINED = {"flow_grpo": range(9), "cps": range(9), "sage_grpo": range(20)}
+
+
+def test_every_method_of_ours_has_a_preset() -> None:
+    ours = {name for name, target in available("methods").items() if target.startswith("methods.")}
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == ours == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_has_its_origins_numbers(name: str) -> None:
+    exp = load(FOLDER / f"{name}.yaml")
+    budget, decode, last_step, group_noise, rule, weights, changed = PUBLISHED[name]
+    assert {key: getattr(exp.budget, key) for key in budget} == budget
+    assert (exp.budget.optimizer, exp.budget.grad_clip, exp.budget.weight_decay) == ("adamw", 1.0, WEIGHT_DECAY[name])
+    assert (exp.decode, exp.last_step, exp.group_noise) == (decode, last_step, group_noise)
+    assert exp.advantage == rule
+    assert exp.weights == weights
+    (row,) = exp.rows
+    method = make_method(exp.model_copy(update={"clip_reference_size": None}), row, 1)
+    assert row.method == name
+    assert method.clip_range == 1e-4
+    assert getattr(method, "eta", None) == ETA[name]
+    assert {key: getattr(method, key) for key in changed} == changed
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_preset_trains_its_origins_steps(name: str) -> None:
+    exp = load(FOLDER / f"{name}.yaml")
+    method = make_method(exp, exp.rows[0], 1)
+    sigmas, settings = sigma_schedule(exp.budget.steps, exp.budget.shift), rollout_config(exp, 0)
+    noisy = noisy_steps(method, sigmas, settings, 0)
+    assert trained_steps(method, sigmas, noisy, settings, 0).tolist() == list(TRAINED[name])
+    assert bool(noisy[-1]) == (name != "cps")  # FlowGRPO's last step is noisy and not trained
+
+
+def test_the_kl_terms_are_those_of_the_origins() -> None:
+    rows = {name: load(FOLDER / f"{name}.yaml").rows[0].kl_spec for name in PUBLISHED}
+    made = {name: kl_policy(spec.name, **spec.params) for name, spec in rows.items()}
+    assert made["flow_grpo"] == made["cps"] == FixedKL(weight=0.04, controller="constant")
+    assert made["flow_grpo"].weights(made["flow_grpo"].init_state()) == {"anchor": 0.04}
+    assert made["dance_grpo"].term_weights() == {}
+    assert made["sage_grpo"] == DualKL()
+
+
+# the options ---------------------------------------------------------------------------------------------------
+def rewards(rule: AdvantageRule, scale: float = 1.0) -> Rewards:
+    values = scale * torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(0))
+    return Rewards({"VQ": values[0], "MQ": values[1]}, {"VQ": 1.0, "MQ": 0.25}, rule)
+
+
+def test_the_floor_is_the_smallest_std_that_divides() -> None:
+    assert torch.equal(
+        SAGEGRPO().advantages(rewards(AdvantageRule(floor=1e-6))), SAGEGRPO().advantages(rewards(AdvantageRule()))
+    )
+    near = rewards(AdvantageRule(eps=0.0, floor=1e-6), scale=1e-9)
+    total = near.total()
+    assert torch.allclose(SAGEGRPO().advantages(near)[0], (total - total.mean(1, keepdim=True)) / 1e-6)
+    with pytest.raises(BenchError, match=r"advantage\.floor is 0"):
+        AdvantageRule(floor=0.0)
+
+
+def test_each_reward_has_its_own_advantage_and_weight() -> None:
+    given = rewards(AdvantageRule(std="each", ddof=1, eps=1e-8))
+    credit = Advantages.of(DanceGRPO(), given)
+    assert credit.weights == [1.0, 0.25]
+    for adv, values in zip(credit.adv, given.values(), strict=True):
+        want = (values - values.mean(1, keepdim=True)) / (values.std(1, keepdim=True) + 1e-8)
+        assert torch.allclose(adv, want.clamp(-5, 5).flatten())
+
+
+def test_the_extremes_of_each_group_train() -> None:
+    given = rewards(AdvantageRule())
+    keep = Advantages.of(DanceGRPO(extremes=4), given).keep.reshape(3, 24)
+    order = given.total().argsort(1)
+    for row, places in zip(keep, order, strict=True):
+        assert set(row.nonzero()[:, 0].tolist()) == {*places[:4].tolist(), *places[-4:].tolist()}
+    assert Advantages.of(DanceGRPO(), given).keep.all()
+    tied = Rewards({"VQ": torch.zeros(2, 24)}, {"VQ": 1.0})
+    assert (Advantages.of(DanceGRPO(extremes=4), tied).keep.reshape(2, 24).sum(1) == 8).all()
+    assert Advantages.of(DanceGRPO(extremes=20), given).keep.all()
+    with pytest.raises(BenchError, match="extremes is -1"):
+        DanceGRPO(extremes=-1)
+
+
+@pytest.mark.parametrize("cls", [FlowGRPO, CPS])
+def test_samples_without_an_advantage_can_be_dropped(cls: type[Method]) -> None:
+    given = rewards(AdvantageRule())
+    for values in given.values():
+        values[1] = 0.3
+    drop: dict[str, Any] = {"drop_zero_advantages": True}
+    keep = Advantages.of(cls(**drop), given).keep.reshape(3, 24)
+    assert keep.all(1).tolist() == [True, False, True]
+    assert not keep[1].any()
+    assert Advantages.of(cls(), given).keep.all()
+
+
+def test_the_options_are_off_in_the_closed_division() -> None:
+    exp = load(NANO)
+    assert (exp.last_step, exp.advantage) == (None, AdvantageRule())
+    assert Path(NANO).read_text().count("floor") == 0
+    assert (FlowGRPO().drop_zero_advantages, CPS().drop_zero_advantages, DanceGRPO().extremes) == (False, False, 0)

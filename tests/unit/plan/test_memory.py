@@ -1,0 +1,167 @@
+"""`bench plan`'s memory per GPU: paper arithmetic, sharding by hand, and what is said where it does not fit."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from bench.cli import main
+from bench.core.provenance import ROOT
+from bench.plan import flops
+from bench.plan.hardware import gpu_hardware
+from bench.plan.memory import ADAM_BYTES, Memory, activation_bytes, memory_use, workspace_bytes
+from bench.plan.workload import suite_model
+from bench.suite.load import load
+
+PAPER = ROOT / "bench" / "configs" / "hunyuanvideo15_480p.yaml"
+RELEASED = flops.Transformer()
+TOKENS = {"480x848x21": 9_540, "480x848x81": 33_390, "480x848x121": 49_290, "720x1280x121": 111_600}
+"""Latent tokens of the sizes that the paper arithmetic below is about."""
+MEMORY = {"480x848x21": (2.1, 1.0, 23), "480x848x81": (7.4, 3.5, 32), "480x848x121": (10.9, 5.1, 38)} | {
+    "720x1280x121": (24.7, 11.6, 62)
+}
+"""GB of checkpoints, of one block, and in total, LoRA rank 32; that table assumes 104 kB per token and block (the
+backbone here, without autocast, takes 141), one branch, and neither text encoders nor a VAE in memory."""
+
+
+@pytest.mark.parametrize("video", MEMORY)
+def test_memory_is_that_of_the_paper_arithmetic(video: str) -> None:
+    tokens, (checkpoints, block, total) = TOKENS[video], MEMORY[video]
+    each = 104_000 / 2048
+    kept = activation_bytes(RELEASED, tokens, 1, True, 2, each)
+    assert kept / 1e9 == pytest.approx(checkpoints + block, abs=0.15)
+    trained = RELEASED.lora_parameters(32, "attention+ff") * ADAM_BYTES
+    used = Memory(RELEASED.parameters * 2, trained, activations=kept, workspace=workspace_bytes(RELEASED, tokens))
+    assert used.peak / 1e9 == pytest.approx(total, abs=1)
+    assert activation_bytes(RELEASED, tokens, 1, False, 2, 92_000 / 2048) / 1e9 == pytest.approx(
+        tokens * 4.968e-3, rel=1e-3
+    )
+
+
+FULL = ("backbone.train.lora_rank=0", "backbone.train.dtype=float32")
+RELEASE = "set backbone.train.text_encoders=released"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--gpu-memory", "40"), f"about 67 GB, and h100 x 1 has 40 GB each: {RELEASE} and use 4 GPUs with --shard"),
+        (("--gpu-memory", "48", "--gpus", "8"), r"spread the weights with --shard full\."),
+        (("backbone.train.gradient_checkpointing=false",), r"set backbone.train.gradient_checkpointing=true\."),
+        (("backbone.train.vae_tiling=null",), r"or set backbone.train.vae_tiling='\[256, 256, 16, 16\]'\."),
+        (("budget.micro_batch=8",), r"set budget.micro_batch=1\."),
+        (("--gpu-memory", "1"), "take a smaller size or a GPU with more memory"),
+        (
+            ("backbone.train.size=[81, 480, 832]", "--gpu-memory", "58", "--gpus", "16"),
+            r"--shard full, or share each sample among 2 GPUs \(backbone.train.parallel='\{context: 2\}'\)\.$",
+        ),
+        (FULL, "use 8 GPUs with --shard full"),
+    ],
+)
+def test_what_does_not_fit_is_shown_and_then_refused(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(PAPER), "variant=setting_b", *words]) == 2
+    out, err = capsys.readouterr()
+    assert re.search(r"memory per GPU: about \d+ of \d+ GB \(does not fit\)", out)
+    assert "all runs" in out
+    assert err.startswith("bench plan: hunyuanvideo15_480p/setting_b does not fit: each GPU needs about ")
+    assert err.count("\n") == 1
+    assert re.search(message, err), err
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus", "shard"),
+    [
+        (("--gpu-memory", "40", "--gpus", "1", RELEASE[4:]), 4, "full"),
+        (("backbone.train.gradient_checkpointing=true",), 1, None),
+        ((*FULL, RELEASE[4:]), 8, "full"),
+    ],
+)
+def test_what_is_proposed_is_enough(words: tuple[str, ...], gpus: int, shard: Any) -> None:
+    more = ["--gpus", str(gpus)] if gpus > 1 else []
+    more += ["--shard", shard] if shard else []
+    assert main(["plan", str(PAPER), "variant=setting_b", *words, *more]) == 0
+
+
+# memory over several GPUs -------------------------------------------------------------------------------------
+def used(*overrides: str, **words: Any) -> Memory:
+    exp = load(PAPER, ["variant=setting_b", *overrides])
+    return memory_use(exp, suite_model(exp), gpu_hardware(**words))[0]
+
+
+def test_full_training_on_eight_gpus_by_hand() -> None:
+    """8.327e9 weights: 4 bytes each for weight, gradient and two moments are 133.2 GB, an eighth of it 16.7 GB.
+
+    Beside it: VAE 1.261e9 x 4 = 5.04 GB; a float32 checkpoint of 33,427 tokens x 2048 per block and branch, 2 x 54 of
+    them, 29.6 GB, and the block at work 33,427 x 184 kB = 6.15 GB; workspace 33,427 x 60 kB + 0.6 = 2.6 GB; two of 54
+    blocks whole, 0.604 GB each in float32, with their gradients, and the 0.17e9 weights outside likewise, 3.8 GB;
+    a copy of the gradient before each step, two for the KL's part, 33.3 / 8 = 4.16 GB each.
+    """
+    found = used(*FULL, RELEASE[4:], gpus=8, shard="full")
+    block = RELEASED.block_parameters
+    outside = 8_326_608_160 - 54 * block
+    assert block * 4 / 1e9 == pytest.approx(0.604, abs=1e-3)
+    assert outside / 1e9 == pytest.approx(0.17, abs=0.01)
+    assert found.trained == 8_326_608_160 * 16 / 8
+    assert found.trained / 1e9 == pytest.approx(133.2 / 8, abs=0.01)
+    assert found.weights == pytest.approx(5.044e9)
+    assert found.activations == pytest.approx(33_427 * (2 * 54 * 2048 * 4 + 184_000))
+    assert found.gathered_training == pytest.approx(2 * (outside + 2 * block) * 4)
+    assert found.gradients == pytest.approx(3 * 33.306e9 / 8, rel=1e-4)
+    whole = 16.65 + 5.04 + 29.58 + 6.15 + 2.6 + 3.8 + 3 * 4.16
+    assert found.peak / 1e9 == pytest.approx(whole, abs=0.2)
+
+
+def test_nothing_is_spread_without_shard() -> None:
+    alone, eight = used(*FULL), used(*FULL, gpus=8)
+    assert alone.trained == eight.trained == 8_326_608_160 * 16
+    assert (eight.weights, eight.gathered_training) == (alone.weights, 0.0)
+    assert used(gpus=8).weights == used().weights
+
+
+def test_shards_of_a_frozen_base_and_its_lora() -> None:
+    """16.65 GB of bfloat16 base and the LoRA's states are dealt out, SAGE's anchor is not.
+
+    "grads" keeps the whole base gathered from a trained step's forward to its backward pass.
+    """
+    whole, full, grads = used(), used(gpus=8, shard="full"), used(gpus=8, shard="grads")
+    base, lora = 8_326_608_160 * 2, RELEASED.lora_parameters(64, "attention+ff")
+    assert whole.weights - full.weights == pytest.approx(base * 7 / 8)
+    assert whole.trained == lora * (16 + 4)
+    assert full.trained == grads.trained == lora * (16 / 8 + 4)
+    assert full.weights == grads.weights
+    two = (8_326_608_160 - 52 * RELEASED.block_parameters) * 2 + lora * 4 * 2 / 54
+    gradients = lora * 4 * 2 / 54
+    assert full.gathered == grads.gathered == pytest.approx(two)
+    assert full.gathered_training == pytest.approx(two + gradients)
+    assert grads.gathered_training == pytest.approx(base + lora * 4 + gradients)
+    assert full.peak < grads.peak < whole.peak, "the LoRA's states are an eighth with both"
+
+
+def test_loading_puts_the_whole_transformer_on_each_gpu() -> None:
+    small = used(*FULL, RELEASE[4:], "backbone.train.size=[5, 480, 480]", gpus=64, shard="full")
+    assert small.peak == small.loading == pytest.approx(8_326_608_160 * 4 + 1.261e9 * 4)
+
+
+def test_copies_of_all_weights_lie_where_the_suite_says() -> None:
+    """The base and SAGE's moving anchor: on the host by default, where one of them visits the GPU at a time."""
+    exp = load(PAPER, ["variant=setting_b", *FULL])
+    waiting, host = memory_use(exp, suite_model(exp), gpu_hardware())
+    beside = used(*FULL, "backbone.train.anchors_on=model")
+    copy = 8_326_608_160 * 4
+    assert (host["anchors"], waiting.visiting) == (2 * copy, copy)
+    assert (beside.trained - waiting.trained, beside.visiting) == (2 * copy, 0)
+    lonely = load(PAPER, ["variant=setting_b", *FULL, "rows=[{method: cps, kl: none}]"])
+    without, host = memory_use(lonely, suite_model(lonely), gpu_hardware())
+    assert (host["anchors"], without.visiting, without.gradients) == (copy, 0, copy)
+
+
+def test_context_parallelism_splits_activations() -> None:
+    exp = load(PAPER, ["variant=setting_b", "backbone.train.size=[81, 480, 832]"])
+    found = suite_model(exp)
+    alone, split = (memory_use(exp, found, gpu_hardware(gpus=n, context=n))[0].activations for n in (1, 8))
+    latents, text = found.latents, found.text  # every GPU has the whole text
+    assert alone / split == pytest.approx((latents + text) / (latents / 8 + text))

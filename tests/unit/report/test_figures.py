@@ -1,0 +1,335 @@
+"""The figures: their numbers against hand-computed ones, the same bytes twice, refusal of records that lack them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench import store
+from bench.api import BenchError
+from bench.cli import main
+from bench.core.provenance import ROOT
+from bench.report.data.records import load_suite
+from bench.report.data.training import curves, gradients, load_training, moving_mean, noise
+from bench.report.figures import plots
+from bench.report.figures.suite import build_figures
+from bench.store.record import RunRecord
+
+UPDATES, NFE = 7, 320
+CONFIG: dict[str, Any] = {
+    "suite": "toy-nano",
+    "budget": {"updates": UPDATES},
+    "noise_policy": {"kind": "common_eta", "eta": 0.5},
+    "reward": {"videoalign": {"VQ": 0.5, "TA": 1.0}},
+    "seeds": [0, 1, 2],
+    "rows": [{"method": "sage_grpo", "kl": "dual"}, {"method": "cps", "kl": "fixed"}, {"method": "dance_grpo"}],
+}
+SAGE = {
+    "sigma": [1.0, 0.9, 0.7, 0.4, 0.0],
+    "std": [0.4, 0.3, 0.2, 0.0],
+    "predicted_grad_norm": [0.25, 1.0, 4.0, 1.0],
+    "step_weight": [4.0, 1.0, 0.25, 1.0],
+}
+CPS = SAGE | {"std": [0.1, 0.2, 0.2, 0.0], "predicted_grad_norm": [2.0, 1.0, 1.0, 0.5], "step_weight": [1.0] * 4}
+T1 = 12.706204736  # Student's t, 1 degree of freedom, 97.5 %
+ROUND = math.cbrt(16)  # geometric mean of the measured norms before the equalizer, 2, 2 and 4
+
+
+def line(seed: int, update: int) -> dict[str, Any]:
+    """Reward update^2 + 2 seed, gold 0.6 + update; norms 8, 2, 1 times 4^seed in the geometric mean over updates."""
+    sway = {0: 2.0, 1: 0.5}.get(update % 2 if update < 6 else 2, 1.0)
+    norms = {"0": 8.0 * sway * 4**seed, "1": 2.0 / sway * 4**seed}
+    if update % 2 == 0:  # trained in some updates only
+        norms["2"] = 1.0 * 4**seed
+    return {
+        "update": update,
+        "reward": update**2 + 2.0 * seed,
+        "rewards": {"VQ": 0.0, "TA": 0.0},
+        "monitor": {"gold_VQ": 0.1, "gold_MQ": 0.5, "gold_TA": float(update), "dark_fraction": 0.5},
+        "grad_norm_of_step": norms,
+        "ledger": {"nfe_rollout": NFE * (update + 1), "nfe_anchor": 0, "reward_calls": {"videoalign": 1}},
+    }
+
+
+def write(folder: Path, row: str, seed: int, schedule: dict[str, Any], **changes: Any) -> Path:
+    method, _, kl = row.partition("-")
+    values: dict[str, Any] = {
+        **{"suite": "toy-nano", "row": row, "method": method, "kl": kl, "seed": seed, "status": "finished"},
+        **{"digest": f"{sum(row.encode()):04x}{seed:012x}", "budget": {}, "budget_digest": "b"},
+        **{"prompts_digest": "p", "config": CONFIG, "updates_done": UPDATES, "extra": {"schedule": schedule}},
+        **{"ledger": {"nfe_rollout": NFE * UPDATES, "nfe_train": 1, "reward_calls": {"videoalign": 1}}, **changes},
+    }
+    scores = [(0, "p", 0, "videoalign", metric, 0.5) for metric in ("VQ", "MQ", "TA")]
+    frame = pd.DataFrame(scores, columns=store.SCORE_COLUMNS)
+    path = store.run_folder(folder, row, seed)
+    store.write_run(path, RunRecord(**values), None if values["status"] == "failed" else frame)
+    put(path, [line(seed, update) for update in range(UPDATES)])
+    return path
+
+
+def put(path: Path, lines: list[dict[str, Any]]) -> None:
+    (path / store.TRAIN).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """sage_grpo-dual: 2 seeds finished, 1 failed; cps-fixed: 1 seed; dance_grpo: none. Its figures are built."""
+    folder = tmp_path_factory.mktemp("drawn") / "toy-nano"
+    for seed in range(2):
+        write(folder, "sage_grpo-dual", seed, SAGE)
+    write(folder, "sage_grpo-dual", 2, SAGE, status="failed", error="loss is not finite", extra={}, updates_done=3)
+    write(folder, "cps-fixed", 0, CPS)
+    build_figures(folder)
+    return folder
+
+
+@pytest.fixture
+def suite(drawn: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil, without figures."""
+    return shutil.copytree(drawn, tmp_path / "toy-nano", ignore=shutil.ignore_patterns("figures"))
+
+
+@pytest.fixture
+def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of numbers and captions: images are drawn, but not turned into bytes, which takes a second."""
+    monkeypatch.setattr(plots, "figure_files", lambda name, _, frame: {f"{name}.csv": frame.to_csv().encode()})
+
+
+def numbers(folder: Path, name: str, row: str) -> pd.DataFrame:
+    found = pd.read_csv(folder / "figures" / f"{name}.csv")
+    return found[found["row"] == row].reset_index(drop=True)
+
+
+def test_every_figure_has_its_three_files(drawn: Path) -> None:
+    names = [f"{name}.{kind}" for name in ("curves", "noise", "gradients") for kind in ("png", "pdf", "csv")]
+    folder = drawn / "figures"
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "figures.md"])
+    for name in names:
+        content = (folder / name).read_bytes()
+        assert len(content) > 300
+        assert content.startswith({"png": b"\x89PNG", "pdf": b"%PDF", "csv": b""}[name[-3:]])
+
+
+def test_the_same_records_give_the_same_bytes(drawn: Path, suite: Path) -> None:
+    for name, path in build_figures(suite).items():
+        assert path.read_bytes() == (drawn / "figures" / name).read_bytes(), name
+
+
+def test_curves_are_means_over_seeds_with_their_interval(drawn: Path) -> None:
+    found = numbers(drawn, "curves", "sage_grpo-dual")
+    assert found["n_seeds"].unique() == [2]
+    trained = found[found["panel"] == "trained"]
+    assert trained["nfe_rollout"].tolist() == [NFE * k for k in range(1, UPDATES + 1)]
+    assert trained["mean"].tolist() == [k**2 + 1 for k in range(UPDATES)]
+    smooth = [1, 5 / 3 + 1, 6 + 1, 11 + 1, 18 + 1, 77 / 3 + 1, 36 + 1]
+    assert trained["smooth"].tolist() == pytest.approx(smooth, rel=1e-7)
+    # seeds 0 and 2 apart: standard deviation sqrt(2), standard error 1
+    for name in ("mean", "smooth"):
+        lo, hi = ("lo", "hi") if name == "mean" else ("smooth_lo", "smooth_hi")
+        assert (trained[name] - trained[lo]).tolist() == pytest.approx([T1] * UPDATES, rel=1e-6)
+        assert (trained[hi] - trained[name]).tolist() == pytest.approx([T1] * UPDATES, rel=1e-6)
+    gold = found[found["panel"] == "gold_overall"]
+    assert gold["mean"].tolist() == pytest.approx([0.6 + k for k in range(UPDATES)])
+    assert set(found["panel"]) == {"trained", "gold_overall"}
+
+
+def test_one_seed_has_no_band(drawn: Path) -> None:
+    found = numbers(drawn, "curves", "cps-fixed")
+    assert found[["lo", "hi", "smooth_lo", "smooth_hi"]].isna().all(axis=None)
+    assert found["mean"].notna().all()
+    assert numbers(drawn, "gradients", "cps-fixed")["measured_after_lo"].isna().all()
+
+
+def test_noise_is_the_schedule(drawn: Path) -> None:
+    found = numbers(drawn, "noise", "sage_grpo-dual")
+    assert found["std"].tolist() == SAGE["std"]
+    assert found["sigma"].tolist() == SAGE["sigma"][:-1]
+    assert found["sigma_next"].tolist() == SAGE["sigma"][1:]
+    assert found["rss"].tolist() == pytest.approx([math.sqrt(0.16 + 0.09 + 0.04)] * 4, rel=1e-7)
+
+
+def test_gradients_before_and_after_the_equalizer(drawn: Path) -> None:
+    found = numbers(drawn, "gradients", "sage_grpo-dual")
+    assert found["step"].tolist() == [0, 1, 2]
+    assert found["n_norms"].tolist() == [14, 14, 8]
+    assert found["predicted_before"].tolist() == [0.25, 1, 4]
+    assert found["predicted_after"].tolist() == [1, 1, 1]
+    # norms 8, 2, 1 over weights 4, 1, 1/4 are 2, 2, 4; seeds 1 and 4 have the geometric mean 2
+    assert found["scale"].tolist() == pytest.approx([1 / (2 * ROUND)] * 3, rel=1e-7)
+    assert found["measured_before"].tolist() == pytest.approx([x / ROUND for x in (2, 2, 4)], rel=1e-7)
+    assert found["measured_after"].tolist() == pytest.approx([x / ROUND for x in (8, 2, 1)], rel=1e-7)
+    # log of the seeds: 0 and 2 log 2, so a standard error of log 2
+    for when in ("before", "after"):
+        ratio = found[f"measured_{when}_hi"] / found[f"measured_{when}"]
+        assert np.log2(ratio).tolist() == pytest.approx([T1] * 3, rel=1e-6)
+        assert np.log2(found[f"measured_{when}"] / found[f"measured_{when}_lo"]).tolist() == pytest.approx(
+            [T1] * 3, rel=1e-6
+        )
+    spreads = {"predicted_before": 16, "predicted_after": 1, "measured_before": 2, "measured_after": 8}
+    for name, spread in spreads.items():
+        assert found[f"{name}_spread"].tolist() == pytest.approx([spread] * 3, rel=1e-7)
+    off = numbers(drawn, "gradients", "cps-fixed")
+    assert off["measured_before"].tolist() == off["measured_after"].tolist()
+
+
+def test_a_norm_of_zero_is_counted_and_left_out(suite: Path) -> None:
+    path = store.run_folder(suite, "cps-fixed", 0)
+    lines = store.read_lines(path / store.TRAIN)
+    lines[0]["grad_norm_of_step"]["0"] = 0.0
+    put(path, lines)
+    found = gradients(load_training(suite, load_suite(suite)))
+    found = found[found["row"] == "cps-fixed"]
+    assert found["n_zero"].tolist() == [1, 0, 0]
+    assert found["n_norms"].tolist() == [6, 7, 4]
+    assert np.isfinite(found["measured_after"]).all()
+
+
+def test_the_page_counts_seeds_and_says_what_is_drawn(drawn: Path) -> None:
+    text = (drawn / "figures" / "figures.md").read_text(encoding="utf-8")
+    for phrase in [
+        "nothing here is a result about HunyuanVideo-1.5",
+        "sage_grpo-dual 2/3 seeds (1 failed)",
+        "cps-fixed 1/3 seeds (no band)",
+        "dance_grpo-none 0/3 seeds (not drawn)",
+        "![curves](curves.png)",
+        "trained reward = 0.5 VQ + 1 TA; gold reward = gold_VQ + gold_MQ + gold_TA",
+        "moving mean over 5 updates",
+        "Student-t 95 % interval",
+        "kind common_eta, eta 0.5",
+        "KL term included",
+        "sage_grpo-dual 2 (predicted 16) before, 8 (predicted 1) after",
+    ]:
+        assert phrase in text
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_text_of_the_page_is_escaped(suite: Path) -> None:
+    config = CONFIG | {"noise_policy": {"kind": "<b>&"}}
+    shutil.rmtree(suite)
+    write(suite, "cps-fixed", 0, CPS, config=config)
+    text = build_figures(suite)["figures.md"].read_text(encoding="utf-8")
+    assert "&lt;b&gt;&amp;" in text
+    assert "<b>" not in text
+
+
+def test_gold_as_the_reward_stands_beside_what_watches(suite: Path) -> None:
+    for path in sorted(suite.glob("*/seed-*")):
+        lines = store.read_lines(path / store.TRAIN)
+        for one in lines:
+            one["rewards"], one["monitor"] = one["monitor"], {"VQ": 1.0, "MQ": 2.0, "TA": 3.0}
+        put(path, lines)
+    found = curves(load_training(suite, load_suite(suite)))
+    assert list(found["panel"].unique()) == ["trained", "gold_overall", "overall"]
+    assert found.loc[found["panel"] == "overall", "mean"].unique() == [6.0]
+    gold = found[(found["panel"] == "gold_overall") & (found["row"] == "cps-fixed")]
+    assert gold["mean"].tolist() == pytest.approx([0.6 + k for k in range(UPDATES)])
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_stored_runs_stand_beside_only_if_they_compare(suite: Path, tmp_path: Path) -> None:
+    stored = tmp_path / "stored"
+    for seed in range(3):
+        write(stored, "sage_grpo-dual", seed, SAGE)
+    paths = build_figures(suite, reference=stored)
+    found = pd.read_csv(paths["curves.csv"])
+    beside = found[found["source"] == "reference"]
+    assert set(beside["row"]) == {"sage_grpo-dual"}
+    assert beside["n_seeds"].unique() == [3]
+    assert "stored reference runs (sage_grpo-dual 3 seeds)" in paths["figures.md"].read_text(encoding="utf-8")
+    for seed in range(3):
+        write(stored, "sage_grpo-dual", seed, SAGE, budget_digest="c")
+    paths = build_figures(suite, reference=stored)
+    assert "another budget digest and are not drawn" in paths["figures.md"].read_text(encoding="utf-8")
+    assert set(pd.read_csv(paths["curves.csv"])["source"]) == {"here"}
+    with pytest.raises(BenchError, match=r"reference .*nowhere holds no records"):
+        build_figures(suite, reference=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("key", ["monitor", "reward", "grad_norm_of_step", "ledger"])
+def test_lines_that_lack_a_key_are_refused(suite: Path, key: str) -> None:
+    path = store.run_folder(suite, "sage_grpo-dual", 1)
+    lines = store.read_lines(path / store.TRAIN)
+    del lines[4][key]
+    put(path, lines)
+    with pytest.raises(BenchError, match=rf"seed-1/train\.jsonl, line 5, {key}: .*run `bench run` again"):
+        build_figures(suite)
+    assert not (suite / "figures").exists()
+
+
+def test_a_metric_that_one_run_lacks_is_refused(suite: Path) -> None:
+    path = store.run_folder(suite, "cps-fixed", 0)
+    put(path, [one | {"monitor": {}} for one in store.read_lines(path / store.TRAIN)])
+    with pytest.raises(BenchError, match=r"cps-fixed/seed-0/train\.jsonl does not record the metrics.*gold_overall"):
+        build_figures(suite)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({}, r"cps-fixed/seed-0/run\.json, extra\.schedule"),
+        ({"schedule": CPS | {"std": [0.1]}}, r"run\.json, extra\.schedule: .*one value per step"),
+        ({"schedule": {k: v[:-2] for k, v in CPS.items()}}, r"train\.jsonl has gradients of a step"),
+    ],
+)
+def test_a_record_without_its_schedule_is_refused(suite: Path, extra: dict[str, Any], message: str) -> None:
+    write(suite, "cps-fixed", 0, CPS, extra=extra)
+    with pytest.raises(BenchError, match=message):
+        build_figures(suite)
+
+
+def test_curves_that_are_missing_cut_short_or_odd_are_refused(suite: Path) -> None:
+    path = store.run_folder(suite, "sage_grpo-dual", 1)
+    lines = store.read_lines(path / store.TRAIN)
+    put(path, lines[:-1])
+    with pytest.raises(BenchError, match=r"train\.jsonl does not hold updates 0 to 6"):
+        build_figures(suite)
+    put(path, [one | {"ledger": {"nfe_rollout": 1}} for one in lines])
+    with pytest.raises(BenchError, match=r"seed-1/train\.jsonl does not spend rollout NFE like .*seed-0"):
+        build_figures(suite)
+    (path / store.TRAIN).unlink()
+    with pytest.raises(BenchError, match=r"train\.jsonl is missing or empty"):
+        build_figures(suite)
+    write(suite, "sage_grpo-dual", 1, CPS)
+    with pytest.raises(BenchError, match=r"schedule beside .*seed-1.* is not that beside .*seed-0"):
+        build_figures(suite)
+
+
+def test_without_a_finished_run_there_is_nothing_to_draw(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="bench run"):
+        build_figures(tmp_path)
+    write(tmp_path, "cps-fixed", 0, CPS, status="failed", error="loss is not finite")
+    with pytest.raises(BenchError, match="no finished run"):
+        build_figures(tmp_path)
+
+
+def test_the_command_says_what_to_run_first(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["figures", str(ROOT / "bench/configs/nano.yaml"), "--results", str(tmp_path)]) == 2
+    assert re.fullmatch(r"bench figures: .*holds no records.*`bench run`.*\n", capsys.readouterr().err)
+
+
+def test_failed_runs_need_no_curves(suite: Path) -> None:
+    (store.run_folder(suite, "sage_grpo-dual", 2) / store.TRAIN).unlink()
+    found = noise(load_training(suite, load_suite(suite)))
+    assert found.groupby("row")["n_seeds"].first().to_dict() == {"cps-fixed": 1, "sage_grpo-dual": 2}
+
+
+def test_the_moving_mean_is_centred_and_keeps_straight_lines() -> None:
+    x = np.stack([np.arange(8.0), 3 - 2 * np.arange(8.0)])
+    assert moving_mean(x) == pytest.approx(x)
+    assert moving_mean(np.array([4.0])).tolist() == [4.0]
+
+
+def test_figures_load_neither_torch_nor_matplotlib_to_start() -> None:
+    code = "import sys, bench.report.figures.suite; print({'torch', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

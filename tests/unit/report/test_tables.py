@@ -1,0 +1,619 @@
+"""The main table: the right numbers from the records, and a refusal wherever rows would not compare."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench import store
+from bench.api import BenchError
+from bench.report import formatting
+from bench.report.data import controls, statistics
+from bench.report.data.pairwise import pairs
+from bench.report.data.records import Row, load_suite
+from bench.report.data.reference import prediction_band
+from bench.report.tables.main import build_table, render_table
+from bench.store.record import RunRecord
+
+METRICS = {
+    "videoalign": ["VQ", "MQ", "TA"],
+    "clipscore": ["clipscore"],
+    "pickscore": ["pickscore"],
+    "gold": ["gold_VQ", "gold_MQ", "gold_TA"],
+}
+PROMPTS, VIDEOS = 12, 2
+CONFIG: dict[str, Any] = {
+    "suite": "toy-nano",
+    "backbone": {"name": "toy", "checkpoint": "nano"},
+    "budget": {"updates": 2, "minibatches": 1},
+    "decode": "predicted_x0",
+    "noise_policy": {"kind": "common_eta", "eta": 0.5},
+    "reward": {"videoalign": {"VQ": 0.5, "MQ": 0.5, "TA": 1.0}},
+    "seeds": [0, 1, 2],
+    "rows": [{"method": "sage_grpo", "kl": "dual"}, {"method": "cps", "kl": "none"}, {"method": "cps", "kl": "fixed"}],
+}
+LEDGER = {"nfe_rollout": 1280, "nfe_train": 1920, "nfe_anchor": 0, "reward_calls": {"videoalign": 128}, "videos": 128}
+LIFTS = {"cps-fixed": 0.0, "sage_grpo-dual": 0.5}
+
+
+def scores(row: str, seed: int | None, lift: float) -> pd.DataFrame:
+    rng = np.random.default_rng([sum(row.encode()), 0 if seed is None else seed + 1])
+    easy = np.random.default_rng(0).normal(size=PROMPTS)
+    drift = rng.normal(0, 0.02)
+    rows = [
+        (p, f"prompt {p}", k, evaluator, metric, easy[p] + lift + drift + rng.normal(0, 0.05))
+        for p in range(PROMPTS)
+        for k in range(VIDEOS)
+        for evaluator, metrics in METRICS.items()
+        for metric in metrics
+    ]
+    return pd.DataFrame(rows, columns=store.SCORE_COLUMNS)
+
+
+def write(folder: Path, row: str, seed: int | None, lift: float = 0.0, **changes: Any) -> None:
+    method, _, kl = row.partition("-")
+    values: dict[str, Any] = {
+        **{"suite": "toy-nano", "row": row, "method": method if kl else None, "kl": kl or None, "seed": seed},
+        **{"status": "finished", "digest": f"{sum(row.encode()):04x}{seed or 0:012x}"},
+        **{"budget": CONFIG["budget"], "budget_digest": "b", "prompts_digest": "p", "config": CONFIG},
+        **{"evaluators": {name: {"weights": "1"} for name in METRICS}, "backbone": {"weights": "2"}},
+        **{"ledger": LEDGER if seed is not None else {}, "seconds": {"rollout": 60.0, "update": 30.0}},
+        **{"peak_memory_mb": 900.4, "updates_done": 2, "gates": {"ratio_audit": {"passed": True}}},
+        **changes,
+    }
+    record = RunRecord(**values)
+    kept = None if record.status == "failed" else scores(row, seed, lift)
+    store.write_run(store.run_folder(folder, row, seed), record, kept)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("written") / "toy-nano"
+    write(folder, "base", None)
+    for row, lift in LIFTS.items():
+        for seed in range(3):
+            write(folder, row, seed, lift)
+    return folder
+
+
+@pytest.fixture
+def suite(written: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil: the base and two of three rows, all seeds finished."""
+    return shutil.copytree(written, tmp_path / "toy-nano")
+
+
+def table(folder: Path, **arguments: Any) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(render_table(folder, **arguments)["main.csv"]))
+
+
+def test_three_files_are_written_from_the_records(suite: Path) -> None:
+    paths = build_table(suite)
+    assert sorted(paths) == ["main.csv", "main.md", "main.tex"]
+    assert paths["main.md"] == suite / "tables" / "main.md"
+    before = {name: path.read_bytes() for name, path in paths.items()}
+    assert {name: path.read_bytes() for name, path in build_table(suite).items()} == before
+    assert len(list((suite / "tables").iterdir())) == 3
+
+
+def test_csv_has_its_columns_and_rows_in_order(suite: Path) -> None:
+    found = table(suite)
+    assert found["row"].tolist() == ["base", "sage_grpo-dual", "cps-none", "cps-fixed"]
+    assert found["method"].tolist() == ["base", "sage_grpo", "cps", "cps"]
+    assert found["kl"].tolist() == ["none", "dual", "none", "fixed"]
+    assert found["n_seeds"].tolist() == [0, 3, 0, 3]
+    names = ["overall", "overall_delta", "trained", "trained_delta", "vq", "mq", "ta", "clipscore", "pickscore"]
+    for name in [*names, "gold_overall"]:
+        assert {name, f"{name}_lo", f"{name}_hi"} <= set(found.columns)
+    assert "variant" not in found.columns
+    assert {"n_failed", "run_ids", "published_overall", "published_vq", "published_pickscore"} <= set(found.columns)
+
+
+def test_numbers_are_the_statistics_of_the_scores(suite: Path) -> None:
+    found = table(suite).set_index("row").loc["sage_grpo-dual"]
+
+    def overall(row: str, seed: int | None) -> np.ndarray:
+        frame = store.read_run(store.run_folder(suite, row, seed))[1]
+        frame = frame[frame["metric"].isin(["VQ", "MQ", "TA"])]
+        return (frame.groupby("prompt_index")["value"].sum() / VIDEOS).to_numpy()
+
+    x, base = np.stack([overall("sage_grpo-dual", seed) for seed in range(3)]), overall("base", None)
+    mean, delta = statistics.two_way(x), statistics.paired_difference(x, base)
+    assert [found[f"overall{end}"] for end in ("", "_lo", "_hi")] == pytest.approx(
+        [mean.mean, mean.lo, mean.hi], rel=1e-6
+    )
+    names = [f"overall_delta{end}" for end in ("", "_lo", "_hi")]
+    assert [found[name] for name in names] == pytest.approx([delta.mean, delta.lo, delta.hi], rel=1e-6)
+    assert found["overall_delta"] == pytest.approx(1.5, abs=0.2)
+    assert found["trained_delta"] == pytest.approx(1.0, abs=0.15)
+    assert found["overall_delta_p_holm"] == pytest.approx(min(1, 2 * delta.p), rel=1e-6)
+    assert found["vs_best_row"] == "cps-fixed"
+    assert found["improvement"] > 0.9
+    assert found["nfe_rollout"] == 1280
+    assert found["reward_calls"] == 128
+
+
+def test_the_base_has_an_interval_over_prompts(suite: Path) -> None:
+    base = table(suite).iloc[0]
+    assert base["overall_lo"] < base["overall"] < base["overall_hi"]
+    assert np.isnan(base["overall_delta"])
+
+
+def test_markdown_says_what_must_be_said(suite: Path) -> None:
+    text = render_table(suite)["main.md"]
+    assert re.search(r"\| sage_grpo-dual +\| +3/3 \| +-?\d\.\d\d \[-?\d\.\d\d, -?\d\.\d\d\]", text)
+    for phrase in [
+        "nothing here is a result about HunyuanVideo-1.5",
+        "the ratio is 1 and the clip never acts",
+        "variance components of seeds x prompts",
+        "n = 3 seeds (0, 1, 2)",
+        "predicted_x0",
+        "common_eta (eta 0.5)",
+        "MDE",
+        "0.5 VQ + 0.5 MQ + 1 TA",
+        "compare with nothing measured on nano",
+        "cps-none: 3 of 3 seeds have not run yet",
+        "0.8066",
+    ]:
+        assert phrase in text
+    assert re.search(r"\| cps-none +\| +0/3 \| +n/a \|", text)
+
+
+def test_bold_needs_an_interval_that_excludes_zero(suite: Path) -> None:
+    lines = render_table(suite)["main.md"].partition("## Differences")[2].partition("##")[0].splitlines()
+    by_row = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
+    assert "**" in by_row["sage_grpo-dual"]
+    assert "**" not in by_row["cps-fixed"].partition("n/a")[0].split("|")[2]
+
+
+def test_published_numbers_stand_beside_ours_and_gaps_stay_gaps(suite: Path) -> None:
+    found = table(suite).set_index("row")
+    assert found.loc["base", "published_overall"] == 0.0654
+    assert found.loc["sage_grpo-dual", "published_overall"] == 0.8066
+    assert found.loc["cps-none", "published_ta"] == 1.5669
+    assert found["published_pickscore"].isna().all()
+
+
+def test_a_variant_of_a_method_has_no_published_number(suite: Path) -> None:
+    rows = [Row("sage_grpo-dual", "sage_grpo", "dual", variant=True), Row("cps-fixed", "cps", "fixed")]
+    found = table(suite, rows=rows).set_index("row")
+    assert np.isnan(found.loc["sage_grpo-dual", "published_overall"])
+    assert found.loc["cps-fixed", "published_overall"] == 0.3705
+
+
+def test_failed_and_missing_runs_are_counted(suite: Path) -> None:
+    write(suite, "cps-none", 0, 0.1)
+    write(suite, "cps-none", 1, status="failed", error="reward is not finite", ledger={})
+    rendered = render_table(suite)
+    found = pd.read_csv(io.StringIO(rendered["main.csv"])).set_index("row").loc["cps-none"]
+    assert (found["n_seeds"], found["n_failed"]) == (1, 1)
+    assert np.isfinite(found["overall"])
+    assert np.isnan(found["overall_lo"])
+    assert "1/3 (1 failed)" in rendered["main.md"]
+    assert "cps-none seed 1 failed: reward is not finite." in rendered["main.md"]
+    assert "cps-none: 1 of 3 seeds have not run yet." in rendered["main.md"]
+
+
+def test_pilot_seeds_stay_out(suite: Path) -> None:
+    before = table(suite)
+    write(suite, "cps-fixed", 100, 9.0, config=CONFIG | {"seeds": [100]})
+    pd.testing.assert_frame_equal(table(suite), before)
+    assert "not in this table: cps-fixed/seed-100" in render_table(suite)["main.md"]
+
+
+def test_a_run_that_fails_a_gate_is_marked(suite: Path) -> None:
+    write(suite, "cps-none", 0, gates={"ratio_audit": {"passed": False}, "golden": True})
+    text = render_table(suite)["main.md"]
+    assert "| cps-none †" in text
+    assert "fails the validity gate ratio_audit" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": {"updates": 3, "minibatches": 1}}, r"budget \{'updates': 2\} against \{'updates': 3\}"),
+        ({"budget_digest": "c"}, "budget digest b against c"),
+        ({"prompts_digest": "q"}, "prompts digest p against q"),
+        ({"evaluators": {name: {"weights": "9"} for name in METRICS}}, "evaluator fingerprints"),
+        ({"backbone": {"weights": "9"}}, "backbone fingerprint"),
+        ({"suite": "full"}, "suite toy-nano against full"),
+        ({"ledger": LEDGER | {"nfe_rollout": 1281}}, "nfe_rollout 1280 against 1281"),
+        ({"ledger": LEDGER | {"nfe_train": 1}}, "nfe_train 1920 against 1"),
+        ({"ledger": LEDGER | {"reward_calls": {"videoalign": 127}}}, "reward_calls .*128.* against .*127"),
+        ({"ledger": {}}, "has no nfe_rollout"),
+        ({"config": CONFIG | {"decode": "final_latent"}}, "decode predicted_x0 against final_latent"),
+        ({"config": CONFIG | {"reward": {"videoalign": {"VQ": 1.0}}}}, "reward"),
+    ],
+)
+def test_unequal_rows_are_refused(suite: Path, changes: dict[str, Any], message: str) -> None:
+    write(suite, "cps-none", 0, **changes)
+    with pytest.raises(BenchError, match=rf"cps-none/seed-0.*{message}"):
+        render_table(suite)
+
+
+def drop_prompt(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame["prompt_index"] > 0]
+
+
+def other_evaluator(frame: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([frame, frame[frame["metric"] == "VQ"].assign(evaluator="other")])
+
+
+def no_ta(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame["metric"] != "TA"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop_prompt, "scored videos"),
+        (other_evaluator, "two evaluators"),
+        (no_ta, r"lack the trained metrics \['TA'\]"),
+    ],
+)
+def test_other_videos_or_metrics_are_refused(
+    suite: Path, change: Callable[[pd.DataFrame], pd.DataFrame], message: str
+) -> None:
+    folder = store.run_folder(suite, "cps-fixed", 2)
+    record, frame = store.read_run(folder)
+    store.write_run(folder, record, change(frame))
+    with pytest.raises(BenchError, match=message):
+        render_table(suite)
+
+
+def test_a_folder_without_records_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="bench run"):
+        build_table(tmp_path)
+    assert not (tmp_path / "tables").exists()
+
+
+def test_without_a_base_there_are_no_differences(suite: Path) -> None:
+    for name in (store.RUN, store.SCORES):
+        (suite / "base" / name).unlink()
+    rendered = render_table(suite)
+    assert "The base has no record yet" in rendered["main.md"]
+    assert pd.read_csv(io.StringIO(rendered["main.csv"]))["overall_delta"].isna().all()
+
+
+def test_a_suite_with_fewer_scorers_shows_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("gold", "pickscore"):
+        monkeypatch.delitem(METRICS, name)
+    write(tmp_path / "s", "base", None)
+    write(tmp_path / "s", "cps-none", 0)
+    found = table(tmp_path / "s")
+    assert found["gold_overall"].isna().all()
+    assert found["vq"].notna().sum() == 2
+    assert "[n/a]" in render_table(tmp_path / "s")["main.md"]
+
+
+def test_the_stored_reference_stands_beside(suite: Path, tmp_path: Path) -> None:
+    stored = tmp_path / "stored"
+    for seed in range(5):
+        write(stored, "sage_grpo-dual", seed, 0.5, config=CONFIG | {"seeds": list(range(5))})
+    rendered = render_table(suite, reference=stored)
+    found = pd.read_csv(io.StringIO(rendered["main.csv"])).set_index("row")
+    assert found.loc["sage_grpo-dual", "reference_n_seeds"] == 5
+    low, mean, high = (found.loc["sage_grpo-dual", f"reference_overall{end}"] for end in ("_lo", "", "_hi"))
+    assert low < mean < high
+    assert np.isnan(found.loc["cps-fixed", "reference_overall"])
+    assert "Stored reference: our own runs with the same budget and prompts" in rendered["main.md"]
+    for seed in range(5):
+        write(stored, "sage_grpo-dual", seed, 0.5, budget_digest="c")
+    assert "ANOTHER budget" in render_table(suite, reference=stored)["main.md"]
+
+
+def flat(folder: Path, row: str, seed: int | None, value: float, **changes: Any) -> None:
+    """A run whose every score is `value`: Overall and gold Overall are 3 times, trained is twice that."""
+    write(folder, row, seed, **changes)
+    record, frame = store.read_run(store.run_folder(folder, row, seed))
+    store.write_run(store.run_folder(folder, row, seed), record, frame.assign(value=value))
+
+
+def beside(suite: Path, stored: Path) -> tuple[pd.DataFrame, str]:
+    rendered = render_table(suite, reference=stored)
+    return pd.read_csv(io.StringIO(rendered["main.csv"])).set_index("row"), rendered["main.md"]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """A suite with the base at 1 and three seeds of one row, and its reference with five: 1, 2, 3, 4, 5."""
+    suite, stored = tmp_path / "own" / "toy-nano", tmp_path / "stored" / "toy-nano"
+    for folder, values in [(suite, [4.0, 4.0, 4.0]), (stored, [1.0, 2.0, 3.0, 4.0, 5.0])]:
+        config = CONFIG | {"seeds": list(range(len(values)))}
+        flat(folder, "base", None, 1.0, config=config)
+        for seed, value in enumerate(values):
+            flat(folder, "cps-fixed", seed, value, config=config)
+    return suite, stored
+
+
+@pytest.mark.parametrize(
+    ("stored", "n", "mean", "half"),
+    [
+        ([1, 2, 3], 3, 2.0, 4.302653 * 1.0 * 0.816497),  # t(2), s, sqrt(1/3 + 1/3)
+        ([1, 2, 3, 4, 5], 3, 3.0, 2.776445 * 1.581139 * 0.730297),
+        ([0, 2], 1, 1.0, 12.706205 * 1.414214 * 1.224745),
+    ],
+)
+def test_prediction_band_by_hand(stored: list[float], n: int, mean: float, half: float) -> None:
+    assert prediction_band(stored, n) == pytest.approx((mean - half, mean + half), rel=1e-5)
+
+
+@pytest.mark.parametrize(("stored", "n"), [([1.0], 3), ([], 3), ([1.0, 2.0], 0)])
+def test_no_band_without_two_stored_seeds_and_one_here(stored: list[float], n: int) -> None:
+    assert np.isnan(prediction_band(stored, n)).all()
+
+
+def test_prediction_band_covers_95_percent() -> None:
+    draws = np.random.default_rng(0).normal(size=(4000, 8))
+    bands = [prediction_band(draw[:5], 3) for draw in draws]
+    covered = np.mean([lo <= draw[5:].mean() <= hi for draw, (lo, hi) in zip(draws, bands, strict=True)])
+    assert covered == pytest.approx(0.95, abs=0.014)  # 4 standard errors of a share over 4000 draws
+
+
+def test_inside_and_outside_the_band(pair: tuple[Path, Path]) -> None:
+    found, text = beside(*pair)
+    row = found.loc["cps-fixed"]
+    for name, factor, shift in [("overall", 3, 0), ("trained", 2, 0), ("gold_overall", 3, 0), ("overall_delta", 3, 1)]:
+        assert row[f"reference_{name}"] == pytest.approx(factor * (3 - shift))
+        band = [row[f"reference_{name}_band_{end}"] for end in ("lo", "hi")]
+        half = 3.205963  # t(4) 2.776445, s 1.581139, sqrt(1/3 + 1/5) 0.730297
+        assert band == pytest.approx([factor * (3 - shift - half), factor * (3 - shift + half)], rel=1e-5)
+        assert str(row[f"reference_{name}_inside"]) == "True"
+        assert pd.isna(found.loc["base", f"reference_{name}_inside"])
+    assert re.search(
+        r"\| cps-fixed +\| +Overall +\| +3 \| +5 \| +12.00 \| +9.00 \| +\[-0.62, 18.62\] \| +inside", text
+    )
+    assert re.search(r"\| base +\| +Overall +\| +- \| +- \| +3.00 \| +3.00 \| +- \| +equal", text)
+    assert "3 of 3 comparisons (Overall, trained, gold Overall of each row) are inside their band" in text
+    assert "Of the 3 runs whose row and seed the reference has too, 0 have exactly equal scores" in text
+    assert "the others' Overall is up to 9 apart" in text
+
+    flat(pair[0], "cps-fixed", 2, 20.0)  # mean 9.33, band up to 6.21
+    found, text = beside(*pair)
+    assert str(found.loc["cps-fixed", "reference_overall_inside"]) == "False"
+    assert "0 of 3 comparisons" in text
+    assert re.search(r"\| cps-fixed +\| +trained .*\| +outside", text)
+
+
+def test_equal_runs_are_counted_and_equal_scores_are_inside(pair: tuple[Path, Path]) -> None:
+    suite, stored = pair
+    shutil.rmtree(stored)
+    shutil.copytree(suite, stored)
+    found, text = beside(suite, stored)  # the seeds do not differ at all: a band of no width
+    assert str(found.loc["cps-fixed", "reference_overall_inside"]) == "True"
+    assert "Of the 3 runs whose row and seed the reference has too, 3 have exactly equal scores. Equal seeds" in text
+
+
+def test_one_stored_seed_gives_no_band(pair: tuple[Path, Path]) -> None:
+    for seed in range(1, 5):
+        shutil.rmtree(pair[1] / "cps-fixed" / f"seed-{seed}")
+    found, text = beside(*pair)
+    assert found.loc["cps-fixed", "reference_n_seeds"] == 1
+    assert found.loc["cps-fixed", "reference_overall"] == 3
+    assert np.isnan(found.loc["cps-fixed", "reference_overall_band_lo"])
+    assert "No comparison with the reference has a band." in text
+
+
+def test_a_base_that_differs_says_by_how_much(pair: tuple[Path, Path]) -> None:
+    flat(pair[1], "base", None, 0.999)
+    assert re.search(r"\| base +\| +Overall .*\| +differs by 3.0e-03", beside(*pair)[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"budget_digest": "c"}, "budget digest"),
+        ({"prompts_digest": "q"}, "prompts digest"),
+        ({"backbone": {"weights": "9"}}, "backbone fingerprint"),
+        ({"config": CONFIG | {"decode": "final_latent"}}, "decode"),
+    ],
+)
+def test_other_settings_than_the_reference_give_no_verdict(
+    pair: tuple[Path, Path], changes: dict[str, Any], what: str
+) -> None:
+    shutil.rmtree(pair[1])
+    flat(pair[1], "base", None, 1.0, **changes)
+    for seed in range(3):
+        flat(pair[1], "cps-fixed", seed, float(seed), **changes)
+    found, text = beside(*pair)
+    assert f"made with ANOTHER {what}: do not compare" in text
+    assert found.loc["cps-fixed", "reference_overall"] == 3
+    assert found.filter(regex="_inside$|_band_").isna().all(axis=None)
+    assert "inside" not in text
+    assert "outside" not in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method_params": {"eta": 0.9}},
+        {"config": CONFIG | {"rows": [{"method": "cps", "kl": {"name": "fixed", "params": {"beta": 1}}}]}},
+    ],
+)
+def test_a_row_with_other_parameters_is_not_compared(pair: tuple[Path, Path], changes: dict[str, Any]) -> None:
+    for seed in range(3):
+        flat(pair[0], "cps-fixed", seed, 4.0, **changes)
+    found, text = beside(*pair)
+    assert np.isnan(found.loc["cps-fixed", "reference_overall_band_lo"])
+    assert "Not compared, since their parameters here are not those of the reference: cps-fixed." in text
+
+
+# controls -----------------------------------------------------------------------------------------------------
+def control(folder: Path, which: str, lift: float, seeds: int = 3, shuffled: bool | None = None) -> None:
+    """A control suite of toy-nano below `folder`: one row, the base at its own noise."""
+    name = f"toy-nano_control_{which}"
+    config = CONFIG | {
+        **{"suite": name, "reward": {"gold": {"gold_VQ": 1.0}}, "rows": [{"method": "cps", "kl": "fixed"}]},
+        "shuffle_rewards": which == "shuffled" if shuffled is None else shuffled,
+    }
+    write(folder / name, "base", None, suite=name, config=config)
+    for seed in range(seeds):
+        write(folder / name, "cps-fixed", seed, lift, suite=name, config=config)
+
+
+def control_lines(suite: Path) -> list[str]:
+    text = render_table(suite, reference=suite.parent / "stored" / "toy-nano")["main.md"]
+    return [
+        line
+        for line in text.splitlines()
+        if re.match(r"(- )?\**(Positive control|Negative control|Controls|This)", line)
+    ]
+
+
+def test_controls_that_pass(suite: Path, tmp_path: Path) -> None:
+    control(tmp_path, "gold", 0.5)
+    control(tmp_path / "stored", "shuffled", 0.0)
+    positive, negative = control_lines(suite)
+    start = r"- Positive control toy-nano_control_gold \(your own runs\): 3 seeds, reward 1 gold_VQ; trained - base: "
+    assert re.match(start + r"cps-fixed 0\.\d+ \[0\.\d+, 0\.\d+\]\. It passes", positive)
+    assert "Negative control toy-nano_control_shuffled (our stored runs): 3 seeds" in negative
+    assert "reward 1 gold_VQ, shuffled within each group" in negative
+    assert "It passes" in negative
+
+
+def test_controls_that_fail_are_bold(suite: Path, tmp_path: Path) -> None:
+    control(tmp_path, "gold", 0.0)
+    control(tmp_path, "shuffled", 0.5)
+    positive, negative = control_lines(suite)
+    for line, why in [(positive, "no interval lies above 0"), (negative, "cps-fixed rises although")]:
+        assert line.startswith("- **")
+        assert line.endswith("**")
+        assert f"It FAILS: {why}" in line
+    assert r"\textbf{Negative control toy-nano\_control\_shuffled" in render_table(suite)["main.tex"]
+
+
+def test_own_controls_stand_before_stored_ones(suite: Path, tmp_path: Path) -> None:
+    control(tmp_path, "gold", 0.5)
+    control(tmp_path / "stored", "gold", 0.0)
+    assert ["your own runs" in line and "passes" in line for line in control_lines(suite)] == [True]
+
+
+def test_controls_without_enough_seeds_are_undecided(suite: Path, tmp_path: Path) -> None:
+    control(tmp_path, "gold", 0.5, seeds=1)
+    control(tmp_path, "shuffled", 0.0, seeds=2)
+    positive, negative = control_lines(suite)
+    assert "[n/a] (1/3 seeds, 0 failed). Undecided" in positive
+    assert "(2/3 seeds, 0 failed). Undecided" in negative
+
+
+def test_a_control_with_the_wrong_rewards_or_broken_records_is_named(suite: Path, tmp_path: Path) -> None:
+    control(tmp_path, "shuffled", 0.0, shuffled=False)
+    control(tmp_path, "gold", 0.5)
+    (tmp_path / "toy-nano_control_gold" / "base" / store.SCORES).unlink()
+    positive, negative = control_lines(suite)
+    assert "**Positive control toy-nano_control_gold (your own runs) cannot be judged: scores" in positive
+    assert "It is NO negative control: its rewards are not shuffled.**" in negative
+
+
+def test_absent_controls_are_named_if_the_project_has_them(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert control_lines(suite) == []
+    monkeypatch.setattr(controls, "CONFIGS", tmp_path)
+    for which in ("gold", "shuffled"):
+        (tmp_path / f"toy-nano_control_{which}.yaml").touch()
+    commands = [f"`bench run bench/configs/toy-nano_control_{which}.yaml`" for which in ("gold", "shuffled")]
+    assert control_lines(suite) == [f"- Controls: not run; {' and '.join(commands)} would do it."]
+    control(tmp_path, "gold", 0.5)
+    assert control_lines(suite)[1:] == [f"- Negative control: not run; {commands[1]} would do it."]
+    assert not any("not run" in line for line in control_lines(tmp_path / "toy-nano_control_gold"))
+
+
+def test_a_control_says_so_above_its_own_table(tmp_path: Path) -> None:
+    for which, kind in [("gold", "positive"), ("shuffled", "negative")]:
+        control(tmp_path, which, 0.5 if which == "gold" else 0.0)
+        (line,) = control_lines(tmp_path / f"toy-nano_control_{which}")
+        assert line.startswith(f"This suite is a {kind} control: 3 seeds")
+
+
+def test_tex_is_escaped_and_balanced(suite: Path) -> None:
+    text = render_table(suite)["main.tex"]
+    assert r"sage\_grpo-dual" in text
+    assert "sage_grpo" not in text.replace(r"\_", "")
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == text.count(r"\end{tabular}") == 2
+    for block in re.findall(r"\\begin\{tabular\}\{(l r*|lr*)\}(.*?)\\end\{tabular\}", text, flags=re.S):
+        lines = [line for line in block[1].splitlines() if line.endswith(r"\\")]
+        assert {line.count(" & ") + 1 for line in lines} == {len(block[0])}
+
+
+def test_loading_gives_figures_what_they_need(suite: Path) -> None:
+    loaded = load_suite(suite)
+    assert loaded.seeds == [0, 1, 2]
+    assert loaded.nano
+    matrix = loaded.rows[0].matrix("overall")
+    assert matrix is not None
+    assert matrix.shape == (3, PROMPTS)
+    assert {"gold_vq", "gold_mq", "gold_ta", "trained"} <= set(loaded.columns)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"), [(0.812, 2, "0.81"), (-0.001, 2, "0.00"), (None, 2, "n/a"), (float("nan"), 2, "n/a")]
+)
+def test_number(value: float | None, digits: int, text: str) -> None:
+    assert formatting.number(value, digits) == text
+
+
+def test_decimals_follow_the_narrowest_interval() -> None:
+    for width, digits in [(1.0, 2), (0.08, 3), (0.008, 4), (1e-9, 4), (0.0, 2)]:
+        frame = pd.DataFrame({"x": [0.0], "x_lo": [0.0], "x_hi": [width]})
+        assert formatting.decimals(frame, "x") == digits
+
+
+def test_small_texts() -> None:
+    assert formatting.p_value(0.0001) == "<0.001"
+    assert formatting.p_value(None) == "n/a"
+    assert formatting.count(1234567) == "1,234,567"
+    assert formatting.tex("**a_b [1%]**") == r"\textbf{a\_b {[}1\%{]}}"
+
+
+# prompts that a scorer cuts -----------------------------------------------------------------------------------
+def test_the_notes_say_how_many_prompts_are_cut_where_the_records_do(suite: Path) -> None:
+    assert "prompts are cut" not in render_table(suite)["main.md"]
+    found = {"clipscore": 0.0, "pickscore": 0.25, "videoalign": 0.0}
+    limits = {"clipscore": 77, "pickscore": 77}
+    write(suite, "sage_grpo-dual", 1, 0.5, extra={"prompts_cut": found, "token_limit": limits})
+    for text in render_table(suite).values():
+        told = re.findall(r"(\S+): (\S+) \\?% of the prompts are cut at (\d+) tokens", text)
+        assert told in ([], [("CLIPScore", "0", "77"), ("PickScore", "25", "77")])
+    assert "CLIPScore: 0 % of the prompts are cut at 77 tokens." in render_table(suite)["main.md"]
+
+
+# pairs ----------------------------------------------------------------------------------------------------------
+def test_every_pair_of_rows_is_compared_by_hand(suite: Path) -> None:
+    loaded = load_suite(suite)
+    rows = {runs.row.label: runs for runs in loaded.rows}
+    found = pairs(loaded).set_index(["row", "other"])
+    line = found.loc[("sage_grpo-dual", "cps-fixed")]
+    x, y = (rows[name].matrix("overall") for name in ("sage_grpo-dual", "cps-fixed"))
+    assert x is not None
+    assert y is not None
+    by_hand = statistics.paired_difference(x, y)
+    assert (line["overall_diff"], line["overall_diff_lo"]) == (by_hand.mean, by_hand.lo)
+    assert line["overall_diff"] == pytest.approx(3 * 0.5, abs=0.2)
+    assert line["overall_diff_p_holm"] >= line["overall_diff_p"]
+    shown = render_table(suite)["main.md"]
+    assert "## Pairs of rows" in shown
+    assert "sage_grpo-dual - cps-fixed" in shown
+
+
+def test_a_pair_without_common_seeds_says_nothing(suite: Path) -> None:
+    loaded = load_suite(suite)
+    lone = [runs for runs in loaded.rows if not runs.finished]
+    assert lone, "the suite's third row has not run"
+    found = pairs(loaded)
+    assert (
+        found[found["other"].eq(lone[0].row.label) | found["row"].eq(lone[0].row.label)]["overall_diff"].isna().all()
+    )
+
+
+def test_many_rows_have_no_pairs(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.report.data.pairwise.MOST_ROWS", 1)
+    assert pairs(load_suite(suite)).empty
+    assert "Pairs of rows" not in render_table(suite)["main.md"]

@@ -1,0 +1,50 @@
+"""Noise policies: what each method injects, one eta for all, and eta solved for equal exploration."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench import plugins
+from bench.algorithm.rollout import injected_variance
+from bench.core.errors import BenchError
+from bench.flow import sigma_schedule
+from bench.suite.methods import apply_noise_policy
+from bench.suite.schema import CommonEta, MatchedRSS, Native
+
+METHODS = ("flow_grpo", "dance_grpo", "cps", "sage_grpo")
+SIGMAS = sigma_schedule(20, 5.0)
+ALL = torch.ones(20, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("name", "rss"), [("cps", 2.44), ("flow_grpo", 1.17), ("sage_grpo", 1.10), ("dance_grpo", 0.50)]
+)
+def test_the_root_sum_square_at_eta_one_half_is_the_protocols(name: str, rss: float) -> None:
+    """sqrt(sum S), printed with two decimals; the sums are 5.927, 1.356, 1.202 and 0.250."""
+    found = float(injected_variance(plugins.method(name, eta=0.5), SIGMAS).sum().sqrt())
+    assert found == pytest.approx(rss, abs=0.006)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_matched_rss_gives_every_method_the_same_noise(name: str) -> None:
+    matched = apply_noise_policy(plugins.method(name), MatchedRSS(kind="matched_rss", rss=0.4), SIGMAS, ALL)
+    assert float(injected_variance(matched, SIGMAS).sum().sqrt()) == pytest.approx(0.4, rel=1e-9)
+
+
+def test_matched_rss_counts_the_noisy_steps_only() -> None:
+    noisy = ALL.clone()
+    noisy[-5:] = False
+    matched = apply_noise_policy(plugins.method("dance_grpo"), MatchedRSS(kind="matched_rss", rss=0.3), SIGMAS, noisy)
+    assert float(injected_variance(matched, SIGMAS)[noisy].sum().sqrt()) == pytest.approx(0.3, rel=1e-9)
+
+
+def test_common_eta_sets_eta_and_native_leaves_it() -> None:
+    method = plugins.method("dance_grpo")
+    assert apply_noise_policy(method, CommonEta(kind="common_eta", eta=0.6), SIGMAS, ALL).eta == 0.6  # type: ignore[attr-defined]
+    assert apply_noise_policy(method, Native(), SIGMAS, ALL) is method
+
+
+def test_an_rss_out_of_reach_is_refused_and_says_what_is_reachable() -> None:
+    with pytest.raises(BenchError, match=r"DanceGRPO injects at most 1\.000 at eta 1.*lower rss"):
+        apply_noise_policy(plugins.method("dance_grpo"), MatchedRSS(kind="matched_rss", rss=3.0), SIGMAS, ALL)

@@ -1,0 +1,127 @@
+"""`python -m tools.speed`: measure; write performance.json and performance.md. Exit code 2 for a user's mistake."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.core.errors import BenchError
+from bench.core.provenance import ROOT, git_state, hardware, package_versions
+from tools.speed.page import SECTIONS, write
+
+LEAST_UPDATES = 3
+"""One ordinary update, one with a KL probe, one with a checkpoint."""
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(prog="tools.speed", description=__doc__)
+    main.add_argument("sections", nargs="*", help=f"any of {', '.join(SECTIONS)} (default: all that this machine can)")
+    main.add_argument("--device", choices=("cpu", "cuda"), help="of loops and gpu (default: cuda where there is one)")
+    main.add_argument("--updates", type=int, default=15, help="updates of the harness per row (default: %(default)s)")
+    main.add_argument("--repeats", type=int, default=3, help="repeats of each loop (default: %(default)s)")
+    main.add_argument("--out", type=Path, help="folder of the two files (default: results/ of the checkout)")
+    main.add_argument(
+        "--tiny", action="store_true", help="run all of the code in miniature on any machine; needs --out"
+    )
+    return main
+
+
+def chosen(args: argparse.Namespace, cuda: bool) -> list[str]:
+    """The sections to measure; what this machine cannot do is refused if it was asked for, else left out."""
+    for name in args.sections:
+        if name not in SECTIONS:
+            raise BenchError(f"speed: there is no section {name!r}: name any of {', '.join(SECTIONS)}.")
+    if args.device == "cuda" and not cuda:
+        raise BenchError("speed: --device cuda, but torch sees no GPU: leave it out, or run on a machine with one.")
+    if args.tiny and args.out is None:
+        raise BenchError("speed: --tiny would replace real figures by those of a miniature: give --out FOLDER too.")
+    if args.updates < LEAST_UPDATES or args.repeats < 1:
+        raise BenchError(
+            f"speed: --updates {args.updates} and --repeats {args.repeats} are too few: "
+            f"give at least {LEAST_UPDATES} and 1."
+        )
+    possible = args.tiny or (cuda and args.device != "cpu")
+    if "gpu" in args.sections and not possible:
+        raise BenchError("speed: the section gpu needs a GPU: run it on a machine with one, or give --tiny.")
+    return [name for name in SECTIONS if name in (args.sections or SECTIONS) and (name != "gpu" or possible)]
+
+
+def say(what: str) -> None:
+    """What is measured now, on stderr."""
+    print(f"speed: {what} ...", file=sys.stderr, flush=True)
+
+
+def measured(name: str, args: argparse.Namespace, device: Any) -> dict[str, Any]:
+    """The figures of one section."""
+    from tools.speed import full_size, overhead
+    from tools.speed.compare_loops import BOUND, CASES, TINY_LOOPS, compared
+    from tools.speed.full_size import FULL, TINY_MODEL
+    from tools.speed.overhead import TINY_OVERHEAD
+
+    if name == "overhead":
+        return overhead.measured(TINY_OVERHEAD if args.tiny else (), args.updates)
+    if name == "loops":
+        cases = TINY_LOOPS if args.tiny else CASES
+        found = []
+        for case in cases:
+            say(case.label)
+            found.append(compared(case, device, args.repeats, memory=not args.tiny))
+        return {"bound": BOUND, "cases": found}
+    return full_size.measured(device, TINY_MODEL if args.tiny else FULL)
+
+
+def place(name: str, args: argparse.Namespace, device: Any) -> dict[str, Any]:
+    """Hardware, versions, date and settings of a section."""
+    import torch
+
+    on_gpu = device.type == "cuda" and name != "overhead"
+    state = git_state()
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
+        "hardware": hardware(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": package_versions(("torch", "diffusers", "transformers", "peft")),
+        "commit": state["commit"],
+        "changed_files": state["dirty"],
+        "updates": args.updates,
+        "repeats": args.repeats,
+        "tiny": args.tiny,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the sections one after the other; each is stored as soon as it is done."""
+    args = parser().parse_args(argv)
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        cuda = torch.cuda.is_available()
+        names = chosen(args, cuda)
+        device = torch.device(args.device or ("cuda" if cuda and not args.tiny else "cpu"))
+        folder = args.out or ROOT / "results"
+        if device.type == "cuda":  # else convolutions of one sample and of many differ by more than float32's rounding
+            torch.backends.cudnn.allow_tf32 = False
+        for name in names:
+            say(name)
+            result = measured(name, args, device)
+            path = write(folder, {name: {"where": place(name, args, device), "result": result}})
+        print(f"written: {path}")
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(main())
