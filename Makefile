@@ -13,7 +13,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table reproduce ablations table figures report plans test check departures bench-speed format clean
+.PHONY: help setup reproduce-table reproduce ablations table figures report plans test check docs docs-pages departures bench-speed format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -67,6 +67,16 @@ check: setup ## lint, format, types, import contracts, spelling
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
+docs: .venv/.docs ## build the documentation site into site/; a broken link or reference fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # not --quiet, which hides the warnings from --strict
+
+.venv/.docs: .venv/.ready
+	$(BIN)/python -m pip install --no-build-isolation --constraint requirements.lock -e '.[docs]'
+	@touch $@
+
+docs-pages: setup ## write the reference pages that are made from the code: docs/reference/{cli,suite-yaml,api}.md
+	$(BIN)/python -m tools.docs_pages
+
 departures: setup ## write methods/DEPARTURES.md: where our code departs from a paper or its released code
 	$(BIN)/python -m tools.departures
 
@@ -78,5 +88,5 @@ format: setup ## apply the formatter and the safe fixes
 	$(BIN)/ruff format
 
 clean: ## remove caches and build output; results and .venv stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find bench methods evaluators tests -name __pycache__ -type d -prune -exec rm -rf {} +

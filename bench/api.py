@@ -1,8 +1,11 @@
-"""The interfaces that a plug-in implements: nothing else of `bench` is needed to write one.
+"""The interfaces of plug-ins: methods, evaluators and backbones. A plug-in imports this module and `bench.flow` only.
 
-Notation everywhere: `sigma` is the noise level (1 = noise, 0 = video), `x = (1 - sigma) * x0 + sigma * noise`,
-`v = noise - x0`. A method is a frozen dataclass of hyper-parameters plus pure functions; models, noise, prompts,
-budget, optimizer and rewards belong to the harness.
+Notation: `sigma` is the noise level (1 = noise, 0 = video), `x = (1 - sigma) * x0 + sigma * noise`, `v = noise - x0`.
+A method is a frozen dataclass of hyper-parameters with pure functions. The harness owns the models, noise, prompts,
+budget, optimizer and rewards.
+
+Letters of shapes: b samples; c f h w channels, frames, height and width of a latent; t steps of a rollout and its
+t1 = t + 1 noise levels; n trained steps; k advantages per sample; p prompts; g samples of a group.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,13 +25,11 @@ from torch import Tensor
 
 from bench.core.budget import RESERVED_FIELDS, AdvantageRule, Budget
 from bench.core.errors import BenchError, BudgetFieldError, DivergedError
+from bench.core.parallelism import Shard, context_degree
 from bench.core.rewards import Rewards, rule_advantages
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-from typing import runtime_checkable
 
 __all__ = [
     "LATE",
@@ -36,6 +37,7 @@ __all__ = [
     "Backbone",
     "BenchError",
     "Budget",
+    "ChecksSuite",
     "Conditioning",
     "DivergedError",
     "Evaluator",
@@ -43,14 +45,17 @@ __all__ = [
     "Method",
     "Metric",
     "Rewards",
+    "RoundsLatents",
+    "Shard",
+    "ShardsWeights",
     "StepView",
+    "context_degree",
     "latent_mean",
 ]
 
-
-#: Metadata of a method's field that was added after results had been stored: records name it only where it is not at
-#: its default, so that older records of the same method still compare. `field(default=..., metadata=LATE)`.
 LATE = {"late": True}
+"""Metadata of a method's field that was added after results had been stored: `field(default=..., metadata=LATE)`. A
+record lists such a field only where it differs from its default, so older records of the method stay comparable."""
 
 
 class Gaussian(NamedTuple):
@@ -59,16 +64,16 @@ class Gaussian(NamedTuple):
     mean: Tensor
     """[b, ...], like x."""
     std: Tensor
-    """[b], the real standard deviation of the step; 0 marks a deterministic step."""
+    """[b], the standard deviation of the whole step; 0 for a deterministic step."""
 
 
 def latent_mean(values: Float[Tensor, "b ..."]) -> Float[Tensor, "b"]:
-    """Mean over everything but the batch, for latents of any rank."""
+    """Mean over all dimensions but the batch, for latents of any rank."""
     return values.reshape(len(values), -1).mean(1)
 
 
 def _refuse_zero_std(std: Float[Tensor, "b"], what: str) -> None:
-    """A Gaussian quantity of a deterministic step is infinite or not a number: say so instead of returning it."""
+    """Raise instead of returning the infinite or undefined density of a deterministic step."""
     if bool((std <= 0).any()):
         raise BenchError(
             f"{what} is undefined for a step with standard deviation 0 (sample {int((std <= 0).nonzero()[0])}): "
@@ -78,29 +83,33 @@ def _refuse_zero_std(std: Float[Tensor, "b"], what: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """A GRPO variant: how it explores, how it assigns credit, how much each step counts.
+    """A GRPO variant: the kernel of its noisy steps, its advantages, its loss and the weight of each step.
 
-    Hooks receive tensors, never the model, the optimizer, a seed or the budget. A subclass that declares a field
-    named like a budget field raises `BenchError` at class creation.
+    Hooks receive tensors, never the model, the optimizer, a seed or the budget. A subclass that declares a field of
+    the budget raises `BudgetFieldError` when the class is created.
+
+    A field `eta` is the noise scale of the kernel, finite and at least 0. It is optional: the noise policies of a
+    suite other than `native` set it.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     paper: ClassVar[str]
+    """Title and identifier of the paper."""
     clip_range: float = 1e-4
-    """PPO clip of the ratio of mean log-probabilities (FlowGRPO, DanceGRPO and SAGE-GRPO all release 1e-4)."""
+    """PPO clip range, above 0, of the ratio of mean log-probabilities. FlowGRPO, DanceGRPO and SAGE-GRPO use 1e-4."""
     equalizer: Literal["off", "derived", "released"] = "off"
     """Temporal gradient equalizer (SAGE-GRPO, "Temporal Gradient Equalizer"): see `step_weights`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        declared = {name for part in cls.__mro__ for name in inspect.get_annotations(part)}
-        taken = sorted(RESERVED_FIELDS & declared)
-        if taken:
+        names = {name for base in cls.__mro__ for name in inspect.get_annotations(base)}
+        reserved = sorted(RESERVED_FIELDS & names)
+        if reserved:
             raise BudgetFieldError(
-                f"method class {cls.__module__}:{cls.__qualname__} declares the field '{taken[0]}', "
-                "which belongs to the "
-                "suite's budget: remove it from the class and set it once for all rows under 'budget:' in the YAML."
+                f"method class {cls.__module__}:{cls.__qualname__} declares the field '{reserved[0]}', which belongs "
+                "to the suite's budget: remove it from the class and set it once for all rows under 'budget:' in the "
+                "YAML."
             )
 
     def __post_init__(self) -> None:
@@ -112,11 +121,10 @@ class Method(ABC):
             raise BenchError(
                 f"{type(self).__name__}: equalizer is {self.equalizer!r}; choose one of 'off', 'derived', 'released'."
             )
-        eta = getattr(self, "eta", 0.0)  # the noise policies of a suite set the noise scale under this name
+        eta = getattr(self, "eta", 0.0)
         if not 0 <= eta < math.inf:
             raise BenchError(f"{type(self).__name__}: eta is {eta}; set it to a finite value of at least 0.")
 
-    # exploration ----------------------------------------------------------------------------------------------
     @abstractmethod
     def transition(
         self,
@@ -125,39 +133,37 @@ class Method(ABC):
         sigma: Float[Tensor, "b"],
         sigma_next: Float[Tensor, "b"],
     ) -> Gaussian:
-        """One noisy step from `sigma` to `sigma_next` < `sigma`; affine in v."""
+        """The kernel of a noisy step from `sigma` to `sigma_next` < `sigma`; its mean is affine in v."""
 
     def log_prob(self, step: Gaussian, x_next: Float[Tensor, "b ..."]) -> Float[Tensor, "b"]:
-        """Log density of x_next, all constants kept, averaged over the latent; x_next carries no gradient."""
+        """Log density of x_next with all constants, averaged over the elements of the latent; x_next is detached."""
         _refuse_zero_std(step.std, f"{type(self).__name__}.log_prob")
         std = step.std.reshape(-1, *[1] * (x_next.ndim - 1))
         terms = -((x_next.detach() - step.mean) ** 2) / (2 * std**2) - torch.log(std) - 0.5 * math.log(2 * math.pi)
         return latent_mean(terms)
 
-    # credit ---------------------------------------------------------------------------------------------------
     def advantages(self, rewards: Rewards) -> Float[Tensor, "k p g"]:
-        """One or more advantages per sample; by default the suite's rule on the weighted sum or on each reward."""
+        """One advantage per sample (k = 1), or one per reward; by default by the suite's rule."""
         rewards.check()
         if rewards.rule.std == "each":
             return torch.stack([rule_advantages(rewards[name], rewards.rule) for name in rewards.weights])
         return rule_advantages(rewards.total(), rewards.rule)[None]
 
     def select(self, adv: Float[Tensor, "k p g"]) -> Bool[Tensor, "p g"]:
-        """Samples that train (open division only); all by default."""
+        """Marks the samples that train (open division only); all by default."""
         return torch.ones(adv.shape[1:], dtype=torch.bool)
 
-    # which steps are noisy, which of them train, and how much each counts ---------------------------------------
     def stochastic(self, sigmas: Float[Tensor, "t1"], update: int, rng: torch.Generator) -> Bool[Tensor, "t"]:
-        """Noisy steps of the rollout; all by default.
+        """Marks the noisy steps of the rollout; all by default.
 
-        The harness makes the last one deterministic where its decode rule says so.
+        With the decode rule `predicted_x0` the harness makes the last step deterministic.
         """
         return torch.ones(len(sigmas) - 1, dtype=torch.bool)
 
     def train_steps(self, sigmas: Float[Tensor, "t1"], n: int, rng: torch.Generator) -> Int[Tensor, "n"]:
-        """Indices of the n steps that train.
+        """Indices of the n steps that train, all of them noisy.
 
-        Not overridden: the harness draws n of the noisy steps, the same for all methods.
+        Where a method does not override this, the harness draws n of the noisy steps, the same for all such methods.
         """
         return torch.randperm(len(sigmas) - 2, generator=rng)[:n].sort().values
 
@@ -165,10 +171,10 @@ class Method(ABC):
         """Weight of each step's policy loss: ones, or the temporal gradient equalizer lower_median(N) / N_i.
 
         `derived`: N = |J| * |d log_prob / d mean| at x_next = mean + std, with J = d mean / d v from `transition`
-        (affine in v, so J is its value at x = 0, v = 1); right for every log-prob convention.
+        (affine in v, so J is its value at x = 0, v = 1); valid for every convention of the log-probability.
         `released`: N = |J| / std with std at least 1e-12, SAGE-GRPO's released code
         (hyvideo/schedulers/scheduling_flow_match_discrete.py, compute_log_prob_grad_norms).
-        A zero or non-finite N, and with `derived` any deterministic step, counts as 1.
+        N counts as 1 where it is zero or not finite, and with `derived` at deterministic steps.
         """
         steps = len(sigmas) - 1
         if self.equalizer == "off":
@@ -192,17 +198,16 @@ class Method(ABC):
     def surrogate(
         self, logp_new: Float[Tensor, "b"], logp_old: Float[Tensor, "b"], adv: Float[Tensor, "b"]
     ) -> Float[Tensor, "b"]:
-        """PPO's clipped loss per sample, before any step weight."""
+        """PPO's clipped loss per sample, before the step weight."""
         ratio = torch.exp(logp_new - logp_old)
         return torch.maximum(-adv * ratio, -adv * ratio.clamp(1 - self.clip_range, 1 + self.clip_range))
 
-    # trust region ---------------------------------------------------------------------------------------------
     def divergence(
         self, step: Gaussian, ref: Gaussian, sigma: Float[Tensor, "b"], sigma_next: Float[Tensor, "b"]
     ) -> Float[Tensor, "b"]:
-        """This method's distance between the policy's and a reference's step.
+        """Distance between the steps of the policy and of a reference, for the KL terms.
 
-        By default the Gaussian KL per latent element (equal stds).
+        By default KL(step || ref) of Gaussians with the same std, per latent element.
         """
         _refuse_zero_std(step.std, f"{type(self).__name__}.divergence")
         return latent_mean((step.mean - ref.mean) ** 2) / (2 * step.std**2)
@@ -210,51 +215,55 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Metric:
-    """One number that an evaluator gives per video."""
+    """One number per video of an evaluator."""
 
     higher_is_better: bool
+    """Direction: whether a larger value means a better video."""
     unit: str
+    """Unit or scale, for tables."""
     description: str = ""
+    """What the number measures, for tables."""
 
 
 class Evaluator(ABC):
-    """Scores videos one by one: a score may not depend on the other videos of the batch.
+    """A model that scores videos. A score must not depend on the other videos of the batch.
 
-    A failure raises; nobody turns it into a number. Metrics are named in `metrics`.
+    A video that cannot be scored raises; a failure is never turned into a number.
     """
 
     metrics: Mapping[str, Metric]
+    """The metrics by name."""
     prompt_free: frozenset[str] = frozenset()
     """Metrics that do not depend on the prompt."""
     only_size: tuple[int, int, int] | None = None
-    """Frames, height and width of the only videos it takes; None: any."""
+    """Frames, height and width of the videos, where only one size is accepted; None: any size."""
     idle_weights: frozenset[str] = frozenset()
-    """Weights that no score depends on once the evaluator is made, such as a factor that is read when loading."""
+    """Weights that scores do not depend on after loading, for example a factor that is read once."""
     float32_spread: tuple[float, str] | None = None
-    """Difference of float32 scores between machines, relative to max(1, |score|), and its cause, if it is more than
-    the rounding of sums."""
+    """Largest difference of float32 scores between machines, relative to max(1, |score|), and its cause, where it is
+    larger than the rounding of sums."""
     golden_folder: Path | None = None
-    """Folder of its golden scores; None: the one of its parameter `checkpoint`."""
+    """Folder of the golden scores; None: the folder of the parameter `checkpoint`."""
 
     @abstractmethod
     def score(
         self, videos: Float[Tensor, "b 3 f h w"], prompts: Sequence[str], fps: float
     ) -> Mapping[str, Float[Tensor, "b"]]:
-        """Scores of videos with pixels in [0, 1], channels first and frames third, `fps` frames per second."""
+        """Scores by metric of videos [b, 3, frames, height, width] with pixels in [0, 1], `fps` frames per second."""
 
     def details(self) -> pd.DataFrame:
-        """Per-frame values, frame indices and whether the prompt was cut, of the last call; empty if none."""
+        """Details of the last call, such as values per frame and whether a prompt was truncated; empty by default."""
         import pandas as pd
 
         return pd.DataFrame()
 
     @abstractmethod
     def fingerprint(self) -> Mapping[str, str]:
-        """sha256 of the weights and the preprocessing constants: stored with every score."""
+        """sha256 of the weights, and the preprocessing constants: stored in every record."""
 
 
 class Conditioning(NamedTuple):
-    """Text conditioning of a batch of prompts: one entry per prompt, valid tokens only."""
+    """Text conditioning of a batch of prompts: one entry per prompt, without padding tokens."""
 
     text: list[Tensor]
     """Per prompt [length, dim]: states of the multimodal text encoder."""
@@ -262,19 +271,26 @@ class Conditioning(NamedTuple):
     """Per prompt [length, dim]: states of the glyph encoder, length 0 when the prompt quotes no text."""
 
     def take(self, rows: Iterable[int]) -> Conditioning:
-        """The prompts at these places, in this order; one may be taken several times."""
-        chosen = list(rows)
-        return Conditioning([self.text[i] for i in chosen], [self.glyph[i] for i in chosen])
+        """The prompts at these positions, in this order; a position may occur several times."""
+        indices = list(rows)
+        return Conditioning([self.text[i] for i in indices], [self.glyph[i] for i in indices])
 
 
 class Backbone(Protocol):
-    """Video generator: encodes prompts, predicts velocities, decodes latents, switches between policy and anchors."""
+    """A video generator with a trained policy and, as references for KL terms, anchors.
+
+    Anchors have names: "fixed" (the base model) and "moving" (a copy of the policy, the base until its first refresh).
+    """
 
     latent_shape: tuple[int, int, int, int]
-    """c f h w."""
+    """Channels, frames, height and width of a latent."""
     fps: float
+    """Frames per second of the decoded videos."""
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning: ...
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Text conditioning of the prompts."""
+        ...
+
     def velocity(
         self,
         x: Float[Tensor, "b c f h w"],
@@ -282,19 +298,48 @@ class Backbone(Protocol):
         cond: Conditioning,
         guidance: float,
         uncond_grad: bool = True,
-    ) -> Float[Tensor, "b c f h w"]: ...
-    def decode(self, x0: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]: ...
-    def reset(self, rng: torch.Generator) -> None: ...
-    def parameters(self) -> Iterable[torch.nn.Parameter]: ...
-    def as_anchor(self, name: str) -> AbstractContextManager[None]: ...
-    def refresh_anchor(self, name: str) -> None: ...
-    def state_dict(self) -> dict[str, Tensor]: ...
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
-    def fingerprint(self) -> Mapping[str, str]: ...
+    ) -> Float[Tensor, "b c f h w"]:
+        """The velocity, with classifier-free guidance where `guidance` is above 1.
+
+        `uncond_grad`: whether gradients flow through the unconditional branch too.
+        """
+        ...
+
+    def decode(self, x0: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
+        """Videos with pixels in [0, 1]."""
+        ...
+
+    def reset(self, rng: torch.Generator) -> None:
+        """Start a new policy, which equals the base model; the generator draws its initial weights."""
+        ...
+
+    def parameters(self) -> Iterable[torch.nn.Parameter]:
+        """The trained parameters of the policy, always in the same order."""
+        ...
+
+    def as_anchor(self, name: str) -> AbstractContextManager[None]:
+        """A context in which `velocity` is that of the anchor, without gradients."""
+        ...
+
+    def refresh_anchor(self, name: str) -> None:
+        """Make the anchor a copy of the current policy."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The policy and the anchors, for a checkpoint; keys of the policy start with "policy:"."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        ...
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """sha256 of the weights, and the settings that results depend on: stored in every record."""
+        ...
 
 
 class StepView(NamedTuple):
-    """The trained steps of a rollout, as the update sees them."""
+    """The trained steps of a rollout."""
 
     steps: Tensor
     """[n], indices into the schedule."""
@@ -304,25 +349,31 @@ class StepView(NamedTuple):
 
 @runtime_checkable
 class RoundsLatents(Protocol):
-    """A backbone whose sampling convention keeps latents coarser than float32."""
+    """A backbone that samples with latents in a coarser format than float32."""
 
-    def round_latents(self, x: Float[Tensor, "b ..."], first: bool) -> Float[Tensor, "b ..."]: ...
+    def round_latents(self, x: Float[Tensor, "b ..."], first: bool) -> Float[Tensor, "b ..."]:
+        """The latents that sampling continues with. `first`: x is the initial noise, else the result of a step."""
+        ...
 
 
 @runtime_checkable
 class ChecksSuite(Protocol):
-    """A backbone class that refuses an unfit suite from its files' headers, before anything is loaded.
-
-    Without a checkpoint it looks at the settings alone.
-    """
+    """A backbone class that can reject a suite before the weights are loaded, from the headers of its files."""
 
     @classmethod
-    def check_suite(cls, checkpoint: Path | None, guidance: float, params: Mapping[str, Any]) -> None: ...
+    def check_suite(cls, checkpoint: Path | None, guidance: float, params: Mapping[str, Any]) -> None:
+        """Raise a `BenchError` where the suite does not fit. Without a checkpoint, only the settings are checked."""
+        ...
 
 
 @runtime_checkable
 class ShardsWeights(Protocol):
-    """A backbone that can spread its weights over the processes of a run: its constructor takes `shard`."""
+    """A backbone that can shard its weights over the processes of a run: its constructor has a parameter `shard`."""
 
-    def stored(self, tensor: Tensor) -> Tensor: ...
-    def part_of(self, whole: Tensor, like: Tensor) -> Tensor: ...
+    def stored(self, tensor: Tensor) -> Tensor:
+        """The full tensor of a sharded one, on the CPU, for a checkpoint. Collective call."""
+        ...
+
+    def part_of(self, whole: Tensor, like: Tensor) -> Tensor:
+        """The full tensor sharded like the parameter `like`."""
+        ...

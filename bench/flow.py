@@ -1,4 +1,4 @@
-"""Flow matching in one place: sigma schedule, clean latent and noise from the velocity, reverse steps, Gaussian KL.
+"""Formulas of flow matching: sigma schedule, clean latent and noise from the velocity, reverse steps, Gaussian KL.
 
 Notation: `sigma` is the noise level (1 = noise, 0 = video), `x = (1 - sigma) * x0 + sigma * noise`, `v = noise - x0`.
 Latents are [b, ...] of any rank and any float dtype; `sigma`, `sigma_next`, `variance` and `pull` are [b], one per
@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.api import BenchError, Gaussian, latent_mean
+from bench.api import Gaussian, latent_mean
+from bench.core.errors import BenchError
 
 
 def sigma_schedule(steps: int, shift: float) -> Float[Tensor, "t1"]:
     """Noise levels of a rollout, float32, from 1 to 0, `steps + 1` values.
 
-    sigma = shift s / (1 + (shift - 1) s) for s uniform on [0, 1]. A shift above 1 spends more of the steps at high
+    sigma = shift s / (1 + (shift - 1) s) for s uniform on [0, 1]. A shift above 1 puts more of the steps at high
     noise (the timestep shift of SD3, arXiv:2403.03206, section 5.3.2).
     """
     if steps < 1 or not 0 < shift < float("inf"):
@@ -26,21 +27,21 @@ def sigma_schedule(steps: int, shift: float) -> Float[Tensor, "t1"]:
     return (shift * s / (1 + (shift - 1) * s)).float()
 
 
-#: A step that starts this near to sigma = 1, but not at it, must not be longer than `LONGEST` times its distance to 1.
-#: With N steps of any shift, 1 - sigma_i = i / (shift (N - i) + i), so that before the last step the length over the
-#: distance is at most 3 (N = 3, i = 1, shift to infinity) on every schedule that starts at 1.
 NEAR_ONE, LONGEST = 0.99, 3.0
+"""A step that starts between `NEAR_ONE` and 1 must not be longer than `LONGEST` times its distance to 1. With N steps
+of any shift, 1 - sigma_i = i / (shift (N - i) + i). On every schedule that starts at 1, the length over the distance
+is therefore at most 3 before the last step (N = 3, i = 1, shift to infinity)."""
 
 
 def need_first_sigma(name: str, sigma: Float[Tensor, "b"], sigma_next: Float[Tensor, "b"]) -> None:
-    """Refuse a first step that starts almost at sigma = 1, for kernels that treat sigma = 1 as a case of its own.
+    """Raise on a first step that starts almost at sigma = 1, for kernels that treat sigma = 1 as a special case.
 
-    A noise rate proportional to sigma / (1 - sigma) explodes there: from 0.9999 it is a hundred times that from 1.
+    A noise rate proportional to sigma / (1 - sigma) explodes there: at 0.9999 it is a hundred times the rate at 1.
     """
     now, after = sigma.double(), sigma_next.double()
-    wrong = (now > NEAR_ONE) & (now < 1) & (after > 0) & (now - after > LONGEST * (1 - now))
-    if bool(wrong.any()):
-        i = int(wrong.nonzero()[0])
+    too_long = (now > NEAR_ONE) & (now < 1) & (after > 0) & (now - after > LONGEST * (1 - now))
+    if bool(too_long.any()):
+        i = int(too_long.nonzero()[0])
         raise BenchError(
             f"{name}'s first step starts at sigma {now[i]:.6f} and is {(now[i] - after[i]) / (1 - now[i]):.0f} times "
             "longer than its distance to 1, so its noise would explode: start the schedule at sigma = 1 exactly, in "
@@ -49,7 +50,7 @@ def need_first_sigma(name: str, sigma: Float[Tensor, "b"], sigma_next: Float[Ten
 
 
 def per_sample(values: Float[Tensor, "b"], x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-    """One number per sample, in the dtype of x and shaped to broadcast over everything but the batch."""
+    """One value per sample, in the dtype of x and with trailing dimensions of size 1 to broadcast over x."""
     if values.shape != x.shape[:1]:
         raise BenchError(
             f"expected one value per sample, [{len(x)}], got {list(values.shape)}: expand it to the batch."
@@ -60,14 +61,14 @@ def per_sample(values: Float[Tensor, "b"], x: Float[Tensor, "b ..."]) -> Float[T
 def predicted_x0(
     x: Float[Tensor, "b ..."], v: Float[Tensor, "b ..."], sigma: Float[Tensor, "b"]
 ) -> Float[Tensor, "b ..."]:
-    """The clean latent that the velocity points to: x - sigma v."""
+    """The clean latent of a predicted velocity: x - sigma v."""
     return x - per_sample(sigma, x) * v
 
 
 def predicted_noise(
     x: Float[Tensor, "b ..."], v: Float[Tensor, "b ..."], sigma: Float[Tensor, "b"]
 ) -> Float[Tensor, "b ..."]:
-    """The noise that the velocity implies: x + (1 - sigma) v. The score of the marginal is minus this over sigma."""
+    """The noise of a predicted velocity: x + (1 - sigma) v. The score of the marginal is -predicted_noise / sigma."""
     return x + per_sample(1 - sigma.double(), x) * v
 
 
@@ -86,7 +87,7 @@ def reverse_step(
     pull: Float[Tensor, "b"],
     variance: Float[Tensor, "b"],
 ) -> Gaussian:
-    """The form that every kernel shares: the Euler step less `pull` times the predicted noise, plus fresh noise.
+    """The form of every kernel: the Euler step minus `pull` times the predicted noise, plus fresh noise.
 
     Affine in v: mean = x - d v - pull * (x + (1 - sigma) v) with d = sigma - sigma_next. std is the square root of
     `variance`, in the dtype of x.
@@ -118,6 +119,10 @@ def sde_step(
 
 
 def gaussian_kl(step: Gaussian, ref: Gaussian) -> Float[Tensor, "b"]:
-    """KL(step || ref) of two diagonal Gaussians with one std per sample, per latent element, in nats."""
+    """KL(step || ref) of two diagonal Gaussians with one std per sample, per latent element, in nats.
+
+    A reference: the divergences of the methods of this project are tested against it, and a method whose stds differ
+    between policy and anchor can use it as its `divergence`.
+    """
     ratio = (step.std / ref.std) ** 2
     return latent_mean((step.mean - ref.mean) ** 2) / (2 * ref.std**2) + (ratio - 1 - torch.log(ratio)) / 2

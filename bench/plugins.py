@@ -1,4 +1,4 @@
-"""Names to objects: entry points of bench.methods, bench.evaluators and bench.backbones, or "module:Class"."""
+"""Plug-ins by name: entry points of bench.methods, bench.evaluators and bench.backbones, or "module:Class"."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any, cast
 
-from bench.api import Backbone, BenchError, Evaluator, Method
+from bench.api import Backbone, Evaluator, Method
+from bench.core.errors import BenchError
 from bench.core.hashing import sha256_file
 
 
 def available(group: str) -> dict[str, str]:
-    """Name to "module:Class" of one group, sorted."""
+    """Name to "module:Class" of one group ("methods", "evaluators" or "backbones"), sorted."""
     return {
         point.name: point.value
         for point in sorted(metadata.entry_points(group=f"bench.{group}"), key=lambda p: p.name)
@@ -25,7 +26,7 @@ def available(group: str) -> dict[str, str]:
 
 
 def find(group: str, name: str) -> Any:
-    """The class behind a name; an unknown name is refused with the nearest known one."""
+    """The class of a name. An unknown name is a `BenchError` that names the nearest known one."""
     known = available(group)
     target = known.get(name, name)
     if ":" not in target:
@@ -34,18 +35,18 @@ def find(group: str, name: str) -> Any:
         raise BenchError(f"unknown {group.removesuffix('s')} {name!r}: known are {', '.join(known)}; {hint}")
     module_name, _, class_name = target.partition(":")
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # "module:Class" may lie beside the suite
+        sys.path.append(os.getcwd())  # "module:Class" may be a file beside the suite
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as cause:
         raise BenchError(
             f"{group.removesuffix('s')} {name!r}: module {cause.name!r} cannot be imported; "
-            "run from the folder that holds it or install it."
+            "run from the folder that contains it, or install it."
         ) from cause
-    found = getattr(module, class_name, None)
-    if found is None:
+    cls = getattr(module, class_name, None)
+    if cls is None:
         raise BenchError(f"{group.removesuffix('s')} {name!r}: module {module_name} has no class {class_name!r}.")
-    return found
+    return cls
 
 
 def _construct(group: str, name: str, params: dict[str, Any]) -> Any:
@@ -57,7 +58,7 @@ def _construct(group: str, name: str, params: dict[str, Any]) -> Any:
 
 
 def check(group: str, name: str, params: Mapping[str, Any]) -> None:
-    """Refuse an unknown name, or a parameter that the class does not take, without making anything."""
+    """Raise a `BenchError` on an unknown name or parameter, without making an object."""
     known = inspect.signature(find(group, name)).parameters
     for key in params:
         if key not in known:
@@ -85,26 +86,26 @@ def _validated(cls: Any, name: str, params: dict[str, Any]) -> Any:
 
 
 def method(name: str, **params: Any) -> Method:
-    """A GRPO variant with its paper's defaults, or with `params` in their place; unknown parameters are refused."""
-    found = _construct("methods", name, params)
-    if not isinstance(found, Method):
-        raise BenchError(f"method {name!r} is no bench.api.Method: let the class derive from it.")
-    return found
+    """A GRPO variant with the defaults of its paper, except for `params`. Unknown parameters are a `BenchError`."""
+    plugin = _construct("methods", name, params)
+    if not isinstance(plugin, Method):
+        raise BenchError(f"method {name!r} is not a bench.api.Method: derive the class from it.")
+    return plugin
 
 
 def evaluator(name: str, **params: Any) -> Evaluator:
-    """A scorer; its constructor loads the checkpoint exactly, or refuses."""
-    found = _construct("evaluators", name, params)
-    if not isinstance(found, Evaluator):
-        raise BenchError(f"evaluator {name!r} is no bench.api.Evaluator: let the class derive from it.")
-    return found
+    """An evaluator. Its constructor loads the checkpoint exactly, or raises a `BenchError`."""
+    plugin = _construct("evaluators", name, params)
+    if not isinstance(plugin, Evaluator):
+        raise BenchError(f"evaluator {name!r} is not a bench.api.Evaluator: derive the class from it.")
+    return plugin
 
 
 def backbone(name: str, **params: Any) -> Backbone:
-    """A video generator."""
+    """A video generator; `params` are the parameters of its constructor."""
     return cast(Backbone, _construct("backbones", name, params))
 
 
 def source(group: str, name: str) -> str:
-    """sha256 of a plug-in's file, so that an edit outside the project's packages changes a run's digest too."""
+    """sha256 of the file of a plug-in, so that an edit of an external plug-in changes the digest of a run too."""
     return sha256_file(inspect.getfile(find(group, name)))

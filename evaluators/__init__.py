@@ -1,1 +1,1 @@
-"""Scorers of videos: VideoReward (VQ, MQ, TA), CLIPScore and PickScore, and the reader of video files."""
+"""Evaluators of videos: VideoReward (VQ, MQ, TA), CLIPScore, PickScore, HPSv2, detectors, and the reader of files."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,62 +14,57 @@ from evaluators.clip.huggingface import HuggingFaceClip
 from evaluators.clip.open_clip import CONFIG_FILE, OpenClip, find_weights
 from evaluators.clip.scorer import ClipEvaluator
 
-#: Hessel et al.'s w, which stretches typical values to about [0, 1].
 WEIGHT = 2.5
+"""w of Hessel et al., which scales typical values to about [0, 1]."""
 
 
+@dataclass(eq=False, repr=False)
 class ClipScore(ClipEvaluator):
     """2.5 * max(cosine, 0) per frame, and the plain cosine; means over 8 uniform frames.
 
-    The model is transformers' or open_clip's; the two agree where activation and tokens do. open_clip mends the text
-    (ftfy) and unescapes html before it makes tokens, the tokenizer.json of transformers does not.
+    The model is one of transformers or of open_clip. The two agree if activation and tokens do. open_clip cleans the
+    text with ftfy and unescapes HTML before it makes tokens; the tokenizer.json of transformers does not.
 
     Other programs print 100 * cosine or cosine * logit scale / 30, with other models and prefixes: compare differences
     within one protocol only.
+
+    `checkpoint` is a `CLIPModel` folder of transformers, or an open_clip weight file or folder.
     """
 
-    name = "clipscore"
+    name: ClassVar[str] = "clipscore"
 
-    def __init__(
-        self,
-        checkpoint: str | Path,
-        processor: str | Path | None = None,
-        dtype: str = "float32",
-        *,
-        model: str | Path | None = None,
-        activation: str | None = None,
-        prefix: str = "",
-        micro_batch: int = 64,
-        device: str | None = None,
-    ):
-        """`checkpoint`: a `CLIPModel` folder of transformers, or an open_clip weight file or folder.
+    processor: str | Path | None = None
+    """Folder of tokenizer and image constants, for transformers only; null: the checkpoint."""
+    _: KW_ONLY
+    model: str | Path | None = None
+    """open_clip's name of the model ("ViT-L-14-quickgelu" for OpenAI's weights) or its JSON file; null: the
+    open_clip_config.json beside the weights."""
+    activation: str | None = None
+    """Activation, "quick_gelu" (OpenAI) or "gelu" (LAION); required if the open_clip configuration does not state it,
+    and an error if it contradicts a configuration."""
+    prefix: str = ""
+    """Text before each prompt. The original uses "A photo depicts ", today's video tables use none."""
 
-        `processor`: another folder for tokenizer and image constants, with transformers only. `model`: open_clip's
-        name of the model ("ViT-L-14-quickgelu" for OpenAI's weights) or its JSON file; by default the
-        open_clip_config.json beside the weights. `activation`: "quick_gelu" (OpenAI) or "gelu" (LAION); needed where
-        the open_clip configuration does not state it, refused where a configuration says otherwise. `prefix` is put
-        before each prompt; the original uses "A photo depicts ", today's video tables none.
-        """
-        clip = self._load(Path(checkpoint), processor, model, activation)
-        super().__init__(clip, dtype, prefix, micro_batch, device)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._prefix = self.prefix
         self.metrics = {
             "clipscore": Metric(True, "2.5 * cosine", "mean over frames of 2.5 * max(cosine, 0)"),
             "clip_cosine": Metric(True, "cosine", "mean over frames of the cosine between frame and prompt"),
         }
 
-    def _load(
-        self, path: Path, processor: str | Path | None, model: str | Path | None, activation: str | None
-    ) -> HuggingFaceClip | OpenClip:
-        """A folder with config.json is transformers', unless `model` asks for open_clip."""
+    def _load(self) -> HuggingFaceClip | OpenClip:
+        """A folder with config.json is one of transformers, unless `model` names an open_clip model."""
+        path, processor = Path(self.checkpoint), self.processor
         foreign = path.is_dir() and not (path / "config.json").is_file() and (path / CONFIG_FILE).is_file()
-        if model is None and not path.is_file() and not foreign:
-            return HuggingFaceClip(self.name, path, None if processor is None else Path(processor), activation)
+        if self.model is None and not path.is_file() and not foreign:
+            return HuggingFaceClip(self.name, path, None if processor is None else Path(processor), self.activation)
         if processor is not None:
             raise BenchError(
-                f"clipscore got processor= for the open_clip checkpoint {path}: leave it out, open_clip brings its "
+                f"clipscore has processor= for the open_clip checkpoint {path}: leave it out, open_clip brings its "
                 "own tokenizer."
             )
-        return OpenClip(find_weights(path), model, activation)
+        return OpenClip(find_weights(path), self.model, self.activation)
 
     def _metrics(self, cosine: Float[Tensor, "b n"]) -> dict[str, Float[Tensor, "b n"]]:
         return {"clipscore": WEIGHT * cosine.clamp(min=0), "clip_cosine": cosine}

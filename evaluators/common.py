@@ -1,4 +1,4 @@
-"""What the evaluators share: checks of their input, reading of weights, hashes, devices."""
+"""Shared by the evaluators: checks of their input, reading of weights, hashes, devices."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from bench.api import BenchError
 
-#: Mean and standard deviation of CLIP's training pixels (OpenAI CLIP, `clip.py`), in [0, 1] RGB.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Mean and standard deviation of CLIP's training pixels (OpenAI CLIP, `clip.py`), in [0, 1] RGB."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -27,7 +27,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def check_batch(videos: Float[Tensor, "b 3 f h w"], prompts: Sequence[str], fps: float) -> None:
-    """Refuse anything but a batch of finite videos in [0, 1] with one prompt each and a positive frame rate."""
+    """Check for a batch of finite videos in [0, 1], with one prompt each and a positive frame rate."""
     if videos.ndim != 5 or videos.shape[1] != 3 or 0 in videos.shape or not videos.is_floating_point():
         raise BenchError(
             f"the evaluator got videos of shape {tuple(videos.shape)} and type {videos.dtype}: "
@@ -42,14 +42,14 @@ def check_batch(videos: Float[Tensor, "b 3 f h w"], prompts: Sequence[str], fps:
     low, high = (bound.item() for bound in videos.detach().aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise BenchError(
-            "the evaluator got videos with NaN or infinite pixels: mend the generator, no score can be given."
+            "the evaluator got videos with NaN or infinite pixels: fix the generator, such videos have no score."
         )
     if low < 0 or high > 1:
         raise BenchError(f"the evaluator got pixels from {low:.4g} to {high:.4g}: clamp the decoded videos to [0, 1].")
 
 
 def to_uint8(videos: Float[Tensor, "*n"]) -> UInt8[Tensor, "*n"]:
-    """Pixels in [0, 1] as the nearest of 256 levels: what a lossless file would hold."""
+    """Pixels in [0, 1] as the nearest of 256 levels, as in a lossless file."""
     return (videos.detach().float() * 255).round().to(torch.uint8)
 
 
@@ -59,15 +59,15 @@ def uniform_indices(total: int, count: int) -> list[int]:
 
 
 def check_finite(name: str, scores: Tensor) -> None:
-    """A score that is not a number is a failure, never a value."""
+    """A score that is not finite is an error."""
     if not torch.isfinite(scores).all():
         raise BenchError(
-            f"{name} gave a score that is not finite: use dtype='float32' and check that the checkpoint's weights are."
+            f"{name} gave a score that is not finite: use dtype='float32' and check that the weights are finite."
         )
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file that must be there."""
+    """Hexadecimal sha256 of a file of a checkpoint (`bench.core.hashing` is not open to plug-ins)."""
     if not path.is_file():
         raise BenchError(f"file {path} is missing: point the evaluator at a complete checkpoint folder.")
     with path.open("rb") as stream:
@@ -75,7 +75,7 @@ def file_sha256(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file that must be there."""
+    """A JSON object from a file of a checkpoint."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -83,39 +83,42 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise BenchError(f"file {path} cannot be read as JSON ({error}): fetch it again.") from None
     if not isinstance(value, dict):
-        raise BenchError(f"file {path} holds no JSON object: fetch it again.")
+        raise BenchError(f"file {path} does not hold a JSON object: fetch it again.")
     return value
 
 
-def read_weights(path: Path, under: str | None = None) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, or of a torch file read with `weights_only=True`; `under`: the key of a part."""
+def read_weights(path: Path, state_key: str | None = None) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a torch file, which is read with `weights_only=True`.
+
+    `state_key`: key of the state dict in a torch file; None: the file is the state dict.
+    """
     if not path.is_file():
         raise BenchError(f"weight file {path} is missing: point the evaluator at a complete checkpoint folder.")
     from safetensors import SafetensorError
 
     try:
-        state = _read_state(path, under)
+        state = _read_state(path, state_key)
     except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise BenchError(f"weight file {path} cannot be read ({reason}): fetch it again.") from None
-    odd = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
-    if odd is not None:
-        raise BenchError(f"weight file {path} holds '{odd}', which is not a tensor: pass a plain state dict.")
+    other = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
+    if other is not None:
+        raise BenchError(f"weight file {path} holds '{other}', which is not a tensor: pass a plain state dict.")
     return state
 
 
-def _read_state(path: Path, under: str | None) -> dict[str, Tensor]:
+def _read_state(path: Path, state_key: str | None) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(path)
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if under is not None and isinstance(state, dict):
-        if under not in state:
-            raise BenchError(f"weight file {path} holds no '{under}': pass the checkpoint file as it was released.")
-        state = state[under]
+    if state_key is not None and isinstance(state, dict):
+        if state_key not in state:
+            raise BenchError(f"weight file {path} has no '{state_key}': pass the checkpoint file as it was released.")
+        state = state[state_key]
     if not isinstance(state, dict):
-        raise BenchError(f"weight file {path} holds no state dict: pass a dict from names to tensors.")
+        raise BenchError(f"weight file {path} does not hold a state dict: pass a dict from names to tensors.")
     return dict(state)
 
 
@@ -133,50 +136,50 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def merge_disjoint(parts: Sequence[Mapping[str, Tensor]], where: Path) -> dict[str, Tensor]:
-    """One state dict from several files that share no name."""
+def merge_disjoint(parts: Sequence[Mapping[str, Tensor]], source: Path) -> dict[str, Tensor]:
+    """One state dict from several files; a name in two of them is an error."""
     merged: dict[str, Tensor] = {}
     for part in parts:
-        twice = sorted(merged.keys() & part.keys())
-        if twice:
-            raise BenchError(f"the weight files under {where} hold '{twice[0]}' twice: keep one copy.")
+        repeated = sorted(merged.keys() & part.keys())
+        if repeated:
+            raise BenchError(f"the weight files under {source} hold '{repeated[0]}' twice: keep one copy.")
         merged.update(part)
     return merged
 
 
-def load_exact(module: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
-    """Copy weights into a module; every name and every shape must agree, in both directions."""
+def load_exact(module: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Copy weights into a module; names and shapes must be the same on both sides."""
     wanted = module.state_dict()
     missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     if missing or extra:
         kind, names = ("lacks", missing) if missing else ("has the unexpected", extra)
         raise BenchError(
-            f"checkpoint {where} {kind} weight '{names[0]}' ({len(missing)} missing, {len(extra)} unexpected): "
+            f"checkpoint {source} {kind} weight '{names[0]}' ({len(missing)} missing, {len(extra)} unexpected): "
             "use the checkpoint and the model configuration that belong together."
         )
     for name, value in wanted.items():
         if value.shape != weights[name].shape:
             raise BenchError(
-                f"weight '{name}' of checkpoint {where} has shape {tuple(weights[name].shape)}, its configuration "
-                f"says {tuple(value.shape)}: use the checkpoint and the model configuration that belong together."
+                f"weight '{name}' of checkpoint {source} has shape {tuple(weights[name].shape)}, its configuration "
+                f"needs {tuple(value.shape)}: use the checkpoint and the model configuration that belong together."
             )
     module.load_state_dict(weights)
 
 
 def float_type(dtype: str) -> torch.dtype:
-    """The torch type of an evaluation dtype's name."""
+    """The torch type of a parameter `dtype`."""
     if dtype not in DTYPES:
-        raise BenchError(f"dtype '{dtype}' is not offered: choose one of {', '.join(DTYPES)}.")
+        raise BenchError(f"dtype '{dtype}' is not supported: choose one of {', '.join(DTYPES)}.")
     return DTYPES[dtype]
 
 
 def pick_device(device: str | None) -> torch.device:
-    """The named device, or by default the GPU where there is one."""
+    """The named device; None: the GPU if there is one, else the CPU."""
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def freeze(module: M, dtype: torch.dtype, device: torch.device) -> M:
-    """Evaluation mode, no gradients, parameters in `dtype`; buffers (rotary frequencies, positions) keep theirs."""
+    """Evaluation mode, no gradients, parameters in `dtype`; buffers (rotary frequencies, positions) do not change."""
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)
         parameter.requires_grad_(False)
@@ -185,7 +188,7 @@ def freeze(module: M, dtype: torch.dtype, device: torch.device) -> M:
 
 @contextmanager
 def scoring() -> Iterator[None]:
-    """No gradients, and no TF32 in convolutions: float32 means float32 on every device."""
+    """Context without gradients and without TF32 in convolutions, so that float32 is the same on every device."""
     cudnn = torch.backends.cudnn
     with torch.no_grad(), cudnn.flags(enabled=cudnn.enabled, deterministic=True, allow_tf32=False):
         yield

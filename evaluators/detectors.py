@@ -1,7 +1,7 @@
-"""Detectors of reward hacking: what a policy that games its reward does to plain pixels.
+"""Detectors of reward hacking: statistics of plain pixels.
 
-Videos that go dark, freeze, lose or gain texture, or fall back on few colours can score well with a learned reward.
-These numbers have no better or worse: a table looks at how far a trained row has moved from the base.
+Videos that become dark, freeze, lose or gain texture, or have few colours can score well with a learned reward.
+No direction of these numbers is better: a table shows how far a trained row differs from the base.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BINS = 8
 
 
 class Detectors(Evaluator):
-    """dark_fraction, edge_density, colour_entropy and motion_energy of each video; the prompt plays no part."""
+    """dark_fraction, edge_density, colour_entropy and motion_energy of each video; the prompt is not used."""
 
     metrics: Mapping[str, Metric] = {
         "dark_fraction": Metric(False, "share", f"pixels with luma below {DARK:.3f}, in [0, 1]"),
@@ -46,7 +46,7 @@ class Detectors(Evaluator):
     def score(
         self, videos: Float[Tensor, "b 3 f h w"], prompts: Sequence[str], fps: float
     ) -> dict[str, Float[Tensor, "b"]]:
-        """Pixels in [0, 1], 2 frames of 3 x 3 pixels or more; a single image has no motion and is refused."""
+        """Pixels in [0, 1], 2 frames of 3 x 3 pixels or more; a single image has no motion, so it is an error."""
         check_batch(videos, prompts, fps)
         frames, height, width = videos.shape[2:]
         if frames < 2 or min(height, width) < 3:
@@ -54,10 +54,12 @@ class Detectors(Evaluator):
                 f"detectors got videos of {frames} frame(s) of {height} x {width}: "
                 "give 2 frames of 3 x 3 pixels or more, or leave the evaluator out."
             )
-        found = [self._one(video.detach().float(), fps) for video in videos]
-        rows = [(i, frame, dark) for i, (_, dim) in enumerate(found) for frame, dark in enumerate(dim.tolist())]
+        results = [self._one(video.detach().float(), fps) for video in videos]
+        rows = [
+            (i, frame, dark) for i, (_, frames) in enumerate(results) for frame, dark in enumerate(frames.tolist())
+        ]
         self._details = pd.DataFrame(rows, columns=["video", "frame", "dark_fraction"])
-        return {name: torch.stack([scores[name] for scores, _ in found]).cpu() for name in self.metrics}
+        return {name: torch.stack([scores[name] for scores, _ in results]).cpu() for name in self.metrics}
 
     def _one(self, video: Float[Tensor, "3 f h w"], fps: float) -> tuple[dict[str, Tensor], Tensor]:
         """The four numbers of one video, and the share of dark pixels of each frame."""
@@ -80,10 +82,10 @@ class Detectors(Evaluator):
 
 
 def slope(luma: Float[Tensor, "f h w"]) -> Float[Tensor, "f h2 w2"]:
-    """Length of the luma's gradient per pixel by Sobel's operator, inside a border of one pixel."""
+    """Length of the luma's gradient per pixel by Sobel's operator, without a border of one pixel."""
     across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=luma.device) / 8
-    found = functional.conv2d(luma[:, None], torch.stack([across, across.T])[:, None])
-    return found.square().sum(1).sqrt()
+    gradient = functional.conv2d(luma[:, None], torch.stack([across, across.T])[:, None])
+    return gradient.square().sum(1).sqrt()
 
 
 def entropy(video: Float[Tensor, "3 f h w"]) -> Float[Tensor, ""]:

@@ -2,8 +2,8 @@
 Text-to-Image Synthesis"), versions 2.0 and 2.1: CLIP ViT-H/14 tuned on human choices between images.
 
 The score is the plain cosine of image and prompt, without logit scale; benchmark tables print 100 times it. The
-original's `score()` uses version 2.0 unless told otherwise, its benchmark and DanceGRPO use 2.1: the two are different
-models, so the version is stated, checked and recorded.
+original's `score()` uses version 2.0 by default, its benchmark and DanceGRPO use 2.1. The two are different models, so
+the version is a required parameter, is checked against the file's name, and is recorded.
 
 Departs: a frame whose longer side is already the model's size is padded like any other; the original forgets to.
 """
@@ -11,7 +11,9 @@ Departs: a frame whose longer side is already the model's size is padded like an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -22,58 +24,62 @@ from evaluators.clip.open_clip import CONFIG_FILE, OpenClip, find_weights
 from evaluators.clip.scorer import ClipEvaluator
 from evaluators.common import file_sha256
 
-#: Version to the file of the release (hub repository xswu/HPSv2).
 RELEASED = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
+"""Version to the file of the release (hub repository xswu/HPSv2)."""
 ARCHITECTURE = "ViT-H-14"
 
 
+@dataclass(eq=False, repr=False)
 class HPSv2(ClipEvaluator):
-    """Cosine per frame after letterboxing, and 100 times it; means over 8 uniform frames."""
+    """Cosine per frame after letterboxing, and 100 times it; means over 8 uniform frames.
 
-    name = "hpsv2"
+    The released files hold fp16 weights, which are scored in float32 or bfloat16. On a GPU the original rounds to
+    fp16, so its scores have steps of 0.00024.
 
-    def __init__(
-        self,
-        checkpoint: str | Path,
-        version: str | float,
-        dtype: str = "float32",
-        *,
-        sha256: str | None = None,
-        model: str | Path | None = None,
-        micro_batch: int = 64,
-        device: str | None = None,
-    ):
-        """`checkpoint`: the released file {"state_dict": ...}, or the folder that holds it under its released name.
+    `checkpoint` is the released file {"state_dict": ...}, or the folder that holds it under its released name.
+    """
 
-        `version`: 2.0 or 2.1; a file that carries the other version's name is refused. `sha256`: what the file
-        must have, if you know it. `model`: open_clip name or JSON file; by default the open_clip_config.json beside
-        the file, else ViT-H-14. The released files hold fp16 weights, which are scored in float32 or bfloat16; on a
-        GPU the original rounds to fp16, so that its scores come in steps of 0.00024.
-        """
-        version = str(version)
+    name: ClassVar[str] = "hpsv2"
+
+    version: str | float
+    """2.0 or 2.1; a file with the name of the other version is an error."""
+    _: KW_ONLY
+    sha256: str | None = None
+    """Expected sha256 of the file; null: not checked."""
+    model: str | Path | None = None
+    """open_clip's name of the model or its JSON file; null: the open_clip_config.json beside the file, else
+    ViT-H-14."""
+
+    def __post_init__(self) -> None:
+        self.version = str(self.version)
+        super().__post_init__()
+        name = f"HPS v{self.version}"
+        self.metrics = {
+            "hpsv2": Metric(True, "cosine", f"{name}, mean over frames of the cosine; about 0.20 to 0.35"),
+            "hpsv2_x100": Metric(True, "100 * cosine", f"{name} as benchmark tables print it"),
+        }
+
+    def _load(self) -> OpenClip:
+        version = str(self.version)
         if version not in RELEASED:
             raise BenchError(f"HPSv2 version '{version}' is unknown: choose one of {', '.join(RELEASED)}.")
-        path = find_weights(Path(checkpoint), [RELEASED[version]])
-        _check_version(path, version, sha256)
-        self._version = version
+        path = find_weights(Path(self.checkpoint), [RELEASED[version]])
+        _check_version(path, version, self.sha256)
+        model = self.model
         if model is None and not (path.parent / CONFIG_FILE).is_file():
             model = ARCHITECTURE
-        super().__init__(OpenClip(path, model, "gelu", LetterboxRule, "state_dict"), dtype, "", micro_batch, device)
-        self.metrics = {
-            "hpsv2": Metric(True, "cosine", f"HPS v{version}, mean over frames of the cosine; about 0.20 to 0.35"),
-            "hpsv2_x100": Metric(True, "100 * cosine", f"HPS v{version} as benchmark tables print it"),
-        }
+        return OpenClip(path, model, "gelu", rule=LetterboxRule, state_key="state_dict")
 
     def _metrics(self, cosine: Float[Tensor, "b n"]) -> dict[str, Float[Tensor, "b n"]]:
         return {"hpsv2": cosine, "hpsv2_x100": 100 * cosine}
 
     def fingerprint(self) -> Mapping[str, str]:
-        """As every CLIP scorer's, and the version."""
-        return {**super().fingerprint(), "version": self._version}
+        """That of every CLIP evaluator, and the version."""
+        return {**super().fingerprint(), "version": str(self.version)}
 
 
 def _check_version(path: Path, version: str, sha256: str | None) -> None:
-    """Refuse a file with the name of the other version's release, or with another digest than asked for."""
+    """Reject a file with the name of the other version's release, or with another digest than `sha256`."""
     for other, name in RELEASED.items():
         if path.name == name and other != version:
             raise BenchError(
@@ -82,6 +88,6 @@ def _check_version(path: Path, version: str, sha256: str | None) -> None:
             )
     if sha256 is not None and (digest := file_sha256(path)) != sha256.lower():
         raise BenchError(
-            f"HPSv2 file {path} has sha256 {digest[:12]}..., not {sha256[:12]}... as asked: pass the file of version "
-            f"{version}."
+            f"HPSv2 file {path} has sha256 {digest[:12]}..., not {sha256[:12]}... as in the parameter: pass "
+            f"the file of version {version}."
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,27 +13,24 @@ from bench.api import Metric
 from evaluators.clip.huggingface import HuggingFaceClip
 from evaluators.clip.scorer import ClipEvaluator
 
-#: flow_grpo divides by this, to bring typical values near 1.
 DIVISOR = 26.0
+"""flow_grpo divides by this, so that typical values are near 1."""
 
 
+@dataclass(eq=False, repr=False)
 class PickScore(ClipEvaluator):
-    """exp(logit scale) * cosine per frame, in three units; means over 8 uniform frames."""
+    """exp(logit scale) * cosine per frame, in three units; means over 8 uniform frames.
 
-    name = "pickscore"
+    `checkpoint` is a `CLIPModel` folder of transformers.
+    """
 
-    def __init__(
-        self,
-        checkpoint: str | Path,
-        processor: str | Path | None = None,
-        dtype: str = "float32",
-        *,
-        micro_batch: int = 64,
-        device: str | None = None,
-    ):
-        """`checkpoint`: the `CLIPModel` folder; `processor`: folder with tokenizer and image constants, if another."""
-        folder = None if processor is None else Path(processor)
-        super().__init__(HuggingFaceClip(self.name, Path(checkpoint), folder), dtype, "", micro_batch, device)
+    name: ClassVar[str] = "pickscore"
+
+    processor: str | Path | None = None
+    """Folder of tokenizer and image constants; null: the checkpoint."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.metrics = {
             "pickscore": Metric(
                 True, "raw", "mean over frames of exp(logit scale) * cosine; about 17 to 24 for real images"
@@ -39,6 +38,10 @@ class PickScore(ClipEvaluator):
             "pickscore_div26": Metric(True, "raw / 26", "the unit of flow_grpo's training logs"),
             "pickscore_cosine": Metric(True, "cosine", "the unit of DanceGRPO"),
         }
+
+    def _load(self) -> HuggingFaceClip:
+        processor = None if self.processor is None else Path(self.processor)
+        return HuggingFaceClip(self.name, Path(self.checkpoint), processor)
 
     def _metrics(self, cosine: Float[Tensor, "b n"]) -> dict[str, Float[Tensor, "b n"]]:
         raw = self._scale * cosine

@@ -1,7 +1,7 @@
-"""Frames of a video file, complete and unaltered, or an error.
+"""Reads all frames of a video file, or raises an error.
 
-VideoReward takes the number of frames it looks at from the frame rate, so a file that decodes short, or whose frames
-are not evenly spaced, gives a plausible wrong score. Such files are refused.
+VideoReward derives the number of sampled frames from the frame rate. A file that decodes short, or whose frames are
+not evenly spaced, would give a plausible wrong score, so it is an error.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 
-#: Share of a frame interval by which a time stamp may miss the even grid, besides one tick of the container's clock.
 TIME_TOLERANCE = 0.05
+"""Largest error of a time stamp on the even grid, in frame intervals, besides one tick of the container's clock."""
 
-#: PIL's names of the pixel formats with at most 8 bits per channel.
 IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""PIL's names of the pixel formats with at most 8 bits per channel."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Video:
 
 
 def read_video(path: str | PathLike[str]) -> Video:
-    """All frames of the first video stream as RGB (swscale's default conversion, as decord and torchvision give).
+    """All frames of the first video stream as RGB (swscale's default conversion, as in decord and torchvision).
 
     Raises `BenchError` if the file is missing, unreadable, empty, cut short, or not of constant frame rate.
     """
@@ -65,12 +65,12 @@ def read_video(path: str | PathLike[str]) -> Video:
             return _checked(file, stream, frames, stamps)
     except av.error.FFmpegError as error:
         raise BenchError(
-            f"video {file} cannot be decoded ({error.strerror}): it is damaged or no video, write it again."
+            f"video {file} cannot be decoded ({error.strerror}): it is damaged or not a video, write it again."
         ) from None
 
 
 def read_image(path: str | PathLike[str]) -> Video:
-    """A picture (PNG or JPEG) as a video of one frame, at 1 frame per second; decoded by PIL, as image scorers do.
+    """A picture (PNG or JPEG) as a video of one frame at 1 frame per second, decoded by PIL as in the original models.
 
     Transparency is dropped. Raises `BenchError` if the file is missing, unreadable, cut short, or animated.
     """
@@ -87,20 +87,22 @@ def read_image(path: str | PathLike[str]) -> Video:
                 raise BenchError(f"image {file} has the pixel format {image.mode}: write it with 8 bits per channel.")
             return Video(np.asarray(image.convert("RGB"))[None].copy(), 1.0)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's, for damaged files
-        raise BenchError(f"image {file} cannot be decoded ({error}): it is damaged or no PNG or JPEG.") from None
+        raise BenchError(
+            f"image {file} cannot be decoded ({error}): it is damaged, or not a PNG or JPEG file: write it again."
+        ) from None
 
 
 def _checked(file: Path, stream: VideoStream, frames: list[np.ndarray], stamps: list[int | None]) -> Video:
     rate, tick = stream.average_rate, stream.time_base
     if not frames:
-        raise BenchError(f"video {file} holds no frame: write it again.")
+        raise BenchError(f"video {file} has no frames: write it again.")
     if stream.frames and stream.frames != len(frames):
         raise BenchError(
-            f"video {file} states {stream.frames} frames and {len(frames)} can be decoded: it is cut short or has an "
+            f"video {file} lists {stream.frames} frames and {len(frames)} can be decoded: it is cut short or has an "
             "edit list, write it again."
         )
     if not rate or tick is None:
-        raise BenchError(f"video {file} states no frame rate: write it again with a constant one.")
+        raise BenchError(f"video {file} has no frame rate: write it again with a constant one.")
     if len({frame.shape for frame in frames}) > 1:
         raise BenchError(f"video {file} changes its frame size: write it again with one size.")
     _check_constant_rate(file, stamps, Fraction(rate), Fraction(tick))

@@ -1,4 +1,4 @@
-"""CPS: coefficients-preserving sampling, a DDIM-like way to make flow matching stochastic without excess noise."""
+"""CPS: coefficients-preserving sampling, a stochastic sampler for flow matching in the manner of DDIM."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from bench.flow import reverse_step
 
 @dataclass(frozen=True, kw_only=True)
 class CPS(Method):
-    """CPS's transition: part of the predicted noise is exchanged for fresh noise of the same energy.
+    """CPS's transition: part of the predicted noise is replaced by fresh noise of the same energy.
 
-    The latent after the step holds 1 - sigma_next of the predicted x0 and noise of level sigma_next exactly: with
+    The latent after the step is 1 - sigma_next times the predicted x0, plus noise of level sigma_next exactly: with
     pull k and variance S, (sigma_next - k)^2 + S = sigma_next^2. The last step, to sigma 0, is deterministic.
     Reference code: IamCreateAI/FlowCPS, flow_grpo/diffusers_patch/sd3_sde_with_logprob.py, sde_step_with_logprob.
-    Departs: std is |sigma_next sin(eta pi / 2)|, whose sign the code keeps: negative for eta in (2, 4), same law.
+    Departs: std is |sigma_next sin(eta pi / 2)|. The code keeps the sign, which is negative for eta in (2, 4); the
+      distribution is the same.
     """
 
     paper: ClassVar[str] = (
@@ -28,8 +29,8 @@ class CPS(Method):
     )
 
     eta: float = 0.7
-    """Angle of the exchange in quarter turns, at least 0: 0 keeps all of the predicted noise, 1 replaces it; not
-    monotone above 1 (1.8 injects what 0.2 does). 0.7 is the default noise level of the released configs."""
+    """Angle in quarter turns, at least 0: 0 keeps all of the predicted noise, 1 replaces it. Not monotone above 1 (1.8
+    injects as much noise as 0.2). 0.7 is the default noise level of the released configs."""
 
     drop_zero_advantages: bool = field(default=False, metadata=LATE)
     """Whether samples of advantage 0 are left out of the update, as scripts/train_sd3.py does (open division)."""
@@ -49,12 +50,13 @@ class CPS(Method):
     def select(self, adv: Float[Tensor, "k p g"]) -> Bool[Tensor, "p g"]:
         """All samples, or those with an advantage.
 
-        Departs: the code pads what it keeps to a multiple of its batches with samples drawn again; here fewer train.
+        Departs: the code pads the remaining samples to a multiple of its batches by drawing some again; here fewer
+          samples train.
         """
         return (adv != 0).any(0) if self.drop_zero_advantages else super().select(adv)
 
     def log_prob(self, step: Gaussian, x_next: Float[Tensor, "b ..."]) -> Float[Tensor, "b"]:
-        """-(x_next - mean)^2, averaged over the latent: neither the variance nor any constant, so finite at std 0."""
+        """-(x_next - mean)^2, averaged over the latent, without variance and constants, so it is finite at std 0."""
         return latent_mean(-((x_next.detach() - step.mean) ** 2))
 
     def divergence(

@@ -16,10 +16,10 @@ from bench.flow import sde_step
 class DanceGRPO(Method):
     """DanceGRPO's transition: noise of the constant rate eta along the whole trajectory.
 
-    Reference code: XueZeyue/DanceGRPO, fastvideo/train_grpo_hunyuan.py, flux_step. The origin has no KL term; where a
-    row asks for one, the Gaussian KL of `Method.divergence` is used.
-    Departs: the score is -predicted_noise / sigma directly, which loses fewer digits than going through x0.
-    Departs: with eta = 0 the step is the deterministic Euler step; the code raises there.
+    Reference code: XueZeyue/DanceGRPO, fastvideo/train_grpo_hunyuan.py, flux_step. It has no KL term; a row with a KL
+    policy uses the Gaussian KL of `Method.divergence`.
+    Departs: the score is -predicted_noise / sigma directly, which loses fewer digits than a computation through x0.
+    Departs: with eta = 0 the step is the deterministic Euler step; the code raises an error.
     """
 
     paper: ClassVar[str] = 'arXiv:2505.07818, "DanceGRPO: Unleashing GRPO on Visual Generation"'
@@ -28,13 +28,15 @@ class DanceGRPO(Method):
     """Noise rate epsilon_t of the paper, at least 0; 0.25 in the released HunyuanVideo script."""
 
     extremes: int = field(default=0, metadata=LATE)
-    """Best-of-n selection: how many of the best and how many of the worst samples of each group train; 0: all.
-    The released HunyuanVideo script keeps 4 and 4 of 24 (open division). A group of no more than both keeps all."""
+    """Best-of-n selection: number of the best and number of the worst samples of each group that train; 0: all.
+    The released HunyuanVideo script keeps 4 and 4 of 24 (open division). A group of at most 2 * extremes keeps all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.extremes < 0:
-            raise BenchError(f"DanceGRPO: extremes is {self.extremes}; set it to a number of samples, or 0 for all.")
+            raise BenchError(
+                f"DanceGRPO: extremes is {self.extremes}; set it to a number of samples, or to 0 for all."
+            )
 
     def transition(
         self,
@@ -49,7 +51,7 @@ class DanceGRPO(Method):
     def select(self, adv: Float[Tensor, "k p g"]) -> Bool[Tensor, "p g"]:
         """All samples, or the `extremes` with the highest and with the lowest summed advantage of each group.
 
-        Departs: the code sorts all samples of a device together; it has one group on each, where the two agree.
+        Departs: the code sorts all samples of a device together. It has one group per device, so both are equal.
         """
         if self.extremes == 0:
             return super().select(adv)

@@ -15,13 +15,13 @@ from bench.flow import need_first_sigma, sde_step
 
 @dataclass(frozen=True, kw_only=True)
 class FlowGRPO(Method):
-    """Flow-GRPO's transition: the noise rate eta sqrt(sigma / (1 - sigma)), held at its value at the step's start.
+    """Flow-GRPO's transition: the noise rate eta sqrt(sigma / (1 - sigma)), constant over the step at its first value.
 
     Reference code: yifan123/flow_grpo, flow_grpo/diffusers_patch/sd3_sde_with_logprob.py, sde_step_with_logprob.
-    Departs: sigma_max, which stands in for sigma = 1 in the noise rate, is the step's own `sigma_next` and not the
-      schedule's second entry; the two are the same on every rollout that starts at 1.
-    Departs: std is that of the step, sqrt(sigma - sigma_next) included; the code returns the rate without it.
-    Departs: the score is -predicted_noise / sigma directly, which loses fewer digits than going through x0.
+    Departs: sigma_max, which replaces sigma = 1 in the noise rate, is the step's own `sigma_next` and not the
+      schedule's second entry; the two are equal on every rollout that starts at 1.
+    Departs: std is that of the step, with the factor sqrt(sigma - sigma_next); the code returns the rate without it.
+    Departs: the score is -predicted_noise / sigma directly, which loses fewer digits than a computation through x0.
     """
 
     paper: ClassVar[str] = 'arXiv:2505.05470, "Flow-GRPO: Training Flow Matching Models via Online RL"'
@@ -41,7 +41,7 @@ class FlowGRPO(Method):
     ) -> Gaussian:
         """One step with variance eta^2 (sigma - sigma_next) sigma / (1 - sigma); eta^2 exactly at sigma = 1.
 
-        A first sigma that is almost 1 escapes the special case: 0.9999 has a hundred times the variance. `BenchError`.
+        A first sigma close to 1, but not 1, is a `BenchError`: 0.9999 would give a hundred times the variance.
         """
         now, after = sigma.double(), sigma_next.double()
         need_first_sigma("FlowGRPO", now, after)
@@ -51,7 +51,8 @@ class FlowGRPO(Method):
     def select(self, adv: Float[Tensor, "k p g"]) -> Bool[Tensor, "p g"]:
         """All samples, or those with an advantage.
 
-        Departs: the code pads what it keeps to a multiple of its batches with samples drawn again; here fewer train.
+        Departs: the code pads the remaining samples to a multiple of its batches by drawing some again; here fewer
+          samples train.
         """
         return (adv != 0).any(0) if self.drop_zero_advantages else super().select(adv)
 
@@ -60,7 +61,7 @@ class FlowGRPO(Method):
     ) -> Float[Tensor, "b"]:
         """Squared distance of the means over twice the squared noise rate, as scripts/train_sd3.py computes its KL.
 
-        The rate leaves the step's length out, so this is (sigma - sigma_next) times the true Gaussian KL.
+        The rate does not include the step's length, so this is (sigma - sigma_next) times the Gaussian KL.
         """
         length = (sigma.double() - sigma_next.double()).to(step.std)
         return super().divergence(step, ref, sigma, sigma_next) * length

@@ -1,4 +1,4 @@
-"""SAGE-GRPO: a precise manifold-aware SDE and a gradient equalizer over the steps; pairs with the `dual` KL policy."""
+"""SAGE-GRPO: a manifold-aware SDE and a gradient equalizer over the steps; used with the `dual` KL policy."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from torch import Tensor
 from bench.api import LATE, BenchError, Gaussian, Method, latent_mean
 from bench.flow import need_first_sigma, sde_step
 
-#: Floor of 1 - sigma in the variance, whose exact integral diverges at sigma = 1. In the released code only, not in
-#: the paper; it decides the variance of the first step.
 SIGNAL_FLOOR = 3e-3
+"""Least 1 - sigma in the variance, whose exact integral diverges at sigma = 1. In the released code only, not in the
+paper; it decides the variance of the first step."""
 
-#: Smallest 1 - sigma_next for which a first step of the released variance is positive, the solution of
-#: r = SIGNAL_FLOOR exp(r), rounded up.
 LEAST_REST = 0.0030091
+"""Smallest 1 - sigma_next for which the released variance of a first step is positive: the solution of
+r = SIGNAL_FLOOR exp(r), rounded up."""
 
-#: Added to the variance in the released KL (hyvideo/utils/grpo_utils.py, train_one_step).
 KL_EPSILON = 1e-6
+"""Added to the variance in the released KL (hyvideo/utils/grpo_utils.py, train_one_step)."""
 
-#: The paper's small constant in the equalizer's divisor, whose size it does not give.
 EQUALIZER_EPSILON = 1e-8
+"""The small constant in the equalizer's divisor; the paper does not state its size."""
 
-#: Values of the options that choose between the paper and its released code.
 OPTIONS = {
     "variance": ("released", "exact"),
     "objective": ("clipped", "plain"),
     "equalizer_norm": ("jacobian", "variance"),
     "kl_scale": ("released", "paper"),
 }
+"""Values of the options that choose between the paper and its released code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,10 @@ class SAGEGRPO(Method):
 
     Reference code: Tencent-Hunyuan/SAGE-GRPO, hyvideo/schedulers/scheduling_flow_match_discrete.py,
     sde_step_with_logprob.
-    Departs: a step whose variance is not positive raises; the code returns not-a-number and trains on.
+    Departs: a step whose variance is not positive is an error; the code returns NaN and continues to train.
     Departs: the score is -predicted_noise / sigma directly. The paper prints -(x - x0) / sigma^2, without its code's
-      factor 1 - sigma on x0, and the update as + v d for d > 0: both are misprints (no sampler works so), no options.
+      factor 1 - sigma on x0, and the update as + v d for d > 0. Both are misprints (no sampler works so), and there
+      is no option for them.
     Departs: with eta = 0 the step is the deterministic Euler step with std 0.
     """
 
@@ -58,36 +59,39 @@ class SAGEGRPO(Method):
     """The paper's temporal gradient equalizer, on by default; both forms are equal for a Gaussian log-probability."""
 
     variance: Literal["released", "exact"] = field(default="released", metadata=LATE)
-    """How the first steps get their variance, the integral of eta^2 s / (1 - s), which diverges at sigma = 1.
+    """The variance of the first steps, an integral of eta^2 s / (1 - s) that diverges at sigma = 1.
 
     `released`: 1 - sigma is at least `SIGNAL_FLOOR` in the integral's logarithm, as in the released code. The first
-    step's variance then shrinks with more steps or a larger shift and vanishes at shift (steps - 1) = 331: from 68
-    steps with shift 5, 49 with shift 7 and 38 with shift 9 on, and so with 50 steps for 720p HunyuanVideo-1.5.
-    `exact` works on every schedule: a step from sigma < 1 has the integral itself, without a floor, and the one from
-    sigma = 1 takes FlowGRPO's convention (arXiv:2505.05470, sigma_max): the noise rate's denominator 1 - s is held at
-    the step's end, eta^2 (1 - sigma_next) / (1 - sigma_next) = eta^2 for every schedule. The two differ only in steps
-    that begin above 1 - `SIGNAL_FLOOR`: with 20 steps and shift 5 in the first alone, 1.23 eta^2 against eta^2.
+    step's variance then decreases with more steps or a larger shift, and is zero or negative for shift (steps - 1) of
+    331 or more: from 68 steps with shift 5, from 49 with shift 7 and from 38 with shift 9; so also with 50 steps for
+    720p HunyuanVideo-1.5.
+    `exact` works on every schedule. A step from sigma < 1 has the integral itself, without a floor. A step from
+    sigma = 1 follows FlowGRPO (arXiv:2505.05470, sigma_max): the denominator 1 - s of the noise rate has its value at
+    the step's end, so the variance is eta^2 (1 - sigma_next) / (1 - sigma_next) = eta^2 for every schedule. The two
+    options differ only in steps that begin above 1 - `SIGNAL_FLOOR`: with 20 steps and shift 5 only in the first,
+    1.23 eta^2 against eta^2.
     Departs: `exact` is neither in the paper nor in its code; rows that use it need a label.
     """
 
     objective: Literal["clipped", "plain"] = field(default="clipped", metadata=LATE)
     """The policy loss: the released code's clipped ratio, or the paper's advantage times log-probability (`plain`).
 
-    Their gradients are equal while the policy is the one that sampled, so always with one optimizer step per rollout.
+    Their gradients are equal if the policy has not changed since the rollout, so always with one optimizer step per
+    rollout.
     Departs: the default is the released code's; the paper's is `plain`.
     """
     equalizer_norm: Literal["jacobian", "variance"] = field(default="jacobian", metadata=LATE)
-    """What the equalizer takes for a step's gradient norm: |J| / std as released, or the paper's Sigma^(-1/2).
+    """The equalizer's estimate of a step's gradient norm: |J| / std as released, or the paper's Sigma^(-1/2).
 
-    `variance` leaves out how strongly the step's mean follows the network: at 20 steps and shift 5 its weights span a
-    factor of 7 over the steps instead of 148.
+    `variance` does not include how strongly the step's mean depends on the network: at 20 steps and shift 5 its
+    weights span a factor of 7 over the steps instead of 148.
     Departs: the default is the released code's; the paper's is `variance`, with its small constant in the divisor.
     """
     kl_scale: Literal["released", "paper"] = field(default="released", metadata=LATE)
     """The divisor of the position KL: 2 (std^2 + 1e-6) as released, or the paper's 2 Sigma^2 with Sigma a variance.
 
-    Departs: the default is the released code's, which is the KL of two Gaussians but for its constant; with `paper`
-      it is divided by std^4.
+    Departs: the default is the released code's, which is the KL of two Gaussians except for its constant; with
+      `paper` the squared distance is divided by std^4.
     """
 
     def __post_init__(self) -> None:
@@ -106,8 +110,8 @@ class SAGEGRPO(Method):
     ) -> Gaussian:
         """One step with variance eta^2 [ln((1 - sigma_next) / (1 - sigma)) - (sigma - sigma_next)].
 
-        That is the integral of eta^2 s / (1 - s) from sigma_next to sigma; see `variance` for sigma near 1. Where the
-        released floor makes it zero or negative, `BenchError`.
+        That is the integral of eta^2 s / (1 - s) from sigma_next to sigma; see `variance` for sigma near 1. If the
+        released floor makes it zero or negative, it is a `BenchError`.
         """
         now, after = sigma.double(), sigma_next.double()
         if self.variance == "released":
@@ -117,9 +121,9 @@ class SAGEGRPO(Method):
             inside = torch.where(now == 1, after, now)
             integral = torch.log((1 - after) / (1 - inside)) - (inside - after)
             integral = torch.where((now == 1) & (after < 1), torch.ones_like(now), integral)
-        wrong = ~(integral > 0)
-        if self.eta > 0 and bool(wrong.any()):
-            i = int(wrong.nonzero()[0])
+        not_positive = ~(integral > 0)
+        if self.eta > 0 and bool(not_positive.any()):
+            i = int(not_positive.nonzero()[0])
             raise BenchError(
                 f"SAGE-GRPO's variance is {self.eta**2 * integral[i]:.3g}, not positive, for the step from sigma "
                 f"{now[i]:.6f} to {after[i]:.6f}: the first step must reach below about 0.997, so use fewer steps or "
@@ -129,7 +133,7 @@ class SAGEGRPO(Method):
         return sde_step(x, v, sigma, sigma_next, self.eta**2 * integral)
 
     def stochastic(self, sigmas: Float[Tensor, "t1"], update: int, rng: torch.Generator) -> Bool[Tensor, "t"]:
-        """All steps; a schedule whose first step has no variance is refused here with the number of steps to use."""
+        """All steps; a schedule whose first step has no variance is a `BenchError` with the number of steps to use."""
         steps, rest = len(sigmas) - 1, 1 - float(sigmas[1])
         if self.variance == "released" and self.eta > 0 and rest <= LEAST_REST and steps > 1:
             shift = (1 / rest - 1) / (steps - 1) if rest > 0 else math.inf

@@ -1,12 +1,14 @@
-"""KL policies: which reference a row is held to, how strongly, and how the strength moves. Any method, any policy.
+"""KL policies: the references of a row's KL terms, the weights of the terms and the controllers of the weights.
 
-A policy is a frozen set of hyper-parameters; its state is a plain dictionary (JSON) that the harness keeps and
-checkpoints. Two terms exist. "anchor": `Method.divergence` between the policy's step and an anchor's on the same
-latents. "stepwise": mean(logp_old - logp_new) against the policy that sampled the rollout. All defaults are those of
-SAGE-GRPO's dual trust region (arXiv:2603.21872; Tencent-Hunyuan/SAGE-GRPO, hyvideo/utils/grpo_utils.py).
+Any method works with any KL policy. A KL policy is a frozen set of hyper-parameters; its state is a dictionary of JSON
+types that the harness stores in checkpoints. There are two terms. "anchor": `Method.divergence` between the steps of
+the policy and of an anchor on the same latents. "stepwise": mean(logp_old - logp_new) against the policy that sampled
+the rollout. All defaults are those of SAGE-GRPO's dual trust region (arXiv:2603.21872; Tencent-Hunyuan/SAGE-GRPO,
+hyvideo/utils/grpo_utils.py).
 
-The harness, once per update: refresh every anchor whose rule is due. Once per trained step of the schedule: read
-`weights(state)`, add weight * mean(term) to the loss, then call `next_state(state, {term: mean over all samples})`.
+Once per update, the harness refreshes every anchor whose rule is due. Once per trained step, which is a tick of the
+controller, it reads `weights(state)`, adds weight * mean(term) to the loss and calls
+`next_state(state, {term: mean over all samples})`. Every KL policy has at most one anchor with its own forward pass.
 """
 
 from __future__ import annotations
@@ -19,29 +21,42 @@ from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from bench.api import BenchError, DivergedError
+from bench.core.errors import BenchError, DivergedError
 
 AnchorName = Literal["fixed", "moving", "previous"]
 Controller = Literal["released", "usual", "constant"]
 Term = Literal["anchor", "stepwise"]
 State = dict[str, Any]
 
-#: Ticks of the linear ramp, KL values averaged after it, and the band and factors of the adaptation
-#: (hyvideo/commons/grpo_commons.py, AdaptiveKLController).
 RAMP = 100
+"""Ticks of the linear ramp. These constants are those of hyvideo/commons/grpo_commons.py, AdaptiveKLController."""
 WINDOW = 10
+"""KL values that are averaged after the ramp."""
 TOO_HIGH, TOO_LOW = 1.5, 0.5
+"""Bounds of the mean KL over the target; within them the coefficient stays."""
 WEAKER, STRONGER = 0.9, 1.1
+"""Factors of the coefficient outside of these bounds."""
+
+
+def _check_weights(**weights: float) -> None:
+    for name, value in weights.items():
+        if not 0 <= value < math.inf:
+            raise BenchError(f"KL policy: {name} is {value}; set it to a finite value of at least 0.")
+
+
+def _check_every(every: int) -> None:
+    if every < 1:
+        raise BenchError(f"KL policy: every is {every}; the anchor is refreshed every 1 or more updates.")
 
 
 @dataclass(frozen=True)
 class RefreshRule:
-    """When an anchor becomes a copy of the current policy, and whether it costs network evaluations."""
+    """When an anchor becomes a copy of the current policy, and whether it costs function evaluations."""
 
     every: int | None = None
-    """Updates between refreshes; None for an anchor that is never refreshed by the harness."""
+    """Updates between refreshes; None: the anchor is never refreshed."""
     network: bool = True
-    """Whether the anchor needs a forward pass of its own; False for the rollout policy, whose log-probs are stored."""
+    """Whether the anchor needs its own forward pass; False for the rollout policy, whose log-probs are stored."""
 
     def due(self, update: int) -> bool:
         """Whether to refresh before the rollout of this update (the first update is 0)."""
@@ -50,7 +65,7 @@ class RefreshRule:
 
 @dataclass(frozen=True, kw_only=True)
 class KLPolicy:
-    """No KL at all, and the interface of every policy."""
+    """The interface of KL policies; this base class is the policy "none", which has no KL term."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (pydantic's own hook, not a field)
 
@@ -59,7 +74,7 @@ class KLPolicy:
         return {}
 
     def term_weights(self) -> dict[Term, float]:
-        """How the terms add up to the KL that the controller watches."""
+        """Weights of the terms in the KL that the controller measures."""
         return {}
 
     def init_state(self) -> State:
@@ -67,11 +82,11 @@ class KLPolicy:
         return {}
 
     def weights(self, state: Mapping[str, Any]) -> dict[Term, float]:
-        """Factor of each term in the loss at this tick: the controller's coefficient times the term's weight."""
+        """Factor of each term in the loss at this tick: the coefficient times the weight of the term."""
         return {}
 
     def next_state(self, state: Mapping[str, Any], logs: Mapping[str, float]) -> State:
-        """The state after one trained step whose terms had these means over all samples; `state` is left as it was."""
+        """The state after a tick whose terms had these means over all samples; `state` is not changed."""
         return dict(state)
 
 
@@ -81,8 +96,8 @@ class ControlledKL(KLPolicy):
 
     `released`: a linear ramp from min_weight over the first 99 ticks; from tick 100 on, the mean of the last 10 KL
     values above 1.5 times the target multiplies the coefficient by 0.9, below half of the target by 1.1. The target is
-    `weight` itself, as released. `usual`: the same with the two reactions swapped, so that too much KL strengthens the
-    penalty. `constant`: `weight` from the first tick on.
+    `weight`, as released. `usual`: the same with the two factors swapped, so that a KL above the target strengthens
+    the penalty. `constant`: `weight` from the first tick on.
     Departs: the paper describes two stages, a small weight and then a large one; `constant` gives either stage, the
       default is the released code's ramp and controller.
     Departs: the controller ticks once per trained step with the mean over all samples; the released code ticks once
@@ -94,12 +109,10 @@ class ControlledKL(KLPolicy):
     min_weight: float = 1e-7
     """Smallest coefficient, and the first one (kl_min_coef, kl_coef)."""
     controller: Controller = "released"
+    """How the coefficient moves."""
 
     def __post_init__(self) -> None:
-        for name in ("weight", "min_weight", "moving_weight", "step_weight"):
-            value = getattr(self, name, 0.0)
-            if not 0 <= value < math.inf:
-                raise BenchError(f"KL policy: {name} is {value}; set it to a finite value of at least 0.")
+        _check_weights(weight=self.weight, min_weight=self.min_weight)
         if self.controller not in get_args(Controller):
             raise BenchError(
                 f"KL policy: controller is {self.controller!r}; choose one of {', '.join(get_args(Controller))}."
@@ -108,9 +121,6 @@ class ControlledKL(KLPolicy):
             raise BenchError(
                 f"KL policy: min_weight {self.min_weight} is above weight {self.weight}; swap or lower it."
             )
-        every = getattr(self, "every", 1)
-        if every < 1:
-            raise BenchError(f"KL policy: every is {every}; the anchor is refreshed every 1 or more updates.")
 
     def init_state(self) -> State:
         start = self.weight if self.controller == "constant" else self.min_weight
@@ -139,17 +149,17 @@ class ControlledKL(KLPolicy):
         if ticks < RAMP:
             return self.min_weight + (self.weight - self.min_weight) * ticks / RAMP
         mean = sum(recent) / len(recent)
-        when_high, when_low = (WEAKER, STRONGER) if self.controller == "released" else (STRONGER, WEAKER)
+        high_factor, low_factor = (WEAKER, STRONGER) if self.controller == "released" else (STRONGER, WEAKER)
         if mean > TOO_HIGH * self.weight:
-            coefficient *= when_high
+            coefficient *= high_factor
         elif mean < TOO_LOW * self.weight:
-            coefficient *= when_low
+            coefficient *= low_factor
         return max(self.min_weight, min(coefficient, self.weight))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedKL(ControlledKL):
-    """KL to the frozen base (released code: use_moving_KL off, use_dual_kl off)."""
+    """KL to the frozen base model (released code: use_moving_KL off, use_dual_kl off)."""
 
     def anchors(self) -> dict[AnchorName, RefreshRule]:
         return {"fixed": RefreshRule()}
@@ -160,10 +170,14 @@ class FixedKL(ControlledKL):
 
 @dataclass(frozen=True, kw_only=True)
 class MovingKL(ControlledKL):
-    """KL to a copy of the policy that is renewed every `every` updates; the base until then."""
+    """KL to a copy of the policy, refreshed every `every` updates; before the first refresh, to the base model."""
 
     every: int = 10
     """Updates between refreshes (update_ref_model_step)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_every(self.every)
 
     def anchors(self) -> dict[AnchorName, RefreshRule]:
         return {"moving": RefreshRule(every=self.every)}
@@ -176,7 +190,7 @@ class MovingKL(ControlledKL):
 class StepwiseKL(ControlledKL):
     """KL to the rollout policy as released: the one-sample estimate mean(logp_old - logp_new).
 
-    With one optimizer step per rollout its value is 0 and its gradient adds the weight to every advantage.
+    With one optimizer step per update its value is 0, and its gradient adds the weight to every advantage.
     Departs: no reference network is evaluated; the released code has no flag for this term alone and still runs one.
     Departs: the paper writes KL(policy || policy of the update before), which is {name: moving, params: {every: 1}}
       here; the default is the released code's estimate.
@@ -184,6 +198,10 @@ class StepwiseKL(ControlledKL):
 
     step_weight: float = 0.1
     """Weight of the term (dual_kl_step_weight)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_weights(step_weight=self.step_weight)
 
     def anchors(self) -> dict[AnchorName, RefreshRule]:
         return {"previous": RefreshRule(network=False)}
@@ -197,13 +215,18 @@ class DualKL(ControlledKL):
     """SAGE-GRPO's dual trust region: a moving (or fixed) anchor plus the stepwise term."""
 
     anchor: Literal["moving", "fixed"] = "moving"
-    """The position term's reference (use_moving_KL)."""
+    """Reference of the anchor term (use_moving_KL)."""
     every: int = 10
     """Updates between refreshes of a moving anchor (update_ref_model_step)."""
     moving_weight: float = 1.0
-    """Weight of the anchor's term (dual_kl_moving_weight)."""
+    """Weight of the anchor term (dual_kl_moving_weight)."""
     step_weight: float = 0.1
     """Weight of the stepwise term (dual_kl_step_weight)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_weights(moving_weight=self.moving_weight, step_weight=self.step_weight)
+        _check_every(self.every)
 
     def anchors(self) -> dict[AnchorName, RefreshRule]:
         rule = RefreshRule(every=self.every if self.anchor == "moving" else None)
@@ -223,7 +246,7 @@ POLICIES: dict[str, type[KLPolicy]] = {
 
 
 def kl_policy(name: str, **params: Any) -> KLPolicy:
-    """The KL policy of this name; an unknown name or parameter raises and says what there is."""
+    """The KL policy of this name. An unknown name or parameter is a `BenchError` that lists the known ones."""
     if name not in POLICIES:
         near = difflib.get_close_matches(str(name), POLICIES, n=1, cutoff=0)[0]
         raise BenchError(f"unknown KL policy '{name}': did you mean '{near}'? There are {', '.join(POLICIES)}.")
@@ -231,8 +254,8 @@ def kl_policy(name: str, **params: Any) -> KLPolicy:
         return TypeAdapter(POLICIES[name]).validate_python(params)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        parameter = ".".join(str(part) for part in first["loc"])
         allowed = ", ".join(field.name for field in fields(POLICIES[name])) or "none"
         raise BenchError(
-            f"KL policy '{name}', parameter '{where}': {first['msg']}. Its parameters: {allowed}."
+            f"KL policy '{name}', parameter '{parameter}': {first['msg']}. Its parameters: {allowed}."
         ) from error

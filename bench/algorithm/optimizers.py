@@ -1,7 +1,7 @@
-"""The suite's optimizer: AdamW, or Muon for matrices with AdamW for the rest. Settings are torch's defaults.
+"""The optimizer of a suite: AdamW, or Muon for matrices with AdamW for the other parameters.
 
-Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises each matrix's momentum; torch's version
-takes matrices only. Learning rate and weight decay are the budget's for both parts.
+Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the momentum of each matrix; torch's
+version accepts matrices only. Both use the learning rate and the weight decay of the budget, and torch's defaults.
 """
 
 from __future__ import annotations
@@ -16,18 +16,12 @@ from bench.core.budget import Budget
 from bench.core.errors import BenchError
 from bench.core.world import World
 
-
-def sharded_backbone(backbone: Backbone, world: World) -> ShardsWeights | None:
-    """The backbone where it has spread its weights over the processes, else None."""
-    return backbone if world.shard is not None and isinstance(backbone, ShardsWeights) else None
-
-
 BETAS, EPS = (0.9, 0.999), 1e-8
-"""Of AdamW."""
+"""Betas and epsilon of AdamW."""
 
 
 class Optimizer(Protocol):
-    """What the harness asks of an optimizer: torch's are ones."""
+    """The interface of an optimizer, which torch's optimizers have."""
 
     def zero_grad(self, set_to_none: bool = True) -> None: ...
     def step(self) -> Any: ...
@@ -36,9 +30,10 @@ class Optimizer(Protocol):
 
 
 class CombinedOptimizer:
-    """Several optimizers, each with parameters of its own, as one."""
+    """Several optimizers, each with its own parameters, used as one."""
 
     def __init__(self, parts: dict[str, torch.optim.Optimizer]):
+        """`parts`: the optimizers by name."""
         self.parts = parts
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -50,67 +45,72 @@ class CombinedOptimizer:
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """State of each part under its name."""
+        """State of each part by its name."""
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Back to a stored state; that of another division of the parameters is refused."""
+        """Restore a stored state; one with other parts is a `BenchError`."""
         if state_dict.keys() != self.parts.keys():
             raise BenchError(
                 f"a checkpoint's optimizer has the parts {', '.join(state_dict)}, this run's has "
-                f"{', '.join(self.parts)}: delete the checkpoint and the run starts again."
+                f"{', '.join(self.parts)}: delete the checkpoint to start the run again."
             )
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
 
 
-def full_state(optimizer: Optimizer, spread: ShardsWeights | None) -> dict[str, Any]:
-    """The optimizer's state; where `spread` has spread the weights over processes, its tensors are put together."""
+def sharded_backbone(backbone: Backbone, world: World) -> ShardsWeights | None:
+    """The backbone if its weights are sharded over the processes, else None."""
+    return backbone if world.shard is not None and isinstance(backbone, ShardsWeights) else None
+
+
+def full_state(optimizer: Optimizer, sharding: ShardsWeights | None) -> dict[str, Any]:
+    """The state of the optimizer with full tensors. `sharding`: the backbone if its weights are sharded."""
     state = optimizer.state_dict()
-    return state if spread is None else _full(state, spread)
+    return state if sharding is None else _full_tensors(state, sharding)
 
 
-def _full(value: Any, spread: ShardsWeights) -> Any:
+def _full_tensors(value: Any, sharding: ShardsWeights) -> Any:
     if isinstance(value, torch.Tensor):
-        return spread.stored(value)
-    return {key: _full(entry, spread) for key, entry in value.items()} if isinstance(value, dict) else value
+        return sharding.stored(value)
+    return {key: _full_tensors(entry, sharding) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
-def load_full_state(optimizer: Optimizer, state: dict[str, Any], spread: ShardsWeights | None) -> None:
-    """Back to what `whole_state` gave, each tensor spread as the weight that it belongs to."""
-    if spread is not None:
+def load_full_state(optimizer: Optimizer, state: dict[str, Any], sharding: ShardsWeights | None) -> None:
+    """Restore what `full_state` returned; each tensor is sharded like the weight that it belongs to."""
+    if sharding is not None:
         pairs = [(optimizer, state)]
         if isinstance(optimizer, CombinedOptimizer):
             pairs = [(part, state[name]) for name, part in optimizer.parts.items() if name in state]
-        for part, held in pairs:
-            _assign_owners(part, held, spread)
+        for part, part_state in pairs:
+            _shard_state(part, part_state, sharding)
     optimizer.load_state_dict(state)
 
 
-def _assign_owners(optimizer: Any, state: dict[str, Any], spread: ShardsWeights) -> None:
-    """Replace each whole tensor of one optimizer's state by this process's part."""
+def _shard_state(optimizer: Any, state: dict[str, Any], sharding: ShardsWeights) -> None:
+    """Replace each full tensor in the state of one optimizer by the shard of this process."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, values in state["state"].items():
         like = parameters[index]
         for key, value in values.items():
             if value.shape == like.shape:
-                values[key] = spread.part_of(value, like)
+                values[key] = sharding.part_of(value, like)
 
 
 class ShardedMuon(torch.optim.Muon):
-    """Muon for matrices that are spread over processes: each is put together for its step, alike on every process.
+    """Muon for sharded matrices: every process gathers the full matrix for its step and keeps its shard of the result.
 
-    torch's own orthogonalises spread matrices too, but in bfloat16 over parts: directions that the gradient hardly has
-    come out otherwise, by half of the update for matrices of low rank.
+    torch's Muon accepts sharded matrices, but orthogonalises them in bfloat16 shard by shard. This changes directions
+    in which the gradient is small: for matrices of low rank, by half of the update.
     """
 
-    def __init__(self, matrices: Sequence[torch.nn.Parameter], spread: ShardsWeights, **settings: Any):
-        self._spread = spread
+    def __init__(self, matrices: Sequence[torch.nn.Parameter], sharding: ShardsWeights, **settings: Any):
+        self._sharding = sharding
         super().__init__(matrices, **settings)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of torch's Muon on each whole matrix; this process keeps its part."""
+        """One step of torch's Muon on each full matrix. Collective call."""
         assert closure is None
         for group in self.param_groups:
             settings = {key: value for key, value in group.items() if key != "params"}
@@ -119,17 +119,17 @@ class ShardedMuon(torch.optim.Muon):
                     continue
                 matrix = torch.nn.Parameter(p.full_tensor())
                 matrix.grad = p.grad.full_tensor()
-                alone = torch.optim.Muon([matrix], **settings)
-                alone.state[matrix] = {key: value.full_tensor() for key, value in self.state[p].items()}
-                alone.step()
-                p.copy_(self._spread.part_of(matrix, p))
-                self.state[p] = {key: self._spread.part_of(v, p) for key, v in alone.state[matrix].items()}
+                muon = torch.optim.Muon([matrix], **settings)
+                muon.state[matrix] = {key: value.full_tensor() for key, value in self.state[p].items()}
+                muon.step()
+                p.copy_(self._sharding.part_of(matrix, p))
+                self.state[p] = {key: self._sharding.part_of(v, p) for key, v in muon.state[matrix].items()}
 
 
 def make_optimizer(
-    budget: Budget, parameters: Iterable[torch.nn.Parameter], spread: ShardsWeights | None = None
+    budget: Budget, parameters: Iterable[torch.nn.Parameter], sharding: ShardsWeights | None = None
 ) -> Optimizer:
-    """The budget's optimizer over the trained parameters, in their order; `spread` where it has spread them."""
+    """The optimizer of the budget over the trained parameters. `sharding`: the backbone if its weights are sharded."""
     trained = list(parameters)
     if budget.optimizer == "adamw":
         return _adamw(budget, trained)
@@ -137,10 +137,10 @@ def make_optimizer(
     parts: dict[str, torch.optim.Optimizer] = {}
     if matrices:
         settings: dict[str, Any] = {"lr": budget.lr, "weight_decay": budget.weight_decay}
-        if spread is None:
+        if sharding is None:
             parts["muon"] = torch.optim.Muon(matrices, **settings)
         else:
-            parts["muon"] = ShardedMuon(matrices, spread, **settings)
+            parts["muon"] = ShardedMuon(matrices, sharding, **settings)
     if rest:
         parts["adamw"] = _adamw(budget, rest)
     return CombinedOptimizer(parts)
@@ -151,7 +151,7 @@ def _adamw(budget: Budget, parameters: Sequence[torch.nn.Parameter]) -> torch.op
 
 
 def recorded_optimizer(budget: Budget, optimizer: Optimizer) -> dict[str, Any]:
-    """For the record: class, number of tensors and settings of each part; nothing for AdamW, whose are all known."""
+    """For the record: class, number of tensors and settings of each part; {} for AdamW, whose settings are fixed."""
     if budget.optimizer == "adamw" or not isinstance(optimizer, CombinedOptimizer):
         return {}
     return {"optimizer": {name: _settings(part) for name, part in optimizer.parts.items()}}

@@ -1,9 +1,9 @@
-"""Sample trajectories: the method gives the kernel, the harness draws the noise and keeps the steps that train."""
+"""Sample trajectories: the method defines the kernel, the harness draws the noise and stores the trained steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,7 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bench.algorithm.sampling import micro_batches, rounded_latents
-from bench.api import Backbone, BenchError, Budget, Conditioning, DivergedError, Method, StepView
+from bench.api import Backbone, Conditioning, Method, StepView
+from bench.core.budget import Budget
+from bench.core.errors import BenchError, DivergedError
 from bench.core.ledger import Ledger, guidance_multiplicity
 from bench.core.rng import normal, stream
 from bench.core.world import SINGLE_PROCESS, World
@@ -27,74 +29,76 @@ def injected_variance(method: Method, sigmas: Float[Tensor, "t1"]) -> Float[Tens
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """What a rollout needs to know of the suite."""
+    """The settings of a suite that a rollout depends on."""
 
     budget: Budget
     decode: Literal["predicted_x0", "final_latent"]
     group_noise: Literal["distinct", "shared"]
     seed: int
     train_last: bool = True
-    """Whether the last step may train where it is noisy."""
+    """Whether the last step may train if it is noisy."""
     world: World = SINGLE_PROCESS
-    """The processes that share the samples."""
+    """The processes over which the samples are distributed."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Trained steps of trajectories, and where they end: of the samples that this process holds.
+    """The trained steps and the final latents of trajectories, for the samples of this process.
 
-    Samples are numbered in prompt order ([p, g] flattened); `b` counts those of `own`.
+    Samples are numbered in prompt order ([p, g] flattened); `b` is the number of samples of this process.
     """
 
     sigmas: Float[Tensor, "t1"]
     view: StepView
     x: Float[Tensor, "n b ..."]
+    """Latents before each trained step."""
     x_next: Float[Tensor, "n b ..."]
+    """Latents after it."""
     logp_old: Float[Tensor, "n b"]
+    """Log-probability of `x_next` under the policy of the rollout."""
     anchors: dict[str, Float[Tensor, "n b ..."]]
     """Velocities of each anchor at the trained steps."""
     x0: Float[Tensor, "b ..."]
+    """Final latents, which are decoded."""
     cond: Conditioning
-    """Of all samples of the round."""
-    own: Int[Tensor, "b"]
-    """Numbers of the samples held here, ascending; all of them for one process."""
+    """Conditioning of all samples of the update, also those of other processes."""
+    samples: Int[Tensor, "b"]
+    """Numbers of the samples of this process, ascending."""
 
-    def places(self, samples: Int[Tensor, "m"]) -> Int[Tensor, "m"]:
-        """Where these samples, all held here, stand in the tensors."""
-        return torch.searchsorted(self.own, samples)
+    def local_positions(self, samples: Int[Tensor, "m"]) -> Int[Tensor, "m"]:
+        """Positions of these sample numbers in the tensors; all must be samples of this process."""
+        return torch.searchsorted(self.samples, samples)
 
-    def holding(self, samples: Int[Tensor, "m"], world: World) -> Rollout:
-        """The same round with these samples (ascending) held here in place of `own`: every process must ask at once.
+    def redistribute(self, samples: Int[Tensor, "m"], world: World) -> Rollout:
+        """Collective call: the same rollout with these samples (ascending) on this process.
 
-        One step of one tensor is exchanged at a time, so that no process ever holds the whole round.
+        One step of one tensor is exchanged at a time, so that no process ever holds the whole rollout.
         """
 
         def exchange(part: Tensor) -> Tensor:
-            whole = part.new_empty(len(self.cond.text), *part.shape[1:])
-            for own, values in world.everyone((self.own, part)):
-                whole[own] = values
-            return whole[samples]
+            gathered = part.new_empty(len(self.cond.text), *part.shape[1:])
+            for numbers, values in world.all_gather((self.samples, part)):
+                gathered[numbers] = values
+            return gathered[samples]
 
-        def steps(tensor: Tensor) -> Tensor:
+        def exchange_steps(tensor: Tensor) -> Tensor:
             return torch.stack([exchange(part) for part in tensor])
 
-        return Rollout(
-            self.sigmas,
-            self.view,
-            steps(self.x),
-            steps(self.x_next),
-            steps(self.logp_old),
-            {name: steps(tensor) for name, tensor in self.anchors.items()},
-            exchange(self.x0),
-            self.cond,
-            samples,
+        return replace(
+            self,
+            x=exchange_steps(self.x),
+            x_next=exchange_steps(self.x_next),
+            logp_old=exchange_steps(self.logp_old),
+            anchors={name: exchange_steps(tensor) for name, tensor in self.anchors.items()},
+            x0=exchange(self.x0),
+            samples=samples,
         )
 
 
 def noisy_steps(method: Method, sigmas: Tensor, settings: RolloutConfig, update: int) -> Tensor:
-    """Which steps are noisy [t]: the method's choice, less those whose kernel injects nothing (CPS's last one).
+    """Marks the noisy steps [t]: the method's choice without steps whose kernel adds no noise (the last one of CPS).
 
-    Where the predicted x0 is decoded, the last step is not noisy either.
+    With the decode rule `predicted_x0` the last step is not noisy either.
     """
     steps = len(sigmas) - 1
     noisy = method.stochastic(sigmas, update, stream(settings.seed, "stochastic", update))
@@ -111,9 +115,9 @@ def noisy_steps(method: Method, sigmas: Tensor, settings: RolloutConfig, update:
 def trained_steps(
     method: Method, sigmas: Tensor, noisy: Tensor, settings: RolloutConfig, update: int
 ) -> Int[Tensor, "n"]:
-    """Which steps train, ascending: the method's choice if it has its own `train_steps`, else drawn from noisy ones.
+    """Indices of the trained steps, ascending: from the method's own `train_steps`, else drawn from the noisy steps.
 
-    The draw's stream does not know the method, so methods with the same noisy steps train the same steps.
+    The draw does not depend on the method, so methods with the same noisy steps train the same steps.
     """
     n, rng = settings.budget.train_steps, stream(settings.seed, "train_steps", update)
     name = type(method).__name__
@@ -126,118 +130,122 @@ def trained_steps(
     if type(method).train_steps is Method.train_steps:
         return candidates[torch.randperm(len(candidates), generator=rng)[:n]].sort().values
     chosen = method.train_steps(sigmas, n, rng)
-    whole = not chosen.is_floating_point() and chosen.dtype != torch.bool
+    is_integer = not chosen.is_floating_point() and chosen.dtype != torch.bool
     if (
         chosen.shape != (n,)
-        or not whole
+        or not is_integer
         or not set(chosen.tolist()) <= set(candidates.tolist())
         or len(chosen.unique()) != n
     ):
         raise BenchError(
             f"{name}.train_steps returned {chosen.tolist()}: "
-            f"it must name {n} different noisy steps out of {candidates.tolist()}."
+            f"return {n} different noisy steps out of {candidates.tolist()}."
         )
     return chosen.sort().values
 
 
 def local_samples(budget: Budget, world: World) -> Int[Tensor, "b"]:
-    """Numbers of the samples that this process rolls out: its micro-batches of the round."""
+    """Numbers of the samples of this process: its micro-batches of the update."""
     b = budget.prompts * budget.group_size
-    return torch.cat([torch.arange(b)[part] for part in world.mine(micro_batches(b, budget.micro_batch))])
+    return torch.cat([torch.arange(b)[part] for part in world.local_items(micro_batches(b, budget.micro_batch))])
 
 
-def noise(
-    settings: RolloutConfig,
-    update: int,
-    kind: str,
-    step: int,
-    shape: Sequence[int],
-    samples: Sequence[int] | None = None,
-) -> Float[Tensor, "b ..."]:
-    """Noise of all samples, or of these: a pure function of (seed, update, prompt position, member, step).
+@dataclass(frozen=True)
+class NoiseSource:
+    """Noise as a pure function of (seed, update, position of the prompt, number in the group, step).
 
-    Never of the method, the batch or the number of processes.
+    It does not depend on the method, the batch or the number of processes.
     """
-    budget = settings.budget
-    shared = kind == "initial" and settings.group_noise == "shared"
-    pairs = [(p, g) for p in range(budget.prompts) for g in range(budget.group_size)]
-    wanted = pairs if samples is None else [pairs[sample] for sample in samples]
-    names = [(kind, update, p, 0 if shared else g, step) for p, g in wanted]
-    return normal(settings.seed, names, shape)
+
+    config: RolloutConfig
+    update: int
+    shape: Sequence[int]
+    """Shape of one sample's latent."""
+
+    def draw(self, kind: str, step: int, samples: Sequence[int]) -> Float[Tensor, "b ..."]:
+        """Noise of these samples; `kind` is "initial" or "step"."""
+        budget = self.config.budget
+        shared = kind == "initial" and self.config.group_noise == "shared"
+        pairs = [divmod(sample, budget.group_size) for sample in samples]
+        names = [(kind, self.update, p, 0 if shared else g, step) for p, g in pairs]
+        return normal(self.config.seed, names, self.shape)
 
 
-def _velocities(backbone: Backbone, x: Tensor, sigma: Tensor, cond: Conditioning, budget: Budget) -> Tensor:
-    parts = []
-    for rows in micro_batches(len(x), budget.micro_batch):
-        part = Conditioning(cond.text[rows], cond.glyph[rows])
-        parts.append(backbone.velocity(x[rows], sigma[rows], part, budget.guidance))
-    return torch.cat(parts)
+@dataclass(frozen=True)
+class Sampler:
+    """Samples the trajectories of an update: the method defines each noisy step, the harness draws the noise."""
+
+    backbone: Backbone
+    method: Method
+    config: RolloutConfig
+    ledger: Ledger
+
+    @torch.no_grad()
+    def sample(self, prompts: Conditioning, update: int, anchors: Sequence[str] = ()) -> Rollout:
+        """Trajectories of an update for its encoded prompts, `group_size` per prompt.
+
+        `anchors`: names of the references whose velocities the KL terms need.
+        """
+        budget, backbone, world = self.config.budget, self.backbone, self.config.world
+        sigmas = sigma_schedule(budget.steps, budget.shift)
+        noisy = noisy_steps(self.method, sigmas, self.config, update)
+        trained = trained_steps(self.method, sigmas, noisy, self.config, update)
+        cond = prompts.take(p for p in range(len(prompts.text)) for _ in range(budget.group_size))
+        samples = local_samples(budget, world)
+        numbers, noise = samples.tolist(), NoiseSource(self.config, update, backbone.latent_shape)
+        local_cond = cond.take(numbers)
+        x = rounded_latents(backbone, noise.draw("initial", 0, numbers), first=True)
+        stored: dict[str, list[Tensor]] = {"x": [], "x_next": [], "logp": []}
+        references: dict[str, list[Tensor]] = {name: [] for name in anchors}
+        for i in range(budget.steps):
+            sigma, sigma_next = sigmas[i].expand(len(x)), sigmas[i + 1].expand(len(x))
+            v = self._velocities(x, sigma, local_cond, "nfe_rollout")
+            if noisy[i]:
+                step = self.method.transition(x, v, sigma, sigma_next)
+                std = step.std.reshape(-1, *[1] * (x.ndim - 1))
+                x_next = step.mean + std * noise.draw("step", i, numbers)
+            else:
+                x_next = euler(x, v, sigma, sigma_next)
+            x_next = rounded_latents(backbone, x_next)
+            if i in trained:
+                stored["x"].append(x)
+                stored["x_next"].append(x_next)
+                stored["logp"].append(self.method.log_prob(step, x_next))
+                for name in anchors:
+                    with backbone.as_anchor(name):
+                        references[name].append(self._velocities(x, sigma, local_cond, "nfe_anchor"))
+            x = x_next
+        self.ledger.spend("videos", len(cond.text))
+        self.ledger.spend("prompts", len(prompts.text))
+        _check_finite(stored["logp"], trained, world)
+        return Rollout(
+            sigmas=sigmas,
+            view=StepView(trained, self.method.step_weights(sigmas)[trained]),
+            x=torch.stack(stored["x"]),
+            x_next=torch.stack(stored["x_next"]),
+            logp_old=torch.stack(stored["logp"]),
+            anchors={name: torch.stack(velocities) for name, velocities in references.items()},
+            x0=x,
+            cond=cond,
+            samples=samples,
+        )
+
+    def _velocities(self, x: Tensor, sigma: Tensor, cond: Conditioning, expense: str) -> Tensor:
+        """Velocities in micro-batches; the ledger counts the evaluations of all processes."""
+        budget, parts = self.config.budget, []
+        for rows in micro_batches(len(x), budget.micro_batch):
+            part = Conditioning(cond.text[rows], cond.glyph[rows])
+            parts.append(self.backbone.velocity(x[rows], sigma[rows], part, budget.guidance))
+        samples = budget.prompts * budget.group_size
+        self.ledger.spend(expense, samples * guidance_multiplicity(budget.guidance))
+        return torch.cat(parts)
 
 
-@torch.no_grad()
-def sample(
-    backbone: Backbone,
-    method: Method,
-    cond: Conditioning,
-    settings: RolloutConfig,
-    update: int,
-    anchors: Sequence[str],
-    ledger: Ledger,
-) -> Rollout:
-    """One round of trajectories for the prompts behind `cond` (one entry per prompt)."""
-    budget = settings.budget
-    sigmas = sigma_schedule(budget.steps, budget.shift)
-    noisy = noisy_steps(method, sigmas, settings, update)
-    chosen = trained_steps(method, sigmas, noisy, settings, update)
-    whole = cond.take(p for p in range(len(cond.text)) for _ in range(budget.group_size))
-    b, times = len(whole.text), guidance_multiplicity(budget.guidance)  # the ledger counts what all processes do
-    own = local_samples(budget, settings.world)
-    rows = own.tolist()
-    members = whole.take(rows)
-    x = rounded_latents(backbone, noise(settings, update, "initial", 0, backbone.latent_shape, rows), first=True)
-    kept_x, kept_next, kept_logp = [], [], []
-    kept_anchor: dict[str, list[Tensor]] = {name: [] for name in anchors}
-    for i in range(budget.steps):
-        sigma, sigma_next = sigmas[i].expand(len(x)), sigmas[i + 1].expand(len(x))
-        v = _velocities(backbone, x, sigma, members, budget)
-        ledger.spend("nfe_rollout", b * times)
-        if noisy[i]:
-            step = method.transition(x, v, sigma, sigma_next)
-            fresh = noise(settings, update, "step", i, backbone.latent_shape, rows)
-            x_next = step.mean + step.std.reshape(-1, *[1] * (x.ndim - 1)) * fresh
-        else:
-            x_next = euler(x, v, sigma, sigma_next)
-        x_next = rounded_latents(backbone, x_next)
-        if i in chosen:
-            kept_x.append(x)
-            kept_next.append(x_next)
-            kept_logp.append(method.log_prob(step, x_next))
-            for name in anchors:
-                with backbone.as_anchor(name):
-                    kept_anchor[name].append(_velocities(backbone, x, sigma, members, budget))
-                ledger.spend("nfe_anchor", b * times)
-        x = x_next
-    ledger.spend("videos", b)
-    ledger.spend("prompts", len(cond.text))
-    _need_finite(kept_logp, chosen, settings.world)
-    return Rollout(
-        sigmas,
-        StepView(chosen, method.step_weights(sigmas)[chosen]),
-        torch.stack(kept_x),
-        torch.stack(kept_next),
-        torch.stack(kept_logp),
-        {name: torch.stack(kept) for name, kept in kept_anchor.items()},
-        x,
-        whole,
-        own,
-    )
-
-
-def _need_finite(logp: Sequence[Tensor], steps: Int[Tensor, "n"], world: World) -> None:
-    """Stop all processes at the first step whose log-probability is not finite in one of them."""
-    found = world.everyone([bool(torch.isfinite(values).all()) for values in logp])
+def _check_finite(logp: Sequence[Tensor], steps: Int[Tensor, "n"], world: World) -> None:
+    """Collective call: raise at the first step with a log-probability that is not finite, on all processes."""
+    finite = world.all_gather([bool(torch.isfinite(values).all()) for values in logp])
     for n, i in enumerate(steps.tolist()):
-        if not all(finite[n] for finite in found):
+        if not all(flags[n] for flags in finite):
             raise DivergedError(
                 f"log-probability of rollout step {i} is not finite: "
                 "the policy diverged or the kernel has no variance there."

@@ -1,4 +1,4 @@
-"""Held-out videos by the plain ODE, without method code, and what this sampler shares with the rollout."""
+"""Held-out videos, sampled by the ODE without any code of a method, and helpers that the rollout shares."""
 
 from __future__ import annotations
 
@@ -16,56 +16,72 @@ from bench.flow import euler, sigma_schedule
 
 
 def rounded_latents(backbone: Backbone, x: Float[Tensor, "b ..."], first: bool = False) -> Float[Tensor, "b ..."]:
-    """Latents as the sampler hands them on: the first noise, or the result of a step.
+    """The latents that sampling continues with. `first`: x is the initial noise, else the result of a step.
 
-    A log-probability is that of what this returns, so that rollout and update score the same numbers.
+    Log-probabilities are those of the rounded latents, so that rollout and update score the same numbers.
     """
     return backbone.round_latents(x, first) if isinstance(backbone, RoundsLatents) else x
 
 
 def micro_batches(b: int, size: int) -> list[slice]:
-    """Slices of at most `size` samples; the shape of a forward pass is the suite's choice, never the machine's."""
+    """Slices of at most `size` out of b samples. The suite sets the size, so it is the same on every machine."""
     return [slice(start, min(start + size, b)) for start in range(0, b, size)]
 
 
 @dataclass(frozen=True)
 class HeldOutBatch:
-    """Some held-out videos: which prompt, which of its videos, and the pixels in [0, 1]."""
+    """A batch of held-out videos."""
 
     prompt_index: list[int]
+    """Index of each video's prompt in the list of held-out prompts."""
     video: list[int]
+    """Number of each video among those of its prompt."""
     pixels: Float[Tensor, "b 3 F H W"]
+    """In [0, 1]."""
     counts: bool = True
-    """False for a batch that another process has too: it only keeps step with the others."""
+    """False for a padding batch, computed so that collective calls match and then discarded."""
+
+
+@dataclass(frozen=True)
+class HeldOutConfig:
+    """Settings of the sampling of held-out videos."""
+
+    videos_per_prompt: int
+    seed: int
+    """Seed of the noise, independent of the training seed."""
+    steps: int
+    """Steps of the ODE."""
+    shift: float
+    """Shift of the sigma schedule."""
+    guidance: float
+    """Classifier-free guidance scale."""
+    micro_batch: int
+    """Videos per forward pass."""
 
 
 @torch.no_grad()
 def sample_held_out(
     backbone: Backbone,
     cond: Conditioning,
-    *,
-    videos: int,
-    seed: int,
-    steps: int,
-    shift: float,
-    guidance: float,
-    batch: int,
-    only: Sequence[int] | None = None,
+    config: HeldOutConfig,
+    prompts: Sequence[int] | None = None,
     world: World = SINGLE_PROCESS,
 ) -> Iterator[HeldOutBatch]:
-    """`videos` per prompt, in prompt order; of the prompts with an index in `only`, by default of all.
+    """Videos of the prompts with these indices, by default of all, in this order; each process yields its batches.
 
-    Noise is keyed by (seed, prompt, video) alone, so it is paired over rows and training seeds. Processes share whole
-    batches, so that the shape of a forward pass does not depend on their number.
+    The noise depends on (seed, prompt, video) only, so it is the same for all rows and training seeds. Whole batches
+    are distributed over the processes, so the shape of a forward pass does not depend on their number.
     """
-    pairs = [(p, k) for p in (range(len(cond.text)) if only is None else only) for k in range(videos)]
-    sigmas = sigma_schedule(steps, shift)
-    for start, counts in world.turns(range(0, len(pairs), batch)):
-        part = pairs[start : start + batch]
-        x = normal(seed, [("heldout", p, k) for p, k in part], backbone.latent_shape)
+    indices = range(len(cond.text)) if prompts is None else prompts
+    pairs = [(p, k) for p in indices for k in range(config.videos_per_prompt)]
+    sigmas = sigma_schedule(config.steps, config.shift)
+    for start, counts in world.padded_turns(range(0, len(pairs), config.micro_batch)):
+        part = pairs[start : start + config.micro_batch]
+        x = normal(config.seed, [("heldout", p, k) for p, k in part], backbone.latent_shape)
         x = rounded_latents(backbone, x, first=True)
         text = cond.take(p for p, _ in part)
-        for i in range(steps):
+        for i in range(config.steps):
             sigma, sigma_next = sigmas[i].expand(len(x)), sigmas[i + 1].expand(len(x))
-            x = rounded_latents(backbone, euler(x, backbone.velocity(x, sigma, text, guidance), sigma, sigma_next))
+            v = backbone.velocity(x, sigma, text, config.guidance)
+            x = rounded_latents(backbone, euler(x, v, sigma, sigma_next))
         yield HeldOutBatch([p for p, _ in part], [k for _, k in part], backbone.decode(x), counts)

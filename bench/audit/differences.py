@@ -1,7 +1,4 @@
-"""In what two runs of one digest differ, number by number: the nondeterminism floor, and the record of a replay.
-
-Nothing here imports torch: the main table quotes `replay.json`.
-"""
+"""Differences between a stored run and its repetition: training numbers, scores, software and hardware."""
 
 from __future__ import annotations
 
@@ -12,19 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench import store
 from bench.core.errors import BenchError
-from bench.core.hashing import plain
+from bench.suite.difference import differences
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Parts of a line of `train.jsonl` that the clock or a restart decides.
+#: Fields of a line of `train.jsonl` that depend on the clock or on restarts.
 NOT_COMPARED = ("seconds.", "ledger.restarts")
 ABSENT = "not recorded"
 
 
-# training -----------------------------------------------------------------------------------------------------
 class Difference(NamedTuple):
-    """One number that differs."""
+    """One number of `train.jsonl` that differs."""
 
     update: int
     field: str
@@ -34,7 +30,7 @@ class Difference(NamedTuple):
 
     @property
     def size(self) -> float:
-        """Absolute difference; infinite where one of the two is no number."""
+        """Absolute difference; infinite if one of the two is not a number."""
         if isinstance(self.stored, (int, float)) and isinstance(self.again, (int, float)):
             return abs(self.stored - self.again)
         return math.inf
@@ -45,29 +41,30 @@ class Difference(NamedTuple):
 
 @dataclass
 class TrainingDiff:
-    """Lines of `train.jsonl` compared."""
+    """Comparison of the lines of two `train.jsonl`."""
 
     updates: int
     compared: int = 0
-    """Numbers."""
+    """Count of compared numbers."""
     gaps: list[Difference] = field(default_factory=list)
     one_sided: dict[str, str] = field(default_factory=dict)
-    """Fields that only one of two lines has, to which one."""
+    """Field that only one of the two runs has, to "stored" or "second"."""
 
     @property
     def largest(self) -> Difference | None:
+        """The difference of the largest size; None if no number differs."""
         return max(self.gaps, key=lambda gap: gap.size, default=None)
 
 
-def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every number of a line with its dotted name."""
+def line_fields(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every field of a line that is compared; lists have their items and their length."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from leaves(item, f"{name}.{key}" if name else str(key))
+            yield from line_fields(item, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list):
         yield f"{name}.length", len(value)
-        for place, item in enumerate(value):
-            yield from leaves(item, f"{name}.{place}")
+        for index, item in enumerate(value):
+            yield from line_fields(item, f"{name}.{index}")
     elif not name.startswith(NOT_COMPARED):
         yield name, value
 
@@ -75,44 +72,46 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def compare_lines(
     stored: Sequence[Mapping[str, Any]], again: Sequence[Mapping[str, Any]], updates: int
 ) -> TrainingDiff:
-    """The first `updates` lines of two runs, all numbers but seconds and restarts."""
-    found = TrainingDiff(updates)
+    """Compare the first `updates` lines of two runs, all numbers except seconds and restarts."""
+    diff = TrainingDiff(updates)
     for update in range(updates):
         if update >= min(len(stored), len(again)):
-            there, here = (f"{len(lines)} lines" for lines in (stored, again))
-            if there != here:
-                found.gaps.append(Difference(update, "train.jsonl", there, here))
+            if len(stored) != len(again):
+                lengths = (f"{len(lines)} lines" for lines in (stored, again))
+                diff.gaps.append(Difference(update, "train.jsonl", *lengths))
             break
-        left, right = dict(leaves(stored[update])), dict(leaves(again[update]))
+        left, right = dict(line_fields(stored[update])), dict(line_fields(again[update]))
         for name in left.keys() ^ right.keys():
-            found.one_sided.setdefault(name, "stored" if name in left else "second")
+            diff.one_sided.setdefault(name, "stored" if name in left else "second")
         both = [name for name in left if name in right]
-        found.compared += len(both)
-        found.gaps += [Difference(update, n, left[n], right[n]) for n in both if left[n] != right[n]]
-    return found
+        diff.compared += len(both)
+        diff.gaps += [Difference(update, n, left[n], right[n]) for n in both if left[n] != right[n]]
+    return diff
 
 
-# scores -------------------------------------------------------------------------------------------------------
 def score_floors(stored: pd.DataFrame, again: pd.DataFrame) -> dict[str, float]:
-    """Largest absolute difference of each metric over the held-out videos; other videos or metrics are refused."""
+    """Metric to its largest absolute difference over the held-out videos, score units.
+
+    Two runs with other videos or metrics are a `BenchError`.
+    """
     left, right = (frame.set_index(store.SCORE_KEY)["value"] for frame in (stored, again))
     if not left.index.equals(right.index):
-        odd = sorted(set(left.index) ^ set(right.index))
+        unmatched = sorted(set(left.index) ^ set(right.index))
+        example = dict(zip(store.SCORE_KEY, unmatched[0], strict=True))
         raise BenchError(
-            f"the two runs scored other videos or metrics, e.g. {dict(zip(store.SCORE_KEY, odd[0], strict=True))}: "
-            "restore the run's folder, or the prompts that it was made with."
+            f"the two runs scored other videos or metrics, such as {example}: restore the run's folder, or the "
+            "prompts that it was made with."
         )
     return {str(name): float(gap) for name, gap in (left - right).abs().groupby(level="metric").max().items()}
 
 
-# where both were made -----------------------------------------------------------------------------------------
 def environment(
     provenance: Mapping[str, Any],
     backbone: Mapping[str, Any],
     evaluators: Mapping[str, Mapping[str, Any]],
     prompts: str,
 ) -> dict[str, Any]:
-    """All beside the settings that may move a number, by name: sources, versions, hardware, weights, prompts."""
+    """Everything besides the settings that may change a number: sources, versions, hardware, weights, prompts."""
     hardware = provenance.get("hardware", {})
     return {
         "sources": provenance.get("source_digest", ABSENT),
@@ -123,13 +122,12 @@ def environment(
         "GPU": provenance.get("gpu", "none"),
         "processes": provenance.get("processes", 1),
         **{f"backbone {name}": value for name, value in backbone.items()},
-        **{f"{scorer} {name}": value for scorer, entry in evaluators.items() for name, value in entry.items()},
+        **{f"{evaluator} {name}": value for evaluator, entry in evaluators.items() for name, value in entry.items()},
         "prompts": prompts,
     }
 
 
 def environment_changes(stored: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
-    """What differs between two `surroundings`, one phrase each."""
-    names = list(dict.fromkeys([*stored, *again]))
-    pairs = [(name, stored.get(name, ABSENT), again.get(name, ABSENT)) for name in names]
-    return [f"{name}: {left} stored, {right} again" for name, left, right in pairs if plain(left) != plain(right)]
+    """One phrase for each entry in which two `environment`s differ."""
+    changes = differences(stored, again, absent=ABSENT)
+    return [f"{name}: {left} stored, {right} again" for name, (left, right) in changes.items()]

@@ -1,4 +1,4 @@
-"""The ratio audit as plain text: the verdict, each trained step, and what each practice would make of the ratio."""
+"""The ratio audit as plain text: each trained step, whether a row passes, and the error of each practice."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 from tabulate import tabulate
 
-HEADS = ("largest |ratio - 1|", "mean |log-ratio|", "beyond clip range")
+HEADERS = ("largest |ratio - 1|", "mean |log-ratio|", "beyond clip range")
 KEYS = ("largest", "mean_log_ratio", "beyond_clip")
 
 
-def ratio_page(found: Mapping[str, Any]) -> str:
-    """The whole audit of one suite; `found` is what `bench.audit.ratio.audit_suite` returns."""
-    policy = "fresh policy" if found["policy"] == "fresh" else f"policy of {found['policy']}"
-    head = f"{found['suite']}: ratio audit before the first update, seed {found['seed']}, {policy}"
-    body = f"{found['samples']} samples in each trained step, scored again by the training forward"
-    parts = [head, body, "", _steps(found["rows"]), ""]
-    parts += [_verdict(row, found["tolerance"]) for row in found["rows"]]
+def ratio_page(audit: Mapping[str, Any]) -> str:
+    """The audit of one suite; `audit` is the result of `bench.audit.ratio.audit_suite`."""
+    policy = "fresh policy" if audit["policy"] == "fresh" else f"policy of {audit['policy']}"
+    head = f"{audit['suite']}: ratio audit before the first update, seed {audit['seed']}, {policy}"
+    body = f"{audit['samples']} samples in each trained step, scored again by the training forward"
+    parts = [head, body, "", _steps(audit["rows"]), ""]
+    parts += [_verdict(row, audit["tolerance"]) for row in audit["rows"]]
     parts += ["", "One practice of other codebases at a time, in the second scoring of the same rollout:", ""]
-    parts += [_practices(found["rows"]), "", *_left_out(found["rows"])]
+    parts += [_practices(audit["rows"]), "", *_left_out(audit["rows"])]
     return "\n".join(parts).rstrip()
 
 
@@ -31,14 +31,14 @@ def _cells(entry: Mapping[str, Any]) -> list[str]:
     return [_number(entry[key]) for key in KEYS[:2]] + [f"{100 * entry[KEYS[2]]:.3g} %"]
 
 
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], texts: int) -> str:
-    align = ["left"] * texts + ["right"] * (len(heads) - texts)
-    return tabulate(lines, headers=heads, disable_numparse=True, colalign=align)
+def _table(headers: Sequence[str], lines: Sequence[Sequence[str]], texts: int) -> str:
+    align = ["left"] * texts + ["right"] * (len(headers) - texts)
+    return tabulate(lines, headers=headers, disable_numparse=True, colalign=align)
 
 
 def _steps(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [[row["row"], str(step["step"]), *_cells(step)] for row in rows for step in row["steps"]]
-    return _table(["row", "step", *HEADS], lines, 1)
+    return _table(["row", "step", *HEADERS], lines, 1)
 
 
 def _verdict(row: Mapping[str, Any], tolerance: float) -> str:
@@ -56,18 +56,18 @@ def _practices(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
         if "left_out" not in (entry := row["practices"][name])
     ]
-    return _table(["practice", "row", *HEADS, "clip range"], lines, 2)
+    return _table(["practice", "row", *HEADERS, "clip range"], lines, 2)
 
 
 def _left_out(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line per practice and reason, with the rows that it holds for unless it holds for all."""
-    why: dict[tuple[str, str], list[str]] = {}
+    """One line per practice and reason, with the labels of the rows unless it is all of them."""
+    labels: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for name, entry in row["practices"].items():
             if "left_out" in entry:
-                why.setdefault((name, entry["left_out"]), []).append(row["row"])
+                labels.setdefault((name, entry["left_out"]), []).append(row["row"])
     lines = []
-    for (name, reason), which in why.items():
-        rows_named = "" if len(which) == len(rows) else f" ({', '.join(which)})"
-        lines.append(f"left out: {name}{rows_named}: {reason}")
+    for (name, reason), left_out in labels.items():
+        suffix = "" if len(left_out) == len(rows) else f" ({', '.join(left_out)})"
+        lines.append(f"left out: {name}{suffix}: {reason}")
     return lines

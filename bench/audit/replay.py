@@ -1,7 +1,7 @@
-"""`bench replay`: do a recorded run again and say in what it differs.
+"""`bench replay`: repeat a recorded run and compare every number.
 
-From the record alone: its configuration, row and seed. The first updates, or all of the run with its held-out
-evaluation, in a folder of its own; nothing of the stored run is touched but its `replay.json`.
+The configuration, row and seed come from the record. The first updates, or the whole run with its held-out
+evaluation, are repeated in another folder. The only file that is written into the stored run is `replay.json`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from bench.launch.jobs import suite_jobs
 from bench.store.record import STARTED
 from bench.store.replay import ReplayRecord, write_replay
 from bench.suite.devices import gpu_name, refuse_context_parallel
-from bench.suite.job import Job
-from bench.suite.schema import Experiment
+from bench.suite.job import Job, TrainingRun
+from bench.suite.prepared import prepare
+from bench.suite.schema import Suite
 from bench.train import checkpoint
 from bench.train.preflight import check_suite
 from bench.train.run import execute, load_models
@@ -40,35 +41,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """What the second time gave."""
+    """Result of the repeated run."""
 
     lines: list[dict[str, Any]]
+    """Lines of `train.jsonl`."""
     error: str | None
-    surroundings: dict[str, Any]
+    environment: dict[str, Any]
+    """Sources, versions, hardware, weights and prompts, by name."""
     scores: pd.DataFrame | None = None
-    """None where only the first updates were done, or where the run failed."""
+    """None if only the first updates were repeated, or if the run failed."""
 
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """A replay beside the stored run."""
+    """Comparison of the repeated with the stored run."""
 
     run: Path
     record: store.RunRecord
     """Of the stored run."""
     updates: int
+    """Number of updates that are compared."""
     whole: bool
-    curves: TrainingDiff
-    floors: dict[str, float] | None
-    """Largest difference of each metric; None where there are no scores to compare."""
+    """Whether the whole run was repeated, with its held-out evaluation."""
+    training: TrainingDiff
+    score_differences: dict[str, float] | None
+    """Largest difference of each metric; None if there are no scores to compare."""
     errors: tuple[str | None, str | None]
-    """What stopped the stored run and its replay, if anything did."""
-    other: list[str]
+    """What stopped the stored run and its repetition."""
+    changes: list[str]
+    """Changes of the environment since the stored run, one phrase each."""
 
     @property
     def new_fields(self) -> bool:
         """Whether lines have other fields although the sources are the same."""
-        return bool(self.curves.one_sided) and not any(each.startswith("sources: ") for each in self.other)
+        return bool(self.training.one_sided) and not any(change.startswith("sources: ") for change in self.changes)
 
     @property
     def equal(self) -> bool:
@@ -76,160 +82,180 @@ class ReplayReport:
 
     @property
     def largest(self) -> float:
-        """Largest difference of any number; infinite where something is missing or stopped otherwise."""
+        """Largest difference of any number; infinite if numbers are missing or only one of the two runs stopped."""
         if (self.errors[0] is None) != (self.errors[1] is None) or self.new_fields:
             return math.inf
-        gap = self.curves.largest
-        return max(0.0 if gap is None else gap.size, *(self.floors or {}).values(), 0.0)
+        gap = self.training.largest
+        return max(0.0 if gap is None else gap.size, *(self.score_differences or {}).values(), 0.0)
 
 
 def job_of(run: Path) -> tuple[store.RunRecord, Job]:
-    """The recorded run as a job with today's digest; the record must be one that this version can do."""
+    """The recorded run as a job with today's digest; a record that this version cannot run is refused."""
     record = store.read_record(run)
     try:
-        exp = Experiment.model_validate(record.config)
+        suite = Suite.model_validate(record.config)
     except ValidationError as cause:
         first = cause.errors()[0]
         raise BenchError(
-            f"record {run / store.RUN} holds a configuration that this version does not take "
+            f"record {run / store.RUN} has a configuration that this version does not accept "
             f"({'.'.join(map(str, first['loc']))}: {first['msg']}): check out the commit that it names."
         ) from cause
-    rows = [row for row in exp.rows if row.name == record.row]
+    rows = [row for row in suite.rows if row.name == record.row]
     if record.seed is not None:
         if not rows:
-            raise BenchError(f"record {run / store.RUN} names no row {record.row!r} in its own configuration.")
-        exp = exp.model_copy(update={"rows": rows, "seeds": [record.seed]})
-    refuse_context_parallel(exp, "bench replay")
-    check_suite(exp)
-    return record, suite_jobs(exp, run)[0 if record.seed is None else 1]
+            raise BenchError(f"record {run / store.RUN} has no row {record.row!r} in its configuration.")
+        suite = suite.model_copy(update={"rows": rows, "seeds": [record.seed]})
+    refuse_context_parallel(suite, "bench replay")
+    prepared = prepare(suite)
+    check_suite(prepared)
+    return record, suite_jobs(prepared, run)[0 if record.seed is None else 1]
 
 
 @contextmanager
-def _folder(out: Path | None, run: Path, digest: str) -> Iterator[Path]:
-    """Where the run is done again: a temporary folder, or `out`, which may hold the beginning of the same replay."""
+def _replay_folder(out: Path | None, run: Path, digest: str) -> Iterator[Path]:
+    """The folder of the repetition: a temporary one, or `out`, which may contain the first updates of this replay."""
     if out is None:
         with tempfile.TemporaryDirectory(prefix="bench-replay-") as name:
             yield Path(name)
         return
     started = out / STARTED
     if (out / store.RUN).exists() or out.resolve() == run.resolve():
-        raise BenchError(f"--out {out} holds a run already: name a new folder for the replay.")
+        raise BenchError(f"--out {out} contains a run already: name a new folder for the replay.")
     if started.is_file():
         store.check_digest(out, started.read_text(encoding="utf-8").strip(), digest)
     elif out.exists() and any(out.iterdir()):
-        raise BenchError(f"--out {out} holds other files: name a new or an empty folder for the replay.")
+        raise BenchError(f"--out {out} contains other files: name a new or an empty folder for the replay.")
     yield out
 
 
-def _replay_whole(job: Job, report: ProgressCallback) -> ReplayResult:
+def _repeat_run(job: Job, report: ProgressCallback) -> ReplayResult:
     record = execute(job, report)
     _, scores = store.read_run(job.folder)
-    where = environment(record.provenance, record.backbone, record.evaluators, record.prompts_digest)
-    kept = scores if record.scores_digest is not None else None
-    return ReplayResult(store.read_lines(job.folder / store.TRAIN), record.error, where, kept)
+    return ReplayResult(
+        store.read_lines(job.folder / store.TRAIN),
+        record.error,
+        _record_environment(record),
+        scores if record.scores_digest is not None else None,
+    )
 
 
-def _replay_part(job: Job, updates: int, report: ProgressCallback) -> ReplayResult:
+def _record_environment(record: store.RunRecord) -> dict[str, Any]:
+    return environment(record.provenance, record.backbone, record.evaluators, record.prompts_digest)
+
+
+def _repeat_updates(job: TrainingRun, updates: int, report: ProgressCallback) -> ReplayResult:
     job.folder.mkdir(parents=True, exist_ok=True)
     error = None
     with checkpoint.run_lock(job.folder):
         store.write_text(job.folder / STARTED, job.digest + "\n")
-        backbone, evaluators, _ = load_models(job)
+        models = load_models(job)
         try:
-            Trainer.new(job, backbone, evaluators).train(report, updates)
+            Trainer.new(job, models.backbone, models.evaluators).train(report, updates)
         except DivergedError as cause:
             error = str(cause)
-    prints = {name: dict(each.fingerprint()) for name, each in evaluators.items()}
-    made = provenance(processes=1, **gpu_name())
-    where = environment(made, dict(backbone.fingerprint()), prints, job.exp.check_prompts())
-    return ReplayResult(store.read_lines(job.folder / store.TRAIN), error, where)
+    replay_environment = environment(
+        provenance(processes=1, **gpu_name()),
+        dict(models.backbone.fingerprint()),
+        {name: dict(evaluator.fingerprint()) for name, evaluator in models.evaluators.items()},
+        job.prepared.prompts.digest,
+    )
+    return ReplayResult(store.read_lines(job.folder / store.TRAIN), error, replay_environment)
 
 
 def replay(run: Path, updates: int | None = None, out: Path | None = None) -> ReplayReport:
-    """Do the run again, all of it with its held-out evaluation or its first `updates`, and compare."""
+    """Repeat the run, or its first `updates` without the held-out evaluation, and compare.
+
+    `out`: folder of the repetition, by default a temporary one. Raises `BenchError` for a record that cannot be run.
+    """
     record, job = job_of(run)
-    planned = 0 if record.seed is None else job.exp.budget.updates
+    planned = job.suite.budget.updates if isinstance(job, TrainingRun) else 0
     if updates is not None and not 1 <= updates <= planned:
         raise BenchError(
             f"--updates is {updates}, but the run has {planned} update(s): "
             + (f"give 1 to {planned}." if planned else "the base is not trained, leave --updates out.")
         )
     stored_scores = store.read_run(run)[1] if updates is None else None
-    with _folder(out, run, job.digest) as folder:
+    with _replay_folder(out, run, job.digest) as folder:
         job = replace(job, folder=folder)
-        again = _replay_whole(job, _as_text(job)) if updates is None else _replay_part(job, updates, _as_text(job))
+        if updates is not None and isinstance(job, TrainingRun):
+            result = _repeat_updates(job, updates, _print_progress(job))
+        else:
+            result = _repeat_run(job, _print_progress(job))
     until = planned if updates is None else updates
-    stops = updates is None or record.updates_done < until
-    where = environment(record.provenance, record.backbone, record.evaluators, record.prompts_digest)
-    changed = [] if job.digest == record.digest else [f"digest: {record.digest} stored, {job.digest} again"]
-    differences = None
-    if record.scores_digest is not None and stored_scores is not None and again.scores is not None:
-        differences = score_floors(stored_scores, again.scores)
+    stored_error_counts = updates is None or record.updates_done < until
+    digest_change = [] if job.digest == record.digest else [f"digest: {record.digest} stored, {job.digest} again"]
+    score_differences = None
+    if record.scores_digest is not None and stored_scores is not None and result.scores is not None:
+        score_differences = score_floors(stored_scores, result.scores)
     return ReplayReport(
         run=run,
         record=record,
         updates=until,
         whole=updates is None,
-        curves=compare_lines(store.read_lines(run / store.TRAIN), again.lines, until),
-        floors=differences,
-        errors=(record.error if stops else None, again.error),
-        other=environment_changes(where, again.surroundings) or changed,
+        training=compare_lines(store.read_lines(run / store.TRAIN), result.lines, until),
+        score_differences=score_differences,
+        errors=(record.error if stored_error_counts else None, result.error),
+        changes=environment_changes(_record_environment(record), result.environment) or digest_change,
     )
 
 
-def write_verdict(verdict: ReplayReport) -> Path:
-    """`replay.json` of a whole replay, beside the record of the run."""
-    gaps = verdict.curves.gaps
-    kept = ReplayRecord(
-        digest=verdict.record.digest,
-        scores_digest=verdict.record.scores_digest,
+def write_verdict(report: ReplayReport) -> Path:
+    """Write `replay.json` of a whole replay beside the record of the run."""
+    gaps = report.training.gaps
+    record = ReplayRecord(
+        digest=report.record.digest,
+        scores_digest=report.record.scores_digest,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware={**hardware(), **gpu_name()},
-        equal=verdict.equal,
+        equal=report.equal,
         training_gaps=len(gaps),
         first_gap=str(gaps[0]) if gaps else None,
-        floors=verdict.floors or {},
-        other=verdict.other,
+        floors=report.score_differences or {},
+        other=report.changes,
     )
-    return write_replay(verdict.run, kept)
+    return write_replay(report.run, record)
 
 
-def _as_text(job: Job) -> ProgressCallback:
-    """Plain lines of progress on stderr."""
-    last = [-math.inf]
+def _print_progress(job: Job) -> ProgressCallback:
+    """Print progress as lines on stderr."""
+    last_line = -math.inf
 
     def report(phase: str, done: int, total: int) -> None:
+        nonlocal last_line
         now = time.monotonic()
-        if now - last[0] > LINE_EVERY:
-            last[0] = now
+        if now - last_line > LINE_EVERY:
+            last_line = now
             say(f"again: {job.label}: {phase} {done}/{total}")
 
     return report
 
 
-def replay_page(verdict: ReplayReport, tolerance: float) -> str:
-    """The verdict in words, first line first."""
-    curves, errors = verdict.curves, verdict.errors
-    parts = [f"{verdict.updates} update(s)"] * (verdict.updates > 0) + ["the held-out evaluation"] * verdict.whole
-    said = "equal bits"
-    if not verdict.equal:
-        size = f"differs by up to {verdict.largest:.3g}"
-        size = "cannot be compared in full" if verdict.largest == math.inf else size
-        said = f"{size}, {'within' if verdict.largest <= tolerance else 'above'} the tolerance of {tolerance:g}"
-    lines = [f"{verdict.run}: {' and '.join(parts)} done again: {said}"]
-    if verdict.updates:
-        lines.append(f"training: {len(curves.gaps)} of {curves.compared} numbers differ")
-    if curves.gaps:
-        lines += [f"  first: {curves.gaps[0]}", f"  largest: {curves.largest}"]
-    if verdict.floors is not None:
-        gaps = ", ".join(f"{name} {size:.3g}" for name, size in verdict.floors.items())
-        lines.append(f"scores: largest difference {gaps}" if any(verdict.floors.values()) else "scores: all equal")
-    if any(errors):  # their words may name a folder
+def replay_page(report: ReplayReport, tolerance: float) -> str:
+    """The comparison as text; the first line is the result."""
+    training, errors, scores = report.training, report.errors, report.score_differences
+    parts = [f"{report.updates} update(s)"] * (report.updates > 0) + ["the held-out evaluation"] * report.whole
+    lines = [f"{report.run}: {' and '.join(parts)} done again: {_result(report, tolerance)}"]
+    if report.updates:
+        lines.append(f"training: {len(training.gaps)} of {training.compared} numbers differ")
+    if training.gaps:
+        lines += [f"  first: {training.gaps[0]}", f"  largest: {training.largest}"]
+    if scores is not None:
+        gaps = ", ".join(f"{name} {size:.3g}" for name, size in scores.items())
+        lines.append(f"scores: largest difference {gaps}" if any(scores.values()) else "scores: all equal")
+    if any(errors):  # their texts are not compared, since they may contain the name of a folder
         lines.append(f"stopped by: {errors[0] or 'nothing'} (stored); {errors[1] or 'nothing'} (again)")
     lines += [
-        f"not compared: {name}, which only the {side} run has" for name, side in sorted(curves.one_sided.items())
+        f"not compared: {name}, which only the {side} run has" for name, side in sorted(training.one_sided.items())
     ]
-    lines += [f"other than in the record: {each}" for each in verdict.other]
-    if not verdict.other:
+    lines += [f"other than in the record: {change}" for change in report.changes]
+    if not report.changes:
         lines.append("the same sources, versions, hardware and weights as in the record")
     return "\n".join(lines)
+
+
+def _result(report: ReplayReport, tolerance: float) -> str:
+    if report.equal:
+        return "equal bits"
+    infinite = report.largest == math.inf
+    size = "cannot be compared in full" if infinite else f"differs by up to {report.largest:.3g}"
+    return f"{size}, {'within' if report.largest <= tolerance else 'above'} the tolerance of {tolerance:g}"

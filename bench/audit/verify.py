@@ -1,8 +1,9 @@
-"""`bench verify`: whether records are whole and comparable, and stored tables what they give."""
+"""`bench verify`: are records complete and comparable, and do stored tables follow from them?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -10,22 +11,29 @@ from typing import NamedTuple
 from bench import store
 from bench.audit.verify_run import Finding, check_run
 from bench.core.errors import BenchError
-from bench.report.data.records import load_suite, row_settings
-from bench.report.data.selection import Selection, candidate_plans, levels_of, packaged_suites, records_of
+from bench.core.provenance import ROOT
+from bench.report.data.ablation import levels_of
+from bench.report.data.records import load_records, records_below
+from bench.report.data.selection import Selection, row_settings, rows_of
 from bench.report.tables.ablation import NAME as ABLATION
 from bench.report.tables.ablation import render_ablation
-from bench.report.tables.main import FOLDER, NAME, render_table
+from bench.report.tables.main import FOLDER, NAME, load_main_table, render_table
+from bench.store.record import RunRecord
+from bench.suite.difference import first_difference
+from bench.suite.load import load_variants
+from bench.suite.schema import Suite
 
-#: A folder with one of these is a run's.
-MARKS = (store.RUN, store.SCORES, store.TRAIN, store.STARTED, store.CHECKPOINT, store.JOB, store.POLICY)
-#: Plans that are tried before a table counts as not being that of its records.
+CONFIGS = ROOT / "bench" / "configs"
+#: Files that mark the folder of a run.
+RUN_FILES = (store.RUN, store.SCORES, store.TRAIN, store.STARTED, store.CHECKPOINT, store.JOB, store.POLICY)
+#: Selections that are tried before a stored table counts as not the table of its records.
 MOST_SELECTIONS = 12
-NOT_CHECKED = "not checked, since a run below it cannot be read: mend that run first"
-_REMAKE = "write the tables again with `bench table`, or restore the records that they were made from"
+NOT_CHECKED = "not checked, because a run below it cannot be read: fix that run first"
+_REWRITE = "write the tables again with `bench table`, or restore the records that they were made from"
 
 
 class Report(NamedTuple):
-    """What was found, and in how much."""
+    """Findings, and the number of checked runs, suites and stored tables."""
 
     findings: list[Finding]
     runs: int
@@ -34,7 +42,7 @@ class Report(NamedTuple):
 
     @property
     def wrong(self) -> int:
-        """Findings that make results unfit."""
+        """Number of findings that invalidate results."""
         return sum(finding.wrong for finding in self.findings)
 
     @property
@@ -48,26 +56,28 @@ class Report(NamedTuple):
 
 
 def verify(folders: Sequence[Path]) -> Report:
-    """Check everything below the folders, each run, suite and table once."""
+    """Check every run, suite and stored table below the folders once."""
     runs: set[Path] = set()
     tables: set[Path] = set()
     for folder in folders:
-        found = {path.parent for mark in MARKS for path in folder.rglob(mark)}
-        if not found:
+        below = {path.parent for name in RUN_FILES for path in folder.rglob(name)}
+        if not below:
             raise BenchError(f"{folder} holds no run (no {store.RUN} anywhere below): name a folder of records.")
-        runs |= found
+        runs |= below
         tables |= {path for path in folder.rglob(FOLDER) if path.is_dir()}
     findings: list[Finding] = []
     for run in sorted(runs):
         findings += check_run(run)
-    unread = {finding.where for finding in findings if finding.blocks}
+    unreadable = {finding.path for finding in findings if finding.blocks}
     suites = sorted({_suite_of(run) for run in runs})
-    for check, places in ((_check_suite, suites), (_check_tables, sorted(tables))):
-        for place in places:
-            top = place if check is _check_suite else place.parent
-            blocked = any(top in run.parents for run in unread)
-            findings += [Finding(place, NOT_CHECKED, wrong=False)] if blocked else check(place)
-    stored = sum(len(_stored(place)) for place in tables)
+    checks: list[tuple[Path, Path, Callable[[Path], Iterator[Finding]]]] = [
+        *((suite, suite, _check_suite) for suite in suites),
+        *((folder, folder.parent, _check_tables) for folder in sorted(tables)),
+    ]
+    for path, records, check in checks:
+        blocked = any(records in run.parents for run in unreadable)
+        findings += [Finding(path, NOT_CHECKED, wrong=False)] if blocked else check(path)
+    stored = sum(len(_stored_tables(folder)) for folder in tables)
     return Report(findings, len(runs), len(suites), stored)
 
 
@@ -76,86 +86,85 @@ def _suite_of(run: Path) -> Path:
     return run.parent.parent if run.name.startswith("seed-") else run.parent
 
 
-# suites -------------------------------------------------------------------------------------------------------
 def _check_suite(folder: Path) -> Iterator[Finding]:
-    """The records of one suite compare with each other, pilot seeds too, and no run stands in it twice."""
+    """The records of one suite compare with each other, pilot seeds too, and no run is a copy of another one."""
     try:
-        records = records_of(folder)
+        records = _records(folder)
         seeds = sorted({record.seed for record in records if record.seed is not None})
         if records:
-            load_suite(folder, seeds=seeds or None)
+            load_records(folder, seeds=seeds or None)
     except BenchError as error:
         yield Finding(folder, str(error).rstrip("."))
         return
     first = {record.digest: record for record in reversed(records)}
     for record in records:
-        one = first[record.digest]
-        if (one.seed, row_settings(one)) != (record.seed, row_settings(record)):
-            names = [store.run_folder("", run.row, run.seed).as_posix() for run in (one, record)]
+        original = first[record.digest]
+        if (original.seed, row_settings(original)) != (record.seed, row_settings(record)):
+            names = [store.run_folder("", run.row, run.seed).as_posix() for run in (original, record)]
             yield Finding(
-                folder, f"{names[0]} and {names[1]} have one digest, {one.digest}: the second is a copy, run it again"
+                folder,
+                f"{names[0]} and {names[1]} have one digest, {original.digest}: the second is a copy, run it again",
             )
 
 
-# tables -------------------------------------------------------------------------------------------------------
-def _stored(place: Path) -> dict[str, bytes]:
-    """The stored tables of one folder, by file name."""
+def _stored_tables(folder: Path) -> dict[str, bytes]:
+    """File name to content of the stored tables of one folder."""
     names = [f"{name}.{end}" for name in (NAME, ABLATION) for end in ("md", "csv", "tex")]
-    return {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
-def _check_tables(place: Path) -> Iterator[Finding]:
-    """Stored tables are, byte for byte, what `bench table` writes from the records with one of their plans."""
-    stored = _stored(place)
+def _check_tables(folder: Path) -> Iterator[Finding]:
+    """Stored tables are, byte for byte, those that `bench table` writes from the records with a possible selection."""
+    stored = _stored_tables(folder)
     if not stored:
         return
-    folder, best = place.parent, None
+    best: tuple[list[str], dict[str, str]] | None = None
     try:
-        for texts in islice(_renderings(folder, stored), MOST_SELECTIONS):
-            odd = [name for name, content in stored.items() if texts.get(name) != content.decode(errors="replace")]
-            if not odd:
+        for texts in islice(_renderings(folder.parent, stored), MOST_SELECTIONS):
+            wrong = [name for name, content in stored.items() if texts.get(name) != content.decode(errors="replace")]
+            if not wrong:
                 return
-            if best is None or len(odd) < len(best[0]):
-                best = odd, texts
+            if best is None or len(wrong) < len(best[0]):
+                best = wrong, texts
     except BenchError as error:
-        yield Finding(place, f"the tables cannot be checked ({str(error).rstrip('.')}): {_REMAKE}")
+        yield Finding(folder, f"the tables cannot be checked ({str(error).rstrip('.')}): {_REWRITE}")
         return
     if best is None:
-        yield Finding(place, f"tables without records: {_REMAKE}")
+        yield Finding(folder, f"tables without records: {_REWRITE}")
         return
     for name in best[0]:
-        line = _first_difference(stored[name].decode(errors="replace"), best[1].get(name, ""))
+        line = _first_differing_line(stored[name].decode(errors="replace"), best[1].get(name, ""))
         yield Finding(
-            place / name, f"is not what `bench table` writes from these records, from line {line} on: {_REMAKE}"
+            folder / name, f"is not what `bench table` writes from these records, from line {line} on: {_REWRITE}"
         )
 
 
-def _first_difference(text: str, other: str) -> int:
+def _first_differing_line(text: str, other: str) -> int:
     """Number of the first line in which two texts differ."""
     a, b = text.split("\n"), other.split("\n")
     return next((number for number, (x, y) in enumerate(zip(a, b, strict=False), 1) if x != y), min(len(a), len(b)))
 
 
 def _renderings(folder: Path, stored: dict[str, bytes]) -> Iterator[dict[str, str]]:
-    """The texts that `bench table` writes, one mapping per plan; the parts that are not stored are left out."""
+    """Texts that `bench table` writes, one mapping per possible selection; only tables that are stored."""
     variants = _variants(folder, stored)
     if not variants:
         return
-    known = {name: list(candidate_plans(path)) for name, path in variants.items()}
-    for place in range(max(map(len, known.values()))):
-        plan = {name: found[min(place, len(found) - 1)] for name, found in known.items()}
-        yield {**_main(folder, plan, stored), **_ablation(folder, variants, plan, stored)}
+    candidates = {name: list(candidate_selections(path)) for name, path in variants.items()}
+    for index in range(max(map(len, candidates.values()))):
+        chosen = {name: own[min(index, len(own) - 1)] for name, own in candidates.items()}
+        yield {**_main(folder, chosen, stored), **_ablation(folder, variants, chosen, stored)}
 
 
 def _variants(folder: Path, stored: dict[str, bytes]) -> dict[str, Path]:
-    """Folders of a study's variants, its baseline first, or that of the suite itself as ""; {} without records.
+    """Variant to folder, the baseline first, or "" to the folder of a suite that is not a study; {} without records.
 
-    No record says which variant stands first: the project's own YAML does, else the stored table itself.
+    Records do not contain the order of the variants: it is that of the project's own YAML, else of the stored table.
     """
-    if records_of(folder):
+    if records_below(folder):
         return {"": folder}
-    below = {path.name for path in folder.iterdir() if records_of(path)}
-    listed = [exp.variant for exp in packaged_suites().values() if exp.variant and exp.study == folder.name]
+    below = {path.name for path in folder.iterdir() if records_below(path)}
+    listed = [suite.variant for suite in packaged_suites().values() if suite.variant and suite.study == folder.name]
     listed = listed if set(listed) == below else _order_in(stored)
     return {name: folder / name for name in (listed if set(listed) == below else sorted(below))}
 
@@ -166,16 +175,52 @@ def _order_in(stored: dict[str, bytes]) -> list[str]:
     return list(dict.fromkeys(line.split(",")[1] for line in lines if line.count(",") > 1))
 
 
-def _main(folder: Path, plan: dict[str, Selection], stored: dict[str, bytes]) -> dict[str, str]:
-    if "" not in plan or not any(name.startswith(f"{NAME}.") for name in stored):
+def candidate_selections(folder: Path) -> Iterator[Selection]:
+    """Rows and seeds that `bench table` may have used for the records below `results/<suite>`, the likeliest first.
+
+    Rows: those of the project's own YAML of this name, if its settings are those of the records, then those of each
+    configuration in the records. Seeds: all that these configurations name, then those of each of them.
+    """
+    records = _records(folder)
+    configs = [Suite.model_validate(record.config) for record in records]
+    own = packaged_suites().get(configs[0].suite)
+    fits = own is not None and all(first_difference(record.config, own.shared()) is None for record in records)
+    suites = [*([own] if own is not None and fits else []), *configs]
+    seeds = [sorted({seed for suite in configs for seed in suite.seeds}), *(suite.seeds for suite in suites)]
+    seen = []
+    for rows in (rows_of(suite.rows) for suite in suites):
+        for wanted in seeds:
+            selection = Selection(rows, sorted(wanted))
+            if selection not in seen:
+                seen.append(selection)
+                yield selection
+
+
+def _records(folder: Path) -> list[RunRecord]:
+    """All records of one suite, sorted by folder."""
+    return [record for _, record in records_below(folder)]
+
+
+@cache
+def packaged_suites() -> dict[str, Suite]:
+    """Name to suite of all suites and variants in the project's own YAML files; the first file wins."""
+    suites: dict[str, Suite] = {}
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        for suite in load_variants(path):
+            suites.setdefault(suite.name, suite)
+    return suites
+
+
+def _main(folder: Path, chosen: dict[str, Selection], stored: dict[str, bytes]) -> dict[str, str]:
+    if "" not in chosen or not any(name.startswith(f"{NAME}.") for name in stored):
         return {}
-    return render_table(folder, *plan[""])
+    return render_table(load_main_table(folder, *chosen[""]))
 
 
 def _ablation(
-    folder: Path, variants: dict[str, Path], plan: dict[str, Selection], stored: dict[str, bytes]
+    folder: Path, variants: dict[str, Path], chosen: dict[str, Selection], stored: dict[str, bytes]
 ) -> dict[str, str]:
     if not any(name.startswith(f"{ABLATION}.") for name in stored):
         return {}
-    levels = levels_of({name: load_suite(path, *plan[name]) for name, path in variants.items()})
+    levels = levels_of({name: load_records(path, *chosen[name]) for name, path in variants.items()})
     return render_ablation(levels, folder.name) if levels else {}

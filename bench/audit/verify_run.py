@@ -1,4 +1,4 @@
-"""What `bench verify` checks of one run's folder: its record, scores, curve and ledger, and what else lies there."""
+"""Checks of `bench verify` on the folder of one run: record, scores, `train.jsonl`, ledger, and other files."""
 
 from __future__ import annotations
 
@@ -19,89 +19,93 @@ from bench.core.ledger import Ledger
 from bench.report.data.records import failed_gates
 from bench.store.record import RunRecord
 from bench.store.replay import REPLAY, read_replay
-from bench.suite.schema import Experiment
+from bench.suite.schema import Suite
 
 RERUN = "delete the folder and run `bench run` again, or restore all its files together"
-#: Files of a run that has ended; a failed one may have saved the sample that stopped it.
-KEPT = {store.RUN, store.SCORES, store.TRAIN, store.STARTED, store.POLICY, store.LOCK, REPLAY}
-LEFT = {
+#: Files of a run that has ended. A failed run may also have the sample that stopped it.
+RUN_FILES = {store.RUN, store.SCORES, store.TRAIN, store.STARTED, store.POLICY, store.LOCK, REPLAY}
+#: File that a run removes when it ends, to the finding about it.
+LEFTOVERS = {
     store.CHECKPOINT: "a checkpoint beside a finished record: delete it, the record is complete without it",
-    store.JOB: "what a launcher told processes that are gone: delete it",
+    store.JOB: "a job file for processes that have ended: delete it",
 }
 
 
 class Finding(NamedTuple):
     """One line of the report."""
 
-    where: Path
-    what: str
-    """What is found, and how to mend it."""
+    path: Path
+    text: str
+    """The problem and how to fix it."""
     wrong: bool = True
-    """Whether it makes the results unfit; a note does not."""
+    """Whether the finding invalidates the results; a note does not."""
     blocks: bool = False
     """Whether the run cannot be read, so that its suite and its tables cannot be checked."""
 
     @property
     def line(self) -> str:
-        here = Path.cwd()
-        where = self.where.relative_to(here) if self.where.is_relative_to(here) else self.where
-        return f"{'WRONG' if self.wrong else 'note '} {where}: {self.what}."
+        """The finding as text, with its path relative to the current folder if it is below it."""
+        cwd = Path.cwd()
+        path = self.path.relative_to(cwd) if self.path.is_relative_to(cwd) else self.path
+        return f"{'WRONG' if self.wrong else 'note '} {path}: {self.text}."
 
 
 def check_run(folder: Path) -> Iterator[Finding]:
-    """All findings of one folder that holds a file of a run."""
+    """All findings on one folder that contains files of a run."""
     files = {path.name for path in folder.iterdir() if path.is_file()}
     if store.RUN not in files:
         yield Finding(
             folder,
-            f"no {store.RUN}, but {', '.join(sorted(files))}: an unfinished run; the same `bench run` goes on with "
-            "it, or delete the folder",
+            f"no {store.RUN}, but {', '.join(sorted(files))}: an unfinished run. Run the same `bench run` to "
+            "resume it, or delete the folder",
         )
         return
     try:
         record, scores = store.read_run(folder)
     except BenchError as error:
-        yield Finding(folder, _sentence(error), blocks=True)
+        yield Finding(folder, _message(error), blocks=True)
         return
     yield from _leftovers(folder, files, record)
     try:
-        exp = Experiment.model_validate(record.config)
+        suite = Suite.model_validate(record.config)
     except (ValidationError, BenchError) as error:
-        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else _text(error)
+        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else _problem(error)
         yield Finding(folder, f"the configuration is not one of this version ({first}): {RERUN}", blocks=True)
         return
-    for mistake in (*_place(folder, record), *_status(record), *_budget(record), *_curve(folder, record)):
-        yield Finding(folder, f"{mistake}: {RERUN}")
+    problems = (*_folder(folder, record), *_status(record), *_budget(record), *_train_log(folder, record))
+    for problem in problems:
+        yield Finding(folder, f"{problem}: {RERUN}")
     if record.scores_digest is not None:
-        yield from _scores(folder, record, exp, scores)
+        yield from _scores(folder, record, suite, scores)
 
 
-def _sentence(error: BenchError) -> str:
+def _message(error: BenchError) -> str:
     return str(error).rstrip(".")
 
 
 def _leftovers(folder: Path, files: set[str], record: RunRecord) -> Iterator[Finding]:
-    allowed = KEPT | ({store.OFFENDING} if record.status == "failed" else set())
+    allowed = RUN_FILES | ({store.OFFENDING} if record.status == "failed" else set())
     for name in sorted(files - allowed):
-        why = LEFT.get(name, "no file of a run: move it away, or delete it (a half-written file of a killed process)")
-        yield Finding(folder / name, why)
+        text = LEFTOVERS.get(
+            name, "not a file of a run: move it away, or delete it (a half-written file of a killed process)"
+        )
+        yield Finding(folder / name, text)
     try:
         read_replay(folder, record)
     except BenchError as error:
-        yield Finding(folder / REPLAY, _sentence(error))
+        yield Finding(folder / REPLAY, _message(error))
 
 
-# the record ---------------------------------------------------------------------------------------------------
-def _place(folder: Path, record: RunRecord) -> Iterator[str]:
+def _folder(folder: Path, record: RunRecord) -> Iterator[str]:
     """The record names the row and the seed of its folder, and the digest that the run was started with."""
-    place = store.run_folder("", record.row, record.seed)
-    if folder.resolve().parts[-len(place.parts) :] != place.parts:
-        yield f"the record is of {place.as_posix()}"
+    expected = store.run_folder("", record.row, record.seed)
+    if folder.resolve().parts[-len(expected.parts) :] != expected.parts:
+        yield f"the record is of {expected.as_posix()}"
     started = folder / store.STARTED
     if started.is_file():
-        named = started.read_text(encoding="utf-8").strip()
-        if named != record.digest:
-            yield f"the run was started with digest {named}, but its record has {record.digest}"
+        start_digest = started.read_text(encoding="utf-8").strip()
+        if start_digest != record.digest:
+            yield f"the run was started with digest {start_digest}, but its record has {record.digest}"
 
 
 def _status(record: RunRecord) -> Iterator[str]:
@@ -119,18 +123,18 @@ def _not_finite(value: Any, key: str = "") -> Iterator[str]:
         for name, item in value.items():
             yield from _not_finite(item, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list | tuple):
-        for place, item in enumerate(value):
-            yield from _not_finite(item, f"{key}.{place}")
+        for index, item in enumerate(value):
+            yield from _not_finite(item, f"{key}.{index}")
     elif isinstance(value, float) and not math.isfinite(value):
         yield key
 
 
 def _budget(record: RunRecord) -> Iterator[str]:
-    """The budget is a valid one, its digest is its own, and a finished run has spent it, no more and no less."""
+    """The budget is valid and has its own digest, and a finished run has spent exactly this budget."""
     try:
         budget = Budget(**record.budget)
     except (TypeError, BenchError) as error:
-        yield f"the budget is not one of this version ({_text(error)})"
+        yield f"the budget is not one of this version ({_problem(error)})"
         return
     if record.budget_digest not in (digest(record.budget), digest(dataclasses.asdict(budget))):
         yield f"budget_digest is {record.budget_digest}, the budget's own is {digest(record.budget)}"
@@ -146,22 +150,22 @@ def _budget(record: RunRecord) -> Iterator[str]:
     try:
         ledger.settle(budget, len(record.config.get("reward", {})), budget.updates)
     except BenchError as error:
-        yield _text(error)
+        yield _problem(error)
 
 
-def _text(error: Exception) -> str:
-    """The sentence without its remedy, which is the finding's own."""
+def _problem(error: Exception) -> str:
+    """The error message without its fix, which is not that of the finding."""
     return str(error).rstrip(".").partition(": a method or an")[0]
 
 
-def _curve(folder: Path, record: RunRecord) -> Iterator[str]:
+def _train_log(folder: Path, record: RunRecord) -> Iterator[str]:
     """`train.jsonl` has every update once, finite numbers only, and ends with the record's ledger."""
     if record.seed is None:
         return
     try:
         lines = store.read_lines(folder / store.TRAIN)
     except BenchError as error:
-        yield _text(error)
+        yield _problem(error)
         return
     if [line.get("update") if isinstance(line, dict) else None for line in lines] != list(range(record.updates_done)):
         yield f"{store.TRAIN} does not hold the {record.updates_done} updates of the record, each once and in order"
@@ -177,45 +181,51 @@ def _curve(folder: Path, record: RunRecord) -> Iterator[str]:
             yield f"the last line of {store.TRAIN} has another ledger than {store.RUN}"
 
 
-# the scores ---------------------------------------------------------------------------------------------------
-def _scores(folder: Path, record: RunRecord, exp: Experiment, scores: pd.DataFrame) -> Iterator[Finding]:
+def _scores(folder: Path, record: RunRecord, suite: Suite, scores: pd.DataFrame) -> Iterator[Finding]:
     """Every held-out prompt has its videos, and every video the metrics of every evaluator."""
-    named = set(scores["evaluator"])
-    if named != set(exp.evaluation.evaluators):
-        yield Finding(folder, f"scores are by {sorted(named)}, not by {sorted(exp.evaluation.evaluators)}: {RERUN}")
-    heldout, known = _prompts_now(exp)
-    if record.prompts_digest != known:
-        what = (
-            f"its prompts have the digest {record.prompts_digest}, {exp.prompts.train} and {exp.prompts.heldout} now"
+    evaluators = set(scores["evaluator"])
+    if evaluators != set(suite.evaluation.evaluators):
+        yield Finding(
+            folder, f"scores are by {sorted(evaluators)}, not by {sorted(suite.evaluation.evaluators)}: {RERUN}"
         )
-        mend = "they are checked for gaps only; for more, restore the prompt files of its commit"
-        yield Finding(folder, f"{what}: {known}: {mend}", wrong=False)
+    heldout, known = _current_prompts(suite)
+    if record.prompts_digest != known:
+        files = f"{suite.prompts.train} and {suite.prompts.heldout}"
+        problem = f"its prompts have the digest {record.prompts_digest}, {files} now have {known}"
+        fix = (
+            "only the numbers of prompts and videos are checked; to check more, restore the prompt files of its commit"
+        )
+        yield Finding(folder, f"{problem}: {fix}", wrong=False)
         heldout = []
-    for mistake in _videos(scores, heldout, exp.evaluation.videos_per_prompt):
-        yield Finding(folder, f"{mistake}: {RERUN}")
+    for problem in _videos(scores, heldout, suite.evaluation.videos_per_prompt):
+        yield Finding(folder, f"{problem}: {RERUN}")
 
 
-def _prompts_now(exp: Experiment) -> tuple[list[str], str]:
-    """The held-out prompts as they are now, and the digest of both lists; if a file cannot be read, why."""
+def _current_prompts(suite: Suite) -> tuple[list[str], str]:
+    """The held-out prompts of the current files and the digest of both lists; [] and the reason if that fails."""
     try:
-        lists = [exp.prompt_list("train"), exp.prompt_list("heldout")]
+        lists = [suite.prompt_list("train"), suite.prompt_list("heldout")]
     except BenchError as error:
-        return [], _text(error)
+        return [], _problem(error)
     return lists[1], digest(lists)
 
 
-def _videos(scores: pd.DataFrame, heldout: list[str], each: int) -> Iterator[str]:
-    """Rows are prompts x videos x metrics; `sorted_scores` has seen that every video has every metric."""
+def _videos(scores: pd.DataFrame, heldout: list[str], videos_per_prompt: int) -> Iterator[str]:
+    """The scores have all prompts x videos x metrics; every video has every metric (`sorted_scores`)."""
     prompts = dict(zip(scores["prompt_index"], scores["prompt"], strict=True))
     expected = dict(enumerate(heldout)) or dict.fromkeys(range(len(prompts)))
     metrics = len(scores[["evaluator", "metric"]].drop_duplicates())
-    rows = len(expected) * each * metrics
+    rows = len(expected) * videos_per_prompt * metrics
     videos = scores[["prompt_index", "video"]].drop_duplicates().groupby("prompt_index")["video"].agg(list)
-    if len(scores) != rows or set(prompts) != set(expected) or any(own != list(range(each)) for own in videos):
+    if (
+        len(scores) != rows
+        or set(prompts) != set(expected)
+        or any(own != list(range(videos_per_prompt)) for own in videos)
+    ):
         yield (
             f"{store.SCORES} has {len(scores)} rows for {len(prompts)} prompts, expected {rows} = {len(expected)} "
-            f"prompts x {each} videos x {metrics} metrics, numbered from 0"
+            f"prompts x {videos_per_prompt} videos x {metrics} metrics, numbered from 0"
         )
     elif heldout and prompts != expected:
-        odd = next(p for p in expected if prompts[p] != expected[p])
-        yield f"{store.SCORES} calls prompt {odd} {prompts[odd]!r}, the held-out list {expected[odd]!r}"
+        index = next(p for p in expected if prompts[p] != expected[p])
+        yield f"prompt {index} is {prompts[index]!r} in {store.SCORES}, but {expected[index]!r} in the held-out list"

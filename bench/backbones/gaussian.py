@@ -1,4 +1,4 @@
-"""Gaussian data: velocity, score and flow in closed form, so that a sampler's own error is all the error there is.
+"""Gaussian data: velocity, score and flow in closed form, so that all error is the sampler's.
 
 Data x0 ~ N(mean, std^2), element by element, is Gaussian at every noise level too, x = (1 - sigma) x0 + sigma noise:
 
@@ -56,13 +56,13 @@ def flow_line(
 class GaussianData:
     """A backbone without a network: the exact velocity of N(mean, std^2) data, the same for every prompt.
 
-    It has nothing to train, and its latents are numbers without a picture: what needs pixels refuses.
+    It has no trained weights and no pixels: `decode` raises `BenchError`.
     """
 
     def __init__(
         self, mean: float = 0.0, std: float = 1.0, latent_shape: tuple[int, int, int, int] = (1, 1, 1, 1)
     ) -> None:
-        """`latent_shape` is c f h w; std in latent units, finite and above 0."""
+        """`latent_shape` is c f h w; `mean` and `std` in latent units, finite, std above 0."""
         if not math.isfinite(mean) or not 0 < std < math.inf:
             raise BenchError(f"Gaussian data need a finite mean and a finite std above 0, got mean={mean}, std={std}.")
         self.mean, self.std = mean, std
@@ -94,22 +94,22 @@ class GaussianData:
         return torch.tensor(self.std, dtype=torch.float64)
 
     def decode(self, x0: Float[Tensor, "b c f h w"]) -> NoReturn:
-        """Refused: these latents have no picture."""
+        """Not possible: these latents have no pixels."""
         raise BenchError("Gaussian data have no pixels: score their latents, not videos.")
 
     def reset(self, rng: torch.Generator) -> None:
-        """Nothing to start anew."""
+        """Nothing to reset."""
 
     def parameters(self) -> Iterable[torch.nn.Parameter]:
         """None: the velocity is exact."""
         return ()
 
     def as_anchor(self, name: str) -> AbstractContextManager[None]:
-        """The policy is its own reference."""
+        """The policy, which is its own reference."""
         return nullcontext()
 
     def refresh_anchor(self, name: str) -> None:
-        """Nothing that could lag behind."""
+        """Nothing to copy."""
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}

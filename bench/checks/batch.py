@@ -1,4 +1,4 @@
-"""A made-up batch on which a method's promises are checked, and every hook as a call that can be repeated."""
+"""The synthetic batch on which a method is checked, and every hook of a method as a call that can be repeated."""
 
 from __future__ import annotations
 
@@ -10,61 +10,33 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.api import Gaussian, Method, Rewards
+from bench.api import Gaussian, Method
+from bench.core.rewards import Rewards
 
-#: Prompts and samples per prompt of the made-up rewards.
 PROMPTS, GROUP = 2, 4
-
-#: What `advantages` must survive: a group whose rewards are all equal, at a value that float32 rounds.
-TIE = 0.1
+"""Prompts, and samples per prompt, of the synthetic rewards."""
 
 
-#: Relative error allowed between two ways to one number: a hundred roundings of a method that computes in float32.
-TOLERANCE = 1e-5
+class SyntheticBatch(NamedTuple):
+    """One sample per step of the schedule, and the method's step on it; the same numbers on every call."""
 
-
-class CheckError(Exception):
-    """What a check found."""
-
-
-def require(condition: bool | Tensor, found: str) -> None:
-    if not bool(condition):
-        raise CheckError(found)
-
-
-def finite(values: Tensor, what: str) -> None:
-    require(torch.isfinite(values).all(), f"{what} is not finite: {values.flatten()[:4].tolist()}")
-
-
-def shape(values: Tensor, shape: tuple[int, ...], what: str) -> None:
-    require(tuple(values.shape) == shape, f"{what} has shape {list(values.shape)}, expected {list(shape)}")
-
-
-def close(left: Tensor, right: Tensor, found: str) -> None:
-    shape(left, tuple(right.shape), found)
-    if right.numel():
-        gap, size = (left - right).abs().max().item(), max(1.0, right.abs().max().item())
-        require(gap <= TOLERANCE * size, f"{found} (largest difference {gap:.3g})")
-
-
-class Probe(NamedTuple):
-    """One made-up batch with one sample per step of the schedule, and the method's step on it."""
-
-    x: Tensor
-    """[t, 2, 1, 2, 2], float64."""
-    v: Tensor
-    other_v: Tensor
-    noise: Tensor
-    sigmas: Tensor
-    """[t + 1]."""
+    x: Float[Tensor, "t 2 1 2 2"]
+    """Latents, float64."""
+    v: Float[Tensor, "t 2 1 2 2"]
+    """Velocities."""
+    other_v: Float[Tensor, "t 2 1 2 2"]
+    """Velocities of another model."""
+    noise: Float[Tensor, "t 2 1 2 2"]
+    sigmas: Float[Tensor, "t1"]
+    """The schedule, [t + 1]."""
     step: Gaussian
 
     @classmethod
-    def of(cls, m: Method, sigmas: Float[Tensor, "t1"]) -> Probe:
-        """Latents, velocities and noise that are the same on every call, and the step that `m` takes on them."""
+    def make(cls, method: Method, sigmas: Float[Tensor, "t1"]) -> SyntheticBatch:
+        """Draw the batch for a schedule and take the method's step on it; raises what the method raises."""
         shape = (4, len(sigmas) - 1, 2, 1, 2, 2)
         x, v, other_v, noise = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        return cls(x, v, other_v, noise, sigmas, taken(m, x, v, sigmas[:-1], sigmas[1:]))
+        return cls(x, v, other_v, noise, sigmas, transition(method, x, v, sigmas[:-1], sigmas[1:]))
 
     @property
     def sigma(self) -> Float[Tensor, "t"]:
@@ -75,7 +47,7 @@ class Probe(NamedTuple):
         return self.sigmas[1:]
 
     def noisy(self) -> tuple[Gaussian, Float[Tensor, "n ..."], Float[Tensor, "n"], Float[Tensor, "n"]]:
-        """The noisy steps alone, as (step, a sample after it, sigma, sigma_next)."""
+        """The noisy steps only, as (step, a sample after it, sigma, sigma_next)."""
         rows = self.step.std > 0
         step = Gaussian(self.step.mean[rows], self.step.std[rows])
         return (
@@ -86,27 +58,27 @@ class Probe(NamedTuple):
         )
 
 
-def taken(m: Method, x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor) -> Gaussian:
-    """`m.transition` on copies, so that a method which changes its inputs spoils no other check."""
-    return m.transition(x.clone(), v.clone(), sigma.clone(), sigma_next.clone())
+def transition(method: Method, x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor) -> Gaussian:
+    """`method.transition` on copies, so that a method which changes its inputs does not affect other checks."""
+    return method.transition(x.clone(), v.clone(), sigma.clone(), sigma_next.clone())
 
 
-def made_up_rewards() -> Rewards:
-    """Two metrics, [p, g] each, drawn once and for all."""
+def synthetic_rewards() -> Rewards:
+    """Two metrics, [p, g] each, with the same numbers on every call."""
     draws = torch.randn(2, PROMPTS, GROUP, generator=torch.Generator().manual_seed(1))
     return Rewards({"a": draws[0], "b": draws[1]}, {"a": 0.5, "b": 1.0})
 
 
 @dataclass(frozen=True)
-class Call:
-    """One hook of a method with inputs of its own."""
+class HookCall:
+    """One hook of a method with its inputs."""
 
     hook: str
-    run: Callable[..., Any]
+    function: Callable[..., Any]
     inputs: tuple[Any, ...]
 
-    def fresh(self) -> tuple[Any, ...]:
-        """The inputs, copied; a generator starts anew."""
+    def copied_inputs(self) -> tuple[Any, ...]:
+        """The inputs, copied; a generator is in its initial state."""
         return tuple(_copy(value) for value in self.inputs)
 
 
@@ -122,41 +94,41 @@ def _copy(value: Any) -> Any:
     return value
 
 
-def parts(value: Any) -> list[Tensor]:
-    """All tensors of a hook's inputs or of what it returns."""
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors of a hook's inputs or of its result."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
-        return [part for inner in value.values() for part in parts(inner)]
+        return [tensor for item in value.values() for tensor in tensors(item)]
     if isinstance(value, tuple):
-        return [part for inner in value for part in parts(inner)]
+        return [tensor for item in value for tensor in tensors(item)]
     return []
 
 
-def same(left: Any, right: Any) -> bool:
-    """Whether two values hold the same tensors, bit by bit; what is not a number equals itself."""
-    pairs = list(zip(parts(left), parts(right), strict=True))
+def equal_bits(left: Any, right: Any) -> bool:
+    """Whether two values hold the same tensors, bit by bit; NaN equals NaN."""
+    pairs = list(zip(tensors(left), tensors(right), strict=True))
     return all(a.shape == b.shape and bool(torch.eq(a, b).logical_or(a.isnan() & b.isnan()).all()) for a, b in pairs)
 
 
-def calls(m: Method, p: Probe) -> list[Call]:
-    """Every hook on the made-up batch."""
-    step, x_next, sigma, sigma_next = p.noisy()
+def hook_calls(method: Method, batch: SyntheticBatch) -> list[HookCall]:
+    """Every hook of the method on the synthetic batch."""
+    step, x_next, sigma, sigma_next = batch.noisy()
     logp, adv = torch.tensor([-1.0, 0.3, 2.0]), torch.tensor([1.0, -1.0, 0.5])
-    found = [
-        Call("transition", m.transition, (p.x, p.v, p.sigma, p.sigma_next)),
-        Call("advantages", m.advantages, (made_up_rewards(),)),
-        Call("select", m.select, (torch.linspace(-1, 1, PROMPTS * GROUP).reshape(1, PROMPTS, GROUP),)),
-        Call("stochastic", m.stochastic, (p.sigmas, 0, torch.Generator())),
-        Call("step_weights", m.step_weights, (p.sigmas,)),
-        Call("surrogate", m.surrogate, (logp, logp - 0.1, adv)),
+    calls = [
+        HookCall("transition", method.transition, (batch.x, batch.v, batch.sigma, batch.sigma_next)),
+        HookCall("advantages", method.advantages, (synthetic_rewards(),)),
+        HookCall("select", method.select, (torch.linspace(-1, 1, PROMPTS * GROUP).reshape(1, PROMPTS, GROUP),)),
+        HookCall("stochastic", method.stochastic, (batch.sigmas, 0, torch.Generator())),
+        HookCall("step_weights", method.step_weights, (batch.sigmas,)),
+        HookCall("surrogate", method.surrogate, (logp, logp - 0.1, adv)),
     ]
-    if len(p.x) > 1:
-        found.append(Call("train_steps", m.train_steps, (p.sigmas, 1, torch.Generator())))
-    if len(sigma):  # eta 0 leaves no density
+    if len(batch.x) > 1:
+        calls.append(HookCall("train_steps", method.train_steps, (batch.sigmas, 1, torch.Generator())))
+    if len(sigma):  # with eta 0 there is no density
         ref = Gaussian(step.mean + 0.1, step.std)
-        found += [
-            Call("log_prob", m.log_prob, (step, x_next)),
-            Call("divergence", m.divergence, (step, ref, sigma, sigma_next)),
+        calls += [
+            HookCall("log_prob", method.log_prob, (step, x_next)),
+            HookCall("divergence", method.divergence, (step, ref, sigma, sigma_next)),
         ]
-    return found
+    return calls

@@ -1,15 +1,15 @@
-"""Golden scores: an evaluator reproduces stored scores of clips made by formula before it may score a run.
+"""The golden-score gate: before a run, every evaluator must reproduce stored scores of clips made by a formula.
 
-This is validity gate 2 of a run (`gates["golden_scores"]` of its record). The clips are integer formulas of frame, row
-and column: no random number, no file. The expected scores lie with the checkpoint, in `golden_scores.json`, which
-`bench nano golden` and `bench check EVALUATOR --write-golden` write. The manifest of a checkpoint does not list that
-file: it decides no number, only whether a run may start, so it is no part of a run's digest.
+See "Gates" in docs/explanation/protocol.md; the result is `gates["golden_scores"]` of the run's record. The clips are
+integer formulas of frame, row and column: no random number, no file. The expected scores are stored in the
+checkpoint's folder as `golden_scores.json`, by `bench nano golden` and `bench check EVALUATOR --write-golden`. That
+file changes no number of a run, so neither the manifest of the checkpoint nor the digest of a run covers it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,15 +20,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from bench import store
-from bench.api import BenchError, Evaluator
-from bench.core.hashing import digest
-from bench.core.manifest import GOLDEN
+from bench.api import Evaluator
+from bench.core.errors import BenchError
+from bench.core.hashing import GOLDEN, digest
 from bench.core.provenance import package_versions
-from bench.suite.schema import Experiment, resolve
+from bench.suite.paths import resolve_parameters
+from bench.suite.prepared import PreparedSuite
 
 GATE = "golden_scores"
-
-#: Largest |got - expected| / max(1, |expected|) by dtype, with the measurement behind it.
+"""Name of the gate in records."""
 TOLERANCES: dict[str, tuple[float, str]] = {
     "float32": (
         1e-5,
@@ -37,16 +37,18 @@ TOLERANCES: dict[str, tuple[float, str]] = {
     ),
     "bfloat16": (0.06, "twice 0.031, the largest such difference in bfloat16, whose step is 0.4 to 0.8 % of a value"),
 }
-
-#: Keys of a fingerprint that decide no score: the name of the checkpoint's folder.
+"""Largest |score - expected| / max(1, |expected|) by dtype, with the measurement behind it."""
 NAMES_ONLY = ("checkpoint",)
+"""Keys of a fingerprint that change no score: the name of the checkpoint's folder."""
+REWRITE = "`bench check EVALUATOR --params ... --write-golden` (for the nano checkpoints `bench nano golden`)"
+"""The commands that write golden scores, for error messages."""
 
 Scores = dict[str, dict[str, float]]
 """Clip to metric to value."""
 
 
 class Clip(NamedTuple):
-    """One test video: `paint(t, y, x)` gives its three channels as integers, taken modulo 256."""
+    """One test video; `paint(t, y, x)` gives its three channels as integers, which are taken modulo 256."""
 
     name: str
     prompt: str
@@ -84,21 +86,20 @@ def _still(t: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _texture(t: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Looks like noise: quadratic residues of a prime."""
+    """Quadratic residues of a prime, which look like noise."""
     seed = (x * x * 7 + y * y * 13 + x * y * 31 + t * (x + 3 * y + 29)) % 251
     return seed * seed % 251, seed * (seed + 97) % 241, seed * seed * 3 % 239
 
 
 def _flicker(t: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Slanted checks that change places, faster and slower.
+    """Slanted checks that swap their colours, at a varying speed.
 
-    No flat areas, whose enlargement would lie halfway between two levels and be rounded by chance.
+    There are no flat areas: enlarged, they would lie halfway between two levels, and rounding would be arbitrary.
     """
     even, slant = (x // 4 + y // 4 + t * t // 5) % 2, (3 * x + 5 * y + t) % 17
     return 30 + 199 * even + slant, 220 - 181 * even - slant, 90 + 10 * (t % 13) + slant
 
 
-#: Clips of one size lie together, so that they are scored as one batch; prompts of one batch differ in length.
 CLIPS = (
     Clip("ramp", "a green square moving right quickly", (13, 16, 16), 8.0, _ramp),
     Clip("square", "a red square moving left slowly", (13, 16, 16), 8.0, _square),
@@ -108,44 +109,47 @@ CLIPS = (
     Clip("wide texture", "television snow {no braces}, grey", (49, 48, 64), 24.0, _texture),
     Clip("tall flicker", "orange and blue checks flicker", (25, 40, 24), 12.0, _flicker),
 )
+"""Clips of one size are neighbours and are scored as one batch; the prompts of a batch differ in length."""
 
 
 def formula_clips(evaluator: Evaluator) -> list[Clip]:
-    """The clips whose size the evaluator takes."""
+    """The clips of a size that the evaluator accepts."""
     return [clip for clip in CLIPS if evaluator.only_size in (None, clip.size)]
 
 
-def _clips_digest(clips: list[Clip]) -> str:
-    def hashed(clip: Clip) -> list[Any]:
+def clips_digest(clips: Sequence[Clip]) -> str:
+    """Digest of the names, prompts, frame rates and pixels."""
+
+    def content(clip: Clip) -> list[Any]:
         return [clip.name, clip.prompt, clip.fps, hashlib.sha256(clip.levels().numpy().tobytes()).hexdigest()]
 
-    return digest([hashed(clip) for clip in clips])
+    return digest([content(clip) for clip in clips])
 
 
 def measure_golden(evaluator: Evaluator, alone: bool = False) -> Scores:
     """Scores of all clips, in batches of one size, or each clip `alone`."""
-    found: Scores = {}
-    for _, same in groupby(formula_clips(evaluator), lambda clip: clip.name if alone else clip.size):
-        batch = list(same)
+    scores: Scores = {}
+    for _, group in groupby(formula_clips(evaluator), lambda clip: clip.name if alone else clip.size):
+        batch = list(group)
         videos = torch.stack([clip.pixels() for clip in batch])
-        scores = evaluator.score(videos, [clip.prompt for clip in batch], batch[0].fps)
+        metrics = evaluator.score(videos, [clip.prompt for clip in batch], batch[0].fps)
         for i, clip in enumerate(batch):
-            found[clip.name] = {metric: float(values[i]) for metric, values in scores.items()}
-    return found
+            scores[clip.name] = {metric: float(values[i]) for metric, values in metrics.items()}
+    return scores
 
 
-# the file -----------------------------------------------------------------------------------------------------
 class GoldenScores(BaseModel):
-    """`golden_scores.json`: what one checkpoint gave, with these settings, on the clips."""
+    """`golden_scores.json`: the scores of the clips by one checkpoint with one set of constructor arguments."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     fingerprint: dict[str, str]
+    """Fingerprint of the evaluator that made the scores."""
     fingerprint_digest: str
     clips_digest: str
     dtype: str
     tolerance: float
-    """Largest |got - expected| / max(1, |expected|)."""
+    """Largest |score - expected| / max(1, |expected|)."""
     tolerance_reason: str
     packages: dict[str, str | None]
     """Versions that the scores were made with."""
@@ -153,7 +157,7 @@ class GoldenScores(BaseModel):
 
 
 def tolerance(evaluator: Evaluator) -> tuple[float, str]:
-    """Tolerance and its reason for the evaluator's dtype; one that names none is held to float32."""
+    """Tolerance and its reason for the dtype in the evaluator's fingerprint; without a dtype, those of float32."""
     dtype = evaluator.fingerprint().get("dtype", "float32")
     if dtype not in TOLERANCES:
         raise BenchError(
@@ -164,7 +168,7 @@ def tolerance(evaluator: Evaluator) -> tuple[float, str]:
 
 
 def golden_path(evaluator: Evaluator, params: Mapping[str, Any]) -> Path | None:
-    """Where the golden scores lie: in the evaluator's own folder, or with its parameter `checkpoint`."""
+    """Path of the golden scores: in the evaluator's own folder, else beside its `checkpoint`; None without either."""
     if evaluator.golden_folder is not None:
         return evaluator.golden_folder / GOLDEN
     if params.get("checkpoint") is None:
@@ -173,17 +177,17 @@ def golden_path(evaluator: Evaluator, params: Mapping[str, Any]) -> Path | None:
     return checkpoint / GOLDEN if checkpoint.is_dir() else checkpoint.with_name(f"{checkpoint.stem}.{GOLDEN}")
 
 
-def farthest_score(got: Scores, expected: Scores) -> tuple[float, str, str]:
-    """Largest |got - expected| / max(1, |expected|), with its clip and metric."""
+def farthest_score(scores: Scores, expected: Scores) -> tuple[float, str, str]:
+    """Largest |score - expected| / max(1, |expected|), with its clip and metric."""
     return max(
-        (abs(got[clip][metric] - value) / max(1.0, abs(value)), clip, metric)
+        (abs(scores[clip][metric] - value) / max(1.0, abs(value)), clip, metric)
         for clip, values in expected.items()
         for metric, value in values.items()
     )
 
 
 def write_golden(evaluator: Evaluator, path: Path) -> Path:
-    """Score every clip alone and store it, after a look whether batches and threads give the same."""
+    """Score every clip alone and store the scores; scores that depend on batches or threads are refused."""
     expected, (limit, reason) = measure_golden(evaluator, alone=True), tolerance(evaluator)
     threads = torch.get_num_threads()
     try:
@@ -192,7 +196,7 @@ def write_golden(evaluator: Evaluator, path: Path) -> Path:
             gap, clip, metric = farthest_score(measure_golden(evaluator), expected)
             if gap > limit:
                 raise BenchError(
-                    f"{metric} of golden clip {clip!r} moves by {gap:.3g} between a clip alone and {count}-threaded "
+                    f"{metric} of golden clip {clip!r} changes by {gap:.3g} between a clip alone and {count}-threaded "
                     f"batches (tolerance {limit:g}), so no golden score can be written: make the scores independent "
                     "of the batch."
                 )
@@ -202,7 +206,7 @@ def write_golden(evaluator: Evaluator, path: Path) -> Path:
     golden = GoldenScores(
         fingerprint=fingerprint,
         fingerprint_digest=digest(fingerprint),
-        clips_digest=_clips_digest(formula_clips(evaluator)),
+        clips_digest=clips_digest(formula_clips(evaluator)),
         dtype=fingerprint.get("dtype", "float32"),
         tolerance=limit,
         tolerance_reason=reason,
@@ -215,7 +219,7 @@ def write_golden(evaluator: Evaluator, path: Path) -> Path:
 
 
 def read_golden(path: Path) -> GoldenScores:
-    """The validated file."""
+    """The golden scores of a file, validated."""
     try:
         golden = GoldenScores.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
@@ -228,64 +232,59 @@ def read_golden(path: Path) -> GoldenScores:
     return golden
 
 
-# the gate -----------------------------------------------------------------------------------------------------
-REWRITE = "`bench check EVALUATOR --params ... --write-golden` (for the nano checkpoints `bench nano golden`)"
-
-
 def check_golden(name: str, evaluator: Evaluator, path: Path | None) -> dict[str, Any]:
-    """The gate's entry for one evaluator; a score that is not reproduced raises `BenchError`.
+    """The gate's entry for one evaluator; raises `BenchError` if a score is not reproduced.
 
-    `passed` is None, with the reason, where no score is stored for these settings.
+    `passed` is None, with a reason, if no scores are stored for this evaluator's settings.
     """
     if path is None or not path.is_file():
         return {"passed": None, "not_available": f"the checkpoint has no {GOLDEN}"}
     golden = read_golden(path)
-    other = _difference(golden.fingerprint, evaluator.fingerprint())
-    if other and other.startswith("sha256"):
+    key = _first_difference(golden.fingerprint, evaluator.fingerprint())
+    if key and key.startswith("sha256"):
         raise BenchError(
-            f"evaluator {name}: the golden scores {path} were made with other files ({other} differs): restore the "
-            f"checkpoint, or, if the new files are meant, write the scores again with {REWRITE}."
+            f"evaluator {name}: the golden scores {path} were made with other files ({key} differs): restore the "
+            f"checkpoint, or, if the new files are intended, write the scores again with {REWRITE}."
         )
-    if other:
-        return {"passed": None, "not_available": f"golden scores are stored for another {other}"}
-    if golden.clips_digest != _clips_digest(formula_clips(evaluator)) or golden.scores.keys() != {
+    if key:
+        return {"passed": None, "not_available": f"golden scores are stored for another {key}"}
+    if golden.clips_digest != clips_digest(formula_clips(evaluator)) or golden.scores.keys() != {
         clip.name for clip in formula_clips(evaluator)
     }:
         raise BenchError(f"golden scores {path} were made with other clips: write them again with {REWRITE}.")
-    return _compared(name, measure_golden(evaluator), golden, path)
+    return _compare(name, measure_golden(evaluator), golden, path)
 
 
-def _compared(name: str, got: Scores, golden: GoldenScores, path: Path) -> dict[str, Any]:
+def _compare(name: str, scores: Scores, golden: GoldenScores, path: Path) -> dict[str, Any]:
+    """The gate's entry of an evaluator with these scores."""
     for clip, values in golden.scores.items():
-        if got[clip].keys() != values.keys():
+        if scores[clip].keys() != values.keys():
             raise BenchError(
-                f"evaluator {name} gives {', '.join(got[clip])} on golden clip {clip!r}, but {path} has "
+                f"evaluator {name} gives {', '.join(scores[clip])} on golden clip {clip!r}, but {path} has "
                 f"{', '.join(values)}: install the versions of requirements.lock, or write it again with {REWRITE}."
             )
-    gap, clip, metric = farthest_score(got, golden.scores)
+    gap, clip, metric = farthest_score(scores, golden.scores)
     if not gap <= golden.tolerance:
         raise BenchError(
             f"evaluator {name} does not reproduce its golden scores: {metric} of clip {clip!r} is "
-            f"{got[clip][metric]:.7g}, expected {golden.scores[clip][metric]:.7g} within {golden.tolerance:g} "
+            f"{scores[clip][metric]:.7g}, expected {golden.scores[clip][metric]:.7g} within {golden.tolerance:g} "
             f"x max(1, |expected|) ({path}); nothing was trained. Install the versions of requirements.lock and undo "
-            f"changes of the evaluator, or, if the change is meant, write them again with {REWRITE}."
+            f"changes of the evaluator, or, if the change is intended, write them again with {REWRITE}."
         )
     return {"passed": True, "clips": len(golden.scores), "largest": gap, "tolerance": golden.tolerance}
 
 
-def _difference(left: Mapping[str, str], right: Mapping[str, str]) -> str | None:
+def _first_difference(left: Mapping[str, str], right: Mapping[str, str]) -> str | None:
     """The first key in which two fingerprints differ, hashes first."""
     keys = sorted(left.keys() | right.keys(), key=lambda key: (not key.startswith("sha256"), key))
     return next((key for key in keys if key not in NAMES_ONLY and left.get(key) != right.get(key)), None)
 
 
-def golden_gate(exp: Experiment, evaluators: Mapping[str, Evaluator]) -> dict[str, Any]:
-    """Prove every evaluator of a run; `passed` is None where one has no golden scores."""
+def golden_gate(prepared: PreparedSuite, evaluators: Mapping[str, Evaluator]) -> dict[str, Any]:
+    """The golden-score gate of a run; `passed` is None if an evaluator has no golden scores."""
     entries = {}
     for name, evaluator in evaluators.items():
-        params = dict(exp.evaluator_params.get(name, {}))
-        if isinstance(params.get("checkpoint"), str):
-            params["checkpoint"] = resolve(params["checkpoint"])
+        params = resolve_parameters(prepared.suite.evaluator_params.get(name, {}))
         entries[name] = check_golden(name, evaluator, golden_path(evaluator, params))
     passed = True if all(entry["passed"] for entry in entries.values()) else None
     return {"passed": passed, "evaluators": entries}

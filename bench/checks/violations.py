@@ -1,4 +1,4 @@
-"""Broken promises of plug-ins: how one check is run, and in which order the checks of a plug-in are run."""
+"""Broken promises of plug-ins: what a check requires, how one check is run, and in which order checks are run."""
 
 from __future__ import annotations
 
@@ -8,69 +8,104 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from bench.api import BenchError
-from bench.checks.batch import CheckError
+from bench.core.errors import BenchError
 
 RANDOMNESS = "no global randomness"
+"""Name of the check that every kind of plug-in has at the end."""
 
 Plugin = TypeVar("Plugin")
-Target = TypeVar("Target")
+FirstCall = TypeVar("FirstCall")
+
+
+class CheckError(Exception):
+    """A promise is broken; the message states what was observed."""
+
+
+def require(condition: bool | Tensor, message: str) -> None:
+    """Raise `CheckError` unless the condition holds."""
+    if not bool(condition):
+        raise CheckError(message)
+
+
+def require_finite(values: Tensor, name: str) -> None:
+    """No entry is NaN or infinite; `name` is for the message."""
+    require(torch.isfinite(values).all(), f"{name} is not finite: {values.flatten()[:4].tolist()}")
+
+
+def require_shape(values: Tensor, shape: tuple[int, ...], name: str) -> None:
+    """The tensor has this shape; `name` is for the message."""
+    require(tuple(values.shape) == shape, f"{name} has shape {list(values.shape)}, expected {list(shape)}")
+
+
+def require_fingerprint(fingerprint: Callable[[], Mapping[str, str]]) -> None:
+    """The hook `fingerprint` gives texts, at least one, and the same ones on every call."""
+    entries = dict(fingerprint())
+    require(bool(entries), "fingerprint is empty: a record could not name the weights behind its numbers")
+    invalid = [key for key, value in entries.items() if not (isinstance(key, str) and isinstance(value, str))]
+    require(not invalid, f"fingerprint holds {invalid[:1]}, where key or value is not a text")
+    require(dict(fingerprint()) == entries, "two calls of fingerprint differ")
 
 
 class Violation(NamedTuple):
     """One broken promise."""
 
     check: str
-    found: str
+    message: str
     cause: Exception | None = None
-    """The plug-in's own exception, if it raised one."""
+    """The exception of the plug-in, if it raised one."""
 
 
 def global_state() -> tuple[bytes, str]:
-    """The state of torch's and numpy's global random generators."""
-    # Python's own random is left to the repeated call: runtime type checkers draw from it.
+    """The state of torch's and numpy's global random generators.
+
+    Python's own `random` is left to the check that repeats a call, since runtime type checkers draw from it.
+    """
     numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
     position, key = numpy_state["state"]["pos"], numpy_state["state"]["key"]
     return torch.get_rng_state().numpy().tobytes(), str(position) + key.tobytes().hex()
 
 
-def run_check(check: str, run: Callable[..., Any], *inputs: Any) -> Iterator[Violation]:
-    """The violation of one check, if there is one."""
+def run_check(name: str, check: Callable[..., Any], *inputs: Any) -> Iterator[Violation]:
+    """The violation of one check, if there is one; an exception of the plug-in is one, too."""
     try:
-        run(*inputs)
+        check(*inputs)
     except BenchError as error:
-        yield Violation(check, str(error), error)
+        yield Violation(name, str(error), error)
     except CheckError as error:
-        yield Violation(check, f"{error}.")
+        yield Violation(name, f"{error}.")
     except Exception as error:
-        yield Violation(check, f"{type(error).__name__}: {error}", error)
+        yield Violation(name, f"{type(error).__name__}: {error}", error)
 
 
 def raise_first(kind: str, plugin: object, violations: Iterator[Violation]) -> None:
     """Raise the first violation as a `BenchError` that names the plug-in's class and the check."""
     for violation in violations:
         name = f"{kind} {type(plugin).__module__}:{type(plugin).__qualname__}"
-        raise BenchError(f"{name} fails the check '{violation.check}': {violation.found}") from violation.cause
+        raise BenchError(f"{name} fails the check '{violation.check}': {violation.message}") from violation.cause
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckSequence(Generic[Plugin, Target]):
-    """The checks of one kind of plug-in: before its first call, the first call, and on what that call gave."""
+class CheckSequence(Generic[Plugin, FirstCall]):
+    """The checks of one kind of plug-in, in order: before its first call, the first call, and on the call's result."""
 
     before: Mapping[str, Callable[[Plugin], None]]
     call_name: str
-    call: Callable[[Plugin], Target]
-    after: Mapping[str, Callable[[Plugin, Target], None]]
+    """Name of the check that the first call does not raise."""
+    call: Callable[[Plugin], FirstCall]
+    """The first call: its inputs and its result."""
+    after: Mapping[str, Callable[[Plugin, FirstCall], None]]
     essential: int
     """How many of `after` must pass before the others are run."""
     randomness: str
-    """What is reported when the global random state has changed."""
+    """The message when the global random state has changed."""
     restore: Callable[[Plugin], None] = lambda plugin: None
-    """Called after each of the remaining checks."""
+    """Called after each check that is not essential."""
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of all checks, in order."""
         return (*self.before, self.call_name, *self.after, RANDOMNESS)
 
     def violations(self, plugin: Plugin) -> Iterator[Violation]:
@@ -78,22 +113,22 @@ class CheckSequence(Generic[Plugin, Target]):
         state = global_state()
         early = [violation for name, check in self.before.items() for violation in run_check(name, check, plugin)]
         yield from early
-        if early:  # what follows would repeat them
+        if early:  # later checks would fail for the same reason
             return
-        targets: list[Target] = []
-        yield from run_check(self.call_name, lambda: targets.append(self.call(plugin)))
-        if not targets:
+        results: list[FirstCall] = []
+        yield from run_check(self.call_name, lambda: results.append(self.call(plugin)))
+        if not results:
             return
         names = list(self.after)
         first = [
             violation
             for name in names[: self.essential]
-            for violation in run_check(name, self.after[name], plugin, targets[0])
+            for violation in run_check(name, self.after[name], plugin, results[0])
         ]
         yield from first
         if not first:
             for name in names[self.essential :]:
-                yield from run_check(name, self.after[name], plugin, targets[0])
+                yield from run_check(name, self.after[name], plugin, results[0])
                 self.restore(plugin)
         if global_state() != state:
             yield Violation(RANDOMNESS, self.randomness)

@@ -1,4 +1,4 @@
-"""`bench plan`: options to plans, plans to text or JSON."""
+"""`bench plan`: the cost of a suite before it runs."""
 
 from __future__ import annotations
 
@@ -6,55 +6,115 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from bench.cli.command import Command
+from bench.cli.suite_arguments import add_suite_arguments, prepare_suites
 from bench.core.errors import BenchError
-from bench.core.hashing import plain
-from bench.plan.estimate import on_cpu, plan
-from bench.plan.hardware import Hardware, gpu_hardware
-from bench.plan.page import plan_page, study_totals
-from bench.plan.workload import UnitCost, suite_model, unit_flops
-from bench.suite.devices import cp_degree
-from bench.suite.schema import Experiment
+from bench.core.parallelism import SHARDS
+from bench.plan.hardware import GPUS, Hardware, gpu_hardware
+
+if TYPE_CHECKING:
+    from bench.plan.workload import UnitCost
+    from bench.suite.prepared import PreparedSuite
+
+DEFAULT_GPU = "h100"
 
 
-def plans(suites: Sequence[Experiment], args: argparse.Namespace) -> tuple[str, str | None]:
-    """Every variant's plan, and their sum; one JSON list with --json. Then why one cannot run, if so."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_suite_arguments(parser)
+    parser.add_argument("--gpu", default=None, help=f"one of {', '.join(GPUS)} (default: {DEFAULT_GPU})")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs that share one run (default: 1)")
+    parser.add_argument(
+        "--gpu-memory", type=float, default=None, metavar="GB", help="memory of one GPU (default: that of --gpu)"
+    )
+    parser.add_argument("--tflops", type=float, default=None, help="achieved TFLOP/s of one GPU (default: assumed)")
+    parser.add_argument(
+        "--context-parallel",
+        type=int,
+        default=None,
+        metavar="N",
+        help="GPUs that share one sample (default: the suite's)",
+    )
+    parser.add_argument("--shard", choices=SHARDS, default=None, help="shard the weights over the GPUs of a run")
+    parser.add_argument(
+        "--scorer-seconds", type=float, default=0.0, metavar="S", help="seconds of all evaluators per video"
+    )
+    parser.add_argument("--probe", action="store_true", help="time a few steps of the real backbone on this machine")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+
+
+def execute(args: argparse.Namespace) -> int:
+    from bench.core.hashing import plain
+    from bench.plan.estimate import on_cpu, plan_suite
+
+    suites = prepare_suites(args)
     if not 0 <= args.scorer_seconds < math.inf:
         raise BenchError(f"--scorer-seconds is {args.scorer_seconds}: give a finite number of at least 0.")
-    cpu = not _given(args) and all(on_cpu(exp) for exp in suites)
-    places = [None if cpu else _machine(exp, args) for exp in suites]
-    measured: UnitCost | None = None
-    lines: list[str] = []
-    if args.probe:
-        measured, lines = _probe(suites[0], places[0])
-    pairs = zip(suites, places, strict=True)
-    made = [plan(exp, args.results, where, args.scorer_seconds, measured=measured) for exp, where in pairs]
-    refused = next((each["refused"] for each in made if each["refused"]), None)
-    if args.json:
-        return json.dumps(plain(made), indent=1), refused
-    pages = [plan_page(each) for each in made]
-    if len(made) > 1:
-        pages.append(study_totals(made))
-    return "\n\n".join([*pages, *(["\n".join(lines)] if lines else [])]), refused
+    cpu = not _has_gpu_options(args) and all(on_cpu(prepared.suite) for prepared in suites)
+    hardware = [None if cpu else _gpus(prepared, args) for prepared in suites]
+    measured, probe_lines = _probe(suites[0], hardware[0]) if args.probe else (None, [])
+    plans = [
+        plan_suite(prepared, args.results, machine, evaluator_seconds=args.scorer_seconds, probed=measured)
+        for prepared, machine in zip(suites, hardware, strict=True)
+    ]
+    print(json.dumps(plain(plans), indent=1) if args.json else _text(plans, probe_lines))
+    refusal = next((each["refused"] for each in plans if each["refused"]), None)
+    if refusal:
+        raise BenchError(refusal)
+    return 0
 
 
-def _given(args: argparse.Namespace) -> bool:
-    """Whether the command line says anything about GPUs."""
-    wanted = (args.gpu, args.tflops, args.gpu_memory, args.context_parallel, args.shard)
-    return args.gpus != 1 or any(value is not None for value in wanted)
+def _has_gpu_options(args: argparse.Namespace) -> bool:
+    """Whether an option about GPUs is used."""
+    values = (args.gpu, args.tflops, args.gpu_memory, args.context_parallel, args.shard)
+    return args.gpus != 1 or any(value is not None for value in values)
 
 
-def _machine(exp: Experiment, args: argparse.Namespace) -> Hardware:
-    """The command line's GPUs; a sample is shared as the suite says, or as --context-parallel does."""
-    context = cp_degree(exp) if args.context_parallel is None else args.context_parallel
-    return gpu_hardware(args.gpu or "h100", args.gpus, args.gpu_memory, args.tflops, context, args.shard)
+def _gpus(prepared: PreparedSuite, args: argparse.Namespace) -> Hardware:
+    """The GPUs of the options; the context-parallel degree is the suite's unless --context-parallel sets it."""
+    return gpu_hardware(
+        args.gpu or DEFAULT_GPU,
+        gpus=args.gpus,
+        memory_gb=args.gpu_memory,
+        tflops=args.tflops,
+        context=prepared.cp_degree if args.context_parallel is None else args.context_parallel,
+        shard=args.shard,
+    )
 
 
-def _probe(exp: Experiment, where: Hardware | None) -> tuple[UnitCost, list[str]]:
-    """Seconds as measured on the suite's own backbone, and predicted against measured in words."""
+def _probe(prepared: PreparedSuite, hardware: Hardware | None) -> tuple[UnitCost, list[str]]:
+    """Seconds measured on the suite's own backbone, and lines that compare them with the predicted ones."""
     from bench.plan.probe import run_probe
+    from bench.plan.workload import suite_model, unit_flops
 
-    found = suite_model(exp)
-    work, measured = unit_flops(found), run_probe(exp)
-    predicted = None if where is None else work.at(where.pace(found.latents, found.settings["dtype"])[0])
-    return measured.price(exp), measured.lines(exp, work, predicted)
+    model = suite_model(prepared)
+    work, timings = unit_flops(model), run_probe(prepared)
+    predicted = None if hardware is None else work.at(hardware.throughput(model.latents, model.options.dtype)[0])
+    return timings.unit_cost(prepared.suite), timings.lines(prepared.suite, work, predicted)
+
+
+def _text(plans: Sequence[dict[str, Any]], probe_lines: Sequence[str]) -> str:
+    """Every variant's plan, their sum, and the probe's lines."""
+    from bench.plan.page import plan_page, study_totals
+
+    paragraphs = [plan_page(each) for each in plans]
+    if len(plans) > 1:
+        paragraphs.append(study_totals(plans))
+    if probe_lines:
+        paragraphs.append("\n".join(probe_lines))
+    return "\n\n".join(paragraphs)
+
+
+COMMAND = Command(
+    name="plan",
+    help="predict the cost of a suite before it runs: NFE, FLOPs, memory, hours",
+    add_arguments=add_arguments,
+    execute=execute,
+    examples=(
+        "bench plan bench/configs/hunyuanvideo15_480p.yaml --gpus 64",
+        "bench plan bench/configs/hunyuanvideo15_480p.yaml --gpus 8 --shard full",
+        "bench plan bench/configs/hunyuanvideo15_single_gpu.yaml --gpu h200 --scorer-seconds 2",
+        "bench plan bench/configs/nano.yaml --probe",
+    ),
+)

@@ -1,4 +1,4 @@
-"""What every row of a suite shares: the budget and the advantage rule. Nothing here imports torch."""
+"""What all rows of a suite share: the budget and the advantage rule. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -11,34 +11,36 @@ from bench.core.errors import BenchError
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What every row of a suite spends, no more and no less (protocol, "Equal budget")."""
+    """What each row of a suite spends, exactly: `Ledger.settle` compares it with the counts after every update."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     updates: int
-    """Rounds: one rollout and `minibatches` optimizer steps each."""
+    """Number of updates. An update is one rollout with its `minibatches` optimizer steps."""
     prompts: int
-    """Prompts per round."""
+    """Prompts per update."""
     group_size: int
     """Samples per prompt."""
     steps: int
     """Sampling steps of a rollout."""
     train_steps: int
-    """How many of the noisy steps of each rollout are trained."""
+    """Trained steps of each rollout, drawn from its noisy steps."""
     shift: float
-    """Shift of the sigma schedule."""
+    """Shift of the sigma schedule (`bench.flow.sigma_schedule`), above 0."""
     guidance: float
     """Classifier-free guidance scale; 1 means no unconditional branch."""
     minibatches: int = 1
-    """Optimizer steps per rollout. With 1 the importance ratio is 1 and the clip never acts."""
+    """Optimizer steps per update. With 1 the importance ratio is 1 and the clip has no effect."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """Muon takes the matrices (all of a LoRA's weights) and leaves the other parameters to AdamW."""
+    """`muon`: Muon for matrices (all weights of a LoRA), AdamW for the other parameters."""
     lr: float
+    """Learning rate."""
     weight_decay: float = 1e-4
+    """Weight decay of the optimizer."""
     grad_clip: float = 1.0
-    """Largest norm of the gradient of one optimizer step."""
+    """Largest norm of the gradient of one optimizer step; a larger gradient is scaled down to it."""
     micro_batch: int = 64
-    """Samples per forward pass, in the rollout and in training: fixed by the suite, never by the machine."""
+    """Samples per forward pass, in the rollout and in training. The suite sets it, the machine does not."""
 
     def __post_init__(self) -> None:
         for name in ("updates", "prompts", "group_size", "steps", "train_steps", "minibatches", "micro_batch"):
@@ -64,44 +66,48 @@ class Budget:
         samples = self.prompts * self.group_size
         if samples % self.minibatches:
             raise BenchError(f"budget: {samples} samples do not split into {self.minibatches} minibatches.")
-        share = samples // self.minibatches
-        if share > self.micro_batch and share % self.micro_batch:
+        minibatch = samples // self.minibatches
+        if minibatch > self.micro_batch and minibatch % self.micro_batch:
             raise BenchError(
-                f"budget: minibatches of {share} samples do not split into whole micro-batches of {self.micro_batch}: "
-                f"choose a budget.micro_batch that divides {share}."
+                f"budget: minibatches of {minibatch} samples do not split into whole micro-batches of "
+                f"{self.micro_batch}: choose a budget.micro_batch that divides {minibatch}."
             )
 
 
-#: Names that belong to the suite: a method that declares one of them could spend more than the others.
 RESERVED_FIELDS = frozenset(
     {
         *(field.name for field in fields(Budget)),
         *("seed", "seeds", "batch_size", "learning_rate", "num_generations", "num_steps", "sampling_steps", "budget"),
     }
 )
-
+"""Names that belong to the suite: a method with a field of this name could spend more than the others."""
 
 PROBE_EVERY = 3
-"""Updates between two measurements of the KL term's share of the gradient: coprime to the usual refreshes of an
-anchor (10), so that all of its ages are sampled."""
+"""Updates between two measurements of the KL term's part of the gradient. 3 is coprime to the usual 10 updates between
+refreshes of an anchor, so the measurements cover all ages of the anchor."""
 
 
 @dataclass(frozen=True)
 class AdvantageRule:
     """How rewards become advantages: (r - group mean) / (max(std, floor) + eps), clipped to [-clip, clip].
 
-    The closed division has one rule for all rows; the defaults are its. The other options belong to the presets.
+    The closed division has one rule for all rows, which is the default. The other options are for the presets that
+    reproduce a paper.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     std: Literal["group", "global", "each"] = "group"
-    """Std of the weighted sum in each group or over the round; or one advantage for each reward, by its group std."""
+    """Which std divides. `group`: of the weighted sum in each group. `global`: of the weighted sum over the update.
+    `each`: one advantage per reward, by its own std in each group."""
     ddof: int = 0
+    """0: the std divides by the group size. 1: by one less."""
     eps: float = 1e-4
+    """Added to the std."""
     clip: float = 5.0
+    """Largest absolute advantage."""
     floor: float | None = None
-    """Smallest std that divides; None: whatever it is."""
+    """Smallest std that divides; None: no limit."""
 
     def __post_init__(self) -> None:
         if self.ddof not in (0, 1):

@@ -1,14 +1,34 @@
-"""The exceptions of the project."""
+"""The exceptions of the project and the exit codes of the command line. The tree:
+
+    Exception
+    ├── BenchError                    the user can fix it: one sentence with what, where and how to fix
+    │   ├── DivergedError             a number of a run is not finite
+    │   ├── BudgetFieldError          a method class declares a field of the budget, or one reserved for the suite
+    │   ├── PeerLostError             another process of the run ended or hangs (bench.core.world)
+    │   ├── KilledError               a process of the run was killed from outside (bench.launch.torchrun)
+    │   └── NotAffineError            a method's step is not affine in x and v (bench.audit.sde.kernel)
+    └── CheckError                    one finding of `bench check` (bench.checks.violations)
+
+Who catches what:
+
+- `bench.train.run.execute` turns a `DivergedError` into a record with status "failed": the run counts as finished.
+- The launchers end one run with any other error and go on with the rest. A process of a distributed run reports its
+  error to the launcher, which reports the cause and not the `PeerLostError` of the other processes.
+- The command line prints the sentence of a `BenchError` to stderr. Any other exception is a bug and shows a traceback.
+
+Exit codes: 0 success; 1 the command worked and its result is negative (a failed run or check, a difference), or a bug;
+2 a `BenchError`, a run that stopped with an error, a plan that does not fit into memory, or wrong options; 130 Ctrl-C.
+"""
 
 from __future__ import annotations
 
 
 class BenchError(Exception):
-    """A mistake that the user can mend: one sentence saying what, where and how. The command line exits with 2."""
+    """An error that the user can fix. The message is one sentence: what, where (file or key) and how to fix it."""
 
 
 class DivergedError(BenchError):
-    """A run met a non-finite number: recorded as failed and counted, never dropped."""
+    """A number of a run is not finite. The run is recorded as failed and counted, never dropped."""
 
 
 class BudgetFieldError(BenchError):

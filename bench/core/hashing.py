@@ -1,4 +1,8 @@
-"""Digests of files and of settings, by way of one canonical JSON text."""
+"""Digests of settings, files and checkpoint folders. Nothing here imports torch.
+
+Settings are hashed as one canonical JSON text. A checkpoint folder has a manifest: the sha256 and the size of every
+file, written once and verified before a run.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,21 @@ from typing import Any
 
 from bench.core.errors import BenchError
 
-#: Length of the hexadecimal digests that name runs, budgets and prompt lists: 64 bits, ample for a suite.
 DIGEST_LENGTH = 16
+"""Length of the hexadecimal digests that name runs, budgets and prompt lists: 64 bits, ample for a suite."""
+
+MANIFEST = "manifest.json"
+
+GOLDEN = "golden_scores.json"
+"""Expected scores of an evaluator on clips made by formula (`bench.checks.golden`), beside its checkpoint."""
+
+NOT_LISTED = (MANIFEST, "state.pt", "report.json", GOLDEN)
+"""Files beside a checkpoint that no number depends on: the manifest itself, a recipe's state and its report, and the
+golden scores, which decide whether a run may start but not its numbers."""
 
 
 def plain(value: Any) -> Any:
-    """The same value in JSON's own types; numpy and torch values become numbers and lists, paths text."""
+    """The same value in JSON's own types: numpy and torch values become numbers and lists, paths become text."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -28,11 +41,11 @@ def plain(value: Any) -> Any:
         return value
     if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
         return plain(value.tolist())
-    raise TypeError(f"{type(value).__name__} has no place in a record: give a number, a text, a list or a mapping")
+    raise TypeError(f"{type(value).__name__} cannot be stored in a record: use a number, a text, a list or a mapping")
 
 
 def canonical_json(value: Any) -> str:
-    """One text per value: sorted keys, no spaces, no NaN or infinity (JSON has neither)."""
+    """One text per value: sorted keys, no spaces. NaN and infinity raise `ValueError`, since JSON has neither."""
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -48,3 +61,53 @@ def sha256_file(path: Path | str) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise BenchError(f"{path} cannot be read ({error.strerror}): is it there, and readable?") from error
+
+
+def write_manifest(folder: Path | str) -> Path:
+    """List every file below `folder` with its sha256 and its size in bytes, in `manifest.json`."""
+    folder = Path(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in NOT_LISTED)
+    entries = {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        for path in files
+    }
+    target = folder / MANIFEST
+    target.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return target
+
+
+def verify_manifest(folder: Path | str) -> dict[str, str]:
+    """Check a checkpoint folder against its `manifest.json`; returns {relative path: sha256}, fit for a fingerprint.
+
+    A missing or altered file is a `BenchError` that names the file, the expected and the actual value, and the fix.
+    """
+    folder = Path(folder)
+    fix = f"Restore it with `git checkout -- {folder}`, or build it again with `bench nano` (see its --help)."
+    digests: dict[str, str] = {}
+    for name, entry in _read_manifest(folder, fix).items():
+        path, size, sha256 = folder / name, entry["bytes"], entry["sha256"]
+        if not path.is_file():
+            raise BenchError(f"checkpoint file {path} is missing: expected {size} bytes, sha256 {sha256}. {fix}")
+        actual_size = path.stat().st_size
+        if actual_size != size:
+            raise BenchError(f"checkpoint file {path} was altered: expected {size} bytes, found {actual_size}. {fix}")
+        digests[name] = sha256_file(path)
+        if digests[name] != sha256:
+            raise BenchError(
+                f"checkpoint file {path} was altered: expected sha256 {sha256}, found {digests[name]}. {fix}"
+            )
+    return digests
+
+
+def _read_manifest(folder: Path, fix: str) -> dict[str, dict[str, Any]]:
+    path = folder / MANIFEST
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BenchError(f"checkpoint manifest {path} cannot be read ({error.strerror}). {fix}") from error
+    except ValueError as error:
+        raise BenchError(f"checkpoint manifest {path} is not JSON ({error}). {fix}") from error
+    files = entries.values() if isinstance(entries, dict) else []
+    if not files or not all(isinstance(entry, dict) and {"sha256", "bytes"} <= set(entry) for entry in files):
+        raise BenchError(f"checkpoint manifest {path} does not list {{file: {{sha256, bytes}}}}. {fix}")
+    return dict(entries)

@@ -1,4 +1,7 @@
-"""What a run has spent, counted where it is spent and settled against the budget after every update."""
+"""The ledger of a run: counts of what it spends, compared with the budget after every update.
+
+NFE is the number of function evaluations: forward passes of the network for one sample.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,21 @@ from bench.core.budget import Budget
 from bench.core.errors import BenchError
 
 TRAIN_COST = 3
-"""A trained step counts three function evaluations: one forward and a backward of twice its cost."""
+"""Function evaluations of one trained step: one forward pass, and a backward pass of twice its cost."""
 
 
 def guidance_multiplicity(guidance: float) -> int:
-    """Network evaluations per velocity: two above guidance 1 (conditional and unconditional)."""
+    """Function evaluations per velocity: 1 without guidance, 2 with it (conditional and unconditional)."""
     return 1 if guidance == 1 else 2
 
 
-def planned(budget: Budget, reward_evaluators: int, updates: int) -> dict[str, int]:
-    """What `updates` updates of this budget spend: the same for every row."""
+def planned_counts(budget: Budget, reward_evaluators: int, updates: int) -> dict[str, int]:
+    """Counts after `updates` updates of this budget: the same for every row."""
     samples = updates * budget.prompts * budget.group_size
-    times = guidance_multiplicity(budget.guidance)
+    branches = guidance_multiplicity(budget.guidance)
     return {
-        "nfe_rollout": samples * budget.steps * times,
-        "nfe_train": TRAIN_COST * samples * budget.train_steps * times,
+        "nfe_rollout": samples * budget.steps * branches,
+        "nfe_train": TRAIN_COST * samples * budget.train_steps * branches,
         "reward_calls": samples * reward_evaluators,
         "decodes": samples,
         "videos": samples,
@@ -38,21 +41,28 @@ def planned(budget: Budget, reward_evaluators: int, updates: int) -> dict[str, i
 
 @dataclass
 class Ledger:
-    """Running totals of one run. NFE is counted per sample; `seconds` and `restarts` decide no number."""
+    """Running totals of one run. NFE is counted per sample; no result depends on `seconds` and `restarts`."""
 
     counts: dict[str, int] = field(default_factory=dict)
+    """nfe_rollout, nfe_anchor, nfe_train, decodes, videos, updates, optimizer_steps and prompts."""
     reward_calls: dict[str, int] = field(default_factory=dict)
+    """Scored videos by reward evaluator."""
     seconds: dict[str, float] = field(default_factory=dict)
+    """Wall-clock seconds by phase."""
     restarts: int = 0
+    """Number of times that the run was resumed from a checkpoint."""
 
     def spend(self, name: str, amount: int) -> None:
+        """Add to one of `counts`."""
         self.counts[name] = self.counts.get(name, 0) + amount
 
     def call_reward(self, evaluator: str, videos: int) -> None:
+        """Add scored videos of a reward evaluator."""
         self.reward_calls[evaluator] = self.reward_calls.get(evaluator, 0) + videos
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Add the seconds of the body to a phase."""
         start = time.perf_counter()
         try:
             yield
@@ -60,14 +70,13 @@ class Ledger:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def settle(self, budget: Budget, reward_evaluators: int, updates: int) -> None:
-        """Refuse to go on when anything but the budget was spent."""
+        """Raise a `BenchError` unless exactly the budget of `updates` updates was spent."""
         spent = {**self.counts, "reward_calls": sum(self.reward_calls.values())}
-        for name, amount in planned(budget, reward_evaluators, updates).items():
+        for name, amount in planned_counts(budget, reward_evaluators, updates).items():
             if spent.get(name, 0) != amount:
                 raise BenchError(
-                    f"ledger: {name} is {spent.get(name, 0)} after {updates} updates, the budget says {amount}: "
-                    "a method or an "
-                    "evaluator spent what is not its own; this run does not count."
+                    f"ledger: {name} is {spent.get(name, 0)} after {updates} updates, but the budget allows {amount}: "
+                    "a method or an evaluator spends outside of the budget, so this run does not count."
                 )
 
     def totals(self) -> dict[str, Any]:
@@ -75,6 +84,7 @@ class Ledger:
         return {"nfe_anchor": 0, **self.counts, "reward_calls": dict(self.reward_calls), "restarts": self.restarts}
 
     def state(self) -> dict[str, Any]:
+        """The ledger as JSON types, for a checkpoint."""
         return {
             "counts": dict(self.counts),
             "reward_calls": dict(self.reward_calls),
@@ -84,4 +94,10 @@ class Ledger:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Ledger:
-        return cls(dict(state["counts"]), dict(state["reward_calls"]), dict(state["seconds"]), int(state["restarts"]))
+        """The ledger that `state` was taken from."""
+        return cls(
+            counts=dict(state["counts"]),
+            reward_calls=dict(state["reward_calls"]),
+            seconds=dict(state["seconds"]),
+            restarts=int(state["restarts"]),
+        )

@@ -1,4 +1,4 @@
-"""Progress of a suite's runs on stderr: one bar on a terminal, plain lines elsewhere, always with the time left."""
+"""Progress of a suite's runs on stderr: a bar on a terminal, plain lines elsewhere, both with the time left."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ LINE_EVERY = 20.0
 
 
 def say(text: str) -> None:
+    """Print a line to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
-    """Work is counted in function evaluations, so the base and a resumed run do not mislead the clock."""
+    """Work done by all runs, in function evaluations: the base and resumed runs do not distort the time left."""
 
     def __init__(self, costs: Mapping[str, tuple[float, float]]):
         """`costs`: run label to its function evaluations in training and in the held-out evaluation."""
@@ -27,67 +28,72 @@ class Progress:
         self.costs = dict(costs)
         self.total = sum(map(sum, self.costs.values()))
         self.done: dict[str, float] = {}
-        self.given: dict[str, float] = {}
-        """Work that a resumed run found done."""
-        self.now: dict[str, str] = {}
+        """Run label to the work that is done."""
+        self.resumed: dict[str, float] = {}
+        """Run label to the work that was done before this start."""
+        self.status: dict[str, str] = {}
+        """Run label to the text that is shown while the run goes on."""
         self.ended = 0
-        self.start = self.spoke = time.monotonic()
+        self.start = self.last_line = time.monotonic()
         form = "{percentage:3.0f}%|{bar:20}| {desc}"
         self.bar = tqdm(total=self.total, bar_format=form, leave=False) if sys.stderr.isatty() else None
 
-    def hear(self, messages: Any) -> None:
-        """Take in what the workers have said since the last time."""
+    def receive(self, messages: Any) -> None:
+        """Record all messages (label, phase, done, total) of a queue and show the progress."""
         try:
             while True:
-                self._note(*messages.get_nowait())
+                self.record(*messages.get_nowait())
         except queue.Empty:
             pass
         self._show()
 
-    def _note(self, label: str, phase: str, done: int, total: int) -> None:
-        train, judge = self.costs[label]
+    def record(self, label: str, phase: str, done: int, total: int) -> None:
+        """Record that a run has done this part of a phase."""
+        train, evaluate = self.costs[label]
         work = {
             "load": 0.0,
             "train": train * done / total,
-            "evaluate": train + judge * done / total,
-            "store": train + judge,
+            "evaluate": train + evaluate * done / total,
+            "store": train + evaluate,
         }
         if phase == "train":
-            self.given.setdefault(label, work[phase])
+            self.resumed.setdefault(label, work[phase])
         self.done[label] = work[phase]
-        self.now[label] = f"{label} {done}/{total} {UNIT[phase]}" if phase in UNIT else label
+        self.status[label] = f"{label} {done}/{total} {UNIT[phase]}" if phase in UNIT else label
 
-    def end(self, label: str, how: str) -> None:
+    def end(self, label: str, result: str) -> None:
+        """Record and print that a run ended with this result."""
         self.ended += 1
         self.done[label] = sum(self.costs[label])
-        self.now.pop(label, None)
-        text = f"[{self.ended}/{len(self.costs)}] {label}: {how}"
+        self.status.pop(label, None)
+        text = f"[{self.ended}/{len(self.costs)}] {label}: {result}"
         if self.bar is not None:
             self.bar.write(text, file=sys.stderr)
         else:
             say(text)
 
     def minutes_left(self, now: float) -> float | None:
-        """Minutes at the pace so far; None before a fiftieth of the training is done, since loading comes first."""
-        done, given = sum(self.done.values()), sum(self.given.values())
+        """Minutes left at the speed so far. None until 2 % of the training is done, since loading comes first."""
+        done, resumed = sum(self.done.values()), sum(self.resumed.values())
         training = sum(train for train, _ in self.costs.values())
-        trained = sum(min(work, self.costs[label][0]) for label, work in self.done.items()) - given
-        if done == given or trained < 0.02 * training:
+        trained = sum(min(work, self.costs[label][0]) for label, work in self.done.items()) - resumed
+        if done == resumed or trained < 0.02 * training:
             return None
-        return (now - self.start) / (done - given) * (self.total - done) / 60
+        return (now - self.start) / (done - resumed) * (self.total - done) / 60
 
     def _show(self) -> None:
         now = time.monotonic()
-        left = self.minutes_left(now)
-        clock = "time left: not known yet" if left is None else f"{left:.1f} min left"
-        text = f"{self.ended}/{len(self.costs)} runs, {clock}; {', '.join(self.now.values())}"
+        minutes = self.minutes_left(now)
+        clock = "time left: not known yet" if minutes is None else f"{minutes:.1f} min left"
+        text = f"{self.ended}/{len(self.costs)} runs, {clock}; {', '.join(self.status.values())}"
         if self.bar is not None:
             self.bar.n = min(sum(self.done.values()), self.total)
             self.bar.set_description_str(text)
-        elif now - self.spoke > LINE_EVERY:
-            self.spoke = now
+        elif now - self.last_line > LINE_EVERY:
+            self.last_line = now
             say(text)
 
     def close(self) -> None:
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.close()

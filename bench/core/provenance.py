@@ -1,15 +1,19 @@
-"""Where a number comes from: commit, lock file, package versions, hardware, and hashes of files and settings.
+"""Provenance of a run: commit, lock file, package versions, hardware and the digest of the source code.
 
 Nothing here imports torch, so that records can be read and tables built without it.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import io
+import itertools
 import os
 import platform
 import subprocess
 import sys
+import tokenize
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -17,44 +21,70 @@ from typing import Any
 
 from bench.core.hashing import digest, sha256_file
 
-#: The folder that holds the packages bench, methods and evaluators: the project's root in a checkout.
 ROOT = Path(__file__).resolve().parents[2]
+"""The folder of the packages bench, methods and evaluators: in a checkout, the project's root."""
 
-#: The packages whose sources decide a number; `source_digest` hashes all of them.
-SOURCE_FOLDERS = ("bench", "methods", "evaluators")
+SOURCE_ROOMS = (
+    *("bench/api.py", "bench/flow.py", "bench/plugins.py", "bench/core", "bench/algorithm", "bench/store"),
+    *("bench/suite", "bench/train", "bench/backbones", "bench/nano/gold.py", "bench/nano/world.py"),
+    *("methods", "evaluators"),
+)
+"""Files and folders whose code can change a number of a run. Checks, plans, launchers, reports, audits and the command
+line are not listed: after an edit there, finished runs stay valid."""
 
-#: Distributions whose version can change a number or a record.
 PACKAGES = (
     *("torch", "torchvision", "diffusers", "transformers", "tokenizers", "safetensors", "accelerate", "peft"),
     *("open-clip-torch", "numpy", "scipy", "pandas", "pyarrow", "pydantic", "pillow", "av"),
 )
+"""Distributions whose version can change a number or a record."""
 
 
-def source_digest(root: Path = ROOT, folders: Sequence[str] = SOURCE_FOLDERS) -> str:
-    """16 hexadecimal digits over the path and the content of every *.py below the three packages.
+def source_digest(root: Path = ROOT, rooms: Sequence[str] = SOURCE_ROOMS) -> str:
+    """16 hexadecimal digits over the path and the code of every Python file in the rooms.
 
-    `bench/report` and `bench/speed` are left out: they read finished records or time calls, so an edit there changes
-    no run.
+    Comments, docstrings and blank lines do not count.
     """
-    files = sorted(
-        path
-        for folder in folders
-        for path in (root / folder).rglob("*.py")
-        if not {"report", "speed"} & set(path.relative_to(root).parts)
-    )
-    return digest([[path.relative_to(root).as_posix(), sha256_file(path)] for path in files])
+    files = sorted(path for room in rooms for path in _python_files(root / room))
+    return digest([[path.relative_to(root).as_posix(), code_without_comments(path)] for path in files])
 
 
-# environment --------------------------------------------------------------------------------------------------
+def _python_files(path: Path) -> list[Path]:
+    return list(path.rglob("*.py")) if path.is_dir() else [path] if path.is_file() else []
+
+
+def code_without_comments(path: Path) -> str:
+    """The lines of a Python file without comments, docstrings, trailing spaces and blank lines.
+
+    A docstring is any statement that consists of a string. The result does not depend on the version of Python.
+    """
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines(keepends=True)
+    starts = [0, *itertools.accumulate(map(len, lines))]
+    cuts = []
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            (row, column), length = token.start, len(token.string)
+            cuts.append((starts[row - 1] + column, starts[row - 1] + column + length))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            first, last = lines[node.lineno - 1].encode(), lines[(node.end_lineno or node.lineno) - 1].encode()
+            begin = starts[node.lineno - 1] + len(first[: node.col_offset].decode())
+            end = starts[(node.end_lineno or node.lineno) - 1] + len(last[: node.end_col_offset].decode())
+            cuts.append((begin, end))
+    for begin, end in sorted(cuts, reverse=True):
+        text = text[:begin] + text[end:]
+    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
+
+
 def git_state(root: Path = ROOT) -> dict[str, Any]:
-    """Commit and whether files differ from it; both None where `root` is not itself the top of a git checkout."""
+    """Commit, and whether files differ from it; both None where `root` is not the top folder of a git checkout."""
 
     def git(*words: str) -> str:
-        # an inherited GIT_DIR (a hook sets it) would make git answer for another folder
+        # an inherited GIT_DIR (a hook sets it) would make git use another folder
         env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
         command = ["git", "-C", str(root), *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=env)
-        return done.stdout.strip()
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=env)
+        return result.stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
@@ -65,7 +95,7 @@ def git_state(root: Path = ROOT) -> dict[str, Any]:
 
 
 def lock_digest(root: Path = ROOT) -> str | None:
-    """sha256 of requirements.lock, None where there is none (an installed wheel)."""
+    """sha256 of requirements.lock; None where there is none (an installed wheel)."""
     path = root / "requirements.lock"
     return sha256_file(path) if path.is_file() else None
 
@@ -82,7 +112,7 @@ def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str | None]:
 
 
 def hardware() -> dict[str, Any]:
-    """CPU model, cores this process may use, and memory in MB (10^6 bytes); None for what the system does not tell."""
+    """CPU model, cores this process may use, and memory in MB (10^6 bytes); None for what is not known."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = None
     with contextlib.suppress(ValueError, OSError, AttributeError):  # AttributeError: no os.sysconf on Windows
@@ -101,7 +131,7 @@ def _cpu_model() -> str | None:
 def peak_kib() -> int:
     """Largest resident memory of this process so far, in KiB.
 
-    Linux's VmHWM; elsewhere ru_maxrss, which on Linux a process inherits from the one that started it.
+    Linux's VmHWM; elsewhere ru_maxrss, which on Linux would include the memory of the parent process.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -115,7 +145,7 @@ def peak_kib() -> int:
 
 
 def provenance(root: Path = ROOT, **extra: Any) -> dict[str, Any]:
-    """All of the above as one dict for a record; `extra` adds what only the caller knows (the GPU, for one)."""
+    """All of the above as one dict for a record. `extra`: further entries, for example the name of the GPU."""
     return {
         "git": git_state(root),
         "lock_sha256": lock_digest(root),

@@ -1,4 +1,4 @@
-"""Rewards of one round, and the advantage that the suite's rule makes of them."""
+"""Rewards of one update, and the suite's rule that turns them into advantages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from bench.core.errors import BenchError, DivergedError
 
 
 class Rewards(dict[str, Tensor]):
-    """Metric name to rewards [p, g] of one round, with the suite's weights and its advantage rule."""
+    """Rewards of one update by metric name, each [p, g] (prompts, samples of a group).
+
+    `weights` are the suite's weights by metric name, `rule` is its advantage rule.
+    """
 
     def __init__(self, values: Mapping[str, Tensor], weights: Mapping[str, float], rule: AdvantageRule | None = None):
         super().__init__(values)
@@ -21,11 +24,11 @@ class Rewards(dict[str, Tensor]):
         self.rule = rule or AdvantageRule()
 
     def total(self) -> Float[Tensor, "p g"]:
-        """The weighted sum that the suite calls the reward."""
+        """The reward: the weighted sum of the metrics."""
         return torch.stack([weight * self[name] for name, weight in self.weights.items()]).sum(0)
 
     def check(self) -> None:
-        """Refuse, before any statistics, a reward that is not finite and a group that cannot have a spread."""
+        """Raise on a reward that is not finite (`DivergedError`) and on groups of one sample (`BenchError`)."""
         for metric, values in self.items():
             if not torch.isfinite(values).all():
                 p, g = (int(i) for i in (~torch.isfinite(values)).nonzero()[0])
@@ -41,21 +44,23 @@ class Rewards(dict[str, Tensor]):
 
 
 def tied(values: Float[Tensor, "p g"]) -> Bool[Tensor, "p"]:
-    """Groups whose values are all equal: nothing can be learnt from them."""
+    """Marks the groups whose values are all equal: their advantages are 0."""
     return values.amax(1) == values.amin(1)
 
 
 def rule_advantages(values: Float[Tensor, "p g"], rule: AdvantageRule) -> Float[Tensor, "p g"]:
-    """(value - group mean) / (max(std, floor) + eps) of a reward or of their sum, clipped; exactly 0 for a tied group.
+    """(value - group mean) / (max(std, floor) + eps), clipped to [-clip, clip]; exactly 0 for a tied group.
+
+    `values` are those of one reward or the weighted sum of all.
 
     Departs: the mean of equal numbers is rounded, and a small eps blows that rounding up (an advantage of up to 0.96
       with DanceGRPO's ddof 1 and eps 1e-8), so a tied group's advantage is set to 0 instead of computed.
     """
     if rule.std == "global":
-        spread = values.std(correction=rule.ddof)
+        std = values.std(correction=rule.ddof)
     else:
-        spread = values.std(1, correction=rule.ddof, keepdim=True)
+        std = values.std(1, correction=rule.ddof, keepdim=True)
     if rule.floor is not None:
-        spread = spread.clamp_min(rule.floor)
-    adv = ((values - values.mean(1, keepdim=True)) / (spread + rule.eps)).clamp(-rule.clip, rule.clip)
+        std = std.clamp_min(rule.floor)
+    adv = ((values - values.mean(1, keepdim=True)) / (std + rule.eps)).clamp(-rule.clip, rule.clip)
     return torch.where(tied(values)[:, None], torch.zeros_like(adv), adv)

@@ -1,4 +1,4 @@
-"""Named random streams: every random number is a pure function of (seed, name), never of a global generator."""
+"""Named random streams: every random number is a pure function of a seed and a name. No global generator is used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def _key(seed: int, name: tuple[str | int, ...]) -> bytes:
-    """SHA-256 of the parts with type and length: ("a", "b") and ("ab",), or "1" and 1, are different names."""
+    """sha256 of the parts with type and length, so that ("a", "b") differs from ("ab",), and "1" from 1."""
     key = hashlib.sha256()
     for part in (seed, *name):
         text = repr(part).encode()
@@ -23,7 +23,7 @@ def _key(seed: int, name: tuple[str | int, ...]) -> bytes:
 def stream(seed: int, *name: str | int) -> torch.Generator:
     """A torch CPU generator keyed by `seed` and `name`, for permutations, choices and initial weights.
 
-    torch keeps 32 bits of a seed, plenty for the few streams of a run; the many noise tensors come from `normal`.
+    The seed has 32 bits, enough for the few streams of a run; the many noise tensors come from `normal`.
     """
     return torch.Generator().manual_seed(int.from_bytes(_key(seed, name)[:4], "little"))
 
@@ -31,8 +31,8 @@ def stream(seed: int, *name: str | int) -> torch.Generator:
 def normal(seed: int, names: Sequence[tuple[str | int, ...]], shape: Sequence[int]) -> Float[Tensor, "b ..."]:
     """Standard normal float32 tensors [len(names), *shape], one per name.
 
-    Each comes from a counter-based generator (Philox) with a 128-bit key of its name, so no draw depends on the
-    batch, on the device or on another draw.
+    Each comes from a counter-based generator (Philox) whose 128-bit key is made from its name, so no draw depends on
+    the batch, on the device or on another draw.
     """
     draws = []
     for name in names:

@@ -1,8 +1,8 @@
-"""Several processes that do one run together: who takes which micro-batches, and what they tell each other.
+"""The processes of one run: which micro-batches each of them takes, and what they exchange.
 
-Every process holds the policy and works on its own micro-batches, whose shape the suite fixes. What is gathered comes
-back in the order of one process, and is the same everywhere; only gradients are summed in another order.
-Nothing of `torch.distributed` is touched by a process that is alone.
+Data parallel: every process holds the policy and works on its own micro-batches, whose shape the suite sets. Gathered
+values have the order of a single process and are equal on all processes; only gradients are summed in another order.
+A process that is alone does not import `torch.distributed`.
 """
 
 from __future__ import annotations
@@ -24,18 +24,13 @@ from bench.core.parallelism import Shard
 T = TypeVar("T")
 
 
-RESUME_HINT = "call again and the run goes on from its last checkpoint."
-
-
-class PeerLostError(BenchError):
-    """The other processes of the run are gone, or hang."""
-
-
+RESUME_HINT = "run the same command again to resume from the last checkpoint."
+"""How to fix a run that lost a process."""
 COMPARE_EVERY = 10
 """Updates between two comparisons of the policy across processes."""
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
-"""How long a process waits for the others: longer than a round of the suites, or the writing of a checkpoint, takes. A
-process that ends is noticed at once; this bounds the wait for one that hangs."""
+"""How long a process waits for the others in a collective call: longer than any update, and than writing a checkpoint.
+The end of a process is noticed at once; this limits the wait for a process that hangs."""
 CONNECTION_ERRORS = (
     "gloo",
     "NCCL",
@@ -44,170 +39,182 @@ CONNECTION_ERRORS = (
     "Timed out waiting",
     "Broken pipe",
 )
-"""Words of the network's own errors, which are plain RuntimeErrors where gloo raises them."""
+"""Parts of the messages of network errors; gloo raises them as plain `RuntimeError`."""
+
+
+class PeerLostError(BenchError):
+    """Another process of the run ended or hangs."""
 
 
 def is_peer_loss(error: RuntimeError) -> bool:
-    """Whether an error says that other processes are gone: a consequence of what ended them."""
+    """Whether this is an error of the network, because another process ended."""
     import torch.distributed as dist
 
-    known = getattr(dist, "DistError", ())
-    return isinstance(error, known) or any(word in str(error) for word in CONNECTION_ERRORS)
+    distributed_errors = getattr(dist, "DistError", ())
+    return isinstance(error, distributed_errors) or any(text in str(error) for text in CONNECTION_ERRORS)
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one run. Those of one share (`copies`, context parallelism) work on the same samples."""
+    """The processes of one run, as one of them sees them.
+
+    Samples are distributed over `dp_size` data-parallel ranks. With context parallelism, each of these ranks is a
+    group of `cp_degree` processes that share the tokens of the same samples.
+
+    A method whose docstring starts with "Collective call" must be called by all processes, in the same order.
+    """
 
     rank: int = 0
+    """Number of this process, from 0 to size - 1."""
     size: int = 1
-    copies: int = 1
+    """World size: the number of processes."""
+    cp_degree: int = 1
+    """Context parallel: how many processes share the tokens of one sample."""
     shard: Shard | None = None
-    """How the model's weights are spread over the processes; None: each holds them all."""
+    """How the weights are sharded over the processes; None: each process holds all of them."""
 
     @property
-    def shares(self) -> int:
-        """Number of parts that the samples are dealt into."""
-        return self.size // self.copies
+    def dp_size(self) -> int:
+        """Data parallel: the number of ranks over which the samples are distributed."""
+        return self.size // self.cp_degree
 
     @property
-    def share(self) -> int:
-        """Which part this process works on."""
-        return self.rank // self.copies
+    def dp_rank(self) -> int:
+        """Data-parallel rank of this process, from 0 to dp_size - 1."""
+        return self.rank // self.cp_degree
 
     @property
-    def writes(self) -> bool:
-        """Whether this process writes the run's files: one does."""
+    def is_main(self) -> bool:
+        """Whether this process writes the files of the run: rank 0 does."""
         return self.rank == 0
 
-    # dealing out ------------------------------------------------------------------------------------------------
-    def mine(self, items: Sequence[T]) -> list[T]:
-        """This share's items: share, share + shares, ..."""
-        return list(items[self.share :: self.shares])
+    def local_items(self, items: Sequence[T]) -> list[T]:
+        """The items of this data-parallel rank: number dp_rank, dp_rank + dp_size, dp_rank + 2 dp_size, ..."""
+        return list(items[self.dp_rank :: self.dp_size])
 
-    def turns(self, items: Sequence[T]) -> Iterator[tuple[T, bool]]:
-        """This share's items, as many for every share; False marks one that only keeps step with the others."""
-        own = self.mine(items)
-        for turn in range(-(-len(items) // self.shares)):
-            yield (own[turn], True) if turn < len(own) else (items[-1], False)
+    def padded_turns(self, items: Sequence[T]) -> Iterator[tuple[T, bool]]:
+        """The items of this data-parallel rank, padded so that every rank has the same number of turns.
 
-    # telling ----------------------------------------------------------------------------------------------------
-    def _all(self, value: T) -> list[T]:
-        """The value of every process, by rank."""
+        False marks a padding item: it is computed so that collective calls match, and then discarded.
+        """
+        local = self.local_items(items)
+        for turn in range(-(-len(items) // self.dp_size)):
+            yield (local[turn], True) if turn < len(local) else (items[-1], False)
+
+    def _gather_by_rank(self, value: T) -> list[T]:
+        """Collective call: the value of every process, by rank."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
 
-        found: list[Any] = [None] * self.size
-        with self._heard():
-            dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.size
+        with self._network_errors():
+            dist.all_gather_object(values, value)
+        return values
 
-    def everyone(self, value: T) -> list[T]:
-        """The value of every share."""
-        return self._all(value)[:: self.copies]
+    def all_gather(self, value: T) -> list[T]:
+        """Collective call: the value of every data-parallel rank."""
+        return self._gather_by_rank(value)[:: self.cp_degree]
 
-    def in_order(self, own: Iterable[T]) -> list[T]:
-        """One value for each of this share's items in, the values of all items in their order out."""
-        held = self.everyone(list(own))
-        return [held[i % self.shares][i // self.shares] for i in range(sum(map(len, held)))]
+    def gather_in_order(self, local: Iterable[T]) -> list[T]:
+        """Collective call: the values of all items in their order, from one value per item of `local_items`."""
+        parts = self.all_gather(list(local))
+        return [parts[i % self.dp_size][i // self.dp_size] for i in range(sum(map(len, parts)))]
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
-        self._all(None)
+        """Collective call: wait for all processes."""
+        self._gather_by_rank(None)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """A divergence that one process meets is one of all, with the same words: none waits for the others.
+    def raise_together(self) -> Iterator[None]:
+        """Collective call: a `DivergedError` of one process is raised by all, with the same message.
 
-        The body may not exchange anything.
+        The body must not contain a collective call.
         """
         error = None
         try:
             yield
         except DivergedError as cause:
             error = cause
-        said = [text for text in self._all(None if error is None else str(error)) if text is not None]
-        if said:
-            raise DivergedError(said[0]) from error
+        gathered = self._gather_by_rank(None if error is None else str(error))
+        messages = [text for text in gathered if text is not None]
+        if messages:
+            raise DivergedError(messages[0]) from error
 
-    def summed(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Each tensor summed over all processes in float32 or better, None where no process has one.
+    def all_reduce_sum(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Collective call: each tensor summed over all processes in float32 or better; None where no process has one.
 
-        One flat all-reduce per dtype. Gradients of spread weights (`shard`) are sums already.
+        One flat all-reduce per dtype. Gradients of sharded weights are sums already and are returned unchanged.
         """
         if self.size == 1 or self.shard is not None:
             return list(tensors)
-        flat: dict[torch.dtype, list[int]] = {}
-        kinds = self._kinds(tensors)
-        out = list(tensors)
-        for i, (dtype, _) in kinds.items():
-            flat.setdefault(dtype, []).append(i)
-        for dtype, places in flat.items():
-            self._sum_flat(tensors, places, dtype, kinds, out)
-        return out
+        by_dtype: dict[torch.dtype, dict[int, torch.Size]] = {}
+        for i, (dtype, shape) in self._tensor_specs(tensors).items():
+            by_dtype.setdefault(dtype, {})[i] = shape
+        sums = list(tensors)
+        for dtype, shapes in by_dtype.items():
+            for i, total in self._sum_flat(tensors, shapes, dtype).items():
+                sums[i] = total
+        return sums
 
-    def _kinds(self, tensors: Sequence[Tensor | None]) -> dict[int, tuple[torch.dtype, torch.Size]]:
-        """Dtype and shape of every tensor that some process has."""
-        found: dict[int, tuple[torch.dtype, torch.Size]] = {}
-        for one in self._all({i: (t.dtype, t.shape) for i, t in enumerate(tensors) if t is not None}):
-            found |= one
-        return dict(sorted(found.items()))
+    def _tensor_specs(self, tensors: Sequence[Tensor | None]) -> dict[int, tuple[torch.dtype, torch.Size]]:
+        """Collective call: index to dtype and shape of every tensor that at least one process has."""
+        specs: dict[int, tuple[torch.dtype, torch.Size]] = {}
+        for part in self._gather_by_rank({i: (t.dtype, t.shape) for i, t in enumerate(tensors) if t is not None}):
+            specs |= part
+        return dict(sorted(specs.items()))
 
     def _sum_flat(
-        self,
-        tensors: Sequence[Tensor | None],
-        places: Sequence[int],
-        dtype: torch.dtype,
-        kinds: dict[int, tuple[torch.dtype, torch.Size]],
-        out: list[Tensor | None],
-    ) -> None:
+        self, tensors: Sequence[Tensor | None], shapes: dict[int, torch.Size], dtype: torch.dtype
+    ) -> dict[int, Tensor]:
+        """Collective call: the sums of the tensors with these indices and shapes, all of one dtype."""
         import torch.distributed as dist
 
         device = next((t.device for t in tensors if t is not None), torch.device("cpu"))
         parts = []
-        for i in places:
-            here = tensors[i]
-            filled = torch.zeros(kinds[i][1], device=device) if here is None else here.detach()
-            parts.append(filled.to(torch.promote_types(dtype, torch.float32)).flatten())
+        for i, shape in shapes.items():
+            tensor = tensors[i]
+            values = torch.zeros(shape, device=device) if tensor is None else tensor.detach()
+            parts.append(values.to(torch.promote_types(dtype, torch.float32)).flatten())
         total = torch.cat(parts)
-        with self._heard():
+        with self._network_errors():
             dist.all_reduce(total)
-        start = 0
-        for i, part in zip(places, parts, strict=True):
-            out[i] = total[start : start + len(part)].reshape(kinds[i][1]).to(dtype)
-            start += len(part)
+        sums = total.split([len(part) for part in parts])
+        return {i: flat.reshape(shape).to(dtype) for (i, shape), flat in zip(shapes.items(), sums, strict=True)}
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Give every parameter the gradient of the whole: the sum over all processes."""
+        """Collective call: replace the gradient of every parameter by its sum over all processes."""
         if self.size == 1:
             return
         trained = list(parameters)
-        for parameter, grad in zip(trained, self.summed([p.grad for p in trained]), strict=True):
+        for parameter, grad in zip(trained, self.all_reduce_sum([p.grad for p in trained]), strict=True):
             parameter.grad = grad
 
-    def need_same(self, parameters: Iterable[Tensor], when: str) -> None:
-        """Stop all processes when they hold other bits of the policy; spread weights exist only once."""
+    def check_same_parameters(self, parameters: Iterable[Tensor], when: str) -> None:
+        """Collective call: raise unless all processes hold the same bits of the policy.
+
+        Sharded weights are not compared, since each exists once.
+        """
         if self.size == 1 or self.shard is not None:
             return
-        found = self._all(_parameter_digest(parameters))
-        odd = [rank for rank, bits in enumerate(found) if bits != found[0]]
-        if odd:
+        digests = self._gather_by_rank(_parameter_digest(parameters))
+        different = [rank for rank, value in enumerate(digests) if value != digests[0]]
+        if different:
             raise BenchError(
-                f"the policies of processes {', '.join(map(str, odd))} differ from that of process 0 {when}: check "
-                "their hardware and software for differences, delete the run's folder, and start it again."
+                f"the policies of processes {', '.join(map(str, different))} differ from that of process 0 {when}: "
+                "check their hardware and software for differences, delete the run's folder, and start it again."
             )
 
-    def need_equal(self, value: Any, what: str) -> None:
-        """Stop all processes when they hold other values; `what` says which, and how to mend it."""
-        found = self._all(value)
-        odd = [rank for rank, other in enumerate(found) if other != found[0]]
-        if odd:
-            raise BenchError(f"processes {', '.join(map(str, odd))} differ from process 0 in {what}.")
+    def check_equal(self, value: Any, what: str) -> None:
+        """Collective call: raise unless all processes have the same value. `what`: name of the value, and the fix."""
+        values = self._gather_by_rank(value)
+        different = [rank for rank, other in enumerate(values) if other != values[0]]
+        if different:
+            raise BenchError(f"processes {', '.join(map(str, different))} differ from process 0 in {what}.")
 
     @contextmanager
-    def _heard(self) -> Iterator[None]:
-        """Say in one sentence that the others are gone, in place of the network's words."""
+    def _network_errors(self) -> Iterator[None]:
+        """Raise `PeerLostError` in place of the errors of `torch.distributed`."""
         try:
             yield
         except RuntimeError as cause:  # torch.distributed's errors all derive from it
@@ -219,6 +226,7 @@ class World:
 
 
 SINGLE_PROCESS = World()
+"""The world of a run that is one process."""
 
 
 def _parameter_digest(parameters: Iterable[Tensor]) -> str:
@@ -230,21 +238,21 @@ def _parameter_digest(parameters: Iterable[Tensor]) -> str:
     return total.hexdigest()
 
 
-def check_divisible(budget: Budget, shares: int) -> None:
-    """Refuse a number of processes that cannot share the micro-batches of an optimizer step evenly."""
+def check_divisible(budget: Budget, dp_size: int) -> None:
+    """Raise unless the micro-batches of an optimizer step can be distributed evenly over the data-parallel ranks."""
     samples = budget.prompts * budget.group_size // budget.minibatches
-    parts = -(-samples // budget.micro_batch)
-    if parts % shares:
+    count = -(-samples // budget.micro_batch)
+    if count % dp_size:
         raise BenchError(
-            f"{shares} processes cannot share the {parts} micro-batch{'es' * (parts > 1)} of an optimizer step evenly "
-            f"({samples} samples, budget.micro_batch {budget.micro_batch}): "
-            f"use N processes that divide {parts}, or set a smaller budget.micro_batch."
+            f"{dp_size} processes cannot share the {count} micro-batch{'es' * (count > 1)} of an optimizer step "
+            f"evenly ({samples} samples, budget.micro_batch {budget.micro_batch}): "
+            f"use N processes that divide {count}, or set a smaller budget.micro_batch."
         )
 
 
 @contextmanager
-def process_group(copies: int = 1, shard: Shard | None = None) -> Iterator[World]:
-    """The world that `torch.distributed.run` has started this process in: gloo on CPUs, NCCL for tensors on GPUs."""
+def process_group(cp_degree: int = 1, shard: Shard | None = None) -> Iterator[World]:
+    """The world of a process that `torch.distributed.run` has started: gloo on CPUs, NCCL for tensors on GPUs."""
     import os
 
     import torch.distributed as dist
@@ -254,5 +262,5 @@ def process_group(copies: int = 1, shard: Shard | None = None) -> Iterator[World
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
-    yield World(dist.get_rank(), dist.get_world_size(), copies, shard)
+    yield World(rank=dist.get_rank(), size=dist.get_world_size(), cp_degree=cp_degree, shard=shard)
     dist.destroy_process_group()  # not after an error: it would wait for the others

@@ -1,4 +1,4 @@
-"""Run every unfinished job of a suite, or describe what will run and what it costs."""
+"""Run every unfinished job of a suite, or describe the jobs and their cost."""
 
 from __future__ import annotations
 
@@ -8,100 +8,112 @@ from pathlib import Path
 
 from bench import store
 from bench.core.errors import BenchError
-from bench.core.ledger import planned
+from bench.core.ledger import planned_counts
 from bench.core.progress import say
 from bench.core.world import check_divisible
 from bench.launch.config import LaunchConfig
 from bench.launch.jobs import all_jobs, copy_finished, unfinished, unique_by_digest
 from bench.launch.launchers import Outcome, run_jobs
 from bench.plan.fit import check_gpu_memory
-from bench.plan.workload import anchor_nfe, evaluation_nfe
-from bench.suite.devices import check_devices, cp_degree
-from bench.suite.job import Job
-from bench.suite.schema import Experiment
+from bench.plan.workload import anchor_nfe, evaluation_nfe, held_out_videos
+from bench.suite.devices import check_devices
+from bench.suite.job import Job, TrainingRun
+from bench.suite.prepared import PreparedSuite
 from bench.train.preflight import check_suite
 
 
-def describe(exp: Experiment, found: Sequence[Job]) -> str:
-    """What will run and what it will cost, for `--dry-run`."""
-    todo = unfinished(found)
-    budget, each = exp.budget, planned(exp.budget, len(exp.reward), exp.budget.updates)
-    trained = [job for job in todo if job.row is not None]
-    videos = len(exp.prompt_list("heldout")) * exp.evaluation.videos_per_prompt
-    judged = evaluation_nfe(exp)
+def describe(prepared: PreparedSuite, jobs: Sequence[Job]) -> str:
+    """The jobs of a suite, which of them are finished, and the cost of the others, for `--dry-run`."""
+    suite, pending = prepared.suite, unfinished(jobs)
+    budget, spending = suite.budget, planned_counts(suite.budget, len(suite.reward), suite.budget.updates)
+    training = [job for job in pending if isinstance(job, TrainingRun)]
+    evaluation = evaluation_nfe(prepared)
     lines = [
-        f"suite {exp.suite}: {len(found)} runs (base + {len(exp.rows)} rows x {len(exp.seeds)} seeds), "
-        f"{len(todo)} to do",
-        *(f"  {job.label:32s} {'to do' if job in todo else 'finished'}  {job.digest}" for job in found),
+        f"suite {suite.name}: {len(jobs)} runs (base + {len(suite.rows)} rows x {len(suite.seeds)} seeds), "
+        f"{len(pending)} to do",
+        *(f"  {job.label:32s} {'to do' if job in pending else 'finished'}  {job.digest}" for job in jobs),
         f"each row: {budget.updates} updates of {budget.prompts} prompts x {budget.group_size} samples, "
         f"{budget.steps} steps, "
         f"{budget.train_steps} trained, {budget.minibatches} optimizer step(s) each",
-        "each row spends: " + ", ".join(f"{name} {value:,}" for name, value in each.items()),
-        f"held-out evaluation of each run: {videos} videos x {exp.evaluation.steps} steps = {judged:,} NFE",
-        f"to do in all: rollout NFE {each['nfe_rollout'] * len(trained):,}, "
-        f"train NFE {each['nfe_train'] * len(trained):,}, "
-        f"anchor NFE {sum(anchor_nfe(job.exp, job.row) for job in todo):,}, evaluation NFE {judged * len(todo):,}",
-        _hours(found, len(trained)),
+        "each row spends: " + ", ".join(f"{name} {value:,}" for name, value in spending.items()),
+        f"held-out evaluation of each run: {held_out_videos(prepared)} videos x {suite.evaluation.steps} steps = "
+        f"{evaluation:,} NFE",
+        f"to do in all: rollout NFE {spending['nfe_rollout'] * len(training):,}, "
+        f"train NFE {spending['nfe_train'] * len(training):,}, "
+        f"anchor NFE {sum(anchor_nfe(budget, job.row) for job in training):,}, "
+        f"evaluation NFE {evaluation * len(pending):,}",
+        _time_left(jobs, len(training)),
     ]
     return "\n".join(lines)
 
 
-def _hours(found: Sequence[Job], todo: int) -> str:
-    """Time from the finished runs of this suite on this machine; nothing is guessed without one."""
-    done = [
+def _time_left(jobs: Sequence[Job], pending: int) -> str:
+    """Minutes per run, from the finished runs of this suite; without one, no estimate."""
+    finished = [
         store.read_record(job.folder)
-        for job in found
-        if job.row is not None and store.is_complete(job.folder, job.digest)
+        for job in jobs
+        if isinstance(job, TrainingRun) and store.is_complete(job.folder, job.digest)
     ]
-    if not todo:
+    if not pending:
         return "time: nothing to do"
-    if not done:
+    if not finished:
         return "time: unknown until one run of this suite has finished on this machine"
-    minutes = sum(sum(record.seconds.values()) for record in done) / len(done) / 60
-    return f"time: {minutes:.1f} minutes of one process per run, measured on {len(done)} finished runs"
+    minutes = sum(sum(record.seconds.values()) for record in finished) / len(finished) / 60
+    return f"time: {minutes:.1f} minutes of one process per run, measured on {len(finished)} finished runs"
 
 
-def run_suites(suites: Sequence[Experiment], results: Path, how: LaunchConfig = LaunchConfig()) -> Outcome:  # noqa: B008  (frozen)
-    """Do every unfinished run of a suite, or of all variants of a study.
+def check_launch(prepared: PreparedSuite, launch: LaunchConfig) -> None:
+    """Refuse a suite that cannot run, and processes that do not fit the suite or this machine."""
+    check_suite(prepared)
+    size, degree = launch.layout.size, prepared.cp_degree
+    if size % degree:
+        raise BenchError(
+            f"backbone.train.parallel.context is {degree}, but a run has {size} process(es): "
+            f"use --launcher torchrun with an --nproc that is a multiple of {degree}."
+        )
+    check_divisible(prepared.suite.budget, size // degree)
+    if launch.launcher != "slurm":  # its jobs check their own machine
+        check_devices(prepared.suite, launch.nproc)
+        check_gpu_memory(prepared, size, launch.shard)
 
-    One run's error leaves the others going; the caller turns the outcome into an exit code.
+
+def run_suites(
+    suites: Sequence[PreparedSuite],
+    results: Path,
+    launch: LaunchConfig = LaunchConfig(),  # noqa: B008  (frozen)
+) -> Outcome:
+    """Run every unfinished job of a suite, or of all variants of a study.
+
+    An error of one run does not stop the others. The outcome counts finished and failed runs and errors.
     """
-    for exp in suites:
-        check_suite(exp)
-        size = how.spread.size
-        if size % cp_degree(exp):
-            raise BenchError(
-                f"backbone.train.parallel.context is {cp_degree(exp)}, but a run has {size} process(es): "
-                f"use --launcher torchrun with an --nproc that is a multiple of {cp_degree(exp)}."
-            )
-        check_divisible(exp.budget, size // cp_degree(exp))
-        if how.launcher != "slurm":  # its jobs look at their own machine
-            check_devices(exp, how.nproc)
-            check_gpu_memory(exp, size, how.shard)
-    found = all_jobs(suites, results)
-    todo, outcome = unfinished(found), Outcome()
-    done = [job for job in found if job not in todo]
-    outcome.failed = sum(store.read_record(job.folder).status == "failed" for job in done)
-    if done:
-        say(f"{len(done)} of {len(found)} runs are finished already under {results / suites[0].study}")
-    left = copy_finished(todo, results)
-    if len(left) < len(todo):
-        say(f"{len(todo) - len(left)} runs are shared with other suites under {results}")
-    todo = unique_by_digest(left)
-    if todo:
-        if how.launcher == "local":  # its runs share one GPU
-            together = min(how.processes or len(os.sched_getaffinity(0)), len(todo))
-            for exp in suites:
-                check_gpu_memory(exp, runs=together)
-        run_jobs(todo, {job.label: _cost(job) for job in todo}, how, outcome, results / suites[0].study)
-        twins = [job for job in left if job not in todo]
-        outcome.finished += len(twins) - len(copy_finished(twins, results))
+    for prepared in suites:
+        check_launch(prepared, launch)
+    jobs, folder = all_jobs(suites, results), results / suites[0].suite.study
+    pending, outcome = unfinished(jobs), Outcome()
+    finished = [job for job in jobs if job not in pending]
+    outcome.failed = sum(store.read_record(job.folder).status == "failed" for job in finished)
+    if finished:
+        say(f"{len(finished)} of {len(jobs)} runs are finished already under {folder}")
+    remaining = copy_finished(pending, results)
+    if len(remaining) < len(pending):
+        say(f"{len(pending) - len(remaining)} runs are shared with other suites under {results}")
+    pending = unique_by_digest(remaining)
+    if pending:
+        if launch.launcher == "local":  # its runs share one GPU
+            at_once = min(launch.processes or len(os.sched_getaffinity(0)), len(pending))
+            for prepared in suites:
+                check_gpu_memory(prepared, runs=at_once)
+        run_jobs(pending, {job.label: _run_cost(job) for job in pending}, launch, outcome, folder)
+        duplicates = [job for job in remaining if job not in pending]
+        outcome.finished += len(duplicates) - len(copy_finished(duplicates, results))
     return outcome
 
 
-def _cost(job: Job) -> tuple[int, int]:
+def _run_cost(job: Job) -> tuple[int, int]:
     """Function evaluations of a run's training (anchors included) and of its held-out evaluation."""
-    if job.row is None:
-        return 0, evaluation_nfe(job.exp)
-    spent = planned(job.exp.budget, len(job.exp.reward), job.exp.budget.updates)
-    return spent["nfe_rollout"] + spent["nfe_train"] + anchor_nfe(job.exp, job.row), evaluation_nfe(job.exp)
+    evaluation = evaluation_nfe(job.prepared)
+    if not isinstance(job, TrainingRun):
+        return 0, evaluation
+    budget = job.suite.budget
+    spending = planned_counts(budget, len(job.suite.reward), budget.updates)
+    return spending["nfe_rollout"] + spending["nfe_train"] + anchor_nfe(budget, job.row), evaluation

@@ -1,6 +1,7 @@
-"""One Slurm job per run, as one array, through submitit (the optional extra `slurm`).
+"""The Slurm launcher: one job per run, as one array, through submitit (the optional extra `slurm`).
 
-A job may have several nodes: then each node has one task, which starts that node's processes of the run.
+A job may have several nodes. Each node then has one task, which starts the node's processes with torchrun; the first
+node is the rendezvous host.
 """
 
 from __future__ import annotations
@@ -16,34 +17,33 @@ from typing import Any
 from bench.core.errors import BenchError
 from bench.core.parallelism import ProcessLayout
 from bench.core.world import PeerLostError
-from bench.launch.torchrun import KilledError, Node, TorchrunLauncher
+from bench.launch.torchrun import KilledError, Node, Status, TorchrunLauncher
 from bench.plan.fit import check_gpu_memory
 from bench.suite.devices import check_devices
 from bench.suite.job import Job
 from bench.train.run import execute
 
 FOLDER = ".slurm"
-"""Folder below a suite's records that holds submitit's own files and the jobs' logs."""
-
-
+"""Folder below a suite's records with submitit's files and the logs of the jobs."""
 PORTS = range(20000, 32000)
-"""Where the nodes of a run meet: below the ports that Linux gives to outgoing connections."""
+"""Ports of the rendezvous: below those that Linux uses for outgoing connections."""
 
 
-def run_job(job: Job, spread: ProcessLayout) -> tuple[str, str | None]:
-    """One run, on the node that Slurm gave it: ("error", what to mend) where it stopped.
+def run_job(job: Job, layout: ProcessLayout) -> Status:
+    """Do one run, as a task of a Slurm job.
 
-    One of several nodes says "done", and "lost" where another one is to blame; the first node has the run's status.
+    Returns the run's status, or "error", "killed" or "bug" with a text. With several nodes, each one returns a status:
+    the first one that of the run, the others "done"; "lost" means that another node ended.
     """
     import torch
 
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     try:
-        check_devices(job.exp, spread.nproc)
-        check_gpu_memory(job.exp, spread.size, spread.shard)
-        if spread.size > 1:
-            return TorchrunLauncher(spread, queue.SimpleQueue(), this_node(spread.nodes)).do(job)
+        check_devices(job.suite, layout.nproc)
+        check_gpu_memory(job.prepared, layout.size, layout.shard)
+        if layout.size > 1:
+            return TorchrunLauncher(layout, queue.SimpleQueue(), this_node(layout.nodes)).run(job)
         record = execute(job, lambda phase, done, total: None)
     except PeerLostError as error:
         return "lost", str(error)
@@ -51,74 +51,74 @@ def run_job(job: Job, spread: ProcessLayout) -> tuple[str, str | None]:
         return "killed", str(error)
     except BenchError as error:
         return "error", str(error)
-    except Exception:  # shown by `bench run`, unless another node has a plainer reason
+    except Exception:  # shown by `bench run`, unless another node has an error
         return "bug", traceback.format_exc()
     return record.status, record.error
 
 
 def this_node(nodes: int) -> Node:
-    """Which node of the job this task is, and where they meet: on the first, at a port of this job."""
+    """The node of this task; the rendezvous is on the job's first node, at a port derived from the job's id."""
     if nodes == 1:
         return Node()
-    here = _submitit().JobEnvironment()
-    if here.num_tasks != nodes:
+    task = _submitit().JobEnvironment()
+    if task.num_tasks != nodes:
         raise BenchError(
-            f"the job has {here.num_tasks} task(s), but its run has {nodes} nodes: one task belongs on each node, "
-            "so take out what sets the number of tasks under 'slurm:' in the launch file."
+            f"the job has {task.num_tasks} task(s), but its run has {nodes} nodes, with one task each: "
+            "remove what sets the number of tasks under 'slurm:' in the launch file."
         )
-    port = PORTS[zlib.crc32(here.job_id.encode()) % len(PORTS)]
-    return Node(here.global_rank, here.hostnames[0], port)
+    port = PORTS[zlib.crc32(task.job_id.encode()) % len(PORTS)]
+    return Node(task.global_rank, task.hostnames[0], port)
 
 
-def rendezvous_address(ends: Sequence[tuple[str, str | None]]) -> tuple[str, str | None]:
-    """How a run ended, from how each of its nodes did: a cause comes before what follows from it on other nodes."""
+def combine_statuses(statuses: Sequence[Status]) -> Status:
+    """Status of a run from those of its nodes; a cause is raised before what follows from it on other nodes."""
     for kind in ("error", "bug", "killed", "lost"):
-        for status, text in ends:
+        for status, text in statuses:
             if status == kind == "bug":
                 raise RuntimeError(f"a job stopped:\n{text}")
             if status == kind:
                 raise BenchError(str(text))
-    return ends[0]
+    return statuses[0]
 
 
 class SlurmLauncher:
-    """Submits the runs when it is made; `do` waits for one."""
+    """Submit all runs at construction; `run` waits for one of them."""
 
-    def __init__(self, todo: Sequence[Job], spread: ProcessLayout, settings: Mapping[str, Any], folder: Path):
-        """`settings` are submitit's; "cluster: local" or "debug" does the jobs here. `folder`: the suite's records."""
+    def __init__(self, jobs: Sequence[Job], layout: ProcessLayout, settings: Mapping[str, Any], folder: Path):
+        """`settings`: submitit's; its cluster "local" or "debug" uses this machine. `folder`: the suite's records."""
         submitit = _submitit()
-        given = {"cluster": "slurm", "name": folder.name, **settings}
-        if spread.nodes > 1 and given["cluster"] == "local":  # a task stands for a node
-            given |= {"tasks_per_node": spread.nodes}
-        elif spread.nodes > 1:
-            given |= {"nodes": spread.nodes, "tasks_per_node": 1}
+        parameters = {"cluster": "slurm", "name": folder.name, **settings}
+        if layout.nodes > 1 and parameters["cluster"] == "local":  # a task takes the place of a node
+            parameters |= {"tasks_per_node": layout.nodes}
+        elif layout.nodes > 1:
+            parameters |= {"nodes": layout.nodes, "tasks_per_node": 1}
         try:
-            executor = submitit.AutoExecutor(folder=folder / FOLDER, cluster=given.pop("cluster"))
-            executor.update_parameters(**given)
+            executor = submitit.AutoExecutor(folder=folder / FOLDER, cluster=parameters.pop("cluster"))
+            executor.update_parameters(**parameters)
             with executor.batch():
-                self.handles = {job.folder: executor.submit(run_job, job, spread) for job in todo}
+                self.handles = {job.folder: executor.submit(run_job, job, layout) for job in jobs}
         except (AssertionError, RuntimeError, ValueError, TypeError, NameError, OSError) as cause:
             raise BenchError(
-                f"the jobs cannot be submitted ({' '.join(str(cause).split())}): mend 'slurm:' in the launch file, "
-                "or call this on a node that has sbatch."
+                f"the jobs cannot be submitted ({' '.join(str(cause).split())}): fix 'slurm:' in the launch file, "
+                "or run this command on a node that has sbatch."
             ) from cause
 
-    def do(self, job: Job) -> tuple[str, str | None]:
-        """Status of one run, once its job has ended; the second entry says what was wrong."""
+    def run(self, job: Job) -> Status:
+        """Wait for the job of one run."""
         submitit, handle = _submitit(), self.handles[job.folder]
         try:
-            ends = handle.results()
+            statuses = handle.results()
         except submitit.core.utils.FailedJobError:  # a bug: its traceback is shown
             raise
         except submitit.core.utils.UncompletedJobError as cause:
             raise BenchError(
                 f"Slurm job {handle.job_id} ended without a result (state {handle.state}; its log is "
-                f"{handle.paths.stderr}): call again and the run goes on from its last checkpoint."
+                f"{handle.paths.stderr}): run the same command again to resume from the last checkpoint."
             ) from cause
-        return rendezvous_address(ends)
+        return combine_statuses(statuses)
 
     def stop(self) -> None:
-        """Cancel every job that has not ended."""
+        """Cancel all jobs that have not ended."""
         for handle in self.handles.values():
             if not handle.done():
                 handle.cancel()

@@ -1,4 +1,4 @@
-"""One run over several processes of one machine or of several, started and watched by `torch.distributed.run`."""
+"""The torchrun launcher: one run over several processes of one or several machines, by `torch.distributed.run`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from bench.core.errors import BenchError
 from bench.core.parallelism import ProcessLayout, Shard
 from bench.core.world import RESUME_HINT, PeerLostError
 from bench.store.record import JOB
-from bench.suite.job import Job
-from bench.suite.schema import Experiment
+from bench.suite.job import BaseRun, Job, TrainingRun
+from bench.suite.prepared import prepare
+from bench.suite.schema import Suite
 
-KILLED = "a process was killed (out of memory?); call again and the rest goes on"
+KILLED_MESSAGE = "a process was killed (out of memory?): run the same command again to resume"
 STDERR_TAIL = 4000
-"""Characters that are shown of what the processes wrote to stderr."""
+"""Characters of the processes' stderr that an error shows."""
 TERMINATE_GRACE_S = 15.0
-"""Seconds that the processes get to end after a stop."""
-
-
+"""Seconds between the request to end and the kill of the processes."""
 RENDEZVOUS_TIMEOUT_S = 180
-"""Seconds within which the nodes of a run must have met; one that refuses at its start is missed after these."""
+"""Seconds within which all nodes of a run must have joined; a node that fails at its start is noticed after them."""
+
+Status = tuple[str, str | None]
+"""Status of one run, and its error."""
 
 
 class KilledError(BenchError):
@@ -39,149 +41,144 @@ class KilledError(BenchError):
 
 @dataclass(frozen=True)
 class Node:
-    """One of the machines that do a run together; processes are numbered node by node."""
+    """One of the machines of a run; ranks are numbered node by node."""
 
     rank: int = 0
+    """Number of the node, from 0."""
     host: str = "localhost"
-    """Of the first node, where all meet."""
+    """Name of the first node, the rendezvous host."""
     port: int = 0
-    """Any free one where there is one node."""
+    """Port of the rendezvous; 0: any free one, for a run on one node."""
 
 
 def write_job(job: Job, shard: Shard | None = None, node: int = 0) -> Path:
-    """Everything about a run that its processes need, as JSON in its folder; each node has a file of its own."""
-    text = {
+    """Write the JSON file that describes a job to its processes into its folder; one file per node."""
+    content = {
         "shard": shard,
-        "exp": job.exp.model_dump(mode="json"),
-        "row": None if job.row is None else job.exp.rows.index(job.row),
-        "seed": job.seed,
+        "suite": job.suite.model_dump(mode="json"),
+        "row": job.identity["row"] if isinstance(job, TrainingRun) else None,
+        "seed": job.identity["seed"],
         "folder": str(job.folder.resolve()),
         "digest": job.digest,
     }
     job.folder.mkdir(parents=True, exist_ok=True)
     path = job.folder / (JOB if node == 0 else f"{node}-{JOB}")
-    store.write_text(path, json.dumps(text))
+    store.write_text(path, json.dumps(content))
     return path
 
 
 def read_job(path: Path) -> tuple[Job, Shard | None]:
-    """The run that `write_job` has written, and how its weights are spread."""
-    given = json.loads(path.read_text(encoding="utf-8"))
-    exp = Experiment.model_validate(given["exp"])
-    row = None if given["row"] is None else exp.rows[given["row"]]
-    return Job(exp, row, given["seed"], Path(given["folder"]), given["digest"]), given["shard"]
+    """The job that `write_job` has written, and how its weights are sharded."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    run = prepare(Suite.model_validate(content["suite"])), Path(content["folder"]), content["digest"]
+    job = BaseRun(*run) if content["row"] is None else TrainingRun(*run, content["row"], content["seed"])
+    return job, content["shard"]
 
 
-def command(spread: ProcessLayout, node: Node, run_file: Path) -> list[str]:
-    """The agent of a node starts its processes, and ends the others within seconds when one of them ends."""
-    agent = [f"--nnodes={spread.nodes}", f"--nproc-per-node={spread.nproc}", "--max-restarts=0"]
-    meeting = ["--local-addr=localhost", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    if spread.nodes > 1:
-        meeting = [f"--node-rank={node.rank}", f"--master-addr={node.host}", f"--master-port={node.port}"]
-        meeting.append(f"--rdzv-conf=timeout={RENDEZVOUS_TIMEOUT_S}")
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        *agent,
-        *meeting,
-        "-m",
-        "bench.launch.worker",
-        str(run_file),
-    ]
+def command(layout: ProcessLayout, node: Node, job_file: Path) -> list[str]:
+    """The command of a node's torchrun agent, which starts the node's processes and ends all of them if one ends."""
+    agent = [f"--nnodes={layout.nodes}", f"--nproc-per-node={layout.nproc}", "--max-restarts=0"]
+    rendezvous = ["--local-addr=localhost", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    if layout.nodes > 1:
+        rendezvous = [f"--node-rank={node.rank}", f"--master-addr={node.host}", f"--master-port={node.port}"]
+        rendezvous.append(f"--rdzv-conf=timeout={RENDEZVOUS_TIMEOUT_S}")
+    module = ["-m", "bench.launch.worker", str(job_file)]
+    return [sys.executable, "-m", "torch.distributed.run", *agent, *rendezvous, *module]
 
 
 @dataclass
 class ProcessReport:
-    """What the processes of a run said of their end."""
+    """Messages of the processes of a run about their end; the first message of each kind counts."""
 
     error: str | None = None
-    """A mistake to mend."""
+    """Text of a `BenchError`."""
     bug: str | None = None
-    """A traceback."""
+    """Traceback of any other exception."""
     lost: str | None = None
-    """A process lost the others: the consequence of another one's end."""
+    """A process lost the connection to the others, because another one ended."""
 
 
 @dataclass
 class TorchrunLauncher:
-    """Does runs one after the other, each over several processes."""
+    """Launch each run with torchrun, one run at a time."""
 
-    spread: ProcessLayout
+    layout: ProcessLayout
     messages: Any
     """Queue that takes (label, phase, done, total)."""
     node: Node = Node()
-    running: list[subprocess.Popen[str]] = field(default_factory=list)
+    agents: list[subprocess.Popen[str]] = field(default_factory=list)
+    """The torchrun process of the current run, if there is one."""
 
-    def do(self, job: Job) -> tuple[str, str | None]:
-        """Status of one run; the second entry says what was wrong. The first node alone looks at the record."""
-        path = write_job(job, self.spread.shard, self.node.rank)
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise:
-            with self._started(command(self.spread, self.node, path), noise) as process:
-                said = self._listen(process, job)
-                code = process.wait()
+    def run(self, job: Job) -> Status:
+        """Do one run. Only the first node reads the record; other nodes return the status "done"."""
+        path = write_job(job, self.layout.shard, self.node.rank)
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
+            with self._start(command(self.layout, self.node, path), stderr) as agent:
+                report = self._read_messages(agent, job)
+                code = agent.wait()
             path.unlink(missing_ok=True)
             if code:
-                noise.seek(0)
-                raise exit_error(said, code, noise.read())
+                stderr.seek(0)
+                raise exit_error(report, code, stderr.read())
         if self.node.rank:
             return "done", None
         record = store.read_record(job.folder)
         return record.status, record.error
 
     @contextmanager
-    def _started(self, words: list[str], noise: Any) -> Iterator[subprocess.Popen[str]]:
-        """In a session of their own: an interrupt reaches the parent, which ends them."""
-        process = subprocess.Popen(
-            words,
+    def _start(self, arguments: list[str], stderr: Any) -> Iterator[subprocess.Popen[str]]:
+        """Start the agent in a new session, so that Ctrl-C reaches only the parent, which then ends the agent."""
+        agent = subprocess.Popen(
+            arguments,
             stdout=subprocess.PIPE,
-            stderr=noise,
+            stderr=stderr,
             text=True,
             start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        self.running.append(process)
+        self.agents.append(agent)
         try:
-            with process:
-                yield process
+            with agent:
+                yield agent
         finally:
-            self.running.remove(process)
+            self.agents.remove(agent)
 
-    def _listen(self, process: subprocess.Popen[str], job: Job) -> ProcessReport:
-        said = ProcessReport()
-        assert process.stdout is not None
-        for line in process.stdout:
+    def _read_messages(self, agent: subprocess.Popen[str], job: Job) -> ProcessReport:
+        """Forward progress to the queue until stdout ends; returns the other messages."""
+        report = ProcessReport()
+        assert agent.stdout is not None
+        for line in agent.stdout:
             kind, _, text = line.partition(" ")
             try:
                 value = json.loads(text)
-            except ValueError:  # a library's own line
+            except ValueError:  # a line printed by a library
                 continue
             if kind == "progress":
                 self.messages.put((job.label, *value))
-            elif kind in ("error", "bug", "lost") and getattr(said, kind) is None:
-                setattr(said, kind, value)
-        return said
+            elif kind in ("error", "bug", "lost") and getattr(report, kind) is None:
+                setattr(report, kind, value)
+        return report
 
     def stop(self) -> None:
-        """End the processes of the run that is going on."""
-        for process in list(self.running):
-            process.terminate()
+        """End the processes of the current run."""
+        for agent in list(self.agents):
+            agent.terminate()
             try:
-                process.wait(TERMINATE_GRACE_S)
+                agent.wait(TERMINATE_GRACE_S)
             except subprocess.TimeoutExpired:
-                process.kill()
+                agent.kill()
 
 
-def exit_error(said: ProcessReport, code: int, noise: str) -> Exception:
-    """Why a run stopped: a mistake before a bug, a bug before what follows from either."""
-    if said.error is not None:
-        return BenchError(said.error)
-    if said.bug is not None:
-        return RuntimeError(f"one of the processes stopped:\n{said.bug}")
-    if code == -signal.SIGKILL or "Signal 9" in noise or "exitcode: -9" in noise:
-        return KilledError(KILLED)
-    if said.lost is not None:
-        return PeerLostError(said.lost)
-    if "Signal 6" in noise or "exitcode: -6" in noise:  # NCCL's watchdog ends a process that waits for lost ones
+def exit_error(report: ProcessReport, code: int, stderr: str) -> Exception:
+    """The cause of a run's end: an error before a bug, a bug before a kill, and all before a lost connection."""
+    if report.error is not None:
+        return BenchError(report.error)
+    if report.bug is not None:
+        return RuntimeError(f"one of the processes stopped:\n{report.bug}")
+    if code == -signal.SIGKILL or "Signal 9" in stderr or "exitcode: -9" in stderr:
+        return KilledError(KILLED_MESSAGE)
+    if report.lost is not None:
+        return PeerLostError(report.lost)
+    if "Signal 6" in stderr or "exitcode: -6" in stderr:  # NCCL's watchdog aborts a process that waits for lost ones
         return PeerLostError(f"a process was aborted while it waited for the others: {RESUME_HINT}")
-    return RuntimeError(f"the processes ended with exit code {code} and did not say why:\n{noise[-STDERR_TAIL:]}")
+    return RuntimeError(f"the processes ended with exit code {code} and no message:\n{stderr[-STDERR_TAIL:]}")

@@ -1,7 +1,8 @@
-"""One of the processes that do a run together: `python -m torch.distributed.run ... -m bench.launch.worker JOB_FILE`.
+"""Worker processes: a rank that torchrun started, and a process of the local launcher's pool.
 
-It speaks to the launcher in lines on stdout: "progress [phase, done, total]", or why it ends: "error", "lost" or
-"bug" with a text. Its exit code is 0 when the run has its record.
+A rank is started by `python -m torch.distributed.run ... -m bench.launch.worker JOB_FILE`. It sends lines to the
+launcher on stdout: "progress [phase, done, total]", or the reason of its end: "error", "lost" or "bug" with a text.
+Its exit code is 0 if the run has its record.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -17,41 +19,70 @@ from typing import Any
 
 from bench.core.errors import BenchError
 from bench.core.world import RESUME_HINT, PeerLostError, is_peer_loss, process_group
-from bench.launch.torchrun import STDERR_TAIL, read_job
-from bench.suite.devices import cp_degree
+from bench.launch.torchrun import STDERR_TAIL, Status, read_job
+from bench.suite.job import Job
 from bench.train.run import execute
+from bench.train.trainer import ProgressCallback
 
 REPORT_EVERY = 0.5
-"""Seconds between two lines of progress."""
+"""Seconds between two progress messages of a run."""
+
+_messages: Any = None
+"""The queue of the local launcher, in a process of its pool."""
 
 
-def say(kind: str, value: Any) -> None:
+def throttle(send: ProgressCallback) -> ProgressCallback:
+    """A callback that sends progress at most every `REPORT_EVERY` seconds, and the last step of each phase."""
+    last_report = 0.0
+
+    def report(phase: str, done: int, total: int) -> None:
+        nonlocal last_report
+        now = time.monotonic()
+        if now - last_report > REPORT_EVERY or done == total:
+            last_report = now
+            send(phase, done, total)
+
+    return report
+
+
+def init_pool_worker(messages: Any) -> None:
+    """Prepare a process of the local launcher's pool; `messages` takes (label, phase, done, total)."""
+    global _messages
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    torch.set_num_threads(1)
+    _messages = messages
+
+
+def run_in_pool(job: Job) -> Status:
+    """Do one run in a process of the local launcher's pool."""
+    record = execute(job, throttle(lambda phase, done, total: _messages.put((job.label, phase, done, total))))
+    return record.status, record.error
+
+
+def send(kind: str, value: Any) -> None:
+    """Send one line to the torchrun launcher."""
     sys.stdout.write(f"{kind} {json.dumps(value)}\n")  # one write: lines of several processes do not mix
     sys.stdout.flush()
 
 
 def main(path: Path) -> int:
-    """Do this process's part of the run."""
+    """Do this rank's part of the run that the job file describes."""
     import torch
 
     torch.set_num_threads(1)
-    (job, shard), last = read_job(path), [0.0]
-    with process_group(cp_degree(job.exp), shard) as world:
-
-        def report(phase: str, done: int, total: int) -> None:
-            now = time.monotonic()
-            if world.writes and (now - last[0] > REPORT_EVERY or done == total):
-                last[0] = now
-                say("progress", [phase, done, total])
-
-        execute(job, report, world)
+    job, shard = read_job(path)
+    with process_group(job.prepared.cp_degree, shard) as world:
+        report = throttle(lambda phase, done, total: send("progress", [phase, done, total]))
+        execute(job, report if world.is_main else lambda phase, done, total: None, world)
     return 0
 
 
-def _leave(kind: str, text: str, code: int) -> None:
-    """End at once: leaving the process group in good order would wait for the others, who wait for this one."""
-    with contextlib.suppress(OSError):  # the launcher is gone
-        say(kind, text)
+def _exit(kind: str, text: str, code: int) -> None:
+    """End at once: an orderly exit of the process group would wait for the other ranks, which wait for this one."""
+    with contextlib.suppress(OSError):  # the launcher has ended
+        send(kind, text)
     os._exit(code)
 
 
@@ -61,10 +92,10 @@ if __name__ == "__main__":
     try:
         sys.exit(main(Path(sys.argv[1])))
     except PeerLostError as error:
-        _leave("lost", str(error), 2)
+        _exit("lost", str(error), 2)
     except BenchError as error:
-        _leave("error", str(error), 2)
+        _exit("error", str(error), 2)
     except Exception as error:
         if isinstance(error, RuntimeError) and is_peer_loss(error):
-            _leave("lost", f"a process lost the others ({' '.join(str(error).split())[:200]}): {RESUME_HINT}", 2)
-        _leave("bug", traceback.format_exc()[-STDERR_TAIL:], 1)
+            _exit("lost", f"a process lost the others ({' '.join(str(error).split())[:200]}): {RESUME_HINT}", 2)
+        _exit("bug", traceback.format_exc()[-STDERR_TAIL:], 1)

@@ -1,26 +1,42 @@
-"""`bench nano PART`: run the recipe of one part of the nano checkpoints, measure them, or rewrite what lies beside."""
+"""`bench nano PART`: run the recipe of one part of the nano checkpoints, measure them, or rewrite derived files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.core.errors import BenchError
-from bench.core.manifest import GOLDEN, write_manifest
-from bench.nano.recipe import FOLDERS
+from bench.core.hashing import GOLDEN, write_manifest
+from bench.nano.parts import Part
+from bench.nano.recipe import FOLDERS, RecipeConfig
 
 POLICY = "hunyuanvideo15"
 START = "start"
-"""Where `videoreward-start` leaves its model, below the folder of the checkpoints; it is not shipped."""
+"""Folder, below that of the checkpoints, of the model that `videoreward-start` trains; it is not shipped."""
 
 
-def build_part(name: str, out: Path, steps: int | None, seed: int, device: str) -> None:
-    """Make one part below `out`, whose parts it builds on must lie there; "manifest" only rewrites the manifests.
+@dataclass(frozen=True)
+class Overrides:
+    """What the command line sets of a recipe."""
 
-    "golden" writes the golden scores of every scorer, to be committed with a reason: runs are held to them.
+    steps: int | None
+    """Optimizer steps; None: those of the recipe."""
+    seed: int
+    device: str
+
+    def options(self, steps: int) -> dict[str, Any]:
+        """Options of a recipe that has `steps` optimizer steps of its own."""
+        return {"steps": steps if self.steps is None else self.steps, "seed": self.seed, "device": self.device}
+
+
+def build_part(name: Part, out: Path, steps: int | None, seed: int, device: str) -> None:
+    """Make one part below `out`, which must hold the parts that it builds on; "manifest" only rewrites the manifests.
+
+    "golden" writes the golden scores of every evaluator. Commit them with a reason: runs are checked against them.
     """
-    recipes: dict[str, Callable[[Path, int | None, int, str], None]] = {
+    recipes: dict[Part, Callable[[Path, Overrides], None]] = {
         "vae": _vae,
         "policy": _policy,
         "videoreward-start": _videoreward_start,
@@ -37,115 +53,101 @@ def build_part(name: str, out: Path, steps: int | None, seed: int, device: str) 
         _golden(out)
         return
     if name in recipes:
-        recipes[name](out, steps, seed, device)
+        recipes[name](out, Overrides(steps, seed, device))
     folders = FOLDERS if name == "manifest" else (POLICY if name in ("vae", "policy") else name,)
     for folder in folders:
         if (out / folder).is_dir():
             write_manifest(out / folder)
 
 
-def _require(folder: Path, what: str) -> Path:
+def _require(folder: Path, part: str) -> Path:
     if not folder.is_dir():
-        raise BenchError(
-            f"this part is trained on {folder}, which is missing: make it first with `bench nano {what}`."
-        )
+        raise BenchError(f"folder {folder}, on which this part is trained, is missing: run `bench nano {part}` first.")
     return folder
 
 
-def _steps(steps: int | None) -> dict[str, Any]:
-    """The recipe's own number of steps, unless another one is asked for."""
-    return {} if steps is None else {"steps": steps}
-
-
-def _vae(out: Path, steps: int | None, seed: int, device: str) -> None:
+def _vae(out: Path, overrides: Overrides) -> None:
     from bench.nano import vae
 
-    vae.train(out / POLICY, seed=seed, device=device, **_steps(steps))
+    vae.train(out / POLICY, RecipeConfig(batch=128, lr=2e-3, **overrides.options(steps=6000)))
 
 
-def _policy(out: Path, steps: int | None, seed: int, device: str) -> None:
+def _policy(out: Path, overrides: Overrides) -> None:
     from bench.nano import policy
 
     _require(out / POLICY / "vae", "vae")
-    policy.train(out / POLICY, seed=seed, device=device, **_steps(steps))
+    policy.train(out / POLICY, policy.PolicyRecipe(batch=64, lr=2e-3, **overrides.options(steps=6000)))
 
 
 def _decodes(out: Path) -> Any:
-    """Clips that are decodes of disturbed latents; they need the VAE alone."""
-    from diffusers import AutoencoderKLHunyuanVideo15
+    """Source of decodes of disturbed latents; it needs the VAE alone."""
+    from bench.nano import vae
+    from bench.nano.sources import Decodes
 
-    from bench.backbones.hunyuanvideo15.vae_mask import allow_batches
-    from bench.nano.preferences import Decodes
-
-    vae = AutoencoderKLHunyuanVideo15.from_pretrained(_require(out / POLICY / "vae", "vae"))
-    return Decodes(allow_batches(vae))
+    return Decodes(vae.load(_require(out / POLICY / "vae", "vae")))
 
 
 def _generated(out: Path) -> dict[str, Any]:
-    """Mostly clips that the base model generates, some decodes and renders; the exam has generated ones alone."""
+    """Mostly clips that the base model generates, some decodes and renders; evaluation is on generated ones alone."""
     from bench import plugins
     from bench.core.rng import stream
-    from bench.nano.preferences import Samples, mixture, renders
+    from bench.nano.sources import Samples, mixture, renders
 
     _require(out / POLICY / "transformer", "policy")
     backbone = plugins.backbone("hunyuanvideo15", checkpoint=out / POLICY, device="cpu")
     backbone.reset(stream(0, "initial_policy"))
     s, d = Samples(backbone), _decodes(out)
-    return {"source": mixture(s, s, s, s, s, d, d, renders), "exam": s}
+    return {"source": mixture(s, s, s, s, s, d, d, renders), "eval_source": s}
 
 
-def _videoreward_start(out: Path, steps: int | None, seed: int, device: str) -> None:
-    """On decodes and renders, which need no policy; `videoreward` goes on from here."""
+def _videoreward_start(out: Path, overrides: Overrides) -> None:
+    """On decodes and renders, which need no policy; `videoreward` continues from the result."""
     from bench.nano import videoreward
-    from bench.nano.preferences import mixture, renders
+    from bench.nano.reward_training import RewardRecipe
+    from bench.nano.sources import mixture, renders
 
     d = _decodes(out)
-    arguments: dict[str, Any] = {"steps": 3500, **_steps(steps)}
-    videoreward.train(
-        out / START,
-        source=mixture(d, d, d, d, renders),
-        exam=d,
-        seed=seed,
-        pool=10_000,
-        tests=768,
-        device=device,
-        **arguments,
-    )
+    sources: dict[str, Any] = {"source": mixture(d, d, d, d, renders), "eval_source": d}
+    options = overrides.options(steps=3500)
+    videoreward.train(out / START, RewardRecipe(batch=32, lr=2e-3, pool=10_000, tests=768, **sources, **options))
 
 
-def _videoreward(out: Path, steps: int | None, seed: int, device: str) -> None:
-    """From the start on."""
+def _videoreward(out: Path, overrides: Overrides) -> None:
+    """Continues from the model of `videoreward-start`."""
     from bench.nano import videoreward
+    from bench.nano.reward_training import RewardRecipe
 
-    start = _require(out / START / "videoreward", "videoreward-start")
-    more: dict[str, Any] = {"steps": 7000, **_steps(steps), **_generated(out)}
-    videoreward.train(out, seed=seed, lr=1.5e-3, init=start, pool=16_000, tests=1536, device=device, **more)
+    init = _require(out / START / "videoreward", "videoreward-start")
+    options = {**overrides.options(steps=7000), **_generated(out)}
+    videoreward.train(out, RewardRecipe(batch=32, lr=1.5e-3, pool=16_000, tests=1536, init=init, **options))
 
 
-def _clip(out: Path, steps: int | None, seed: int, device: str) -> None:
+def _clip(out: Path, overrides: Overrides) -> None:
     from bench.nano import clip
+    from bench.nano.reward_training import RewardRecipe
 
-    more: dict[str, Any] = {"steps": 3000, **_steps(steps), **_generated(out)}
-    clip.train_clip(out, seed=seed, pool=12_000, tests=1536, device=device, **more)
+    options = {**overrides.options(steps=3000), **_generated(out)}
+    clip.train_clip(out, RewardRecipe(batch=128, lr=1e-3, pool=12_000, tests=1536, **options))
 
 
-def _pickscore(out: Path, steps: int | None, seed: int, device: str) -> None:
-    """From CLIP's weights."""
+def _pickscore(out: Path, overrides: Overrides) -> None:
+    """Continues from CLIP's weights."""
     from bench.nano import clip
+    from bench.nano.reward_training import RewardRecipe
 
-    start = _require(out / "clip", "clip")
-    more: dict[str, Any] = {"steps": 6000, **_steps(steps), **_generated(out)}
-    clip.train_pickscore(out, seed=seed, init=start, pool=16_000, tests=1536, device=device, **more)
+    init = _require(out / "clip", "clip")
+    options = {**overrides.options(steps=6000), **_generated(out)}
+    clip.train_pickscore(out, RewardRecipe(batch=64, lr=1e-3, pool=16_000, tests=1536, init=init, **options))
 
 
 def _golden(out: Path) -> None:
-    """Golden scores of the packaged scorers below `out`, and of the closed-form ones."""
+    """Golden scores of the packaged evaluators below `out`, and of the closed-form ones."""
     from bench import plugins
     from bench.checks.golden import golden_path, write_golden
     from bench.suite.schema import NANO
 
-    for name, stated in NANO["evaluator_params"].items():
-        params = {**stated, "checkpoint": _require(out / stated["checkpoint"].removeprefix("nano/"), name)}
+    for name, defaults in NANO["evaluator_params"].items():
+        params = {**defaults, "checkpoint": _require(out / defaults["checkpoint"].removeprefix("nano/"), name)}
         evaluator = plugins.evaluator(name, **params)
         target = golden_path(evaluator, params)
         assert target is not None

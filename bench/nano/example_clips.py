@@ -1,7 +1,7 @@
 """Example videos of the nano world and their `prompts.csv`: `python -m bench.nano.example_clips FOLDER [COUNT]`.
 
-The clips are of the noisy corpus, with true captions, from a fixed seed; lossless (FFV1 in Matroska), 8 frames per
-second.
+The clips are those of the noisy corpus, with true captions, from a fixed seed. They are lossless (FFV1 in Matroska),
+with 8 frames per second.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench import store
-from bench.api import BenchError
+from bench.core.errors import BenchError
 from bench.core.rng import stream
 from bench.nano import world
 
@@ -24,7 +24,7 @@ FPS = 8
 
 
 def write_clip(path: Path, clip: Float[Tensor, "3 f h w"], fps: int = FPS) -> None:
-    """One clip in [0, 1], without loss beyond the nearest of 256 levels."""
+    """Write one clip in [0, 1], rounded to the nearest of 256 levels."""
     import av
 
     frames = (clip * 255).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().numpy()
@@ -37,9 +37,9 @@ def write_clip(path: Path, clip: Float[Tensor, "3 f h w"], fps: int = FPS) -> No
 
 
 def write_clips(folder: Path, count: int, seed: int = 0) -> Path:
-    """`count` clips and their list, `prompts.csv`, whose path is returned."""
+    """Write `count` clips and their list, `prompts.csv`; returns its path."""
     if count < 1:
-        raise BenchError(f"{count} clips are asked for: give at least 1.")
+        raise BenchError(f"the number of clips is {count}: set COUNT to at least 1.")
     rng = stream(seed, "example_clips")
     clips, captions = world.corpus(count, rng, world.all_captions(), wrong=0.0)
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,7 @@ tiny Qwen2.5-VL), the empty ByT5 stream, scheduler and `model_index.json`.
 
 from __future__ import annotations
 
-import json
-import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench.backbones.hunyuanvideo15.text_encoders import TextEncoders, system_message
 from bench.backbones.hunyuanvideo15.transformer import drop_masks, velocity
-from bench.backbones.hunyuanvideo15.vae_mask import allow_batches
 from bench.core.rng import stream
-from bench.nano import world
-from bench.nano.recipe import Timer, num_workers, save_report
+from bench.nano import vae, world
+from bench.nano.recipe import (
+    RecipeConfig,
+    Timer,
+    learning_rate,
+    num_workers,
+    optimizer_step,
+    save_report,
+    seeded,
+    write_json,
+)
 from bench.nano.vocabulary import save_qwen_tokenizer
 
 TEXT_DIM = 64
@@ -43,10 +50,20 @@ TRAIN_SHIFT = 3.0
 """Noise levels of pre-training: u uniform, sigma = 3 u / (1 + 2 u), Tencent's shift for this model."""
 EMPTY_SHARE = 0.05
 """Share of samples trained with the empty prompt, for classifier-free guidance."""
+SAVE_EVERY = 500
+"""Steps between two saved states."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyRecipe(RecipeConfig):
+    """Options of the recipe of the policy."""
+
+    clips: int = 24_576
+    """Clips of the training corpus, in units of 64."""
 
 
 def save_text_encoders(out: Path) -> TextEncoders:
-    """Tiny frozen encoders: random Qwen2.5-VL states tell words and their order apart, which is all that is needed."""
+    """Tiny frozen encoders: random Qwen2.5-VL states differ between words and their orders, which suffices."""
     from transformers import ByT5Tokenizer, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel, T5Config, T5EncoderModel
 
     tokenizer = save_qwen_tokenizer(
@@ -64,8 +81,7 @@ def save_text_encoders(out: Path) -> TextEncoders:
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
     )
     glyph_config = T5Config(vocab_size=384, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # initial weights; transformers takes no generator
+    with seeded(0):
         encoder, glyph = Qwen2_5_VLTextModel(config).eval(), T5EncoderModel(glyph_config).eval()
     encoder.save_pretrained(out / "text_encoder")
     glyph.save_pretrained(out / "text_encoder_2")
@@ -75,22 +91,20 @@ def save_text_encoders(out: Path) -> TextEncoders:
 
 
 def new_transformer(seed: int) -> Any:
+    """A transformer with random weights; the parameters of unused streams are zero and frozen."""
     from diffusers import HunyuanVideo15Transformer3DModel
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # initial weights; diffusers takes no generator
+    with seeded(seed):
         transformer = HunyuanVideo15Transformer3DModel(**TRANSFORMER)
-    for module in (
-        transformer.context_embedder_2,
-        transformer.image_embedder,
-    ):  # streams of length 0: never used, zeros pack to nothing
+    for module in (transformer.context_embedder_2, transformer.image_embedder):
         for parameter in module.parameters():
-            parameter.requires_grad_(False).zero_()
+            parameter.requires_grad_(False).zero_()  # streams of length 0: never used, zeros compress well
     drop_masks(transformer)
     return transformer
 
 
 def save_pipeline_index(out: Path) -> None:
+    """Scheduler and `model_index.json`."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     FlowMatchEulerDiscreteScheduler(shift=5.0).save_pretrained(out / "scheduler")
@@ -104,39 +118,38 @@ def save_pipeline_index(out: Path) -> None:
         "transformer": ["diffusers", "HunyuanVideo15Transformer3DModel"],
         "vae": ["diffusers", "AutoencoderKLHunyuanVideo15"],
     }
-    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    write_json(out / "model_index.json", index)
 
 
 class Corpus(Dataset[tuple[Tensor, list[str]]]):
-    """The noisy corpus in parts of 64 clips with their captions."""
+    """The noisy corpus in batches of 64 clips with their captions."""
 
-    def __init__(self, parts: int, seed: int):
-        self.parts, self.seed = parts, seed
+    def __init__(self, batches: int, seed: int):
+        self.batches, self.seed = batches, seed
 
     def __len__(self) -> int:
-        return self.parts
+        return self.batches
 
-    def __getitem__(self, part: int) -> tuple[Tensor, list[str]]:
-        return world.corpus(64, stream(self.seed, "policy", "corpus", part))
+    def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
+        return world.corpus(64, stream(self.seed, "policy", "corpus", index))
 
 
 @torch.no_grad()
-def encode_corpus(out: Path, clips: int, seed: int, device: str) -> tuple[Tensor, Tensor]:
-    """Scaled latents [n, c, f, h, w] of the noisy corpus and the index of the caption that each carries."""
-    from diffusers import AutoencoderKLHunyuanVideo15
-
-    vae = allow_batches(AutoencoderKLHunyuanVideo15.from_pretrained(out / "vae")).to(device)
+def encode_corpus(out: Path, config: PolicyRecipe) -> tuple[Tensor, Tensor]:
+    """Scaled latents [n, c, f, h, w] of the noisy corpus, and the index of each one's caption."""
+    model = vae.load(out / "vae").to(config.device)
     names = {text: i for i, text in enumerate(world.all_captions().texts())}
     latents, captions = [], []
-    for pixels, texts in DataLoader(Corpus(clips // 64, seed), batch_size=None, num_workers=num_workers(device)):
-        mean = vae.encode(pixels.to(device) * 2 - 1).latent_dist.mean
-        latents.append((mean * vae.config.scaling_factor).cpu())
+    corpus = Corpus(config.clips // 64, config.seed)
+    for pixels, texts in DataLoader(corpus, batch_size=None, num_workers=num_workers(config.device)):
+        mean = vae.encode(model, pixels.to(config.device))
+        latents.append((mean * model.config.scaling_factor).cpu())
         captions += [names[text] for text in texts]
     return torch.cat(latents), torch.tensor(captions)
 
 
 def save(out: Path, transformer: Any, average: dict[str, Tensor]) -> None:
-    """The averaged weights, the unused glyph projection in half precision (it is zero)."""
+    """Save the averaged weights; the unused glyph projection, which is zero, in half precision."""
     own = {name: value.clone() for name, value in transformer.state_dict().items()}
     transformer.load_state_dict({**own, **average})
     transformer.context_embedder_2.half()
@@ -145,80 +158,57 @@ def save(out: Path, transformer: Any, average: dict[str, Tensor]) -> None:
     transformer.load_state_dict(own)
 
 
-def train(
-    out: Path,
-    steps: int = 6000,
-    seed: int = 0,
-    batch: int = 64,
-    lr: float = 2e-3,
-    clips: int = 24_576,
-    device: str = "cpu",
-) -> None:
-    """Train and save under `out`, where the VAE already lies. Resumes from `out`/state.pt."""
+def train(out: Path, config: PolicyRecipe) -> None:
+    """Train and save to `out`, which holds the VAE. An interrupted run resumes from `out`/state.pt."""
     encoders = save_text_encoders(out)
     save_pipeline_index(out)
     texts = [*world.all_captions().texts(), ""]
     states = encoders.encode(texts)
-    watch = Timer("policy", steps)
-    latents, captions = encode_corpus(out, clips, seed, device)
+    progress = Timer("policy", config.steps)
+    latents, captions = encode_corpus(out, config)
+    device, batch = config.device, config.batch
     text, glyph = ([state.to(device) for state in rows] for rows in (states.text, states.glyph))
-    transformer = new_transformer(seed).to(device)
+    transformer = new_transformer(config.seed).to(device)
     trained = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(trained.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=1e-3)
     average = {name: p.detach().clone() for name, p in trained.items()}
-    first, saved = 0, out / "state.pt"
-    if saved.exists():
-        state = torch.load(saved, weights_only=True)
+    first, state_file = 0, out / "state.pt"
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
         transformer.load_state_dict(state["transformer"])
         optimizer.load_state_dict(state["optimizer"])
         average, first = state["average"], state["step"]
     losses: list[Tensor] = []
-    for step in range(first, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                lr * min(1.0, (step + 1) / 200) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-            )
-        rng = stream(seed, "policy", "step", step)
+    for step in range(first, config.steps):
+        rng = stream(config.seed, "policy", "step", step)
         rows = torch.randint(len(latents), (batch,), generator=rng)
         x0, noise = latents[rows], torch.randn(batch, *latents.shape[1:], generator=rng)
         u = (torch.arange(batch) + torch.rand(batch, generator=rng)) / batch
         sigma = TRAIN_SHIFT * u / (1 + (TRAIN_SHIFT - 1) * u)
         at = sigma[:, None, None, None, None]
-        which = captions[rows].tolist()
+        prompts = captions[rows].tolist()
         if step % round(1 / EMPTY_SHARE) == 0:  # a whole batch, so that one forward pass serves it
-            which = [len(texts) - 1] * batch
-        got = velocity(
+            prompts = [len(texts) - 1] * batch
+        v = velocity(
             transformer,
             ((1 - at) * x0 + at * noise).to(device),
             sigma.to(device),
-            [text[i] for i in which],
-            [glyph[i] for i in which],
+            [text[i] for i in prompts],
+            [glyph[i] for i in prompts],
         )
-        loss = F.mse_loss(got, (noise - x0).to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
-        optimizer.step()
-        keep = min(0.999, (1 + step) / (10 + step))
+        loss = F.mse_loss(v, (noise - x0).to(device))
+        rate = learning_rate(config, step, warmup=200, floor=0.01)
+        optimizer_step(optimizer, loss, trained.values(), rate)
+        decay = min(0.999, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.values()), list(trained.values()), 1 - keep)
+            torch._foreach_lerp_(list(average.values()), list(trained.values()), 1 - decay)
         losses.append(loss.detach())
-        watch.line(step, loss=loss)
-        if (step + 1) % 500 == 0 or step + 1 == steps:
-            torch.save(
-                {
-                    "transformer": transformer.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "average": average,
-                    "step": step + 1,
-                },
-                saved,
-            )
+        progress.line(step, loss=loss)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == config.steps:
+            state = {"transformer": transformer.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save({**state, "average": average, "step": step + 1}, state_file)
             save(out, transformer, average)
-    saved.unlink(missing_ok=True)
-    save_report(
-        out / "transformer",
-        watch,
-        {"steps": steps, "seed": seed, "batch": batch, "lr": lr, "clips": clips},
-        {"loss_of_last_100": float(torch.stack(losses[-100:]).mean())},
-    )
+    state_file.unlink(missing_ok=True)
+    arguments = {name: getattr(config, name) for name in ("steps", "seed", "batch", "lr", "clips")}
+    measured = {"loss_of_last_100": float(torch.stack(losses[-100:]).mean())}
+    save_report(out / "transformer", progress, arguments, measured)

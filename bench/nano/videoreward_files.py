@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.nano import world
-from bench.nano.preferences import AXES
+from bench.nano.recipe import CLIP_MEAN, CLIP_STD, write_json
+from bench.nano.scored_clips import AXES
 from bench.nano.vocabulary import save_qwen_tokenizer
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ QWEN: dict[str, Any] = {
     },
 }
 LORA = {"r": 4, "alpha": 8}
+"""Rank and alpha of the LoRA factors."""
 _LINEAR = re.compile(r"language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight$")
 _TOKENS = {
     "bos_token": "<|endoftext|>",
@@ -99,8 +100,8 @@ def save_base(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         "patch_size": 14,
         "temporal_patch_size": 2,
         "merge_size": 2,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
     }
     write_json(folder / "config.json", config)
     write_json(folder / "preprocessor_config.json", image)
@@ -147,7 +148,8 @@ def model_config(norm: dict[str, float]) -> dict[str, Any]:
 def to_release(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """A PEFT state dict under the release's key names.
 
-    LoRA holds the best rank-r part of each linear map of the decoder, the base the rest: their sum is the trained map.
+    LoRA holds the best rank-r part of each linear map of the decoder and the base holds the rest. Their sum is the
+    trained map.
     """
     state: dict[str, Tensor] = {}
     scale = LORA["alpha"] / LORA["r"]
@@ -170,7 +172,7 @@ def to_release(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_release(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `to_release`: LoRA merged, names of `Reward`."""
+    """The inverse of `to_release`: LoRA merged, names of `RewardNetwork`."""
     weights: dict[str, Tensor] = {}
     scale = LORA["alpha"] / LORA["r"]
     for key, value in state.items():
@@ -185,7 +187,7 @@ def from_release(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-class Reward(nn.Module):
+class RewardNetwork(nn.Module):
     """Qwen2-VL's towers and a linear reward head, with the names that `to_release` expects."""
 
     def __init__(self, config: Qwen2VLConfig):
@@ -195,8 +197,3 @@ class Reward(nn.Module):
         qwen = Qwen2VLModel(config)
         self.visual, self.language_model = qwen.visual, qwen.language_model
         self.rm_head = nn.Linear(config.text_config.hidden_size, 1, bias=False)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -24,7 +24,7 @@ QWEN_SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-"""Special tokens of Qwen2-VL and Qwen2.5-VL that a nano model meets, in the order of their ids."""
+"""Special tokens of Qwen2-VL and Qwen2.5-VL that the nano models use, in the order of their ids."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -43,11 +43,11 @@ CHAT_TEMPLATE = (
 """ChatML with Qwen's default system message and one placeholder per picture or video."""
 
 CLIP_END = "</w>"
-"""CLIP's mark of the end of a word."""
+"""CLIP's mark at the end of a word."""
 
 QWEN_MERGES = 400
 CLIP_MERGES = 200
-"""Upper bounds on learnt tokens: a few hundred beside the 256 bytes (CLIP has each byte twice)."""
+"""Upper bounds on the number of merges: a few hundred beside the 256 bytes (CLIP has each byte twice)."""
 
 
 def byte_symbols() -> dict[int, str]:
@@ -58,9 +58,9 @@ def byte_symbols() -> dict[int, str]:
 
 
 def learn_merges(words: Iterable[Sequence[str]], limit: int) -> list[tuple[str, str]]:
-    """At most `limit` byte-pair merges over words given as symbols: the most frequent pair first, ties by spelling.
+    """At most `limit` byte-pair merges over words (sequences of symbols): most frequent pair first, ties by spelling.
 
-    Learning goes on until every word is one token: the texts of a nano model are few and short.
+    Learning stops when every word is one token: the texts of a nano model are few and short.
     """
     counts = Counter(tuple(word) for word in words)
     merges: list[tuple[str, str]] = []
@@ -81,7 +81,7 @@ def learn_merges(words: Iterable[Sequence[str]], limit: int) -> list[tuple[str, 
 
 
 def _join(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    """The word with each occurrence of the pair made one symbol, from left to right."""
+    """The word with each occurrence of the pair joined to one symbol, from left to right."""
     joined: list[str] = []
     i = 0
     while i < len(word):
@@ -102,18 +102,18 @@ def _spell(text: str) -> list[str]:
 def save_qwen_tokenizer(
     folder: Path, texts: Sequence[str], added_tokens: Sequence[str] = ()
 ) -> PreTrainedTokenizerBase:
-    """Write a Qwen2 tokenizer whose words are those of `texts`; `added_tokens` become special and get the last ids.
+    """Write a Qwen2 tokenizer for the words of `texts`; `added_tokens` are special tokens with the last ids.
 
-    A word of the texts is one token, as long as `QWEN_MERGES` suffice; other text is spelt in bytes. The same texts
-    give the same ids with and without `added_tokens`.
+    A word of the texts is one token, as long as `QWEN_MERGES` suffice; other text is split into bytes. Ids of the same
+    texts do not depend on `added_tokens`.
     """
     from transformers import Qwen2Tokenizer
 
     special = [*QWEN_SPECIAL, *added_tokens]
     words = []
     for text in texts:
-        bare = re.sub("|".join(map(re.escape, special)), "\n", text)
-        words += [_spell(word) for word in re.findall(r" ?[^\W\d_]+|\d| ?[^\s\w]+", bare)]
+        plain_text = re.sub("|".join(map(re.escape, special)), "\n", text)
+        words += [_spell(word) for word in re.findall(r" ?[^\W\d_]+|\d| ?[^\s\w]+", plain_text)]
     merges = learn_merges(words, QWEN_MERGES)
     learnt = [*sorted(byte_symbols().values()), *dict.fromkeys(a + b for a, b in merges)]
     tokenizer = Qwen2Tokenizer(
@@ -129,7 +129,7 @@ def save_qwen_tokenizer(
 
 
 def save_clip_tokenizer(folder: Path, texts: Sequence[str]) -> PreTrainedTokenizerBase:
-    """Write a CLIP tokenizer whose words are those of `texts`; <|endoftext|> has the highest id, as in CLIP itself."""
+    """Write a CLIP tokenizer for the words of `texts`; <|endoftext|> has the highest id, as in CLIP itself."""
     from transformers import CLIPTokenizer
 
     words = []

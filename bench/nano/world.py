@@ -1,4 +1,4 @@
-"""The nano world: short clips of one coloured shape moving over a dark ground, their captions, and their corruptions.
+"""The nano world: short clips of one coloured shape moving over a dark background, their captions and corruptions.
 
 Everything is a pure function of its arguments and vectorised over clips. Positions are in pixels, x to the right and
 y downwards; pixel (row i, column j) has its centre at (j + 0.5, i + 0.5).
@@ -14,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 SIZE = 16
+"""Height and width of a clip, pixels."""
 FRAMES = 13
 FPS = 8.0
 BACKGROUND = 0.08
+"""Level of all three channels behind the shape, in [0, 1]."""
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.92, 0.16, 0.14),
@@ -60,6 +62,7 @@ class Captions:
         return Captions(self.colour[index], self.shape[index], self.direction[index], self.speed[index])
 
     def texts(self) -> list[str]:
+        """Captions such as "a red circle moving left quickly"."""
         names = (tuple(COLOURS), SHAPES, tuple(DIRECTIONS), tuple(SPEEDS))
         rows = zip(*(t.tolist() for t in (self.colour, self.shape, self.direction, self.speed)), strict=True)
         return [f"a {names[0][c]} {names[1][s]} moving {names[2][d]} {names[3][v]}" for c, s, d, v in rows]
@@ -73,14 +76,13 @@ def parse(texts: list[str]) -> Captions:
         try:
             if len(words) != 6 or (words[0], words[3]) != ("a", "moving"):
                 raise ValueError("wrong form")
-            found = (tuple(COLOURS).index(words[1]), SHAPES.index(words[2]))
-            rows.append((*found, tuple(DIRECTIONS).index(words[4]), tuple(SPEEDS).index(words[5])))
+            colour, shape = tuple(COLOURS).index(words[1]), SHAPES.index(words[2])
+            rows.append((colour, shape, tuple(DIRECTIONS).index(words[4]), tuple(SPEEDS).index(words[5])))
         except ValueError as cause:
             raise ValueError(
-                f"prompt {text!r} is not a caption of the nano world: "
-                "write it as 'a <colour> <shape> moving <direction> "
-                f"<speed>' with {', '.join(COLOURS)}; "
-                f"{', '.join(SHAPES)}; {', '.join(DIRECTIONS)}; {', '.join(SPEEDS)}."
+                f"prompt {text!r} is not a caption of the nano world: write it as 'a <colour> <shape> moving "
+                f"<direction> <speed>' with {', '.join(COLOURS)}; {', '.join(SHAPES)}; {', '.join(DIRECTIONS)}; "
+                f"{', '.join(SPEEDS)}."
             ) from cause
     return Captions(*torch.tensor(rows, dtype=torch.long).reshape(-1, 4).unbind(1))
 
@@ -94,8 +96,8 @@ def all_captions() -> Captions:
 def split() -> tuple[Captions, Captions]:
     """Training captions (108) and held-out captions (36), disjoint; every attribute is equally frequent in both."""
     captions = all_captions()
-    held = (captions.colour + captions.shape + captions.direction + 2 * captions.speed) % 4 == 0
-    return captions[~held], captions[held]
+    held_out = (captions.colour + captions.shape + captions.direction + 2 * captions.speed) % 4 == 0
+    return captions[~held_out], captions[held_out]
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class Corruption:
 
     @classmethod
     def none(cls, b: int) -> Corruption:
+        """No corruption, for b clips."""
         return cls(*(torch.zeros(b) for _ in range(4)))
 
 
@@ -136,11 +139,12 @@ def coverage(centre: Float[Tensor, "... 2"]) -> Float[Tensor, "3 ... h w"]:
 
 
 def palette() -> Float[Tensor, "6 3"]:
+    """RGB of COLOURS, in [0, 1]."""
     return torch.tensor(list(COLOURS.values()))
 
 
 def paint(cover: Float[Tensor, "b f h w"], colour: Tensor) -> Float[Tensor, "b 3 f h w"]:
-    """Clips in [0, 1] of a coverage painted in the palette's colour [b] over the dark ground."""
+    """Clips in [0, 1] of a coverage painted in the palette's colour [b] over the dark background."""
     ink = palette()[colour][:, :, None, None, None] - BACKGROUND
     return BACKGROUND + ink * cover[:, None]
 
@@ -172,34 +176,35 @@ def render(captions: Captions, corruption: Corruption, rng: torch.Generator) -> 
 
 
 def random_captions(pool: Captions, b: int, rng: torch.Generator) -> Captions:
+    """b captions drawn from `pool` with replacement."""
     return pool[torch.randint(len(pool), (b,), generator=rng)]
 
 
 def random_corruption(b: int, rng: torch.Generator, share: float = 0.4) -> Corruption:
-    """Corruptions of the noisy corpus.
+    """Corruptions of the noisy corpus: of quality (blur or grain) and of motion (jitter or speed).
 
-    Each of quality (blur or grain) and motion (jitter or speed) hits a `share` of the clips.
+    Each of the two changes a `share` of the clips.
     """
 
-    def hit() -> Tensor:
+    def strengths() -> Tensor:
         return (torch.rand(b, generator=rng) < share).float() * (0.3 + 0.7 * torch.rand(b, generator=rng))
 
-    quality, motion = hit(), hit()
-    which_q, which_m = torch.rand(b, generator=rng) < 0.5, torch.rand(b, generator=rng) < 0.5
+    quality, motion = strengths(), strengths()
+    blurred, shaken = torch.rand(b, generator=rng) < 0.5, torch.rand(b, generator=rng) < 0.5
     sign = torch.where(torch.rand(b, generator=rng) < 0.5, -1.0, 1.0)
     return Corruption(
-        blur=quality * which_q * 1.6,
-        grain=quality * ~which_q * 0.12,
-        jitter=motion * which_m * 1.2,
-        warp=motion * ~which_m * sign,
+        blur=quality * blurred * 1.6,
+        grain=quality * ~blurred * 0.12,
+        jitter=motion * shaken * 1.2,
+        warp=motion * ~shaken * sign,
     )
 
 
 def wrong_word(captions: Captions, share: float, rng: torch.Generator) -> Captions:
     """The captions with, in a `share` of them, one attribute replaced by another value of the same attribute."""
     b = len(captions)
-    hit = torch.rand(b, generator=rng) < share
-    which = torch.randint(4, (b,), generator=rng)
+    changed = torch.rand(b, generator=rng) < share
+    attribute = torch.randint(4, (b,), generator=rng)
     columns = []
     for i, (column, n) in enumerate(
         zip(
@@ -209,7 +214,7 @@ def wrong_word(captions: Captions, share: float, rng: torch.Generator) -> Captio
         )
     ):
         shift = torch.randint(1, n, (b,), generator=rng)
-        columns.append(torch.where(hit & (which == i), (column + shift) % n, column))
+        columns.append(torch.where(changed & (attribute == i), (column + shift) % n, column))
     return Captions(*columns)
 
 

@@ -1,7 +1,8 @@
-"""What a suite will cost before anything runs: function evaluations, FLOPs, memory and hours, row by row.
+"""Cost of a suite before a run: function evaluations, FLOPs, memory and hours, row by row.
 
-A plan is a plain dictionary (JSON); `bench.plan.page` prints it. Counts come from the ledger's own `planned`, FLOPs
-from `bench.cost`, bytes from `bench.memory`, the pace from an assumption about the GPU, a probe, or finished runs.
+A plan is a plain dictionary (JSON); `bench.plan.page` prints it. Counts come from the ledger's `planned_counts`, FLOPs
+from `bench.plan.flops`, bytes from `bench.plan.memory`, and the throughput from an assumption about the GPU, from a
+probe, or from finished runs.
 """
 
 from __future__ import annotations
@@ -13,165 +14,183 @@ from pathlib import Path
 from typing import Any
 
 from bench import store
+from bench.core import provenance
 from bench.core.errors import BenchError
-from bench.core.provenance import hardware
 from bench.core.world import check_divisible
 from bench.plan.fit import exceeds_memory
 from bench.plan.hardware import Hardware
 from bench.plan.memory import memory_use
-from bench.plan.workload import Model, UnitCost, heldout_videos, phase_costs, run_counts, suite_model, unit_flops
+from bench.plan.workload import Model, UnitCost, held_out_videos, phase_costs, run_counts, suite_model, unit_flops
 from bench.suite.difference import first_difference
-from bench.suite.schema import Experiment
-from bench.train.preflight import check_backbone, check_names
+from bench.suite.prepared import PreparedSuite
+from bench.suite.schema import Suite
+from bench.train.preflight import check_backbone, check_methods
 
 
 def largest_share(number: int, batch: int, groups: int) -> int:
-    """Items of the group that takes most, of `number` items dealt in whole batches as `World.mine` does."""
+    """Items of the group with most items, if `number` items are distributed as by `World.local_items`.
+
+    `batch`: items of a whole batch; `groups`: data-parallel groups.
+    """
     sizes = [min(batch, number - start) for start in range(0, number, batch)]
     return sum(sizes[::groups])
 
 
-def samples_per_gpu(exp: Experiment, where: Hardware) -> dict[str, int]:
-    """What the fullest group takes: "samples" of each update, "evaluation_videos" of the held-out evaluation."""
-    budget, videos = exp.budget, heldout_videos(exp)
+def samples_per_gpu(prepared: PreparedSuite, hardware: Hardware) -> dict[str, int]:
+    """Largest number per group of "samples" in an update and of "evaluation_videos" in the held-out evaluation."""
+    budget, videos = prepared.suite.budget, held_out_videos(prepared)
     samples = budget.prompts * budget.group_size
     return {
-        "samples": largest_share(samples, budget.micro_batch, where.groups),
-        "evaluation_videos": largest_share(videos, budget.micro_batch, where.groups),
+        "samples": largest_share(samples, budget.micro_batch, hardware.groups),
+        "evaluation_videos": largest_share(videos, budget.micro_batch, hardware.groups),
     }
 
 
-def run_seconds(exp: Experiment, count: Mapping[str, int], price: UnitCost, where: Hardware, scorers: float) -> float:
-    """Wall-clock of one run; `scorers`: seconds that all evaluators together take per video."""
-    spent, own = phase_costs(count, price), samples_per_gpu(exp, where)
-    spent["decode"] += count["decodes"] * scorers
-    spent["evaluation"] += count["evaluation_videos"] * scorers
-    judged = spent.pop("evaluation") * own["evaluation_videos"] / count["evaluation_videos"]
-    return sum(spent.values()) * own["samples"] / (exp.budget.prompts * exp.budget.group_size) + judged
+def run_seconds(
+    prepared: PreparedSuite,
+    counts: Mapping[str, int],
+    unit_seconds: UnitCost,
+    hardware: Hardware,
+    evaluator_seconds: float,
+) -> float:
+    """Wall-clock seconds of one run. `evaluator_seconds`: of all evaluators together, per video."""
+    seconds, largest = phase_costs(counts, unit_seconds), samples_per_gpu(prepared, hardware)
+    seconds["decode"] += counts["decodes"] * evaluator_seconds
+    seconds["evaluation"] += counts["evaluation_videos"] * evaluator_seconds
+    evaluation = seconds.pop("evaluation") * largest["evaluation_videos"] / counts["evaluation_videos"]
+    budget = prepared.suite.budget
+    return sum(seconds.values()) * largest["samples"] / (budget.prompts * budget.group_size) + evaluation
 
 
-def check_gpu_split(exp: Experiment, found: Model, where: Hardware) -> None:
-    """Refuse a number of GPUs over which a run cannot be dealt evenly."""
-    heads = found.transformer.num_attention_heads
-    for what, number, mend in (
-        ("latent tokens", found.latents, "choose another --context-parallel, or a size such as 480x832"),
-        ("attention heads", heads, "choose another --context-parallel"),
+def check_gpu_split(suite: Suite, model: Model, hardware: Hardware) -> None:
+    """Refuse a number of GPUs over which a run cannot be distributed evenly."""
+    heads = model.transformer.num_attention_heads
+    for number, unit, fix in (
+        (model.latents, "latent tokens", "choose another --context-parallel, or a size such as 480x832"),
+        (heads, "attention heads", "choose another --context-parallel"),
     ):
-        if number % where.context:
+        if number % hardware.context:
             raise BenchError(
-                f"plan {exp.suite}: --context-parallel {where.context} does not divide {number} {what}: {mend}."
+                f"plan {suite.name}: --context-parallel {hardware.context} does not divide {number} {unit}: {fix}."
             )
     try:
-        check_divisible(exp.budget, where.groups)
+        check_divisible(suite.budget, hardware.groups)
     except BenchError as cause:
-        shared = f", {where.context} to a sample" if where.context > 1 else ""
-        raise BenchError(f"plan {exp.suite}, {where.gpus} GPUs{shared}: {cause}") from cause
+        context = f", {hardware.context} per sample" if hardware.context > 1 else ""
+        raise BenchError(f"plan {suite.name}, {hardware.gpus} GPUs{context}: {cause}") from cause
 
 
-# the plan -----------------------------------------------------------------------------------------------------
-def finished_seconds(exp: Experiment, results: Path) -> list[float]:
-    """Seconds of the suite's finished runs with these settings on a CPU of this model; of all of a row's phases."""
-    cpu, seconds = hardware()["cpu"], []
-    for row in exp.rows:
-        for seed in exp.seeds:
-            folder = store.run_folder(results / exp.suite, row.name, seed)
+def finished_seconds(suite: Suite, results: Path) -> list[float]:
+    """Seconds of the suite's finished runs with the same settings and CPU model, all phases of a run together."""
+    cpu, seconds = provenance.hardware()["cpu"], []
+    for row in suite.rows:
+        for seed in suite.seeds:
+            folder = store.run_folder(results / suite.name, row.name, seed)
             if (folder / store.RUN).exists():
                 record = store.read_record(folder)
-                alike = first_difference(record.config, exp.shared()) is None
-                if alike and record.provenance.get("hardware", {}).get("cpu") == cpu:
+                same_settings = first_difference(record.config, suite.shared()) is None
+                if same_settings and record.provenance.get("hardware", {}).get("cpu") == cpu:
                     seconds.append(sum(record.seconds.values()))
     return seconds
 
 
-def on_cpu(exp: Experiment) -> bool:
-    return exp.backbone.train.get("device") == "cpu"
+def on_cpu(suite: Suite) -> bool:
+    """Whether the suite's backbone runs on a CPU."""
+    return suite.backbone.train.get("device") == "cpu"
 
 
-def plan(
-    exp: Experiment,
+def plan_suite(
+    prepared: PreparedSuite,
     results: Path,
-    where: Hardware | None,
-    scorers: float = 0.0,
+    hardware: Hardware | None,
+    *,
+    evaluator_seconds: float = 0.0,
     text: int | None = None,
-    measured: UnitCost | None = None,
+    probed: UnitCost | None = None,
 ) -> dict[str, Any]:
     """The plan of one suite.
 
-    `where`: None for a suite on this CPU. `measured`: seconds from a probe, instead of an assumed pace.
+    `results`: folder of finished runs. `hardware`: None for a suite on this CPU. `evaluator_seconds`: of all
+    evaluators together, per video. `text`: text tokens per sample, None: estimated from the prompts. `probed`: seconds
+    from a probe, in place of an assumed throughput.
     """
-    check_names(exp)
-    exp.check_prompts()
-    check_backbone(exp, may_lack=True)
-    found = suite_model(exp, text)
-    if where is not None:
-        check_gpu_split(exp, found, where)
-    here = where or Hardware("cpu", 1, math.inf)
-    work, (used, host) = unit_flops(found), memory_use(exp, found, here)
-    seconds, pace = _pace(exp, found, work, where, measured)
-    done = finished_seconds(exp, results) if seconds is None else []
-    if done:
-        pace = f"{sum(done) / len(done) / 60:.1f} minutes per run, measured on {len(done)} finished runs"
-    lines = []
-    for row in (None, *exp.rows):
-        count = run_counts(exp, row)
+    suite = prepared.suite
+    check_methods(prepared)
+    check_backbone(prepared, may_lack=True)
+    model = suite_model(prepared, text)
+    if hardware is not None:
+        check_gpu_split(suite, model, hardware)
+    gpus = hardware or Hardware("cpu", 1, math.inf)
+    work, (memory, host) = unit_flops(model), memory_use(prepared, model, gpus)
+    unit_seconds, throughput = _unit_seconds(model, work, hardware, probed)
+    finished = finished_seconds(suite, results) if unit_seconds is None else []
+    if finished:
+        minutes = sum(finished) / len(finished) / 60
+        throughput = f"{minutes:.1f} minutes per run, measured on {len(finished)} finished runs"
+    rows = []
+    for row in (None, *prepared.rows):
+        counts = run_counts(prepared, row)
         hours = None
-        if seconds is not None:
-            hours = run_seconds(exp, count, seconds, here, scorers) / 3600
-        elif done and row is not None:
-            hours = sum(done) / len(done) / 3600
-        name, runs = ("base", 1) if row is None else (row.name, len(exp.seeds))
-        lines.append({"row": name, "runs": runs, **count, "flops": phase_costs(count, work), "hours_per_run": hours})
+        if unit_seconds is not None:
+            hours = run_seconds(prepared, counts, unit_seconds, gpus, evaluator_seconds) / 3600
+        elif finished and row is not None:
+            hours = sum(finished) / len(finished) / 3600
+        name, runs = ("base", 1) if row is None else (row.name, len(suite.seeds))
+        rows.append({"row": name, "runs": runs, **counts, "flops": phase_costs(counts, work), "hours_per_run": hours})
     return {
-        "suite": exp.suite,
-        "scale": exp.scale,
-        "model": _described(found),
-        "budget": asdict(exp.budget),
+        "suite": suite.name,
+        "scale": suite.scale,
+        "model": _model_facts(model),
+        "budget": asdict(suite.budget),
         "flops": {"forward": work.forward, "backward": work.backward, "decode": work.decode},
-        "rows": lines,
-        "total": totals(lines),
-        "memory_bytes": None if where is None else {**asdict(used), "peak": used.peak, "phases": used.phases},
+        "rows": rows,
+        "total": totals(rows),
+        "memory_bytes": None if hardware is None else {**asdict(memory), "peak": memory.peak, "phases": memory.phases},
         "host_bytes": host,
-        "machine": None if where is None else {**asdict(where), "nodes": where.nodes, **samples_per_gpu(exp, where)},
-        "refused": None if where is None else exceeds_memory(exp, found, where, used),
-        "pace": pace,
-        "scorer_seconds_per_video": scorers,
+        "machine": None
+        if hardware is None
+        else {**asdict(hardware), "nodes": hardware.nodes, **samples_per_gpu(prepared, hardware)},
+        "refused": None if hardware is None else exceeds_memory(prepared, model, hardware, memory),
+        "pace": throughput,
+        "scorer_seconds_per_video": evaluator_seconds,
     }
 
 
-def _pace(
-    exp: Experiment, found: Model, work: UnitCost, where: Hardware | None, measured: UnitCost | None
+def _unit_seconds(
+    model: Model, work: UnitCost, hardware: Hardware | None, probed: UnitCost | None
 ) -> tuple[UnitCost | None, str]:
-    if measured is not None:
-        return measured, "measured by the probe on this machine"
-    if where is None:
+    """Seconds of the unit costs, None if they are not known, and their origin in words."""
+    if probed is not None:
+        return probed, "measured by the probe on this machine"
+    if hardware is None:
         return None, "unknown until one run of this suite has finished on this machine, or with --probe"
-    rate, text = where.pace(found.latents, found.settings["dtype"])
-    alone = work.at(rate)  # the VAE is not split
-    return replace(work.at(rate * where.context), decode=alone.decode), text
+    throughput, text = hardware.throughput(model.latents, model.options.dtype)
+    one_gpu = work.at(throughput)  # context parallelism does not split the VAE
+    return replace(work.at(throughput * hardware.context), decode=one_gpu.decode), text
 
 
-def _described(found: Model) -> dict[str, Any]:
-    net = found.transformer
+def _model_facts(model: Model) -> dict[str, Any]:
+    transformer = model.transformer
     return {
-        "layers": net.num_layers,
-        "width": net.width,
-        "parameters": net.parameters,
-        "size": list(found.size),
-        "latent_tokens": found.latents,
-        "text_tokens": found.text,
-        "trains": "all weights" if found.full else f"LoRA of rank {found.settings['lora_rank']}",
-        "gradient_checkpointing": found.checkpointing,
-        "vae_tiling": found.tile,
-        "source": found.source,
+        "layers": transformer.num_layers,
+        "width": transformer.width,
+        "parameters": transformer.parameters,
+        "size": list(model.size),
+        "latent_tokens": model.latents,
+        "text_tokens": model.text,
+        "trains": "all weights" if model.full else f"LoRA of rank {model.options.lora_rank}",
+        "gradient_checkpointing": model.options.gradient_checkpointing,
+        "vae_tiling": model.tile,
+        "source": model.source,
     }
 
 
-def totals(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Sums over all runs; hours one run after another, None where a row's are not known (the base's apart)."""
-    total: dict[str, Any] = {"runs": sum(line["runs"] for line in lines)}
+def totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sums over all runs, one after another; "hours" leaves out rows with unknown hours, None if all are unknown."""
+    total: dict[str, Any] = {"runs": sum(row["runs"] for row in rows)}
     for key in ("nfe_rollout", "nfe_anchor", "nfe_train", "nfe_evaluation", "decodes"):
-        total[key] = sum(line["runs"] * line[key] for line in lines)
-    total["flops"] = sum(line["runs"] * sum(line["flops"].values()) for line in lines)
-    known = [line for line in lines if line["hours_per_run"] is not None]
-    total["hours"] = sum(line["runs"] * line["hours_per_run"] for line in known) if known else None
+        total[key] = sum(row["runs"] * row[key] for row in rows)
+    total["flops"] = sum(row["runs"] * sum(row["flops"].values()) for row in rows)
+    known = [row for row in rows if row["hours_per_run"] is not None]
+    total["hours"] = sum(row["runs"] * row["hours_per_run"] for row in known) if known else None
     return total

@@ -1,4 +1,4 @@
-"""Whether a run fits into GPU memory, and which change of settings would make it fit."""
+"""Check that a run fits into GPU memory, and suggestions of settings with which it fits."""
 
 from __future__ import annotations
 
@@ -6,149 +6,159 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from bench.core.errors import BenchError
 from bench.core.parallelism import Shard
 from bench.core.world import check_divisible
 from bench.plan.hardware import Hardware
 from bench.plan.memory import Memory, memory_use
 from bench.plan.workload import BACKBONE, Model, suite_model
-from bench.suite.devices import cp_degree
-from bench.suite.schema import Experiment
+from bench.suite.prepared import PreparedSuite
+from bench.suite.schema import Suite
 
 TILE = 16
-"""Latents of a tile's side, as in the full-size suites."""
+"""Side of a suggested tile in latents, as in the full-size suites."""
 DEGREES = (2, 4, 8, 16)
-"""Degrees of context parallelism that are tried."""
-MOST = 1024
-"""GPUs; more are not proposed."""
+"""Degrees of context parallelism that are suggested."""
+MAX_GPUS = 1024
+"""Largest number of GPUs that is suggested."""
 
-Change = tuple[str, Experiment, Hardware]
-"""A change in words, and what it makes of suite and machine."""
+Change = tuple[str, PreparedSuite, Hardware]
+"""A change in words, and the suite and the hardware with it."""
 
 
-def exceeds_memory(exp: Experiment, found: Model, where: Hardware, used: Memory) -> str | None:
-    """One sentence where the plan's peak is above a GPU's memory, with what mends it; else None."""
-    if used.peak <= where.memory_gb * 1e9:
+def exceeds_memory(prepared: PreparedSuite, model: Model, hardware: Hardware, memory: Memory) -> str | None:
+    """A sentence with a fix if the peak is above a GPU's memory; else None."""
+    if memory.peak <= hardware.memory_gb * 1e9:
         return None
-    return (
-        f"{exp.suite} does not fit: each GPU needs about {used.peak / 1e9:.0f} GB, and {where.gpu} x {where.gpus} has "
-        f"{where.memory_gb:.3g} GB each: {suggest_fix(exp, found, where)}."
-    )
+    needed, available = memory.peak / 1e9, f"{hardware.gpu} x {hardware.gpus} has {hardware.memory_gb:.3g} GB each"
+    fix = suggest_fix(prepared, model, hardware)
+    return f"{prepared.suite.name} does not fit: each GPU needs about {needed:.0f} GB, and {available}: {fix}."
 
 
-def suggest_fix(exp: Experiment, found: Model, where: Hardware) -> str:
-    """Single changes that are enough, else all changes of the suite together on enough GPUs."""
-    single = [words for words, changed, there in _suggestions(exp, found, where) if _fits(changed, there)]
+def suggest_fix(prepared: PreparedSuite, model: Model, hardware: Hardware) -> str:
+    """Single changes that are sufficient, else all useful changes of the suite together, on enough GPUs."""
+    single = [words for words, changed, gpus in _single_changes(prepared, model, hardware) if _fits(changed, gpus)]
     if single:
         return ", or ".join(single)
-    changed = exp
-    said: list[str] = []
-    for words, other in _settings(exp, found):
-        both = _both(changed, other)
-        if _peak(both, where) < _peak(changed, where):
-            changed, said = both, [*said, words]
-    if said and _fits(changed, where):
-        return " and ".join(said)
-    for gpus in _numbers(exp, where):
-        spread = replace(where, gpus=gpus, shard=where.shard or "full")
-        if _fits(changed, spread):
-            return " and ".join([*said, f"use {gpus} GPUs with --shard {spread.shard}"])
-    return " and ".join([*said, "take a smaller size or a GPU with more memory"])
+    combined = prepared
+    useful: list[str] = []
+    for words, changed in _suite_changes(prepared, model):
+        both = _combine(combined, changed)
+        if _peak(both, hardware) < _peak(combined, hardware):
+            combined, useful = both, [*useful, words]
+    if useful and _fits(combined, hardware):
+        return " and ".join(useful)
+    for number in _larger_numbers(prepared.suite, hardware):
+        sharded = replace(hardware, gpus=number, shard=hardware.shard or "full")
+        if _fits(combined, sharded):
+            return " and ".join([*useful, f"use {number} GPUs with --shard {sharded.shard}"])
+    return " and ".join([*useful, "take a smaller size or a GPU with more memory"])
 
 
-def _fits(exp: Experiment, where: Hardware) -> bool:
-    return _peak(exp, where) <= where.memory_gb * 1e9
+def _fits(prepared: PreparedSuite, hardware: Hardware) -> bool:
+    return _peak(prepared, hardware) <= hardware.memory_gb * 1e9
 
 
-def _peak(exp: Experiment, where: Hardware) -> float:
-    return memory_use(exp, suite_model(exp), where)[0].peak
+def _peak(prepared: PreparedSuite, hardware: Hardware) -> float:
+    return memory_use(prepared, suite_model(prepared), hardware)[0].peak
 
 
-def _suggestions(exp: Experiment, found: Model, where: Hardware) -> Iterator[Change]:
-    """Every single change that applies here, the cheap ones first."""
-    yield from ((words, changed, where) for words, changed in _settings(exp, found))
-    if where.shard != "full" and where.gpus > 1:
-        yield "spread the weights with --shard full", exp, replace(where, shard="full")
+def _single_changes(prepared: PreparedSuite, model: Model, hardware: Hardware) -> Iterator[Change]:
+    """Every single change that applies, the cheap ones first."""
+    yield from ((words, changed, hardware) for words, changed in _suite_changes(prepared, model))
+    if hardware.shard != "full" and hardware.gpus > 1:
+        yield "shard the weights with --shard full", prepared, replace(hardware, shard="full")
     for degree in DEGREES:
-        sizes = (where.gpus, found.latents, found.transformer.num_attention_heads)
-        split = replace(where, context=degree)
-        if degree > where.context and not any(size % degree for size in sizes) and _splits_evenly(exp, split.groups):
+        sizes = (hardware.gpus, model.latents, model.transformer.num_attention_heads)
+        split = replace(hardware, context=degree)
+        if (
+            degree > hardware.context
+            and not any(size % degree for size in sizes)
+            and _splits_evenly(prepared.suite, split.groups)
+        ):
             words = f"share each sample among {degree} GPUs (backbone.train.parallel='{{context: {degree}}}')"
-            yield words, exp, split
-            if _fits(exp, split):
+            yield words, prepared, split
+            if _fits(prepared, split):
                 return
 
 
-def _settings(exp: Experiment, found: Model) -> Iterator[tuple[str, Experiment]]:
-    """Changes of the suite. Only the micro-batch and the tiles change its numbers."""
-    if not found.checkpointing:
-        yield _setting(exp, gradient_checkpointing=True)
-    if found.settings["text_encoders"] != "released":
-        yield _setting(exp, text_encoders="released")
-    if found.full and found.settings["anchors_on"] != "cpu":
-        yield _setting(exp, anchors_on="cpu")
-    if found.tile is None:
-        side = TILE * found.vae["spatial_compression_ratio"]
-        yield _setting(exp, vae_tiling=[side, side, TILE, TILE])
-    if int(found.settings["decode_batch"]) > 1 and exp.budget.micro_batch > 1:
-        yield _setting(exp, decode_batch=1)
-    if exp.budget.micro_batch > 1:
-        budget = replace(exp.budget, micro_batch=1)
-        yield "set budget.micro_batch=1", exp.model_copy(update={"budget": budget})
+def _suite_changes(prepared: PreparedSuite, model: Model) -> Iterator[tuple[str, PreparedSuite]]:
+    """Changes of the suite. Only the micro-batch and the tiles change its results."""
+    options = model.options
+    if not options.gradient_checkpointing:
+        yield _setting(prepared, gradient_checkpointing=True)
+    if options.text_encoders != "released":
+        yield _setting(prepared, text_encoders="released")
+    if model.full and options.anchors_on != "cpu":
+        yield _setting(prepared, anchors_on="cpu")
+    if model.tile is None:
+        side = TILE * model.vae["spatial_compression_ratio"]
+        yield _setting(prepared, vae_tiling=[side, side, TILE, TILE])
+    if options.decode_batch > 1 and prepared.suite.budget.micro_batch > 1:
+        yield _setting(prepared, decode_batch=1)
+    if prepared.suite.budget.micro_batch > 1:
+        budget = replace(prepared.suite.budget, micro_batch=1)
+        yield "set budget.micro_batch=1", _changed(prepared, budget=budget)
 
 
-def _setting(exp: Experiment, **change: Any) -> tuple[str, Experiment]:
+def _changed(prepared: PreparedSuite, **changes: Any) -> PreparedSuite:
+    return replace(prepared, suite=prepared.suite.model_copy(update=changes))
+
+
+def _setting(prepared: PreparedSuite, **change: Any) -> tuple[str, PreparedSuite]:
     ((key, value),) = change.items()
     text = str(value).lower() if isinstance(value, bool) else f"'{value}'" if isinstance(value, list) else value
-    backbone = exp.backbone.model_copy(update={"train": {**exp.backbone.train, **change}})
-    return f"set backbone.train.{key}={text}", exp.model_copy(update={"backbone": backbone})
+    train = {**prepared.suite.backbone.train, **change}
+    backbone = prepared.suite.backbone.model_copy(update={"train": train})
+    return f"set backbone.train.{key}={text}", _changed(prepared, backbone=backbone)
 
 
-def _both(exp: Experiment, other: Experiment) -> Experiment:
-    """One change on top of others: each is a key of backbone.train, or the micro-batch."""
-    train = {**exp.backbone.train, **other.backbone.train}
-    backbone = exp.backbone.model_copy(update={"train": train})
-    budget = replace(exp.budget, micro_batch=min(exp.budget.micro_batch, other.budget.micro_batch))
-    return exp.model_copy(update={"backbone": backbone, "budget": budget})
+def _combine(prepared: PreparedSuite, other: PreparedSuite) -> PreparedSuite:
+    """Both suites' changes. A change is a key of backbone.train, or a smaller micro-batch."""
+    first, second = prepared.suite, other.suite
+    backbone = first.backbone.model_copy(update={"train": {**first.backbone.train, **second.backbone.train}})
+    budget = replace(first.budget, micro_batch=min(first.budget.micro_batch, second.budget.micro_batch))
+    return _changed(prepared, backbone=backbone, budget=budget)
 
 
-def _splits_evenly(exp: Experiment, groups: int) -> bool:
+def _splits_evenly(suite: Suite, groups: int) -> bool:
     try:
-        check_divisible(exp.budget, groups)
+        check_divisible(suite.budget, groups)
     except BenchError:
         return False
     return True
 
 
-def _numbers(exp: Experiment, where: Hardware) -> Iterator[int]:
-    """Larger numbers of GPUs, by powers of two, over which a run can be dealt."""
-    gpus = 2 * where.gpus
-    while gpus <= MOST:
-        if _splits_evenly(exp, gpus // where.context):
+def _larger_numbers(suite: Suite, hardware: Hardware) -> Iterator[int]:
+    """Larger numbers of GPUs, in steps of a factor two, over which a run can be distributed evenly."""
+    gpus = 2 * hardware.gpus
+    while gpus <= MAX_GPUS:
+        if _splits_evenly(suite, gpus // hardware.context):
             yield gpus
         gpus *= 2
 
 
-def check_gpu_memory(exp: Experiment, processes: int = 1, shard: Shard | None = None, runs: int = 1) -> None:
-    """Refuse a run over these processes that needs more memory than this machine's GPU has, by `bench.plan.memory`.
+def check_gpu_memory(prepared: PreparedSuite, processes: int = 1, shard: Shard | None = None, runs: int = 1) -> None:
+    """Refuse a run over these processes that needs more memory than this machine's GPU has (`bench.plan.memory`).
 
-    `runs`: how many of them share the one GPU at a time. Not for nano, a CPU, or another backbone.
+    `runs`: runs that share the GPU at a time. Nano, runs on a CPU, and other backbones are not checked.
     """
-    device = exp.backbone.train.get("device")
-    here = torch.cuda.is_available() and (device is None or str(device).startswith("cuda"))
-    if not here or exp.scale == "nano" or exp.backbone.name != BACKBONE:
+    import torch
+
+    suite = prepared.suite
+    device = suite.backbone.train.get("device")
+    on_gpu = torch.cuda.is_available() and (device is None or str(device).startswith("cuda"))
+    if not on_gpu or suite.scale == "nano" or suite.backbone.name != BACKBONE:
         return
     card = torch.cuda.get_device_properties(0)
-    where = Hardware(card.name, processes, card.total_memory / 1e9, context=cp_degree(exp), shard=shard)
-    found = suite_model(exp)
-    used = memory_use(exp, found, where)[0]
-    refused = exceeds_memory(exp, found, where, used)
+    hardware = Hardware(card.name, processes, card.total_memory / 1e9, context=prepared.cp_degree, shard=shard)
+    model = suite_model(prepared)
+    memory = memory_use(prepared, model, hardware)[0]
+    refused = exceeds_memory(prepared, model, hardware, memory)
     if refused:
         raise BenchError(refused)
-    if runs * used.peak > card.total_memory:
+    if runs * memory.peak > card.total_memory:
         raise BenchError(
-            f"{exp.suite}: {runs} runs at a time need about {runs * used.peak / 1e9:.0f} GB, and their one "
-            f"{card.name} has {card.total_memory / 1e9:.0f} GB: use --processes {int(card.total_memory / used.peak)}."
+            f"{suite.name}: {runs} runs at a time need about {runs * memory.peak / 1e9:.0f} GB, and the {card.name} "
+            f"has {card.total_memory / 1e9:.0f} GB: use --processes {int(card.total_memory / memory.peak)}."
         )

@@ -1,8 +1,8 @@
-"""What HunyuanVideo-1.5 costs: parameters and FLOPs from a transformer's config.json; plain arithmetic.
+"""Parameters and FLOPs of HunyuanVideo-1.5, by arithmetic from a transformer's config.json.
 
-A multiplication with its addition counts as 2 FLOPs, as in `torch.utils.flop_counter`. Norms, rotary
-embeddings, activations and the LoRA products themselves (1.5 % of a forward pass at rank 32) are not counted. Bytes
-are `bench.plan.memory`'s.
+A multiplication with its addition counts as 2 FLOPs, as in `torch.utils.flop_counter`. Norms, rotary embeddings,
+activations and the products of LoRA weights (1.5 % of a forward pass at rank 32) are not counted. Bytes are in
+`bench.plan.memory`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from bench.core.errors import BenchError
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 REFINER_MLP_RATIO = 4
-"""Of the text refiner's blocks, fixed in diffusers' class."""
+"""Width of the text refiner's feed-forward layers over the model's, fixed in diffusers' class."""
 GLYPH_WIDTH = 2048
 """Width of the glyph map's hidden layers, fixed in diffusers' class."""
 TIME_CHANNELS = 256
-"""Sinusoids of the time embedding, fixed in diffusers' class."""
+"""Channels of the sinusoidal time embedding, fixed in diffusers' class."""
 
 VAE_PARAMETERS, TEXT_PARAMETERS = 1.261e9, 7.07e9 + 0.22e9
 """Released sizes: the VAE; Qwen2.5-VL and the glyph encoder."""
 VAE_FLOPS_PER_PIXEL = 829e12 / (81 * 480 * 848)
-"""Decoding by the released VAE without tiles: 829 TFLOP for 81 frames of 480 x 848 (on paper)."""
+"""Decoding by the released VAE without tiles: 829 TFLOP for 81 frames of 480 x 848, by arithmetic."""
 VAE_TILED = 1361 / 829
-"""The same in tiles of 256 pixels, which overlap."""
+"""Factor for tiles of 256 pixels, which overlap."""
 RELEASED_VAE: dict[str, Any] = {
     "latent_channels": 32,
     "block_out_channels": [128, 256, 512, 1024, 1024],
@@ -57,8 +57,8 @@ class Transformer:
     image_embed_dim: int = 1152
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Transformer:
-        """From a config.json; keys that cost nothing are left aside."""
+    def from_config(cls, config: Mapping[str, Any]) -> Transformer:
+        """From a config.json; other keys are ignored."""
         known = {key: config[key] for key in cls.__dataclass_fields__ if config.get(key) is not None}
         return cls(**known)
 
@@ -68,6 +68,7 @@ class Transformer:
 
     @property
     def patch(self) -> int:
+        """Latents of one token."""
         return self.patch_size_t * self.patch_size**2
 
     def tokens(self, latent_shape: Sequence[int]) -> int:
@@ -77,12 +78,13 @@ class Transformer:
 
     @property
     def block_parameters(self) -> int:
-        """Of one joint block, both streams."""
+        """Parameters of one joint block, both streams."""
         w, mlp = self.width, int(self.mlp_ratio * self.width)
         return 2 * (4 * (w * w + w) + 2 * self.attention_head_dim + (2 * w * mlp + mlp + w) + 6 * (w * w + w))
 
     @property
     def parameters(self) -> int:
+        """Parameters of the transformer."""
         w, text, image = self.width, self.text_embed_dim, self.image_embed_dim
         refined = REFINER_MLP_RATIO * w
         refiner = 4 * (w * w + w) + (2 * w * refined + refined + w) + 4 * w + 2 * (w * w + w)
@@ -95,22 +97,24 @@ class Transformer:
         return self.num_layers * self.block_parameters + context + glyph + picture + time + 3 * w + ends
 
     def lora_parameters(self, rank: int, targets: str) -> int:
-        """Of a LoRA on both streams of all joint blocks: "attention" or "attention+ff"."""
+        """Parameters of a LoRA on both streams of all joint blocks; `targets`: "attention" or "attention+ff"."""
         attention, feed_forward = 8 * 2 * self.width, 4 * (1 + self.mlp_ratio) * self.width
-        each = attention + (feed_forward if targets == "attention+ff" else 0)
-        return int(self.num_layers * rank * each)
+        per_block = attention + (feed_forward if targets == "attention+ff" else 0)
+        return int(self.num_layers * rank * per_block)
 
-    # FLOPs of one sample ----------------------------------------------------------------------------------------
     def linear(self, tokens: int) -> float:
-        """The joint blocks' matrix products: 5.436e9 per latent or text token in the released model."""
+        """FLOPs of the joint blocks' matrix products: 5.436e9 per latent or text token in the released model."""
         return self.num_layers * (8 + 4 * self.mlp_ratio) * self.width**2 * tokens
 
     def attention(self, tokens: int) -> float:
-        """The joint blocks' attention without a mask: 442,368 times tokens squared in the released model."""
+        """FLOPs of the joint blocks' attention without a mask: 442,368 times tokens squared in the released model."""
         return 4.0 * self.num_layers * self.width * tokens**2
 
     def ends(self, latents: int, text: int) -> float:
-        """Everything outside: embedders, modulation, text refiner and the output map; no glyph and image tokens."""
+        """FLOPs outside the joint blocks' products: embedders, modulation, text refiner, output map.
+
+        Glyph and image tokens are not counted.
+        """
         w = self.width
         modulation = self.num_layers * 24 * w**2 + 4 * w**2
         time = 2 * (TIME_CHANNELS * w + w * w)
@@ -120,45 +124,41 @@ class Transformer:
         return modulation + time + refiner + 2 * self.patch * (self.in_channels + self.out_channels) * w * latents
 
     def forward(self, latents: int, text: int) -> float:
-        """One function evaluation."""
-        both = latents + text
-        return self.linear(both) + self.attention(both) + self.ends(latents, text)
+        """FLOPs of one function evaluation with `latents` latent tokens and `text` text tokens."""
+        tokens = latents + text
+        return self.linear(tokens) + self.attention(tokens) + self.ends(latents, text)
 
     def backward(self, latents: int, text: int, checkpointing: bool, full: bool) -> float:
-        """Gradients of one function evaluation.
+        """FLOPs of the backward pass of one function evaluation.
 
-        Input gradients cost one more pass of the linear layers, attention 2.5 passes (fused kernels compute their
-        scores again); gradient checkpointing adds a forward pass, full fine-tuning the weights' own gradients.
+        Input gradients cost one more pass of the linear layers and 2.5 passes of attention (fused kernels compute
+        the scores again). Gradient checkpointing adds a forward pass; training all weights (`full`) adds their
+        gradients.
         """
-        both = latents + text
-        cost = self.linear(both) + 2.5 * self.attention(both)
+        tokens = latents + text
+        cost = self.linear(tokens) + 2.5 * self.attention(tokens)
         if full:
-            cost += self.linear(both) + 2 * self.ends(latents, text)
+            cost += self.linear(tokens) + 2 * self.ends(latents, text)
         return cost + (self.forward(latents, text) if checkpointing else 0)
 
 
 def decode_flops(vae: Mapping[str, Any], size: Sequence[int], tiled: bool) -> float | None:
     """FLOPs of decoding one video of `size` (frames, height, width) by the released VAE; None for any other."""
-    if any(list_of(vae[key]) != list_of(value) for key, value in RELEASED_VAE.items()):
+    if any(vae[key] != value for key, value in RELEASED_VAE.items()):
         return None
     return VAE_FLOPS_PER_PIXEL * math.prod(size) * (VAE_TILED if tiled else 1)
 
 
-def list_of(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value
-
-
-# what lies in a checkpoint folder -----------------------------------------------------------------------------
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """config.json of one part of a pipeline folder; None where the folder is absent."""
+    """config.json of one part of a pipeline folder; None if it does not exist."""
     path = folder / "config.json"
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as cause:
         raise BenchError(f"{path} is not JSON ({cause}): restore the checkpoint from its source.") from cause
-    return dict(found)
+    return dict(config)
 
 
 def stored_parameters(folder: Path) -> int:

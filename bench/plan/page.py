@@ -1,4 +1,4 @@
-"""A plan as plain text: what is run, a table by row, memory, time, and what was assumed."""
+"""A plan as plain text: the suite, a table by row, memory, time, and assumptions."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ COLUMNS = ("nfe_rollout", "nfe_anchor", "nfe_train", "nfe_evaluation")
 PREFIXES = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1.0, "FLOP"))
 
 
-def amount(flops: float) -> str:
-    """FLOPs with three digits and the unit that fits."""
+def format_flops(flops: float) -> str:
+    """FLOPs with three digits and a unit."""
     for size, unit in PREFIXES:
         if flops >= size:
             return f"{flops / size:,.3g} {unit}" if flops < 1000 * size else f"{flops / size:,.0f} {unit}"
     return "0"
 
 
-def duration(hours: float | None) -> str:
+def format_hours(hours: float | None) -> str:
+    """Hours in minutes, hours or days; "-" for None."""
     if hours is None:
         return "-"
     if hours < 2:
@@ -35,12 +36,12 @@ def plan_page(plan: Mapping[str, Any]) -> str:
 
 def study_totals(plans: Sequence[Mapping[str, Any]]) -> str:
     """The sum over the variants of a study."""
-    total = [plan["total"] for plan in plans]
-    hours = [each["hours"] for each in total if each["hours"] is not None]
+    totals = [plan["total"] for plan in plans]
+    hours = [total["hours"] for total in totals if total["hours"] is not None]
     return (
-        f"all {len(plans)} variants: {sum(each['runs'] for each in total)} runs, "
-        f"{amount(sum(each['flops'] for each in total))}"
-        + (f", {duration(sum(hours))} one run after another" if hours else "")
+        f"all {len(plans)} variants: {sum(total['runs'] for total in totals)} runs, "
+        f"{format_flops(sum(total['flops'] for total in totals))}"
+        + (f", {format_hours(sum(hours))} one run after another" if hours else "")
         + "; runs that variants share are trained once"
     )
 
@@ -48,17 +49,17 @@ def study_totals(plans: Sequence[Mapping[str, Any]]) -> str:
 def _head(plan: Mapping[str, Any]) -> list[str]:
     model, flops, budget = plan["model"], plan["flops"], plan["budget"]
     frames, height, width = model["size"]
-    decode = "not known" if flops["decode"] is None else amount(flops["decode"])
+    decode = "not known" if flops["decode"] is None else format_flops(flops["decode"])
     passes = " with gradient checkpointing" if model["gradient_checkpointing"] else ""
     return [
         f"suite {plan['suite']}: {model['layers']} layers x {model['width']} wide, {model['parameters']:,} parameters "
         f"({model['source']})",
         f"video {frames} x {height} x {width}: {model['latent_tokens']:,} latent + {model['text_tokens']} text tokens "
-        f"(guessed from the prompts' words); {model['trains']}{passes}",
+        f"(estimated from the prompts' words); {model['trains']}{passes}",
         f"each update: {budget['prompts']} prompts x {budget['group_size']} samples, {budget['steps']} steps, "
         f"{budget['train_steps']} trained, guidance {budget['guidance']:g}; {budget['updates']} updates per run",
-        f"one function evaluation {amount(flops['forward'])}, its backward pass {amount(flops['backward'])}, "
-        f"one decoded video {decode}",
+        f"one function evaluation {format_flops(flops['forward'])}, "
+        f"its backward pass {format_flops(flops['backward'])}, one decoded video {decode}",
     ]
 
 
@@ -69,61 +70,68 @@ def _table(plan: Mapping[str, Any]) -> str:
             line["row"],
             line["runs"],
             *(f"{line[name]:,}" for name in COLUMNS),
-            amount(sum(line["flops"].values())),
-            duration(line["hours_per_run"]),
+            format_flops(sum(line["flops"].values())),
+            format_hours(line["hours_per_run"]),
         ]
         for line in plan["rows"]
     ]
     total = plan["total"]
     sums = ["all runs", total["runs"], *(f"{total[name]:,}" for name in COLUMNS)]
-    lines.append([*sums, amount(total["flops"]), duration(total["hours"])])
+    lines.append([*sums, format_flops(total["flops"]), format_hours(total["hours"])])
     return tabulate(lines, heads, tablefmt="simple", colalign=("left", *["right"] * (len(heads) - 1)))
 
 
 def _memory(plan: Mapping[str, Any]) -> list[str]:
-    used, host = plan["memory_bytes"], plan["host_bytes"]
-    videos = f"host memory: trajectories {host['trajectories'] / 1e9:.1f} GB, a round's videos "
-    lines = [] if plan["scale"] == "nano" else [f"{videos}{host['videos'] / 1e9:.1f} GB (twice while they are joined)"]
-    if used is None:
+    memory, host = plan["memory_bytes"], plan["host_bytes"]
+    lines = []
+    if plan["scale"] != "nano":
+        trajectories, videos = host["trajectories"] / 1e9, host["videos"] / 1e9
+        lines = [
+            f"host memory: trajectories {trajectories:.1f} GB, an update's videos {videos:.1f} GB "
+            "(twice while they are concatenated)"
+        ]
+    if memory is None:
         return lines
-    gb = {name: value / 1e9 for name, value in used.items() if name != "phases"}
-    wrong = " (does not fit)" if plan["refused"] else ""
+    gb = {name: value / 1e9 for name, value in memory.items() if name != "phases"}
+    refused = " (does not fit)" if plan["refused"] else ""
     tiles = plan["model"]["vae_tiling"]
     tiled = "whole" if tiles is None else f"in tiles of {tiles[0]} x {tiles[1]}"
-    kept = f"weights {gb['weights']:.1f} + trained, gradients, optimizer, anchors {gb['trained']:.1f}"
+    constant = f"weights {gb['weights']:.1f} + trained, gradients, optimizer, anchors {gb['trained']:.1f}"
     gathered = f", {gb['gathered_training']:.1f} gathered" if gb["gathered_training"] else ""
-    phases = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in used["phases"].items())
+    phases = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in memory["phases"].items())
     first = (
-        f"memory per GPU: about {gb['peak']:.0f} of {plan['machine']['memory_gb']:g} GB{wrong} = {kept} "
+        f"memory per GPU: about {gb['peak']:.0f} of {plan['machine']['memory_gb']:g} GB{refused} = {constant} "
         f"+ the largest of {phases}; training: {gb['activations']:.1f} activations, {gb['workspace']:.1f} workspace, "
-        f"{gb['gradients']:.1f} copies of the gradient{gathered}; decoding {tiled}: at least; scorers not counted"
+        f"{gb['gradients']:.1f} copies of the gradient{gathered}; decoding {tiled}: a lower bound; "
+        "evaluators not counted"
     )
     if host["anchors"]:
-        lines[0] += f", anchors' copies {host['anchors'] / 1e9:.1f} GB"
+        lines[0] += f", copies of anchors {host['anchors'] / 1e9:.1f} GB"
     return [first, *lines]
 
 
 def _time(plan: Mapping[str, Any]) -> str:
-    total = duration(plan["total"]["hours"])
+    total = format_hours(plan["total"]["hours"])
     return f"time: {plan['pace']}" + (f"; {total} for all, one run after another" if total != "-" else "")
 
 
 def _notes(plan: Mapping[str, Any]) -> list[str]:
     seconds, machine = plan["scorer_seconds_per_video"], plan["machine"]
-    scorers = f"{seconds:g} s per video" if seconds else "not counted (--scorer-seconds)"
-    notes = [f"scorers' time: {scorers}; loading and encoding prompts: not counted"]
+    evaluators = f"{seconds:g} s per video" if seconds else "not counted (--scorer-seconds)"
+    notes = [f"evaluators' time: {evaluators}; loading and encoding prompts: not counted"]
     if machine is not None and machine["gpus"] > 1:
-        notes.append(_sharing(machine))
+        notes.append(_parallelism(machine))
     return notes
 
 
-def _sharing(machine: Mapping[str, Any]) -> str:
-    """How several GPUs share a run, and the command that has them do it."""
+def _parallelism(machine: Mapping[str, Any]) -> str:
+    """How several GPUs share a run, and the command for it."""
     gpus, nodes, context, shard = (machine[key] for key in ("gpus", "nodes", "context", "shard"))
-    spread = {
+    sharding = {
         None: "every GPU holds all weights",
-        "full": f"weights, gradients and optimizer states are spread over all {gpus}, and gathered block by block",
-        "grads": f"gradients and optimizer states are spread over all {gpus}, and the gathered weights stay",
+        "full": f"weights, gradients and optimizer states are sharded over all {gpus}, and gathered block by block",
+        "grads": f"weights, gradients and optimizer states are sharded over all {gpus}, and gathered weights stay "
+        "until the backward pass",
     }[shard]
     degree = f" backbone.train.parallel='{{context: {context}}}'" if context > 1 else ""
     if nodes == 1:
@@ -135,5 +143,5 @@ def _sharing(machine: Mapping[str, Any]) -> str:
     return (
         f"{gpus} GPUs: {gpus // context} data-parallel groups; each takes {machine['samples']} of an update's samples "
         f"and at most {machine['evaluation_videos']} of the held-out videos; "
-        f"{context} GPU(s) share one sample's tokens; {spread}; no loss of pace is assumed. Run as {command}"
+        f"{context} GPU(s) share one sample's tokens; {sharding}; no loss of throughput is assumed. Run as {command}"
     )

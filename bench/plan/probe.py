@@ -1,6 +1,6 @@
-"""The probe of `bench plan --probe`: two rollout steps, a training step and a decode of the suite's own backbone.
+"""The probe of `bench plan --probe`: two rollout steps, a training step and a decode of the suite's backbone.
 
-Each is done once before it is timed: kernels are chosen and memory is taken the first time.
+Each is run once before it is timed, since the first time selects kernels and allocates memory.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from bench.api import Backbone, Conditioning, Method
 from bench.core.ledger import guidance_multiplicity
 from bench.core.rng import normal, stream
 from bench.flow import sigma_schedule
-from bench.plan.page import amount
+from bench.plan.page import format_flops
 from bench.plan.workload import UnitCost
-from bench.suite.build import make_backbone
-from bench.suite.methods import make_method
-from bench.suite.schema import Experiment
+from bench.suite.prepared import PreparedSuite, make_backbone
+from bench.suite.schema import Suite
 
 STEPS = 2
 """Rollout steps that are timed together."""
-REPEATS, ENOUGH = 5, 2.0
-"""Times that each of them is timed, and seconds after which it is not timed again: what is short is disturbed most."""
+MAX_REPEATS, MIN_SECONDS = 5, 2.0
+"""Each step is repeated until it has taken `MIN_SECONDS` in total, at most `MAX_REPEATS` times."""
 
 
 @dataclass(frozen=True)
 class ProbeTimings:
-    """What the probe saw. Seconds of one micro-batch."""
+    """Seconds of one micro-batch."""
 
     samples: int
     """Samples of the micro-batch."""
@@ -41,58 +40,56 @@ class ProbeTimings:
     train: float
     """Seconds of one trained step, forward and backward."""
     decode: float
+    """Seconds of decoding the micro-batch's videos."""
     device: str
     peak_bytes: int | None
     """Peak of the GPU's memory; None on a CPU."""
 
-    def price(self, exp: Experiment) -> UnitCost:
+    def unit_cost(self, suite: Suite) -> UnitCost:
         """Seconds per function evaluation of one sample, per backward pass of one, and per decoded video."""
-        times = guidance_multiplicity(exp.budget.guidance)
-        forward = self.rollout / (self.samples * times)
-        backwards = times if exp.trains_uncond else 1
-        backward = (self.train / self.samples - times * forward) / backwards
+        branches = guidance_multiplicity(suite.budget.guidance)
+        forward = self.rollout / (self.samples * branches)
+        backwards = branches if suite.trains_uncond else 1
+        backward = (self.train / self.samples - branches * forward) / backwards
         return UnitCost(forward, max(backward, 0.0), self.decode / self.samples)
 
-    def lines(self, exp: Experiment, work: UnitCost, predicted: UnitCost | None) -> list[str]:
-        """Predicted against measured, and the pace that was reached."""
-        price, found = self.price(exp), []
+    def lines(self, suite: Suite, work: UnitCost, predicted: UnitCost | None) -> list[str]:
+        """Lines of text with predicted and measured seconds, and the measured throughput. `work`: FLOPs."""
+        measured, lines = self.unit_cost(suite), []
         entries = (
-            ("function evaluation", work.forward, price.forward, predicted and predicted.forward),
-            ("its backward pass", work.backward, price.backward, predicted and predicted.backward),
-            ("decoded video", work.decode, price.decode, predicted and predicted.decode),
+            ("function evaluation", work.forward, measured.forward, predicted and predicted.forward),
+            ("its backward pass", work.backward, measured.backward, predicted and predicted.backward),
+            ("decoded video", work.decode, measured.decode, predicted and predicted.decode),
         )
-        for name, flops, seconds, guess in entries:
+        for name, flops, seconds, prediction in entries:
             text = f"probe: {name} {seconds:.3g} s"
             if flops and seconds:
-                text += f" = {amount(flops / seconds)}/s"
-            found.append(text + (f", predicted {guess:.3g} s" if guess else ""))
+                text += f" = {format_flops(flops / seconds)}/s"
+            lines.append(text + (f", predicted {prediction:.3g} s" if prediction else ""))
         peak = "" if self.peak_bytes is None else f", peak {self.peak_bytes / 1e9:.1f} GB"
-        return [f"probe on {self.device}: micro-batch of {self.samples}, {STEPS} rollout steps{peak}", *found]
+        return [f"probe on {self.device}: micro-batch of {self.samples}, {STEPS} rollout steps{peak}", *lines]
 
 
-def run_probe(exp: Experiment) -> ProbeTimings:
-    """Load the backbone and time a micro-batch of the suite's first row; nothing is stored.
-
-    On one thread, as a run's processes do.
-    """
+def run_probe(prepared: PreparedSuite) -> ProbeTimings:
+    """Load the backbone and time a micro-batch of the suite's first row, on one thread as in a run. Stores nothing."""
     torch.set_num_threads(1)
-    backbone = make_backbone(exp)
+    suite, backbone = prepared.suite, make_backbone(prepared)
     backbone.reset(stream(0, "initial_policy"))
     latent = backbone.latent_shape
-    method = make_method(exp, exp.rows[0], math.prod(latent))
+    method = prepared.method(prepared.rows[0], math.prod(latent))
     device = getattr(backbone, "device", torch.device("cpu"))
-    budget = exp.budget
+    budget = suite.budget
     samples = min(budget.micro_batch, budget.prompts * budget.group_size)
-    texts = exp.prompt_list("train")
+    texts = prepared.prompts.train
     with torch.no_grad():
         cond = backbone.encode([texts[i // budget.group_size % len(texts)] for i in range(samples)])
         x = normal(0, [("probe", i) for i in range(samples)], latent)
-        _step(exp, backbone, x, cond, 0)
-        rollout = _timed(device, lambda: [_step(exp, backbone, x, cond, i) for i in range(STEPS)]) / STEPS
-    _train(exp, backbone, method, x, cond)
-    train = _timed(device, lambda: _train(exp, backbone, method, x, cond))
+        _step(suite, backbone, x, cond, 0)
+        rollout = _median_seconds(device, lambda: [_step(suite, backbone, x, cond, i) for i in range(STEPS)]) / STEPS
+    _train(suite, backbone, method, x, cond)
+    train = _median_seconds(device, lambda: _train(suite, backbone, method, x, cond))
     backbone.decode(x)
-    decode = _timed(device, lambda: backbone.decode(x))
+    decode = _median_seconds(device, lambda: backbone.decode(x))
     on_gpu = device.type == "cuda"
     return ProbeTimings(
         samples,
@@ -104,34 +101,38 @@ def run_probe(exp: Experiment) -> ProbeTimings:
     )
 
 
-def _step(exp: Experiment, backbone: Backbone, x: torch.Tensor, cond: Conditioning, i: int) -> torch.Tensor:
-    sigma = sigma_schedule(exp.budget.steps, exp.budget.shift)[i].expand(len(x))
-    return backbone.velocity(x, sigma, cond, exp.budget.guidance)
+def _step(suite: Suite, backbone: Backbone, x: torch.Tensor, cond: Conditioning, i: int) -> torch.Tensor:
+    sigma = sigma_schedule(suite.budget.steps, suite.budget.shift)[i].expand(len(x))
+    return backbone.velocity(x, sigma, cond, suite.budget.guidance)
 
 
-def _train(exp: Experiment, backbone: Backbone, method: Method, x: torch.Tensor, cond: Conditioning) -> None:
-    """One trained step as the updater does it: new log-probability of a stored transition, and its gradient."""
-    sigmas = sigma_schedule(exp.budget.steps, exp.budget.shift)
+def _train(suite: Suite, backbone: Backbone, method: Method, x: torch.Tensor, cond: Conditioning) -> None:
+    """One trained step as in an update: the log-probability of a stored transition, and its gradient."""
+    sigmas = sigma_schedule(suite.budget.steps, suite.budget.shift)
     sigma, sigma_next = (sigmas[i].expand(len(x)) for i in (1, 2))
-    v = backbone.velocity(x, sigma, cond, exp.budget.guidance, exp.trains_uncond)
+    v = backbone.velocity(x, sigma, cond, suite.budget.guidance, suite.trains_uncond)
     method.log_prob(method.transition(x, v, sigma, sigma_next), x).mean().backward()
     for parameter in backbone.parameters():
         parameter.grad = None
 
 
-def _timed(device: torch.device, work: Callable[[], Any]) -> float:
-    """Median wall-clock seconds of up to `REPEATS` times, fewer where they take more than `ENOUGH` together."""
-    found: list[float] = []
-    while len(found) < REPEATS and sum(found) < ENOUGH:
-        _wait(device)
-        start = time.perf_counter()
-        work()
-        _wait(device)
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
+def _median_seconds(device: torch.device, work: Callable[[], Any]) -> float:
+    """Median wall-clock seconds of the repeats."""
+    seconds: list[float] = []
+    while len(seconds) < MAX_REPEATS and sum(seconds) < MIN_SECONDS:
+        seconds.append(wall_seconds(device, work))
+    return statistics.median(seconds)
 
 
-def _wait(device: torch.device) -> None:
-    """Until a GPU has done what it was given."""
+def wall_seconds(device: torch.device, work: Callable[[], Any]) -> float:
+    """Wall-clock seconds of `work`, until the device has finished it."""
+    _synchronize(device)
+    start = time.perf_counter()
+    work()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

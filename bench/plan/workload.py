@@ -1,84 +1,83 @@
-"""What one run of a suite computes: its model's sizes, its function evaluations by phase, and what each one costs."""
+"""Work of one run of a suite: its model's sizes, its function evaluations by phase, and the cost of each."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench import plugins
-from bench.algorithm.kl import kl_policy
+from bench.backbones.hunyuanvideo15.options import HunyuanOptions, latent_shape
+from bench.core.budget import Budget
 from bench.core.errors import BenchError
-from bench.core.ledger import TRAIN_COST, guidance_multiplicity, planned
+from bench.core.ledger import TRAIN_COST, guidance_multiplicity, planned_counts
 from bench.plan import flops
-from bench.suite.schema import Experiment, RowSpec, resolve
+from bench.suite.prepared import PreparedRow, PreparedSuite
 
 BACKBONE = "hunyuanvideo15"
 TOKENS_PER_WORD, TEMPLATE_TOKENS = 4 / 3, 5
-"""Text tokens are guessed from a prompt's words; the chat template's closing tokens follow them."""
+"""Estimate of a prompt's text tokens: so many per word, and the chat template's closing tokens."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """The suite's video generator as far as its cost goes."""
+    """Sizes and settings of the suite's video generator that decide its cost."""
 
     transformer: flops.Transformer
     vae: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    """The backbone's constructor arguments, defaults filled in."""
-    size: tuple[int, int, int]
+    """The VAE's config."""
+    options: HunyuanOptions
     latent_shape: tuple[int, int, int, int]
+    """(c, f, h, w)."""
     text: int
+    """Text tokens of a sample."""
     source: str
+    """Origin of the sizes, in words."""
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Frames, height and width of a video in pixels."""
+        frames, height, width = self.options.size
+        return frames, height, width
 
     @property
     def latents(self) -> int:
+        """Latent tokens of a sample."""
         return self.transformer.tokens(self.latent_shape)
 
     @property
     def full(self) -> bool:
-        """Full fine-tuning, which `lora_rank: 0` stands for."""
-        return bool(self.settings["lora_rank"] == 0)
-
-    @property
-    def checkpointing(self) -> bool:
-        return bool(self.settings.get("gradient_checkpointing", False))
+        """Whether all weights train (`lora_rank: 0`)."""
+        return self.options.lora_rank == 0
 
     @property
     def tile(self) -> tuple[int, int] | None:
-        """Height and width of the VAE's tiles in pixels; None where it decodes whole latents."""
-        tiles = self.settings.get("vae_tiling")
-        return None if tiles is None else (int(tiles[0]), int(tiles[1]))
+        """Height and width of the VAE's tiles in pixels; None if it decodes whole latents."""
+        tiles = self.options.vae_tiling
+        return None if tiles is None else (tiles[0], tiles[1])
 
 
-def suite_model(exp: Experiment, text: int | None = None) -> Model:
-    """Read the checkpoint's configs; where the folder is absent, the released model's sizes stand in.
+def suite_model(prepared: PreparedSuite, text: int | None = None) -> Model:
+    """Sizes from the checkpoint's configs, or those of the released model if the folder does not exist.
 
-    `text`: text tokens per sample; None: guessed from the training prompts.
+    `text`: text tokens per sample; None: estimated from the training prompts.
     """
-    if exp.backbone.name != BACKBONE:
-        raise BenchError(f"plan: the cost of backbone {exp.backbone.name!r} is not known, only that of {BACKBONE!r}.")
-    folder = resolve(exp.backbone.checkpoint)
-    found, vae = flops.read_config(folder / "transformer"), flops.read_config(folder / "vae")
-    source = "configs of the checkpoint folder"
-    if found is None or vae is None:
-        found, vae = {}, flops.RELEASED_VAE
-        source = "checkpoint folder not found: the released 480p model is assumed"
-    defaults = inspect.signature(plugins.find("backbones", BACKBONE)).parameters.values()
-    settings = {p.name: p.default for p in defaults if p.name != "checkpoint"} | exp.backbone.train
-    frames, height, width = settings["size"]
-    time, space = vae["temporal_compression_ratio"], vae["spatial_compression_ratio"]
-    if (frames - 1) % time or height % space or width % space:
+    suite = prepared.suite
+    if suite.backbone.name != BACKBONE:
         raise BenchError(
-            f"size {[frames, height, width]}: frames must be {time} n + 1, height and width multiples of {space}; "
-            "set backbone.train.size accordingly."
+            f"plan: the cost of backbone {suite.backbone.name!r} is not known, only that of {BACKBONE!r}."
         )
-    shape = (int(vae["latent_channels"]), (frames - 1) // time + 1, height // space, width // space)
+    folder = prepared.checkpoints["backbone"].path
+    config, vae = flops.read_config(folder / "transformer"), flops.read_config(folder / "vae")
+    source = "configs of the checkpoint folder"
+    if config is None or vae is None:
+        config, vae = {}, flops.RELEASED_VAE
+        source = "checkpoint folder not found: the released 480p model is assumed"
+    options = HunyuanOptions(**suite.backbone.train)
     if text is None:
-        words = [len(prompt.split()) for prompt in exp.prompt_list("train")]
+        words = [len(prompt.split()) for prompt in prepared.prompts.train]
         text = round(TOKENS_PER_WORD * sum(words) / len(words)) + TEMPLATE_TOKENS
-    return Model(flops.Transformer.of(found), vae, settings, (frames, height, width), shape, text, source)
+    transformer = flops.Transformer.from_config(config)
+    return Model(transformer, vae, options, latent_shape(options.size, vae), text=text, source=source)
 
 
 @dataclass(frozen=True)
@@ -88,73 +87,78 @@ class UnitCost:
     forward: float
     backward: float
     decode: float | None
-    """None where it is not known; it is then not counted."""
+    """None if it is not known; it is then not counted."""
 
-    def at(self, rate: float) -> UnitCost:
-        """Seconds at `rate` FLOP/s."""
-        return UnitCost(self.forward / rate, self.backward / rate, None if self.decode is None else self.decode / rate)
+    def at(self, throughput: float) -> UnitCost:
+        """Seconds at `throughput` FLOP/s."""
+        decode = None if self.decode is None else self.decode / throughput
+        return UnitCost(self.forward / throughput, self.backward / throughput, decode)
 
 
-def unit_flops(found: Model) -> UnitCost:
-    net, latents, text = found.transformer, found.latents, found.text
+def unit_flops(model: Model) -> UnitCost:
+    """FLOPs of the unit costs."""
+    transformer, latents, text = model.transformer, model.latents, model.text
     return UnitCost(
-        net.forward(latents, text),
-        net.backward(latents, text, found.checkpointing, found.full),
-        flops.decode_flops(found.vae, found.size, found.tile is not None),
+        transformer.forward(latents, text),
+        transformer.backward(latents, text, model.options.gradient_checkpointing, model.full),
+        flops.decode_flops(model.vae, model.size, model.tile is not None),
     )
 
 
-def heldout_videos(exp: Experiment) -> int:
-    return len(exp.prompt_list("heldout")) * exp.evaluation.videos_per_prompt
+def held_out_videos(prepared: PreparedSuite) -> int:
+    """Videos of one run's held-out evaluation."""
+    return len(prepared.prompts.held_out) * prepared.suite.evaluation.videos_per_prompt
 
 
-def evaluation_nfe(exp: Experiment) -> int:
+def evaluation_nfe(prepared: PreparedSuite) -> int:
     """Function evaluations of one run's held-out evaluation."""
-    return heldout_videos(exp) * exp.evaluation.steps * guidance_multiplicity(exp.budget.guidance)
+    suite = prepared.suite
+    return held_out_videos(prepared) * suite.evaluation.steps * guidance_multiplicity(suite.budget.guidance)
 
 
-def anchor_nfe(exp: Experiment, row: RowSpec | None) -> int:
-    """Function evaluations of one run's anchor: one per trained step, none for rows without anchors."""
+def anchor_nfe(budget: Budget, row: PreparedRow | None) -> int:
+    """Function evaluations of one run's anchors: one per trained step and network anchor; `row` None: the base."""
     if row is None:
         return 0
-    rules = kl_policy(row.kl_spec.name, **row.kl_spec.params).anchors().values()
-    budget = exp.budget
+    rules = row.kl_policy.anchors().values()
     samples = budget.updates * budget.prompts * budget.group_size
-    times = guidance_multiplicity(budget.guidance)
-    return samples * budget.train_steps * times * sum(rule.network for rule in rules)
+    branches = guidance_multiplicity(budget.guidance)
+    return samples * budget.train_steps * branches * sum(rule.network for rule in rules)
 
 
-def run_counts(exp: Experiment, row: RowSpec | None) -> dict[str, int]:
-    """Function evaluations of one run by phase, guidance counted; `trained` and `probed` count backward passes too.
+def run_counts(prepared: PreparedSuite, row: PreparedRow | None) -> dict[str, int]:
+    """Function evaluations of one run by phase, guidance counted; `row` None: the base model.
 
-    `probed`: the KL term's share of the gradient is a backward pass of its own every few updates.
+    "backward" counts the backward passes of training. "probed" counts those of the KL probe, which every few updates
+    computes the gradient of the KL term by itself.
     """
-    spent = planned(exp.budget, len(exp.reward), exp.budget.updates if row else 0)
-    trained = spent["nfe_train"] // TRAIN_COST
-    backward = trained // (1 if exp.trains_uncond else guidance_multiplicity(exp.budget.guidance))
-    held = row is not None and bool(kl_policy(row.kl_spec.name, **row.kl_spec.params).term_weights())
-    rounds = exp.budget.updates // exp.probe_every if exp.probe_every else 0
+    suite = prepared.suite
+    ledger = planned_counts(suite.budget, len(suite.reward), suite.budget.updates if row else 0)
+    trained = ledger["nfe_train"] // TRAIN_COST
+    backward = trained // (1 if suite.trains_uncond else guidance_multiplicity(suite.budget.guidance))
+    has_kl = row is not None and bool(row.kl_policy.term_weights())
+    probed_updates = suite.budget.updates // suite.probe_every if suite.probe_every else 0
     return {
-        "nfe_rollout": spent["nfe_rollout"],
-        "nfe_anchor": anchor_nfe(exp, row),
-        "nfe_train": spent["nfe_train"],
-        "nfe_evaluation": evaluation_nfe(exp),
+        "nfe_rollout": ledger["nfe_rollout"],
+        "nfe_anchor": anchor_nfe(suite.budget, row),
+        "nfe_train": ledger["nfe_train"],
+        "nfe_evaluation": evaluation_nfe(prepared),
         "backward": backward,
-        "probed": backward * rounds // (exp.budget.updates * exp.budget.minibatches) if held else 0,
-        "decodes": spent["decodes"],
-        "evaluation_videos": heldout_videos(exp),
+        "probed": backward * probed_updates // (suite.budget.updates * suite.budget.minibatches) if has_kl else 0,
+        "decodes": ledger["decodes"],
+        "evaluation_videos": held_out_videos(prepared),
     }
 
 
-def phase_costs(count: Mapping[str, int], price: UnitCost) -> dict[str, float]:
-    """FLOPs or seconds of one run by phase, before anything is shared out."""
-    decode = price.decode or 0.0
-    trained = count["nfe_train"] // TRAIN_COST
+def phase_costs(counts: Mapping[str, int], unit_cost: UnitCost) -> dict[str, float]:
+    """FLOPs or seconds of one run by phase, on one GPU."""
+    decode = unit_cost.decode or 0.0
+    trained = counts["nfe_train"] // TRAIN_COST
     return {
-        "rollout": count["nfe_rollout"] * price.forward,
-        "anchor": count["nfe_anchor"] * price.forward,
-        "train": trained * price.forward + count["backward"] * price.backward,
-        "kl_probe": count["probed"] * price.backward,
-        "decode": count["decodes"] * decode,
-        "evaluation": count["nfe_evaluation"] * price.forward + count["evaluation_videos"] * decode,
+        "rollout": counts["nfe_rollout"] * unit_cost.forward,
+        "anchor": counts["nfe_anchor"] * unit_cost.forward,
+        "train": trained * unit_cost.forward + counts["backward"] * unit_cost.backward,
+        "kl_probe": counts["probed"] * unit_cost.backward,
+        "decode": counts["decodes"] * decode,
+        "evaluation": counts["nfe_evaluation"] * unit_cost.forward + counts["evaluation_videos"] * decode,
     }

@@ -1,4 +1,4 @@
-"""Numbers to text: `0.81 [0.74, 0.88]`, Markdown tables that a terminal shows well, LaTeX with booktabs."""
+"""Numbers as text such as `0.81 [0.74, 0.88]`, Markdown tables with aligned columns, LaTeX tables with booktabs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _TEX = {
     **{"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"},
     **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"},
     "`": "",  # Markdown's code marks
-    **{"[": "{[}", "]": "{]}"},  # after a line's end, LaTeX would read [..] as an option of it
+    **{"[": "{[}", "]": "{]}"},  # LaTeX reads [..] after the end of a line as its option
 }
 
 
 def decimals(table: pd.DataFrame, name: str) -> int:
-    """Decimals of a column, 2 to 4: so many that its narrowest interval does not round to nothing."""
+    """Decimals of a column, 2 to 4: enough for two digits of the half-width of its narrowest interval."""
     widths = [hi - lo for lo, hi in zip(table[f"{name}_lo"], table[f"{name}_hi"], strict=True) if hi > lo]
     return 2 if not widths else min(4, max(2, 1 - math.floor(math.log10(min(widths) / 2))))
 
 
 def number(value: Any, digits: int = 2) -> str:
-    """A number, or n/a for one that is missing; -0.00 is 0.00."""
+    """A number, or n/a if it is missing; -0.00 becomes 0.00."""
     if value is None or pd.isna(value):
         return MISSING
     text = f"{value:.{digits}f}"
@@ -36,7 +36,7 @@ def number(value: Any, digits: int = 2) -> str:
 
 
 def interval(row: pd.Series[Any], name: str, digits: int) -> str:
-    """`mean [lo, hi]`; `mean [n/a]` where the interval cannot be known."""
+    """`mean [lo, hi]`; `mean [n/a]` if the interval is unknown."""
     if pd.isna(row[name]):
         return MISSING
     if pd.isna(row[f"{name}_lo"]):
@@ -45,19 +45,19 @@ def interval(row: pd.Series[Any], name: str, digits: int) -> str:
 
 
 def is_bold(row: pd.Series[Any], name: str) -> bool:
-    """A difference is set in bold if its interval excludes 0 and it stays significant after Holm's adjustment."""
+    """Whether a difference is set in bold: its interval excludes 0 and its p-value after Holm is below 0.05."""
     lo, hi, p = row[f"{name}_lo"], row[f"{name}_hi"], row[f"{name}_p_holm"]
     return bool((lo > 0 or hi < 0) and p < ALPHA)
 
 
 def difference_cell(row: pd.Series[Any], name: str, digits: int) -> str:
-    """A difference with its interval, in bold where `is_bold` allows it."""
+    """A difference with its interval, in bold if `is_bold`."""
     text = interval(row, name, digits)
     return f"**{text}**" if is_bold(row, name) else text
 
 
 def p_value(value: Any) -> str:
-    """Three decimals, `<0.001` below that."""
+    """A p-value with three decimals, or `<0.001`."""
     if value is None or pd.isna(value):
         return MISSING
     return "<0.001" if value < 0.001 else f"{value:.3f}"

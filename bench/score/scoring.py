@@ -1,4 +1,4 @@
-"""The loop of `bench score`: decode, score in batches of equal videos, keep every score, let bad videos fail alone."""
+"""The loop of `bench score`: decode, score in batches of videos of one shape, store every score, report failures."""
 
 from __future__ import annotations
 
@@ -14,13 +14,22 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from bench.api import BenchError, Evaluator
+from bench.api import Evaluator
+from bench.core.errors import BenchError
 from bench.core.hashing import sha256_file
 from bench.core.progress import LINE_EVERY, say
 from bench.score import videos
-from bench.score.evaluators import evaluator_parameters, make_evaluators
-from bench.score.partial import PartialScores, Result, not_finite, score_rows, score_table, summarise, write_scores
-from bench.score.videos import Pair
+from bench.score.evaluators import evaluator_parameters, make_evaluator
+from bench.score.partial import (
+    PartialScores,
+    Result,
+    first_non_finite,
+    score_rows,
+    score_table,
+    summarise,
+    write_scores,
+)
+from bench.score.videos import VideoPrompt
 from evaluators.video_io import read_image, read_video
 
 
@@ -29,190 +38,203 @@ class ScoreRequest:
     """The arguments of one call."""
 
     evaluators: Sequence[str]
+    """Names, or 'module:Class'."""
     videos: Sequence[Path]
+    """Files and folders; empty: the videos of the list `prompts`."""
     out: Path
+    """Parquet file to write."""
     prompts: Path | None = None
+    """CSV or JSON Lines file of videos and prompts."""
     params: Sequence[str] = ()
+    """Parameters of evaluators, "name.key=value" each."""
     nano: bool = False
+    """Whether evaluators without a checkpoint use the packaged ones."""
     batch: int = 4
+    """Videos per call of an evaluator."""
     dtype: str | None = None
     device: str | None = None
     overwrite: bool = False
+    """Whether the scores of an earlier call with the same `out` are deleted."""
 
 
 @dataclass(frozen=True)
-class VideoJob:
+class DecodedVideo:
     """A decoded video and the evaluators that have not scored it yet."""
 
-    pair: Pair
+    item: VideoPrompt
     sha256: str
     frames: UInt8[Tensor, "f h w 3"]
     fps: float
-    waiting: Sequence[str]
+    evaluators: Sequence[str]
 
     @property
     def shape(self) -> tuple[int, float, int, int]:
-        """Frames, frames per second, height and width: what the videos of a batch share."""
+        """Frames, frames per second, height and width, which are equal in a batch."""
         return len(self.frames), self.fps, self.frames.shape[1], self.frames.shape[2]
 
 
 def score(request: ScoreRequest) -> int:
-    """Score everything, write `--out`, print the summary; returns the number of failed videos."""
+    """Score everything, write `out`, print the summary; returns the number of failed videos."""
     if request.batch < 1:
         raise BenchError(f"--batch is {request.batch}: give at least 1.")
-    pairs, unused = videos.pairs(request.videos, request.prompts)
+    items, unused = videos.read_items(request.videos, request.prompts)
     if unused:
         say(f"note: {unused} line(s) of {request.prompts} name a video that is not among --videos")
     params = evaluator_parameters(request.evaluators, request.params, request.nano, request.dtype, request.device)
-    kept = PartialScores(request.out, request.overwrite)
-    judges: dict[str, Evaluator] = {}
+    partial = PartialScores(request.out, request.overwrite)
+    evaluators: dict[str, Evaluator] = {}
     for name in request.evaluators:
-        judges[name], identity = make_evaluators(name, params[name])
-        kept.claim(name, identity)
-    with _progress(len(pairs) * len(judges)) as progress:
-        scoring = Scoring(judges, kept, request.batch, progress)
-        results = scoring.run(pairs)
-    if scoring.taken:
-        say(f"{scoring.taken} of {len(results)} scores are taken from {kept.partial}")
-    rows = score_rows(pairs, {name: list(judge.metrics) for name, judge in judges.items()}, results)
-    lines = summarise(rows)
-    beside = write_scores(request.out, rows, {name: kept.identities[name] for name in judges}, lines)
-    print(score_table(lines))
-    failed = {pair for (pair, _), result in results.items() if result.error is not None}
+        evaluators[name], identity = make_evaluator(name, params[name])
+        partial.register(name, identity)
+    with _progress(len(items) * len(evaluators)) as progress:
+        scoring = Scoring(evaluators, partial, request.batch, progress)
+        results = scoring.run(items)
+    if scoring.reused:
+        say(f"{scoring.reused} of {len(results)} scores are taken from {partial.partial}")
+    rows = score_rows(items, {name: list(evaluator.metrics) for name, evaluator in evaluators.items()}, results)
+    summary = summarise(rows)
+    summary_file = write_scores(request.out, rows, {name: partial.identities[name] for name in evaluators}, summary)
+    print(score_table(summary))
+    failed = {item for (item, _), result in results.items() if result.error is not None}
     if failed:
-        say(f"{len(failed)} of {len(pairs)} videos failed: their rows say why and have no value")
-    say(f"written: {request.out}, {beside}")
+        say(f"{len(failed)} of {len(items)} videos failed: their rows have the error and no value")
+    say(f"written: {request.out}, {summary_file}")
     return len(failed)
 
 
 @dataclass
 class Scoring:
-    """One pass over the videos; at most `2 * batch` decoded videos are held at a time."""
+    """One pass over the videos; at most `2 * batch` decoded videos are in memory."""
 
-    judges: Mapping[str, Evaluator]
-    kept: PartialScores
+    evaluators: Mapping[str, Evaluator]
+    partial: PartialScores
     batch: int
     progress: ScoreProgress
-    results: dict[tuple[Pair, str], Result] = field(default_factory=dict)
-    taken: int = 0
-    """Scores that an earlier call left."""
-    explained: set[str] = field(default_factory=set)
-    """Kinds of unexpected exceptions whose traceback was shown."""
+    results: dict[tuple[VideoPrompt, str], Result] = field(default_factory=dict)
+    reused: int = 0
+    """Number of scores of an earlier call."""
+    reported: set[str] = field(default_factory=set)
+    """Types of unexpected exceptions whose traceback was printed."""
 
-    def run(self, pairs: Sequence[Pair]) -> dict[tuple[Pair, str], Result]:
-        """A result for every pair and evaluator."""
-        held: dict[tuple[int, float, int, int], list[VideoJob]] = {}
-        for pair in pairs:
-            clip = self._load(pair)
-            if clip is None:
+    def run(self, items: Sequence[VideoPrompt]) -> dict[tuple[VideoPrompt, str], Result]:
+        """A result for every video and evaluator."""
+        waiting: dict[tuple[int, float, int, int], list[DecodedVideo]] = {}
+        for item in items:
+            video = self._load(item)
+            if video is None:
                 continue
-            same = held.setdefault(clip.shape, [])
-            same.append(clip)
-            if len(same) == self.batch:
-                self._score(held.pop(clip.shape))
-            elif sum(map(len, held.values())) >= 2 * self.batch:
-                self._score(held.pop(max(held, key=lambda shape: len(held[shape]))))
-        for clips in held.values():
-            self._score(clips)
+            batch = waiting.setdefault(video.shape, [])
+            batch.append(video)
+            if len(batch) == self.batch:
+                self._score(waiting.pop(video.shape))
+            elif sum(map(len, waiting.values())) >= 2 * self.batch:
+                self._score(waiting.pop(max(waiting, key=lambda shape: len(waiting[shape]))))
+        for batch in waiting.values():
+            self._score(batch)
         return self.results
 
-    def _load(self, pair: Pair) -> VideoJob | None:
-        """The decoded video; None if all its scores are known or none can be had."""
+    def _load(self, item: VideoPrompt) -> DecodedVideo | None:
+        """The decoded video; None if all its scores are known, or if it cannot be read."""
         sha256 = None
         try:
-            sha256 = sha256_file(pair.path)
-            if pair.prompt is None:
-                raise BenchError(f"video {pair.video} has no prompt: add it to the list given with --prompts.")
-            waiting = []
-            for name in self.judges:
-                known = self.kept.done.get((sha256, pair.prompt, name))
+            sha256 = sha256_file(item.path)
+            if item.prompt is None:
+                raise BenchError(f"video {item.video} has no prompt: add it to the list given with --prompts.")
+            names = []
+            for name in self.evaluators:
+                known = self.partial.done.get((sha256, item.prompt, name))
                 if known is None:
-                    waiting.append(name)
+                    names.append(name)
                 else:
-                    self._note(pair, name, known)
-                    self.taken += 1
-            if not waiting:
+                    self._record(item, name, known)
+                    self.reused += 1
+            if not names:
                 return None
-            read = read_image if pair.path.suffix.lower() in videos.IMAGES else read_video
-            video = read(pair.path)
-        except Exception as error:  # one video's failure is its rows' error, and the rest goes on
+            read = read_image if item.path.suffix.lower() in videos.IMAGES else read_video
+            video = read(item.path)
+        except Exception as error:  # the other videos are scored all the same
             sentence = self._sentence(error)
-            self.progress.say(f"{pair.video}: {sentence}")
-            for name in self.judges:
-                if (pair, name) not in self.results:
-                    self._note(pair, name, Result(sha256, error=sentence))
+            self.progress.say(f"{item.video}: {sentence}")
+            for name in self.evaluators:
+                if (item, name) not in self.results:
+                    self._record(item, name, Result(sha256, error=sentence))
             return None
-        return VideoJob(pair, sha256, torch.from_numpy(video.frames), video.fps, waiting)
+        return DecodedVideo(item, sha256, torch.from_numpy(video.frames), video.fps, names)
 
-    def _score(self, clips: Sequence[VideoJob]) -> None:
-        for name in self.judges:
-            some = [clip for clip in clips if name in clip.waiting]
-            for clip, result in zip(some, self._ask(name, some), strict=True):
+    def _score(self, batch: Sequence[DecodedVideo]) -> None:
+        """Score videos of one shape by all evaluators, and store the results."""
+        for name in self.evaluators:
+            own = [video for video in batch if name in video.evaluators]
+            for video, result in zip(own, self._evaluate(name, own), strict=True):
                 if result.error is None:
-                    self.kept.add(clip.pair, name, result)
+                    self.partial.add(video.item, name, result)
                 else:
-                    self.progress.say(f"{clip.pair.video}, {name}: {result.error}")
-                self._note(clip.pair, name, result)
+                    self.progress.say(f"{video.item.video}, {name}: {result.error}")
+                self._record(video.item, name, result)
 
-    def _ask(self, name: str, clips: Sequence[VideoJob]) -> list[Result]:
-        """One evaluator's results; where it raises for several videos it is asked one by one."""
-        if not clips:
+    def _evaluate(self, name: str, batch: Sequence[DecodedVideo]) -> list[Result]:
+        """One evaluator's results; if it raises for several videos, each is scored alone."""
+        if not batch:
             return []
-        judge = self.judges[name]
+        evaluator = self.evaluators[name]
         try:
-            pixels = torch.stack([clip.frames for clip in clips]).permute(0, 4, 1, 2, 3).float() / 255
-            given = judge.score(pixels, [str(clip.pair.prompt) for clip in clips], clips[0].fps)
-            columns = {metric: given[metric].detach().double().cpu() for metric in judge.metrics}
-            wrong = next((metric for metric, column in columns.items() if column.shape != (len(clips),)), None)
+            pixels = torch.stack([video.frames for video in batch]).permute(0, 4, 1, 2, 3).float() / 255
+            scores = evaluator.score(pixels, [str(video.item.prompt) for video in batch], batch[0].fps)
+            columns = {metric: scores[metric].detach().double().cpu() for metric in evaluator.metrics}
+            wrong = next((metric for metric, column in columns.items() if column.shape != (len(batch),)), None)
             if wrong is not None:
-                raise BenchError(f"evaluator {name!r} gave {wrong!r} no number per video: mend it.")
-        except Exception as error:  # which video is to blame shows only one by one
-            if len(clips) > 1:
-                return [result for clip in clips for result in self._ask(name, [clip])]
-            return [Result(clips[0].sha256, clips[0].shape, error=self._sentence(error))]
-        return [self._result(name, clip, {m: float(c[i]) for m, c in columns.items()}) for i, clip in enumerate(clips)]
+                raise BenchError(f"evaluator {name!r} did not return one number per video for {wrong!r}: fix it.")
+        except Exception as error:  # the error of a batch does not show which video causes it
+            if len(batch) > 1:
+                return [result for video in batch for result in self._evaluate(name, [video])]
+            return [Result(batch[0].sha256, batch[0].shape, error=self._sentence(error))]
+        return [
+            self._result(name, video, {m: float(c[i]) for m, c in columns.items()}) for i, video in enumerate(batch)
+        ]
 
-    def _result(self, name: str, clip: VideoJob, scores: Mapping[str, float]) -> Result:
-        bad = not_finite(scores)
-        if bad is None:
-            return Result(clip.sha256, clip.shape, scores)
-        sentence = f"evaluator {name!r} gave {bad} = {scores[bad]}: look at the evaluator and at this video."
-        return Result(clip.sha256, clip.shape, error=sentence)
+    def _result(self, name: str, video: DecodedVideo, scores: Mapping[str, float]) -> Result:
+        metric = first_non_finite(scores)
+        if metric is None:
+            return Result(video.sha256, video.shape, scores)
+        sentence = f"evaluator {name!r} gave {metric} = {scores[metric]}: look at the evaluator and at this video."
+        return Result(video.sha256, video.shape, error=sentence)
 
-    def _note(self, pair: Pair, name: str, result: Result) -> None:
-        self.results[pair, name] = result
+    def _record(self, item: VideoPrompt, name: str, result: Result) -> None:
+        self.results[item, name] = result
         self.progress.step()
 
     def _sentence(self, error: Exception) -> str:
-        """The error as one line; the first of each unexpected kind also with its traceback on stderr."""
+        """The error as one line; the traceback of the first of each unexpected type is printed."""
         text = " ".join(str(error).split())
         if isinstance(error, BenchError):
             return text
         kind = type(error).__name__
-        if kind not in self.explained:
-            self.explained.add(kind)
+        if kind not in self.reported:
+            self.reported.add(kind)
             self.progress.say("".join(traceback.format_exception(error)).rstrip())
         return f"{kind}: {text}"
 
 
 class ScoreProgress:
-    """Scores so far on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+    """Number of scores on stderr: a bar on a terminal, elsewhere a line at intervals."""
 
     def __init__(self, total: int):
         from tqdm import tqdm
 
-        self.total, self.count, self.spoke = total, 0, time.monotonic()
+        self.total, self.count, self.last_line = total, 0, time.monotonic()
         self.bar = tqdm(total=total, unit="score", leave=False) if sys.stderr.isatty() else None
 
     def step(self) -> None:
+        """Count one score."""
         self.count += 1
         if self.bar is not None:
             self.bar.update()
-        elif time.monotonic() - self.spoke > LINE_EVERY:
-            self.spoke = time.monotonic()
+        elif time.monotonic() - self.last_line > LINE_EVERY:
+            self.last_line = time.monotonic()
             say(f"{self.count} of {self.total} scores")
 
     def say(self, text: str) -> None:
+        """Print a line on stderr."""
         if self.bar is not None:
             self.bar.write(text, file=sys.stderr)
         else:

@@ -1,4 +1,4 @@
-"""What is scored: video files, folders of them, and the prompts of a CSV or JSON Lines file."""
+"""Input of `bench score`: video files, folders of them, and the prompts of a CSV or JSON Lines file."""
 
 from __future__ import annotations
 
@@ -13,76 +13,78 @@ from typing import Any
 from bench.core.errors import BenchError
 
 VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+"""Suffixes of the videos in a folder."""
 IMAGES = (".png", ".jpg", ".jpeg")
-"""Suffixes that a folder is searched for; an image is a video of one frame."""
+"""Suffixes of the images in a folder; an image is a video of one frame."""
 
 
 @dataclass(frozen=True)
-class Pair:
+class VideoPrompt:
     """One video with one prompt: the unit that is scored."""
 
     video: str
-    """Path as the user gave it, or the list's folder joined with the path in the list."""
+    """Path of --videos, or the list's folder joined with the path in the list."""
     prompt: str | None
-    """None: no prompt was given for this video."""
+    """None: the list has no prompt for this video."""
 
     @property
     def path(self) -> Path:
         return Path(self.video)
 
 
-def pairs(videos: Sequence[Path], prompts: Path | None) -> tuple[list[Pair], int]:
-    """Videos with their prompts, and how many lines of the list name a video that is not among `videos`.
+def read_items(videos: Sequence[Path], prompts: Path | None) -> tuple[list[VideoPrompt], int]:
+    """Videos with their prompts, and the number of lines of the list that name a video not among `videos`.
 
-    Without `videos` the list names them. A video that the list gives several prompts makes several pairs.
+    Without `videos` the list names them. A video with several prompts in the list gives several items.
     """
     if prompts is None:
         raise BenchError(
             "no prompts are given, and every score needs one: name a CSV with the columns video,prompt or JSON Lines "
             "file with --prompts."
         )
-    listed = _read_list(prompts)
+    lines = _read_list(prompts)
     if not videos:
-        return _distinct([Pair(str(path), prompt) for path, prompt in listed], prompts), 0
+        return _check_distinct([VideoPrompt(str(path), prompt) for path, prompt in lines], prompts), 0
     texts: dict[Path, list[str | None]] = {}
-    for path, prompt in listed:
+    for path, prompt in lines:
         texts.setdefault(path.resolve(), []).append(prompt)
     files = {path.resolve(): path for path in _files(videos)}
-    found = [Pair(str(path), prompt) for key, path in files.items() for prompt in texts.get(key, [None])]
-    return _distinct(found, prompts), sum(len(some) for key, some in texts.items() if key not in files)
+    items = [VideoPrompt(str(path), prompt) for key, path in files.items() for prompt in texts.get(key, [None])]
+    return _check_distinct(items, prompts), sum(len(rows) for key, rows in texts.items() if key not in files)
 
 
-def _distinct(found: list[Pair], prompts: Path) -> list[Pair]:
+def _check_distinct(items: list[VideoPrompt], prompts: Path) -> list[VideoPrompt]:
     seen: set[tuple[Path, str | None]] = set()
-    for pair in found:
-        key = (pair.path.resolve(), pair.prompt)
+    for item in items:
+        key = (item.path.resolve(), item.prompt)
         if key in seen:
-            raise BenchError(f"list {prompts} gives video {pair.video} one prompt twice: remove one of the lines.")
+            raise BenchError(f"list {prompts} gives video {item.video} one prompt twice: remove one of the lines.")
         seen.add(key)
-    if not found:
-        raise BenchError(f"list {prompts} names no video: add a line per video.")
-    return found
+    if not items:
+        raise BenchError(f"list {prompts} does not name a video: add a line per video.")
+    return items
 
 
 def _files(videos: Sequence[Path]) -> Iterator[Path]:
-    """Files as they are, folders with all their videos and images, sorted, those of subfolders too."""
+    """Files as they are; of folders and their subfolders all videos and images, sorted."""
     for path in videos:
         if path.is_dir():
-            inside = sorted(
+            files = sorted(
                 file for file in path.rglob("*") if file.suffix.lower() in (*VIDEOS, *IMAGES) and file.is_file()
             )
-            if not inside:
-                raise BenchError(f"folder {path} holds no video ({', '.join((*VIDEOS, *IMAGES))}): check the path.")
-            yield from inside
+            if not files:
+                raise BenchError(
+                    f"folder {path} does not hold a video ({', '.join((*VIDEOS, *IMAGES))}): check the path."
+                )
+            yield from files
         elif path.exists():
             yield path
         else:
             raise BenchError(f"video {path} does not exist: check the path given with --videos.")
 
 
-# prompt lists -------------------------------------------------------------------------------------------------
 def _read_list(path: Path) -> list[tuple[Path, str | None]]:
-    """Video path (relative ones count from the list's folder) and prompt of each line; a blank prompt is None."""
+    """Video path (relative paths start at the list's folder) and prompt of each line; a blank prompt is None."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -105,7 +107,7 @@ def _csv_lines(text: str, path: Path) -> Iterator[tuple[str, str | None]]:
     try:
         if not {"video", "prompt"} <= set(reader.fieldnames or []):
             raise BenchError(
-                f"prompt list {path} needs a first line with the columns video,prompt; found {reader.fieldnames}."
+                f"prompt list {path} needs a first line with the columns video,prompt, not {reader.fieldnames}."
             )
         for row in reader:
             if None in row:
@@ -113,29 +115,32 @@ def _csv_lines(text: str, path: Path) -> Iterator[tuple[str, str | None]]:
                     f"prompt list {path}, line {reader.line_num}, has more values than columns: put the prompt in "
                     "double quotes if it holds a comma."
                 )
-            yield _checked(row, f"prompt list {path}, line {reader.line_num},")
+            yield _parse(row, f"prompt list {path}, line {reader.line_num},")
     except csv.Error as error:
-        raise BenchError(f"prompt list {path}, line {reader.line_num}, is not CSV ({error}): mend it.") from error
+        raise BenchError(
+            f"prompt list {path}, line {reader.line_num}, is not CSV ({error}): fix this line."
+        ) from error
 
 
 def _json_lines(text: str, path: Path) -> Iterator[tuple[str, str | None]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        where = f"prompt list {path}, line {number},"
+        position = f"prompt list {path}, line {number},"
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise BenchError(f'{where} is not JSON ({error}): write {{"video": ..., "prompt": ...}}.') from error
+            raise BenchError(f'{position} is not JSON ({error}): write {{"video": ..., "prompt": ...}}.') from error
         if not isinstance(row, dict):
-            raise BenchError(f'{where} is no object: write {{"video": ..., "prompt": ...}}.')
-        yield _checked(row, where)
+            raise BenchError(f'{position} is not a JSON object: write {{"video": ..., "prompt": ...}}.')
+        yield _parse(row, position)
 
 
-def _checked(row: dict[str, Any], where: str) -> tuple[str, str | None]:
+def _parse(row: dict[str, Any], position: str) -> tuple[str, str | None]:
+    """Video and prompt of one line; `position` is its file and number, for messages."""
     video, prompt = row.get("video"), row.get("prompt")
     if not isinstance(video, str) or not video.strip():
-        raise BenchError(f"{where} names no video: give its path under 'video'.")
+        raise BenchError(f"{position} does not name a video: set its path as 'video'.")
     if prompt is not None and not isinstance(prompt, str):
-        raise BenchError(f"{where} has a prompt that is no text: give it in quotes.")
+        raise BenchError(f"{position} has a prompt that is not text: put it in quotes.")
     return video, prompt if prompt and prompt.strip() else None

@@ -1,10 +1,13 @@
-"""The record of a run: what its folder holds, written atomically and read with validation. Nothing here imports torch.
+"""The folder of a run: written atomically, validated on reading. Nothing that is imported here imports torch.
 
 A run lives in `results/<suite>/<row>/seed-<n>/` (the base, which has no seed, in `results/<suite>/base/`):
 
 - `train.jsonl`: one line per update, appended;
-- `scores.parquet`: one row per video and metric, written before
-- `run.json`: a `RunRecord`, written last and atomically. Its presence means that the run is complete.
+- `scores.parquet`: one row per video and metric;
+- `policy.safetensors`: the trained weights;
+- `run.json`: a `RunRecord`, written last. Its presence means that the run is complete.
+
+`bench.store.policy` reads and writes the weights with torch, `bench.store.replay` the record of a replay.
 """
 
 from bench.store.files import append_line, read_lines, replace_atomically, write_bytes, write_table, write_text

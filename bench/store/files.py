@@ -1,4 +1,4 @@
-"""Atomic and durable writes: a reader sees the old file or the new one, never a half."""
+"""Atomic and durable writes: a reader sees the old file or the new one, never a part of it."""
 
 from __future__ import annotations
 
@@ -19,41 +19,40 @@ if TYPE_CHECKING:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """A pyarrow table as parquet, on the disk when this returns."""
+    """Write a pyarrow table as parquet and flush it to the disk."""
     import pyarrow.parquet as pq
 
-    with path.open("wb") as file:  # our own handle, so that fsync can follow
+    with path.open("wb") as file:  # an own handle, which fsync needs
         pq.write_table(table, file, compression="zstd")
         file.flush()
         os.fsync(file.fileno())
 
 
-# writing ------------------------------------------------------------------------------------------------------
 @contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
-    """A full disk or a folder that may not be written is the user's to mend: one sentence instead of a traceback."""
+    """Raise a `BenchError` on a full disk or missing permissions, which the user can fix."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise BenchError(
                 f"no space left on the disk while writing {path}: earlier files are intact; free some space and "
-                "start again, the run goes on from its last checkpoint."
+                "run the same command again to resume from the last checkpoint."
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise BenchError(
-                f"{path} cannot be written ({error.strerror}): mend its permissions or give another --results."
+                f"{path} cannot be written ({error.strerror}): fix its permissions or choose another --results."
             ) from error
         raise
 
 
 def replace_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
-    """`write` a temporary file beside `path`, then rename it: a reader sees old or new, never a half.
+    """Call `write` with a temporary path beside `path`, then rename the file.
 
-    `write` must flush and fsync what it wrote; the rename itself is made durable here.
+    `write` must flush and fsync the file; the rename is made durable here.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # a pid may be another node's too
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # not a pid, which two nodes may share
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -70,7 +69,7 @@ def replace_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
-    """A file, atomically and durably."""
+    """Write a file, atomically and durably."""
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
@@ -82,15 +81,23 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """A UTF-8 text file, atomically and durably."""
+    """Write a UTF-8 text file, atomically and durably."""
     write_bytes(path, text.encode())
 
 
-# lines --------------------------------------------------------------------------------------------------------
-def append_line(path: Path | str, line: Mapping[str, Any]) -> None:
-    """Append one JSON line (curves, ledger) durably; half a line left by a kill is cut off first.
+def write_files(folder: Path | str, contents: Mapping[str, str | bytes]) -> dict[str, Path]:
+    """Each file of `contents` (name to content) in `folder`, atomically and durably: {file name: path}."""
+    paths = {name: Path(folder) / name for name in contents}
+    for name, path in paths.items():
+        content = contents[name]
+        write_bytes(path, content.encode() if isinstance(content, str) else content)
+    return paths
 
-    If the disk is full, the file is put back to its old length and a `BenchError` is raised.
+
+def append_line(path: Path | str, line: Mapping[str, Any]) -> None:
+    """Append one JSON line durably, after an incomplete last line (of a killed process) is removed.
+
+    If the disk is full, the file gets its old length again and a `BenchError` is raised.
     """
     path = Path(path)
     try:
@@ -100,11 +107,11 @@ def append_line(path: Path | str, line: Mapping[str, Any]) -> None:
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b", buffering=0) as file:
-            start = _whole_lines(file.seek(0, os.SEEK_END), path)
+            start = _complete_length(file.seek(0, os.SEEK_END), path)
             file.truncate(start)
             try:
                 data = (text + "\n").encode()
-                while data:  # an unbuffered write may take less than all
+                while data:  # an unbuffered write may be partial
                     data = data[file.write(data) :]
                 os.fsync(file.fileno())
             except OSError:
@@ -112,8 +119,8 @@ def append_line(path: Path | str, line: Mapping[str, Any]) -> None:
                 raise
 
 
-def _whole_lines(size: int, path: Path) -> int:
-    """Length in bytes of the file up to and with its last newline."""
+def _complete_length(size: int, path: Path) -> int:
+    """Length of the file in bytes up to its last newline, inclusive."""
     with path.open("rb") as file:
         if size == 0:
             return 0
@@ -125,7 +132,7 @@ def _whole_lines(size: int, path: Path) -> int:
 
 
 def read_lines(path: Path | str) -> list[dict[str, Any]]:
-    """All whole lines of a file of JSON lines, [] if there is none; a last line without its newline is left out."""
+    """The complete lines of a file of JSON lines; [] if there is no file. A last line without newline is left out."""
     path = Path(path)
     if not path.is_file():
         return []
@@ -135,5 +142,5 @@ def read_lines(path: Path | str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
     except ValueError as error:
         raise BenchError(
-            f"{path} has a line that is not JSON ({error}): delete the run's folder and start again."
+            f"{path} has a line that is not JSON ({error}): delete the folder of the run and start it again."
         ) from error

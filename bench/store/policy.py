@@ -7,34 +7,35 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bench import store
 from bench.api import Backbone
 from bench.core.errors import BenchError
+from bench.store.files import write_bytes
 from bench.store.record import POLICY
 
 POLICY_PREFIX = "policy:"
+"""Start of the keys of trained weights in the state of a backbone."""
 POLICY_FIX = "give the folder of a finished, trained run, such as results/nano/cps-fixed/seed-0"
 
 
 def save_policy(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """The trained weights of a backbone's state as safetensors beside the record."""
+    """Write the trained weights of a backbone's state to the folder of a run."""
     from safetensors.torch import save
 
     policy = {key: value for key, value in state.items() if key.startswith(POLICY_PREFIX)}
-    store.write_bytes(folder / POLICY, save(policy))
+    write_bytes(folder / POLICY, save(policy))
 
 
-def load_policy(backbone: Backbone, run: Path, mend: str = POLICY_FIX) -> None:
-    """Give the backbone the policy that a finished run stored; `mend`: what to do where there is none."""
-    backbone.load_state_dict(_read_state(run, mend))
+def load_policy(backbone: Backbone, run: Path, fix: str = POLICY_FIX) -> None:
+    """Load the policy of a finished run into the backbone. `fix`: end of the message if there is no policy."""
+    backbone.load_state_dict(_read_state(run, fix))
 
 
 def read_policy(run: Path) -> dict[str, Tensor]:
-    """The policy's weights by their names in the transformer."""
+    """The weights of the policy of a finished run, by their names in the transformer."""
     return {key.removeprefix(POLICY_PREFIX): value.contiguous() for key, value in _read_state(run, POLICY_FIX).items()}
 
 
-def _read_state(run: Path, mend: str) -> dict[str, Tensor]:
+def _read_state(run: Path, fix: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -42,4 +43,4 @@ def _read_state(run: Path, mend: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as cause:
-        raise BenchError(f"policy {path} cannot be read ({cause}): {mend}.") from cause
+        raise BenchError(f"policy {path} cannot be read ({cause}): {fix}.") from cause

@@ -1,11 +1,4 @@
-"""The record of a run: its schema, an atomic write, and a read that validates.
-
-A run lives in `results/<suite>/<row>/seed-<n>/` (the base, which has no seed, in `results/<suite>/base/`):
-
-- `train.jsonl`: one line per update, appended;
-- `scores.parquet`: one row per video and metric, written before
-- `run.json`: this module's `RunRecord`, written last and atomically. Its presence means that the run is complete.
-"""
+"""The record of a run: its schema and the names of the files beside it, an atomic write, a validated read."""
 
 from __future__ import annotations
 
@@ -17,21 +10,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.core.errors import BenchError
 from bench.core.hashing import plain
+from bench.store.files import replace_atomically, write_text
+from bench.store.scores import SCORE_COLUMNS, content_digest, sorted_scores, write_parquet
 
 if TYPE_CHECKING:
     import pandas as pd
 
-from bench.store.files import replace_atomically, write_text
-from bench.store.scores import SCORE_COLUMNS, content_digest, sorted_scores, write_parquet
-
 SCHEMA: Final = 1
+"""Version of the layout of `run.json`."""
 RUN, SCORES, TRAIN = "run.json", "scores.parquet", "train.jsonl"
-
-#: Further files of a run's folder: the digest it was started with, the trained weights, a sample that was not finite,
-#: and the lock that a process holds while it works on the run.
+"""The record, the scores of the held-out videos and the log of training."""
 STARTED, POLICY, OFFENDING, LOCK = "digest", "policy.safetensors", "offending_sample.safetensors", ".lock"
-#: Those that go when a run ends: where it goes on after a stop, and what the processes of one run are told.
+"""The digest with which the run was started, the trained weights, the video of a sample that was not finite, and the
+lock that a process holds while it works on the run."""
 CHECKPOINT, JOB = "checkpoint.pt", "job.json"
+"""Files that are removed when a run ends: the checkpoint, and the input of the processes of one run."""
 
 
 class RunRecord(BaseModel):
@@ -40,8 +33,9 @@ class RunRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
-    """Version of this layout; a record of another version is refused, not guessed at."""
+    """Version of this layout; a record of another version is a `BenchError`."""
     suite: str
+    """Name of the suite."""
     row: str
     """Label of the row, unique in the suite; "base" for the untrained model."""
     method: str | None
@@ -55,33 +49,38 @@ class RunRecord(BaseModel):
     error: str | None = None
     """What stopped a failed run, in one sentence."""
     digest: str
-    """Digest of all that decides the run's numbers; a folder is reused only for the same digest."""
+    """Digest of everything that the numbers of the run depend on; a folder is reused only for the same digest."""
     budget: dict[str, Any]
+    """The budget of the suite."""
     budget_digest: str
+    """Digest of the budget."""
     prompts_digest: str
-    """Digest of the training and evaluation prompts."""
+    """Digest of the training and held-out prompts."""
     config: dict[str, Any]
-    """The whole suite, defaults filled in."""
+    """All settings of the suite, with defaults."""
     evaluators: dict[str, dict[str, Any]] = {}
-    """Evaluator name to fingerprint."""
+    """Fingerprints of the evaluators by name."""
     backbone: dict[str, Any] = {}
     """Fingerprint of the video generator."""
     ledger: dict[str, Any] = {}
-    """Totals: nfe_rollout, nfe_anchor, nfe_train, decodes, videos, updates (counts), reward_calls (per scorer)."""
+    """Totals: nfe_rollout, nfe_anchor, nfe_train, decodes, videos, updates (counts), reward_calls (by evaluator)."""
     seconds: dict[str, float] = {}
     """Wall-clock seconds per phase."""
     peak_memory_mb: float | None = None
     """Peak memory of the process (CPU) or of the device (GPU), in MB of 10^6 bytes."""
     provenance: dict[str, Any] = {}
+    """Commit, sources, package versions, hardware and processes (`bench.core.provenance`)."""
     updates_done: int = 0
+    """Number of completed updates."""
     gates: dict[str, Any] = {}
     """Validity gates by name: true or false, or a dict with the key "passed" (None: not available)."""
     scores_digest: str | None = None
-    """Digest of the content of `scores.parquet`; `write_run` fills it in, `read_run` checks it."""
+    """Digest of the content of `scores.parquet`; `write_run` sets it, `read_run` checks it."""
     extra: dict[str, Any] = {}
+    """Further entries: scale, schedule, optimizer, lengths of prompts, GPU memory."""
 
     def to_json(self) -> str:
-        """The text of `run.json`; NaN and infinity are refused."""
+        """The text of `run.json`; NaN and infinity raise `ValueError`."""
         content = plain(self.model_dump(by_alias=True))
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -93,9 +92,9 @@ def run_folder(suite_folder: Path | str, row: str, seed: int | None) -> Path:
 
 
 def write_run(folder: Path | str, record: RunRecord, scores: pd.DataFrame | None = None) -> RunRecord:
-    """Write `scores.parquet`, then `run.json`; returns the record as written (with its scores' digest).
+    """Write `scores.parquet`, then `run.json`; returns the record with the digest of its scores.
 
-    A finished run needs scores; a failed one may have none. A folder that holds another run is refused.
+    A finished run must have scores, a failed run may have none. A folder of another run is a `BenchError`.
     """
     folder = Path(folder)
     is_complete(folder, record.digest)
@@ -113,18 +112,17 @@ def write_run(folder: Path | str, record: RunRecord, scores: pd.DataFrame | None
     return record
 
 
-# reading ------------------------------------------------------------------------------------------------------
-def check_digest(folder: Path | str, found: str, expected: str) -> None:
-    """Refuse a folder (a finished run or a checkpoint) that belongs to another run."""
-    if found != expected:
+def check_digest(folder: Path | str, actual: str, expected: str) -> None:
+    """Raise a `BenchError` if a folder (of a finished run or a checkpoint) belongs to another run."""
+    if actual != expected:
         raise BenchError(
-            f"{folder} holds another run: its digest is {found}, this run's is {expected} (the suite's settings, the "
+            f"{folder} holds another run: its digest is {actual}, this run's is {expected} (the suite's settings, the "
             "weights or the sources changed). Move or delete that folder, or write elsewhere with --results."
         )
 
 
 def is_complete(folder: Path | str, digest: str | None = None) -> bool:
-    """Whether the folder holds a complete record (finished or failed); with `digest`, another run's is refused."""
+    """Whether the folder has a record (finished or failed). One of a run with another `digest` is a `BenchError`."""
     folder = Path(folder)
     if not (folder / RUN).is_file():
         return False
@@ -134,40 +132,41 @@ def is_complete(folder: Path | str, digest: str | None = None) -> bool:
 
 
 def read_record(folder: Path | str) -> RunRecord:
-    """`run.json` alone, validated."""
+    """The validated record."""
     path = Path(folder) / RUN
-    mend = "Delete the folder and run `bench run` again, or restore it from where it was copied."
+    fix = "Delete the folder and run `bench run` again, or restore it from where it was copied."
     try:
         return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BenchError(f"record {path} cannot be read ({error.strerror}): run `bench run` first.") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise BenchError(f"record {path} is not valid at {where}: {first['msg']}. {mend}") from error
+        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise BenchError(f"record {path} is not valid at {key}: {first['msg']}. {fix}") from error
     except ValueError as error:
-        raise BenchError(f"record {path} is not readable text ({error}). {mend}") from error
+        raise BenchError(f"record {path} is not readable text ({error}). {fix}") from error
 
 
 def read_run(folder: Path | str) -> tuple[RunRecord, pd.DataFrame]:
-    """The validated record and its scores (no rows for a run that failed before it was scored)."""
+    """The validated record and its scores (`SCORE_COLUMNS`; no rows for a run that failed before it was scored)."""
     import pandas as pd
 
     folder = Path(folder)
     record = read_record(folder)
     if record.scores_digest is None:
         if record.status == "finished":
-            raise BenchError(f"record {folder / RUN} names no scores: delete the folder and run it again.")
+            raise BenchError(f"record {folder / RUN} has no scores: delete the folder and run it again.")
         return record, pd.DataFrame({name: [] for name in SCORE_COLUMNS})
     path = folder / SCORES
     try:
         frame = sorted_scores(pd.read_parquet(path))
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise BenchError(f"scores {path} cannot be read ({error}): delete {folder} and run it again.") from error
-    found = content_digest(frame)
-    if found != record.scores_digest:
+    actual = content_digest(frame)
+    if actual != record.scores_digest:
         raise BenchError(
             f"scores {path} do not belong to their record: run.json expects content digest "
-            f"{record.scores_digest}, found {found}. Delete {folder} and run it again, or restore both files together."
+            f"{record.scores_digest}, found {actual}. Delete {folder} and run it again, or restore both files "
+            "together."
         )
     return record, frame

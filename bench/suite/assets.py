@@ -1,6 +1,6 @@
-"""`bench assets`: what a suite needs, whether it is there, and the command that fetches it; nothing is downloaded.
+"""`bench assets`: files that a suite needs, whether they are present, and commands that fetch them.
 
-The facts are in `assets.yaml`; a fact that is not known is not printed.
+Nothing is downloaded. The facts are in `assets.yaml`; a fact that is not known is not printed.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from bench.core.errors import BenchError
-from bench.core.hashing import sha256_file
-from bench.core.manifest import MANIFEST, verify_manifest
-from bench.suite.schema import PATHS, Experiment, packaged, resolve
+from bench.core.hashing import MANIFEST, sha256_file, verify_manifest
+from bench.suite.paths import PATHS, packaged, resolve
+from bench.suite.schema import Suite
 
 DATA = Path(__file__).with_name("assets.yaml")
 
 FOLDER = "checkpoints"
-"""Where a command puts an asset that the suite gives no place: a folder of the project's root."""
+"""Folder, relative to the current one, for assets whose path the suite does not set."""
 
 
 class File(BaseModel):
@@ -31,19 +31,19 @@ class File(BaseModel):
 
     path: str
     other: str | None = Field(default=None, alias="or")
-    """A file that serves as well."""
+    """An alternative file."""
     bytes: int | None = None
     sha256: str | None = None
     about_gb: float | None = None
-    """10^9 bytes, by the number of parameters in `dtype`: an orientation that is compared with nothing."""
+    """Approximate size in 10^9 bytes, from the number of parameters in `dtype`; not compared with the files."""
     dtype: str | None = None
 
     def facts(self) -> str:
-        """Size and hash, as far as known."""
+        """Size and hash in words; empty if they are not known."""
         about = None if self.about_gb is None else f"about {self.about_gb:g} GB in {self.dtype}"
         size = None if self.bytes is None else f"{self.bytes:,} bytes"
-        found = [size or about, None if self.sha256 is None else f"sha256 {self.sha256}"]
-        return ", ".join(word for word in found if word)
+        facts = [size or about, None if self.sha256 is None else f"sha256 {self.sha256}"]
+        return ", ".join(fact for fact in facts if fact)
 
 
 class Asset(BaseModel):
@@ -54,14 +54,14 @@ class Asset(BaseModel):
     what: str
     hub: str | None = None
     formerly: str | None = None
-    """An older name of the same repository."""
+    """Earlier name of the same repository."""
     revision: str | None = None
     origin: str | None = None
-    """Where an asset that is not on the Hub comes from."""
+    """Source of an asset that is not on the Hub."""
     by_hand: str | None = None
-    """What to do where no command does it."""
+    """Instruction for an asset that no command fetches."""
     place: str | None = None
-    """Where a command puts it, if not into `checkpoints/<name>`."""
+    """Path of the fetched asset; None: `checkpoints/<name>`."""
     licence: str | None = None
     uses: list[str] = Field(alias="for")
     files: list[File]
@@ -74,23 +74,23 @@ class Asset(BaseModel):
         return f"{source}{formerly}{revision}; licence: {licence}\n    {self.what}"
 
     def command(self, folder: Path | str, files: list[File]) -> str:
-        """What fetches these files into `folder`."""
+        """The command that fetches these files into `folder`."""
         if self.hub is None:
             return f"by hand: {self.by_hand} as {folder}"
         words = ["hf", "download", self.hub]
-        if not any(file.path.endswith("/") for file in files):  # with folders: the whole repository
+        if not any(file.path.endswith("/") for file in files):  # a folder: fetch the whole repository
             words += [file.path for file in files]
         words += ["--revision", self.revision] if self.revision else []
         return shlex.join([*words, "--local-dir", str(folder)])
 
 
 def known() -> dict[str, Asset]:
-    """Every asset of the data file, by name."""
+    """Assets of the data file by name."""
     return {name: Asset.model_validate(facts) for name, facts in yaml.safe_load(DATA.read_text("utf-8")).items()}
 
 
 def catalogue() -> str:
-    """All that is known, with commands that fetch it into `checkpoints/`."""
+    """All assets, with commands that fetch them into `checkpoints/`."""
     lines = []
     for name, asset in known().items():
         lines += [f"{name}: {asset.title()}", f"    for {', '.join(asset.uses)}"]
@@ -101,82 +101,85 @@ def catalogue() -> str:
     return "\n".join(lines)
 
 
-# a suite ------------------------------------------------------------------------------------------------------
-BESIDE = {
+DEFAULT_PATHS = {
     "videoalign": {"base_model": "base", "prompt_template": "prompt_template.txt"},
     "pickscore": {"processor": ""},
 }
-"""Where below its checkpoint an evaluator looks for what the suite gives no place of its own."""
+"""Paths, relative to an evaluator's checkpoint, of files whose path the suite does not set."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """One place that a suite reads."""
+    """A file or folder that a suite reads."""
 
     use: str
     """E.g. "videoalign.checkpoint" or "backbone.checkpoint"."""
     named: str
-    """As the suite names it, or as its commands name it where the suite does not."""
+    """Path as the suite sets it, or by default."""
     in_suite: bool = True
+    """Whether the suite sets the path, or its default lies in a checkpoint."""
 
     @property
     def path(self) -> Path:
         return resolve(self.named)
 
 
-def needs(exp: Experiment) -> list[Need]:
-    """The backbone, then every place that an evaluator reads."""
-    found = [Need("backbone.checkpoint", exp.backbone.checkpoint)]
-    for judge in exp.judges:
-        params = {key: value for key, value in exp.evaluator_params.get(judge, {}).items() if isinstance(value, str)}
-        found += [Need(f"{judge}.{key}", params[key]) for key in PATHS if key in params]
-        main = next((name for name, asset in known().items() if f"{judge}.checkpoint" in asset.uses), None)
+def needs(suite: Suite) -> list[Need]:
+    """The backbone's checkpoint, then every file or folder of the evaluators."""
+    result = [Need("backbone.checkpoint", suite.backbone.checkpoint)]
+    for evaluator in suite.all_evaluators:
+        params = suite.evaluator_params.get(evaluator, {})
+        paths = {key: value for key, value in params.items() if isinstance(value, str)}
+        result += [Need(f"{evaluator}.{key}", paths[key]) for key in PATHS if key in paths]
+        main = next((name for name, asset in known().items() if f"{evaluator}.checkpoint" in asset.uses), None)
         if main is None:
             continue
-        checkpoint = params.get("checkpoint", f"{FOLDER}/{main}")
-        if "checkpoint" not in params:
-            found.append(Need(f"{judge}.checkpoint", checkpoint, in_suite=False))
+        checkpoint = paths.get("checkpoint", f"{FOLDER}/{main}")
+        if "checkpoint" not in paths:
+            result.append(Need(f"{evaluator}.checkpoint", checkpoint, in_suite=False))
         if not packaged(checkpoint):
-            beside = {key: name for key, name in BESIDE.get(judge, {}).items() if key not in params}
-            found += [Need(f"{judge}.{key}", f"{checkpoint}/{name}".rstrip("/")) for key, name in beside.items()]
-    return found
+            defaults = {key: name for key, name in DEFAULT_PATHS.get(evaluator, {}).items() if key not in paths}
+            result += [
+                Need(f"{evaluator}.{key}", f"{checkpoint}/{name}".rstrip("/")) for key, name in defaults.items()
+            ]
+    return result
 
 
-def report(suites: Sequence[Experiment], verify: bool) -> tuple[str, int]:
-    """What a suite, or all variants of a study, need and how it is there, and how many places are missing or wrong."""
+def report(suites: Sequence[Suite], verify: bool) -> tuple[str, int]:
+    """State of the files of a suite, or of all variants of a study, and the number of missing or wrong needs."""
     lines, wrong = [f"suite {suites[0].study}"], 0
-    for need in dict.fromkeys(need for exp in suites for need in needs(exp)):
-        found, good = _look(need, verify)
-        lines += found
+    for need in dict.fromkeys(need for suite in suites for need in needs(suite)):
+        state, good = _state_lines(need, verify)
+        lines += state
         wrong += not good
     lines.append(f"{wrong} of these are missing or wrong" if wrong else "everything is present")
     return "\n".join(lines), wrong
 
 
-def _look(need: Need, verify: bool) -> tuple[list[str], bool]:
-    """Lines on one place, and whether all is well there."""
+def _state_lines(need: Need, verify: bool) -> tuple[list[str], bool]:
+    """Lines on the state of one need, and whether it is present and correct."""
     if packaged(need.named) or (need.path / MANIFEST).is_file():
-        return _verified(need)
+        return _manifest_lines(need)
     asset = _asset(need)
     if asset is None:
         good = need.path.exists()
         return [f"{need.use}: {need.path}", f"    {'present' if good else 'MISSING'}; nothing is known about it"], good
     lines = [f"{need.use}: {need.path}", f"    {asset.title()}"]
     if not need.in_suite:
-        lines.append(f"    the suite names no place for it: add evaluator_params.{need.use}={need.named}")
-    lost, good = [], need.in_suite
+        lines.append(f"    the suite does not set its path: add evaluator_params.{need.use}={need.named}")
+    faulty, good = [], need.in_suite
     for file in asset.files:
         state = _state(file, need, verify)
         lines.append(f"    {state:8s} {file.path}  {file.facts()}".rstrip())
         if not state.startswith(("present", "verified")):
-            lost.append(file)
-    if lost:
-        lines.append(f"    {asset.command(need.path, lost)}")
-    return lines, good and not lost
+            faulty.append(file)
+    if faulty:
+        lines.append(f"    {asset.command(need.path, faulty)}")
+    return lines, good and not faulty
 
 
-def _verified(need: Need) -> tuple[list[str], bool]:
-    """A folder with a manifest, which is always compared file by file."""
+def _manifest_lines(need: Need) -> tuple[list[str], bool]:
+    """The same for a folder with a manifest, which is always compared file by file."""
     kind = "packaged with the project" if packaged(need.named) else "a folder with a manifest"
     try:
         files = verify_manifest(need.path)
@@ -188,18 +191,18 @@ def _verified(need: Need) -> tuple[list[str], bool]:
 
 
 def _asset(need: Need) -> Asset | None:
-    """What is known of this place: among several assets, the one named like the folder, or the first."""
-    found = {name: asset for name, asset in known().items() if need.use in asset.uses}
-    return found.get(need.path.name, next(iter(found.values()), None))
+    """The asset of this need: among several, the one named like the folder, or the first; None if there is none."""
+    assets = {name: asset for name, asset in known().items() if need.use in asset.uses}
+    return assets.get(need.path.name, next(iter(assets.values()), None))
 
 
 def _state(file: File, need: Need, verify: bool) -> str:
-    """ "present", "verified", "MISSING", or what is wrong."""
+    """ "present", "verified", "MISSING", or the fault."""
     names = [file.path, *([file.other] if file.other else [])]
     root = need.path
-    itself = need.use.endswith(".prompt_template") or root.name in names  # the suite names the file, not its folder
-    places = [root] if itself else [root / name for name in names]
-    path = next((place for place in places if place.exists()), None)
+    is_file = need.use.endswith(".prompt_template") or root.name in names  # the path is the file, not its folder
+    paths = [root] if is_file else [root / name for name in names]
+    path = next((path for path in paths if path.exists()), None)
     if path is None:
         return "MISSING"
     if path.is_dir():

@@ -7,64 +7,60 @@ import os
 from typing import Any
 
 from bench import plugins
-from bench.api import BenchError
+from bench.core.errors import BenchError
+from bench.core.parallelism import context_degree
 from bench.core.progress import say
-from bench.suite.schema import Experiment
+from bench.suite.schema import Suite
 
 
-def cp_degree(exp: Experiment) -> int:
+def cp_degree(suite: Suite) -> int:
     """Processes that work on the same samples: the degree of the backbone's context parallelism."""
-    parallel = exp.backbone.train.get("parallel") or {}
-    found = parallel.get("context", 1) if isinstance(parallel, dict) else None
-    if not isinstance(found, int) or found < 1:
-        raise BenchError(
-            f"backbone.train.parallel is {parallel!r}: write it as {{context: 2}}, a number of processes."
-        )
-    return found
+    return context_degree(suite.backbone.train.get("parallel"))
 
 
-def refuse_context_parallel(exp: Experiment, command: str) -> None:
-    """Refuse a suite whose samples are spread over processes, where the command works in one."""
-    if cp_degree(exp) > 1:
+def refuse_context_parallel(suite: Suite, command: str) -> None:
+    """Refuse a suite with context parallelism for a command that runs in one process."""
+    degree = cp_degree(suite)
+    if degree > 1:
         raise BenchError(
-            f"{command} works in one process, but backbone.train.parallel spreads each sample over {cp_degree(exp)}: "
+            f"{command} works in one process, but backbone.train.parallel splits each sample over {degree}: "
             "take it out of the suite, or override it with backbone.train.parallel='{}'."
         )
 
 
-def check_devices(exp: Experiment, processes: int) -> None:
-    """Refuse more processes of one run on this machine than it has GPUs, where the backbone runs on GPUs.
+def check_devices(suite: Suite, processes: int) -> None:
+    """Refuse more processes of one run on this machine than it has GPUs, if the backbone runs on GPUs.
 
-    More of them than cores is slow but allowed, and said.
+    More processes than CPU cores are slow but allowed, with a note.
     """
     import torch
 
     gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
-    if not _on_gpus(exp, gpus):
+    if not _on_gpus(suite, gpus):
         if processes > cores:
             say(f"note: {processes} processes of one run share {cores} core(s)")
         return
-    numbered = [str(d) for d in _suite_devices(exp) if ":" in str(d)]
+    numbered = [str(device) for device in _suite_devices(suite) if ":" in str(device)]
     if processes > 1 and numbered:
         raise BenchError(
-            f"a run has {processes} processes with a GPU of its own each, but the suite names the device "
-            f"{numbered[0]}: write cuda in its place, or leave it out."
+            f"a run has {processes} processes with one GPU each, but the suite names the device {numbered[0]}: "
+            "write cuda in its place, or leave it out."
         )
     if processes > gpus:
-        mend = f"give an --nproc of at most {gpus}" if gpus else "choose a machine that has GPUs"
+        fix = f"give an --nproc of at most {gpus}" if gpus else "choose a machine that has GPUs"
         raise BenchError(
             f"a run has {processes} process(es) on this machine and each needs a GPU of its own, but "
-            f"torch sees {gpus or 'none'}: {mend}, or backbone.train.device=cpu."
+            f"torch sees {gpus or 'none'}: {fix}, or backbone.train.device=cpu."
         )
 
 
-def _suite_devices(exp: Experiment) -> list[Any]:
-    """Devices that the suite names, for the backbone and for its evaluators."""
-    named = [
-        exp.backbone.train.get("device"),
-        *(exp.evaluator_params.get(name, {}).get("device") for name in exp.judges),
+def _suite_devices(suite: Suite) -> list[Any]:
+    """Devices that the suite sets for the backbone and for its evaluators."""
+    devices = [
+        suite.backbone.train.get("device"),
+        *(suite.evaluator_params.get(name, {}).get("device") for name in suite.all_evaluators),
     ]
-    return [device for device in named if device is not None]
+    return [device for device in devices if device is not None]
 
 
 def gpu_name() -> dict[str, Any]:
@@ -74,9 +70,9 @@ def gpu_name() -> dict[str, Any]:
     return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
-def _on_gpus(exp: Experiment, gpus: int) -> bool:
-    """Whether the backbone runs on GPUs: as the suite says, else where there are some."""
-    if "device" not in inspect.signature(plugins.find("backbones", exp.backbone.name)).parameters:
+def _on_gpus(suite: Suite, gpus: int) -> bool:
+    """Whether the backbone runs on GPUs: by the suite's `device`, by default if there are GPUs."""
+    if "device" not in inspect.signature(plugins.find("backbones", suite.backbone.name)).parameters:
         return False
-    device = exp.backbone.train.get("device")
+    device = suite.backbone.train.get("device")
     return gpus > 0 if device is None else str(device).startswith("cuda")

@@ -1,16 +1,57 @@
-"""Which settings differ between two suites or records."""
+"""Which settings differ between two suites, records or fingerprints."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from bench.core.hashing import canonical_json
 
-def first_difference(had: Any, want: Any, key: str = "") -> str | None:
-    """The first setting of `want` that `had` has otherwise, e.g. "budget.lr is 0.001 there and 0.0003 here"."""
-    if isinstance(want, dict) and isinstance(had, dict):
-        for name, value in want.items():
-            found = first_difference(had.get(name), value, f"{key}.{name}" if key else name)
-            if found:
-                return found
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key to value of every setting that is not a mapping itself: `{"a": {"b": 1}}` gives `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def differences(
+    left: Mapping[str, Any], right: Mapping[str, Any], nested: bool = False, absent: Any = None
+) -> dict[str, tuple[Any, Any]]:
+    """Key to the value in `left` and in `right`, for the keys whose values are not the same JSON.
+
+    `nested` compares mappings that both sides have key by key and returns dotted keys. A key that one side does not
+    have counts as `absent` there. The order is that of `left`, then that of `right`.
+    """
+    pairs: dict[str, tuple[Any, Any]] = {}
+    for key in dict.fromkeys([*left, *right]):
+        one, other = left.get(key, absent), right.get(key, absent)
+        if nested and isinstance(one, Mapping) and isinstance(other, Mapping):
+            pairs |= {f"{key}.{name}": pair for name, pair in differences(one, other, nested, absent).items()}
+        elif canonical_json(one) != canonical_json(other):
+            pairs[key] = one, other
+    return pairs
+
+
+def differing_parts(left: Any, right: Any) -> tuple[Any, Any]:
+    """The entries of two mappings that differ; two values that are not both mappings are returned whole."""
+    if not (isinstance(left, Mapping) and isinstance(right, Mapping)):
+        return left, right
+    pairs = differences(left, right)
+    return {key: one for key, (one, _) in pairs.items()}, {key: other for key, (_, other) in pairs.items()}
+
+
+def first_difference(recorded: Any, wanted: Any, key: str = "") -> str | None:
+    """The first setting of `wanted` that `recorded` has otherwise; None if nothing differs.
+
+    As text, such as "budget.lr is 0.001 there and 0.0003 here". Settings that only `recorded` has do not count, and 1
+    and 1.0 are the same value.
+    """
+    if isinstance(wanted, dict) and isinstance(recorded, dict):
+        for name, value in wanted.items():
+            change = first_difference(recorded.get(name), value, f"{key}.{name}" if key else name)
+            if change:
+                return change
         return None
-    return None if had == want else f"{key} is {had} there and {want} here"
+    return None if recorded == wanted else f"{key} is {recorded} there and {wanted} here"

@@ -1,24 +1,61 @@
-"""Runs to be done."""
+"""Runs to be done: the untrained base, or one row with one seed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bench.suite.schema import Experiment, RowSpec
+from bench.suite.prepared import PreparedRow, PreparedSuite
+from bench.suite.schema import Suite
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run to do: `row` and `seed` are None for the untrained base."""
+class BaseRun:
+    """The evaluation of the untrained base model."""
 
-    exp: Experiment
-    row: RowSpec | None
-    seed: int | None
+    prepared: PreparedSuite
     folder: Path
     digest: str
 
     @property
+    def suite(self) -> Suite:
+        return self.prepared.suite
+
+    @property
     def label(self) -> str:
-        run = "base" if self.row is None else f"{self.row.name} seed {self.seed}"
-        return f"{self.exp.variant}: {run}" if self.exp.variant else run
+        """Name of the run in progress and messages."""
+        return self._in_study("base")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The fields of a record that name the run."""
+        return {"suite": self.suite.name, "row": "base", "method": None, "kl": None, "seed": None}
+
+    def _in_study(self, name: str) -> str:
+        return f"{self.suite.variant}: {name}" if self.suite.variant else name
+
+
+@dataclass(frozen=True)
+class TrainingRun(BaseRun):
+    """The training of one row with one seed, and its evaluation."""
+
+    row_name: str
+    seed: int
+
+    @property
+    def row(self) -> PreparedRow:
+        return self.prepared.row(self.row_name)
+
+    @property
+    def label(self) -> str:
+        return self._in_study(f"{self.row_name} seed {self.seed}")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        spec = self.row.spec
+        names = {"row": spec.name, "method": spec.method, "kl": spec.kl_spec.name, "seed": self.seed}
+        return {"suite": self.suite.name, **names}
+
+
+Job = BaseRun | TrainingRun

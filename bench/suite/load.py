@@ -1,4 +1,4 @@
-"""Read a suite's YAML: duplicate and unknown keys are refused, dotted overrides are part of the digest."""
+"""Read a suite's YAML: duplicate and unknown keys are refused, overrides are part of the digest."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from pydantic import ValidationError
 
 from bench.core.budget import AdvantageRule, Budget
 from bench.core.errors import BenchError
+from bench.suite.paths import PATH_RULE, packaged, resolve
 from bench.suite.schema import (
     BackboneSpec,
     CommonEta,
     Evaluation,
-    Experiment,
     KLSpec,
     MatchedRSS,
     Native,
     Prompts,
     RowSpec,
+    Suite,
+    merge_mappings,
 )
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a key given twice (plain YAML silently keeps the last one)."""
+    """YAML's safe loader, which also refuses a repeated key (plain YAML silently keeps the last one)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -36,115 +38,114 @@ class UniqueKeys(yaml.SafeLoader):
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", name.start_mark)
             seen.add(key)
-        found: dict[Any, Any] = super().construct_mapping(node, deep)
-        return found
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
-def load(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
+def load_suite(path: Path | str, overrides: Sequence[str] = ()) -> Suite:
     """Read a suite's YAML and apply overrides such as `budget.lr=1e-4` or `rows='[{method: cps}]'`.
 
-    Of a study (see `load_all`) the override `variant=NAME` picks one variant.
+    The override `variant=NAME` picks one variant of a study (see `load_variants`).
     """
-    found = load_all(path, overrides)
-    if len(found) > 1:
-        names = ", ".join(exp.variant for exp in found)
-        raise BenchError(f"suite {path} is a study of {len(found)} variants: pick one with variant=NAME ({names}).")
-    return found[0]
+    suites = load_variants(path, overrides)
+    if len(suites) > 1:
+        names = ", ".join(suite.variant for suite in suites)
+        raise BenchError(f"suite {path} is a study of {len(suites)} variants: pick one with variant=NAME ({names}).")
+    return suites[0]
 
 
-def load_all(path: Path | str, overrides: Sequence[str] = ()) -> list[Experiment]:
+def load_variants(path: Path | str, overrides: Sequence[str] = ()) -> list[Suite]:
     """One suite per entry of the YAML's `variants:`, named "study/variant"; the suite itself if there are none.
 
-    A variant's settings stand above the overrides, and merge as those of a suite that extends another.
+    A variant's settings win over the overrides, and are merged like those of a suite that extends another one.
     """
-    data = _read(Path(path), [])
+    data = _read_suite(Path(path), [])
     for override in overrides:
-        _apply(data, override)
-    variants, wanted = data.pop("variants", None), data.pop("variant", None)
+        _apply_override(data, override)
+    variants, selected = data.pop("variants", None), data.pop("variant", None)
     if variants is None:
-        if wanted is not None:
-            raise BenchError(f"suite {path} has no variants: remove variant={wanted}.")
-        return [_validated(path, data)]
+        if selected is not None:
+            raise BenchError(f"suite {path} has no variants: remove variant={selected}.")
+        return [_validate(path, data)]
     if not (isinstance(variants, dict) and variants and all(isinstance(v, dict) for v in variants.values())):
-        raise BenchError(f"suite {path}: 'variants' is no mapping of names to settings, such as 'a: {{decode: ...}}'.")
-    if wanted is not None and wanted not in variants:
-        raise BenchError(f"suite {path} has no variant {wanted!r}: choose one of {', '.join(map(str, variants))}.")
+        raise BenchError(
+            f"suite {path}: 'variants' is not a mapping of names to settings, such as 'a: {{decode: ...}}'."
+        )
+    if selected is not None and selected not in variants:
+        raise BenchError(f"suite {path} has no variant {selected!r}: choose one of {', '.join(map(str, variants))}.")
     for name, settings in variants.items():
-        odd = sorted({"suite", "seeds", "rows", "variants", "extends"} & settings.keys())
-        if odd:
-            raise BenchError(f"suite {path}: variant {name!r} sets {odd[0]!r}, which all variants share; move it up.")
+        common = sorted({"suite", "seeds", "rows", "variants", "extends"} & settings.keys())
+        if common:
+            raise BenchError(
+                f"suite {path}: variant {name!r} sets {common[0]!r}, which all variants share; move it up."
+            )
     return [
-        _validated(path, {**_merge(data, settings), "suite": f"{data.get('suite')}/{name}"})
+        _validate(path, {**merge_mappings(data, settings, MERGED), "suite": f"{data.get('suite')}/{name}"})
         for name, settings in variants.items()
-        if wanted in (None, name)
+        if selected in (None, name)
     ]
 
 
-def _validated(path: Path | str, data: dict[str, Any]) -> Experiment:
+def _validate(path: Path | str, data: dict[str, Any]) -> Suite:
     try:
-        return Experiment.model_validate(data)
+        return Suite.model_validate(data)
     except ValidationError as cause:
-        raise BenchError(f"suite {path}: {_first(cause)}") from cause
+        raise BenchError(f"suite {path}: {_first_error(cause)}") from cause
 
 
 MERGED = ("backbone", "budget", "advantage", "evaluation", "evaluator_params", "prompts")
-"""Mappings that a suite which extends another one changes key by key; every other key replaces the other's whole."""
+"""Keys whose mappings `extends:` and `variants:` merge key by key; the value of any other key is replaced."""
 
 
 def read_mapping(path: Path, what: str = "suite", example: str = "bench/configs/nano.yaml") -> dict[str, Any]:
-    """A YAML file's mapping, as it stands there."""
+    """The mapping of a YAML file, whose path follows `PATH_RULE` without its names of checkpoints.
+
+    `what` and `example` are for the error messages.
+    """
+    file = path if packaged(str(path)) else resolve(str(path))
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeys)
+        data = yaml.load(file.read_text(encoding="utf-8"), Loader=UniqueKeys)
     except OSError as cause:
         raise BenchError(
-            f"{what} {path} cannot be read ({cause.strerror}): name a YAML file such as {example}."
+            f"{what} {path} cannot be read ({cause.strerror}): name a YAML file such as {example} ({PATH_RULE})."
         ) from cause
     except yaml.YAMLError as cause:
         raise BenchError(f"{what} {path} is not YAML: {' '.join(str(cause).split())}.") from cause
     if not isinstance(data, dict):
-        raise BenchError(f"{what} {path} holds no mapping: start from {example}.")
+        raise BenchError(f"{what} {path} is not a mapping of keys to values: start from {example}.")
     return data
 
 
-def _read(path: Path, above: list[Path]) -> dict[str, Any]:
-    """The file's mapping; `extends: other.yaml` (beside it) puts it on top of that suite."""
+def _read_suite(path: Path, children: list[Path]) -> dict[str, Any]:
+    """The suite's mapping on top of that of `extends: other.yaml` (beside the file); `children` extend this file."""
     data = read_mapping(path)
     parent = data.pop("extends", None)
     if parent is None:
         return data
-    other = path.parent / str(parent)
-    if other in above:
+    parent_path = path.parent / str(parent)
+    if parent_path in children:
         raise BenchError(f"suite {path} extends {parent}, which extends it in turn: remove one 'extends:'.")
-    return _merge(_read(other, [*above, path]), data)
+    return merge_mappings(_read_suite(parent_path, [*children, path]), data, MERGED)
 
 
-def _merge(base: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    both = {
-        key: {**base[key], **data[key]}
-        for key in MERGED
-        if isinstance(base.get(key), dict) and isinstance(data.get(key), dict)
-    }
-    return {**base, **data, **both}
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    key, found, value = override.partition("=")
-    if not found:
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
         raise BenchError(f"override {override!r} has no '=': write it as key.subkey=value.")
     *parents, last = key.split(".")
-    at: Any = data
+    mapping: Any = data
     for name in parents:
-        at = at.setdefault(name, {}) if isinstance(at, dict) else None
-    if not isinstance(at, dict):
-        raise BenchError(f"override {override!r}: {'.'.join(parents)!r} is no mapping in the suite.")
+        mapping = mapping.setdefault(name, {}) if isinstance(mapping, dict) else None
+    if not isinstance(mapping, dict):
+        raise BenchError(f"override {override!r}: {'.'.join(parents)!r} is not a mapping in the suite.")
     try:
-        at[last] = _number(yaml.safe_load(value))
+        mapping[last] = _as_number(yaml.safe_load(value))
     except yaml.YAMLError as cause:
         raise BenchError(f"override {override!r}: the value is not YAML.") from cause
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text; an override means the number."""
+def _as_number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text; in an override it is a number."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -153,35 +154,36 @@ def _number(value: Any) -> Any:
     return value
 
 
-#: Where a key has several forms, pydantic adds the form's name to the key's path.
-_FORMS: dict[str, Any] = {
+_UNION_MEMBERS: dict[str, Any] = {
     "native": Native,
     "common_eta": CommonEta,
     "matched_rss": MatchedRSS,
     "KLSpec": KLSpec,
     "str": KLSpec,
 }
+"""Names that pydantic adds to a key's path where the key is a union of types, and the types with their keys."""
 
 
-def _first(cause: ValidationError) -> str:
-    """The first mistake of a suite in one sentence, with the nearest known key for a misspelt one."""
+def _first_error(cause: ValidationError) -> str:
+    """The first error of a suite in one sentence, with the nearest known key for a misspelt one."""
     errors = cause.errors()
     unknown = [e for e in errors if e["type"] in ("extra_forbidden", "unexpected_keyword_argument")]
-    error = (unknown or errors)[0]  # a misspelt key first: it is why the right one is missing
+    error = (unknown or errors)[0]  # a misspelt key comes first: it is the reason that another one is missing
     path = [str(part) for part in error["loc"]]
-    where = ".".join(part for part in path if part not in _FORMS)
+    key = ".".join(part for part in path if part not in _UNION_MEMBERS)
     if unknown:
         known = _known_keys(path[:-1])
         near = difflib.get_close_matches(path[-1], known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(sorted(known))}."
-        return f"unknown key {where!r}; {hint}"
+        return f"unknown key {key!r}; {hint}"
     if error["type"] == "missing":
-        return f"key {where!r} is missing: add it (bench/configs/nano.yaml shows every key)."
-    return f"key {where!r}: {error['msg']} (got {str(error['input'])[:60]!r})."
+        return f"key {key!r} is missing: add it (bench/configs/nano.yaml shows every key)."
+    return f"key {key!r}: {error['msg']} (got {str(error['input'])[:60]!r})."
 
 
 def _known_keys(path: Sequence[str]) -> list[str]:
-    parts: dict[str, Any] = {
+    """Keys that the mapping at `path` may have; empty if any key is allowed."""
+    models: dict[str, Any] = {
         "backbone": BackboneSpec,
         "evaluation": Evaluation,
         "prompts": Prompts,
@@ -190,8 +192,8 @@ def _known_keys(path: Sequence[str]) -> list[str]:
         "advantage": AdvantageRule,
     }
     if not path:
-        return list(Experiment.model_fields)
-    known = _FORMS.get(path[-1], parts.get(path[0]))
-    if known is None:
+        return list(Suite.model_fields)
+    model = _UNION_MEMBERS.get(path[-1], models.get(path[0]))
+    if model is None:
         return []
-    return list(getattr(known, "model_fields", None) or [field.name for field in fields(known)])
+    return list(getattr(model, "model_fields", None) or [field.name for field in fields(model)])

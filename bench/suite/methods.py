@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from jaxtyping import Bool, Float
@@ -11,47 +10,62 @@ from torch import Tensor
 
 from bench import plugins
 from bench.algorithm.rollout import RolloutConfig, injected_variance, noisy_steps, trained_steps
-from bench.api import BenchError, Method
-from bench.checks.methods import check_method
+from bench.api import Method
+from bench.core.errors import BenchError
 from bench.core.world import SINGLE_PROCESS, World
 from bench.flow import sigma_schedule
-from bench.suite.schema import CommonEta, Experiment, MatchedRSS, Native, RowSpec
+from bench.suite.schema import CommonEta, MatchedRSS, Native, RowSpec, Suite
 
 
-def rollout_config(exp: Experiment, seed: int, world: World = SINGLE_PROCESS) -> RolloutConfig:
-    """What a rollout needs to know of the suite."""
-    return RolloutConfig(exp.budget, exp.decode, exp.group_noise, seed, exp.last_step != "untrained", world)
+def rollout_config(suite: Suite, seed: int, world: World = SINGLE_PROCESS) -> RolloutConfig:
+    """The settings of the suite's rollouts."""
+    return RolloutConfig(
+        budget=suite.budget,
+        decode=suite.decode,
+        group_noise=suite.group_noise,
+        seed=seed,
+        train_last=suite.last_step != "untrained",
+        world=world,
+    )
 
 
-def make_method(exp: Experiment, row: RowSpec, latent_elements: int) -> Method:
-    """The row's method under the suite's noise policy, clip range scaled to the latent's size, conformance checked."""
+def make_method(suite: Suite, row: RowSpec) -> Method:
+    """The row's method under the suite's noise policy.
+
+    Raises `BenchError` where the first rollout would: too few noisy steps, or a schedule that the method refuses.
+    """
     method = plugins.method(row.method, **row.params)
-    sigmas = sigma_schedule(exp.budget.steps, exp.budget.shift)
-    settings = rollout_config(exp, 0)
-    noisy = noisy_steps(method, sigmas, settings, 0)
-    trained_steps(method, sigmas, noisy, settings, 0)  # refuses what the first rollout would refuse
-    method = apply_noise_policy(method, exp.noise_policy, sigmas, noisy)
-    if exp.clip_reference_size is not None:
-        scale = math.sqrt(exp.clip_reference_size / latent_elements)
-        method = dataclasses.replace(method, clip_range=method.clip_range * scale)
-    check_method(method, sigmas)
-    return method
+    sigmas = sigma_schedule(suite.budget.steps, suite.budget.shift)
+    config = rollout_config(suite, 0)
+    noisy = noisy_steps(method, sigmas, config, 0)
+    trained_steps(method, sigmas, noisy, config, 0)  # for its errors
+    return apply_noise_policy(method, suite.noise_policy, sigmas, noisy)
 
 
 def recorded_params(method: Method) -> dict[str, Any]:
-    """The method's parameters as a record names them; those marked `LATE` only where they are not at their default."""
+    """The method's parameters for a record; those marked `bench.api.LATE` only if they are not at their default."""
     values = dataclasses.asdict(method)
-    late = [field for field in dataclasses.fields(method) if field.metadata.get("late")]
-    for field in late:
-        if values[field.name] == field.default:
+    for field in dataclasses.fields(method):
+        if field.metadata.get("late") and values[field.name] == field.default:
             del values[field.name]
     return values
+
+
+def with_eta(method: Method, eta: float) -> Method:
+    """The method with another noise scale; a method without a field `eta` is a `BenchError`."""
+    if not hasattr(method, "eta"):
+        raise BenchError(f"{type(method).__name__} has no field 'eta', so its noise cannot be set.")
+    changes: dict[str, Any] = {"eta": eta}
+    return dataclasses.replace(method, **changes)
 
 
 def apply_noise_policy(
     method: Method, policy: Native | CommonEta | MatchedRSS, sigmas: Float[Tensor, "t1"], noisy: Bool[Tensor, "t"]
 ) -> Method:
-    """The method with the eta of the suite's noise policy; `noisy` marks the steps that count for matched_rss."""
+    """The method with the eta of the suite's noise policy; matched_rss sums the variance of the `noisy` steps.
+
+    Eta is solved by 60 bisections of [0, 1]. Raises `BenchError` for a method without eta, or an rss out of reach.
+    """
     if isinstance(policy, Native):
         return method
     if not hasattr(method, "eta"):
@@ -60,11 +74,10 @@ def apply_noise_policy(
             "use kind native."
         )
     if isinstance(policy, CommonEta):
-        return dataclasses.replace(method, eta=policy.eta)  # type: ignore[call-arg]
+        return with_eta(method, policy.eta)
 
     def rss(eta: float) -> float:
-        changed = dataclasses.replace(method, eta=eta)  # type: ignore[call-arg]
-        return float(injected_variance(changed, sigmas)[noisy].sum().sqrt())
+        return float(injected_variance(with_eta(method, eta), sigmas)[noisy].sum().sqrt())
 
     low, high = 0.0, 1.0
     if rss(high) < policy.rss:
@@ -75,4 +88,4 @@ def apply_noise_policy(
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if rss(middle) < policy.rss else (low, middle)
-    return dataclasses.replace(method, eta=high)  # type: ignore[call-arg]
+    return with_eta(method, high)

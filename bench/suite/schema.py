@@ -1,71 +1,103 @@
-"""A suite as one YAML file: unknown keys refused, dotted overrides part of the digest, one budget for all rows."""
+"""The keys of a suite's YAML file, with their meaning, range and default; unknown keys are refused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bench.core.budget import PROBE_EVERY, AdvantageRule, Budget
 from bench.core.errors import BenchError
-from bench.core.hashing import digest
-from bench.core.provenance import ROOT
+from bench.suite.paths import packaged
+from bench.suite.prompts import PromptLists, read_prompts
 
 
 class StrictModel(BaseModel):
+    """Base of all parts of a suite: frozen, finite numbers only, no unknown keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BackboneSpec(StrictModel):
+    """The video generator."""
+
     name: str
-    """Entry point of group bench.backbones, or "module:Class"."""
+    """Entry point of the group bench.backbones, or "module:Class"."""
     checkpoint: str
-    """A folder, or "nano/<part>" for a checkpoint that comes with the project ("nano" is nano/hunyuanvideo15)."""
+    """A folder, or "nano/PART" for a checkpoint that comes with the project; "nano" means "nano/hunyuanvideo15"."""
     train: dict[str, Any] = {}
-    """What is trained: `lora_rank`, `lora_alpha`, `lora_targets`."""
+    """Constructor arguments of the backbone, and what is trained.
+
+    They are those of the backbone's class. For hunyuanvideo15: size of the video, precision, device, parallelism,
+    attention, and the LoRA (`lora_rank`, `lora_alpha`, `lora_targets`; rank 0 trains all weights).
+    """
 
 
 class Native(StrictModel):
+    """Each method keeps its own eta: the paper's default, or the one of the row's `params`."""
+
     kind: Literal["native"] = "native"
 
 
 class CommonEta(StrictModel):
+    """One eta for all methods. Equal eta is not equal noise: each method has its own formula of the std."""
+
     kind: Literal["common_eta"]
     eta: float = Field(ge=0)
+    """Noise scale of every method, at least 0; with 0 no step is noisy, so that none can be trained."""
 
 
 class MatchedRSS(StrictModel):
+    """Eta is solved for each method, between 0 and 1, so that all inject the same noise in a rollout."""
+
     kind: Literal["matched_rss"]
     rss: float = Field(gt=0)
-    """Root of the summed variance that a rollout injects; eta is solved for each method."""
+    """Root of the summed variance that the noisy steps of a rollout add to a latent element, above 0."""
 
 
 class Evaluation(StrictModel):
+    """Scoring of the held-out videos, once per run, with the policy at the end of the budget."""
+
     evaluators: list[str]
+    """Entry points of the group bench.evaluators, or "module:Class"; each once, those of `reward` among them."""
     steps: int = Field(ge=1)
+    """Sampling steps of a held-out video (deterministic sampler, the budget's shift and guidance), at least 1."""
     videos_per_prompt: int = Field(ge=1)
+    """Videos of each held-out prompt, at least 1; they differ in their initial noise."""
     seed: int = 0
     """Key of the evaluation noise, independent of the training seed, so that all rows and seeds are paired."""
 
 
 class Prompts(StrictModel):
+    """The prompt files: one prompt per line; empty lines and lines that start with '#' are skipped."""
+
     train: str
+    """Prompts of the rollouts; at least as many as `budget.prompts`."""
     heldout: str
+    """Prompts of the evaluation; one that is in both files is refused."""
 
 
 class KLSpec(StrictModel):
+    """A KL policy with parameters of its own."""
+
     name: str
+    """none, fixed, stepwise, moving or dual (see `bench.algorithm.kl`)."""
     params: dict[str, Any] = {}
+    """Fields of the KL policy's class that differ from its defaults."""
 
 
 class RowSpec(StrictModel):
+    """One line of the table: a method with its KL policy."""
+
     method: str
+    """Entry point of the group bench.methods, or "module:Class"."""
     kl: str | KLSpec = "none"
+    """Name of a KL policy, or `{name: ..., params: {...}}`. "none": no KL term."""
     params: dict[str, Any] = {}
-    """Method parameters that differ from the paper's defaults; the row then needs a label."""
+    """Fields of the method's class that differ from the paper's defaults; the row then needs a label."""
     label: str | None = None
+    """Name of the row and of its folder: letters, digits, '-', '_' and '.'. None: "METHOD-KL", such as "cps-fixed"."""
 
     @property
     def kl_spec(self) -> KLSpec:
@@ -78,9 +110,6 @@ class RowSpec(StrictModel):
         return self.label or f"{method}-{self.kl_spec.name}"
 
 
-PATHS = ("checkpoint", "base_model", "processor", "prompt_template")
-"""Evaluator parameters that name a file or folder of the suite."""
-
 NANO: dict[str, Any] = {
     "prompts": {"train": "bench/prompts/nano_train.txt", "heldout": "bench/prompts/nano_heldout.txt"},
     "evaluator_params": {
@@ -90,72 +119,93 @@ NANO: dict[str, Any] = {
     },
     "clip_reference_size": 32 * 21 * 30 * 53,
 }
-"""What a suite on the packaged nano checkpoint need not say: its prompts, its scorers, and the latent size of 480p
+"""Defaults of a suite on the packaged nano checkpoint: its prompts, its evaluators, and the latent size of 480p
 HunyuanVideo-1.5 with 81 frames, for which the methods' clip ranges are stated."""
 
 
-class Experiment(StrictModel):
-    """One suite: everything that decides its numbers."""
+class Suite(StrictModel):
+    """One suite: all settings that decide its numbers."""
 
     suite: str = Field(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?$")
     """Name of the suite and of its folder of records; "study/variant" for one variant of a study."""
     backbone: BackboneSpec
+    """The video generator, its checkpoint, and what of it is trained."""
     budget: Budget
+    """What every row spends: updates, samples, steps, optimizer. A row has no budget of its own."""
     decode: Literal["predicted_x0", "final_latent"] = "predicted_x0"
-    """What is decoded and rewarded: the last step's predicted x0 (then not trained), or the noisy final latent."""
+    """What is decoded and rewarded: the last step's predicted x0 (then not trained), or the noisy final latent.
+
+    The default rewards no method for a video with residual noise."""
     last_step: Literal["trained", "untrained"] | None = None
-    """Whether the last step may train where the final latent is decoded; None: it may, like every noisy step."""
+    """Whether the last step may train if `decode` is final_latent. None: trained, like every other noisy step."""
     uncond_branch: Literal["trained", "detached"] | None = None
-    """Whether guidance's branch of the empty prompt gets gradients (FlowGRPO, DanceGRPO: detached); None: it does."""
+    """Whether gradients flow through the unconditional branch of guidance (FlowGRPO, DanceGRPO: detached).
+
+    None: trained."""
     kl_probe_every: int | None = Field(default=None, ge=0)
-    """Updates between two measurements of the KL term's share of the gradient, each a backward pass of its own.
+    """Updates between two measurements of the KL term's share of the gradient; 0: never.
 
-    None: `PROBE_EVERY`; 0: never. It trains nothing."""
+    A measurement is a backward pass of its own and trains nothing. None: 3, which is coprime to the usual refreshes of
+    an anchor (10), so that all of its ages are sampled."""
     group_noise: Literal["distinct", "shared"] = "distinct"
-    """Initial noise of a group: one per sample, or one per prompt."""
+    """Initial noise of a group: one per sample, or one for all samples of a prompt."""
     noise_policy: Annotated[Native | CommonEta | MatchedRSS, Field(discriminator="kind")] = Native()
+    """How much noise the methods explore with: native, common_eta or matched_rss."""
     advantage: AdvantageRule = AdvantageRule()
+    """How rewards become advantages, the same for all rows."""
     clip_reference_size: int | None = Field(default=None, gt=0)
-    """Latent elements at which the methods' clip ranges hold.
+    """Latent elements (channels x frames x height x width) for which the methods' clip ranges are stated, above 0.
 
-    Mean log-ratios scale as 1 / sqrt(elements), so the harness multiplies each clip range by
-    sqrt(reference / elements). None: as they are.
+    Mean log-ratios scale as 1 / sqrt(elements), so each clip range is multiplied by sqrt(reference / elements). None:
+    clip ranges are taken as they are.
     """
     reward: dict[str, dict[str, float]]
-    """Evaluator to metric to weight: the training reward is the weighted sum."""
-    shuffle_rewards: bool = False
-    """Negative control: each group's rewards are dealt out to its samples at random, so nothing can be learnt."""
-    monitor: list[str] = []
-    """Evaluators that also score each round's videos, for the curves; they train nothing and cost no reward calls.
+    """Evaluator to metric to weight: the training reward is the weighted sum.
 
-    One that gives a reward is not asked twice."""
+    Each metric occurs once, and at least one weight is not 0. A negative weight lowers its metric."""
+    shuffle_rewards: bool = False
+    """Negative control: the rewards of each group are permuted at random, so that nothing can be learnt."""
+    monitor: list[str] = []
+    """Evaluators that also score the training videos, for the curves; they train nothing and cost no reward calls.
+
+    An evaluator that gives a reward already is called once."""
     evaluation: Evaluation
+    """Scoring of the held-out videos."""
     evaluator_params: dict[str, dict[str, Any]] = {}
-    """Constructor arguments of each evaluator; `checkpoint`, `base_model` and `processor` may be "nano/<part>"."""
+    """Constructor arguments of each evaluator; `checkpoint`, `base_model` and `processor` may be "nano/PART"."""
     prompts: Prompts
+    """The files of the training and of the held-out prompts."""
     seeds: list[int] = Field(min_length=1)
+    """Training seeds, all different: one run per row and seed. Seeds from 100 on are pilot seeds.
+
+    Noise and prompt order are functions of the seed."""
     rows: list[RowSpec] = Field(min_length=1)
+    """The lines of the table, at least one; their names differ."""
 
     def model_post_init(self, context: Any) -> None:
-        for mistake in (*self._wrong_rows(), *self._wrong_scores()):
-            raise BenchError(f"suite {self.suite}: {mistake}")
+        for message in (*self._row_errors(), *self._score_errors()):
+            raise BenchError(f"suite {self.suite}: {message}")
 
-    def _wrong_rows(self) -> Iterator[str]:
+    def _row_errors(self) -> Iterator[str]:
         names = [row.name for row in self.rows]
         for name in names:
             if names.count(name) > 1:
-                yield f"two rows are called {name!r}; give each a 'label:' of its own."
+                yield f"two rows are called {name!r}; give each a different 'label:'."
             if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name == "base":
                 yield f"{name!r} names a folder; use letters, digits, '-', '_' or '.'."
         for row in self.rows:
             if row.params and row.label is None:
-                yield f"row {row.name!r} sets params, so give it a 'label:' that says so."
+                yield f"row {row.name!r} sets params, so give it a 'label:' that names the change."
         if len(set(self.seeds)) < len(self.seeds):
-            yield f"seeds {self.seeds} hold one twice; a seed is one training run."
+            yield f"seeds {self.seeds} contain one twice; a seed is one training run."
+
+    @property
+    def name(self) -> str:
+        return self.suite
 
     @property
     def trains_uncond(self) -> bool:
-        """Whether gradients flow through guidance's branch of the empty prompt."""
+        """Whether gradients flow through the unconditional branch of guidance."""
         return self.uncond_branch != "detached"
 
     @property
@@ -165,7 +215,7 @@ class Experiment(StrictModel):
 
     @property
     def variant(self) -> str:
-        """The variant's name; "" for a suite that is none."""
+        """The variant's name; "" for a suite that is not a variant."""
         return self.suite.partition("/")[2]
 
     @property
@@ -174,20 +224,20 @@ class Experiment(StrictModel):
         return self.suite.partition("/")[0]
 
     @property
-    def judges(self) -> list[str]:
+    def all_evaluators(self) -> list[str]:
         """Every evaluator that the suite uses, each once."""
         return list(dict.fromkeys([*self.evaluation.evaluators, *self.reward, *self.monitor]))
 
-    def _wrong_scores(self) -> Iterator[str]:
+    def _score_errors(self) -> Iterator[str]:
         metrics = [metric for named in self.reward.values() for metric in named]
-        judges = self.evaluation.evaluators
+        evaluators = self.evaluation.evaluators
         for metric in metrics:
             if metrics.count(metric) > 1:
                 yield f"reward metric {metric!r} is given by two evaluators; name each once."
-        if not judges or len(set(judges)) < len(judges):
-            yield f"evaluation.evaluators is {judges}; name each evaluator once."
+        if not evaluators or len(set(evaluators)) < len(evaluators):
+            yield f"evaluation.evaluators is {evaluators}; name each evaluator once."
         for name in self.reward:
-            if name not in judges:
+            if name not in evaluators:
                 yield f"reward evaluator {name!r} is not in evaluation.evaluators; add it there."
         if len(set(self.monitor)) < len(self.monitor):
             yield f"monitor is {self.monitor}; name each evaluator once."
@@ -205,12 +255,12 @@ class Experiment(StrictModel):
         filled = {**NANO, **data}
         for key in ("prompts", "evaluator_params"):
             if isinstance(filled[key], dict):
-                filled[key] = _merge_nano(NANO[key], filled[key])
+                filled[key] = merge_mappings(NANO[key], filled[key])
         return filled
 
     @property
     def scale(self) -> Literal["nano", "full"]:
-        """Records of a nano suite say so and never enter a table of the full-size suite."""
+        """Scale of the model, stored in records; a table never mixes the two."""
         return "nano" if packaged(self.backbone.checkpoint) else "full"
 
     @property
@@ -219,60 +269,27 @@ class Experiment(StrictModel):
         return {metric: weight for metrics in self.reward.values() for metric, weight in metrics.items()}
 
     def prompt_list(self, which: Literal["train", "heldout"]) -> list[str]:
-        """Prompts of the file, one a line; empty lines and lines that start with '#' are skipped."""
-        path = resolve(getattr(self.prompts, which))
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except OSError as cause:
-            raise BenchError(
-                f"prompt file {path} cannot be read ({cause.strerror}): check 'prompts.{which}' in the YAML."
-            ) from cause
-        prompts = [line for line in lines if line.strip() and not line.startswith("#")]
-        if len(set(prompts)) < len(prompts) or not prompts:
-            raise BenchError(f"prompt file {path} is empty or holds a prompt twice: give each prompt once.")
-        return prompts
+        """Prompts of one of the two files."""
+        return read_prompts(getattr(self.prompts, which), f"prompts.{which}")
+
+    def prompt_lists(self) -> PromptLists:
+        """Both prompt lists, checked."""
+        lists = PromptLists(self.prompt_list("train"), self.prompt_list("heldout"))
+        lists.check(self.budget.prompts)
+        return lists
 
     def shared(self) -> dict[str, Any]:
-        """What all runs share and what decides their numbers: everything but the name, the seeds and the rows."""
+        """Settings that all runs share: everything but the name, the seeds and the rows."""
         return self.model_dump(mode="json", exclude={"suite", "seeds", "rows"})
 
-    def check_prompts(self) -> str:
-        """Digest of both prompt lists; a prompt in both is refused."""
-        train, heldout = self.prompt_list("train"), self.prompt_list("heldout")
-        leaked = sorted(set(train) & set(heldout))
-        if leaked:
-            raise BenchError(
-                f"prompt {leaked[0]!r} is in the training and in the held-out list: remove it from one of them."
-            )
-        if self.budget.prompts > len(train):
-            raise BenchError(
-                f"budget.prompts is {self.budget.prompts}, but the training list holds {len(train)}: lower it."
-            )
-        return digest([train, heldout])
 
-
-def _merge_nano(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`given` over `defaults`, key by key, mappings one level deep."""
-    both = {
-        key: {**defaults[key], **given[key]}
-        for key in defaults.keys() & given.keys()
-        if isinstance(given[key], dict) and isinstance(defaults[key], dict)
+def merge_mappings(
+    base: dict[str, Any], changes: dict[str, Any], keys: Collection[str] | None = None
+) -> dict[str, Any]:
+    """`changes` over `base`. Values that are mappings in both are merged, one level deep; if `keys`, only those."""
+    merged = {
+        key: {**base[key], **changes[key]}
+        for key in (base.keys() if keys is None else keys)
+        if isinstance(base.get(key), dict) and isinstance(changes.get(key), dict)
     }
-    return {**defaults, **given, **both}
-
-
-def packaged(name: str) -> bool:
-    """Whether the name is that of a checkpoint that comes with the project."""
-    return name == "nano" or name.startswith("nano/")
-
-
-def resolve(name: str) -> Path:
-    """A path of the suite.
-
-    Relative names count from the project's root, "nano" and "nano/<part>" are the packaged checkpoints.
-    """
-    if name == "nano":
-        name = "nano/hunyuanvideo15"
-    if name.startswith("nano/"):
-        return ROOT / "bench" / "nano" / "checkpoints" / name.removeprefix("nano/")
-    return ROOT / name
+    return {**base, **changes, **merged}

@@ -1,4 +1,4 @@
-"""A run's checkpoint, checked by the sha256 of its bytes, and the lock that keeps a second process off its folder."""
+"""The checkpoint of a run, protected by the sha256 of its bytes, and the lock of its folder."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import torch
 from bench import store
 from bench.core.errors import BenchError
 
-DIGEST = hashlib.sha256().digest_size
+DIGEST_BYTES = hashlib.sha256().digest_size
 BLOCK = 1 << 24
-"""Bytes that are hashed at a time."""
+"""Number of bytes that are hashed at a time."""
 
 
 class _HashingFile(io.RawIOBase):
-    """Hands bytes on to a file and hashes them, so that no second copy of a state is held."""
+    """Writes bytes to a file and hashes them, so that the state is not copied in memory."""
 
     def __init__(self, file: IO[bytes]):
         self.file, self.sha256 = file, hashlib.sha256()
@@ -36,9 +36,9 @@ class _HashingFile(io.RawIOBase):
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """torch's file and the sha256 of its bytes behind it: torch itself reads a flipped bit as another number."""
+    """Write torch's file, followed by the sha256 of its bytes: torch itself would not detect a flipped bit."""
 
-    def to(temporary: Path) -> None:
+    def write_hashed(temporary: Path) -> None:
         with temporary.open("wb") as file:
             hashing = _HashingFile(file)
             torch.save(state, cast(IO[bytes], hashing))
@@ -46,32 +46,32 @@ def write(path: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
 
-    store.replace_atomically(path, to)
+    store.replace_atomically(path, write_hashed)
 
 
 def stored_sha256(path: Path) -> str | None:
-    """The sha256 that a checkpoint was written with; None where there is no checkpoint."""
+    """The sha256 at the end of a checkpoint; None where there is no checkpoint."""
     try:
         with path.open("rb") as file:
-            file.seek(-min(DIGEST, path.stat().st_size), os.SEEK_END)
+            file.seek(-min(DIGEST_BYTES, path.stat().st_size), os.SEEK_END)
             return file.read().hex()
     except FileNotFoundError:
         return None
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The state of a run, tensors on the CPU and mapped from the file; damaged bytes are refused."""
-    total, left = hashlib.sha256(), path.stat().st_size - DIGEST
+    """The state of a run, with tensors on the CPU, mapped from the file; damaged bytes are a `BenchError`."""
+    total, remaining = hashlib.sha256(), path.stat().st_size - DIGEST_BYTES
     with path.open("rb") as file:
-        while left > 0:
-            block = file.read(min(BLOCK, left))
+        while remaining > 0:
+            block = file.read(min(BLOCK, remaining))
             total.update(block)
-            left -= len(block)
-        whole = left == 0 and file.read() == total.digest()
-    if not whole:
+            remaining -= len(block)
+        intact = remaining == 0 and file.read() == total.digest()
+    if not intact:
         raise BenchError(
             f"checkpoint {path} is damaged (its bytes do not have the sha256 that it was written with): "
-            "delete it and the run starts again."
+            "delete it to start the run again."
         )
     state: dict[str, Any] = torch.load(path, weights_only=True, mmap=True)
     return state
@@ -79,7 +79,7 @@ def read(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; a second process that works on the same run is refused."""
+    """Hold the lock of the folder; a second process that works on the same run gets a `BenchError`."""
     with (folder / store.LOCK).open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

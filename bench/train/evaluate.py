@@ -9,42 +9,45 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
-from bench.algorithm.sampling import HeldOutBatch, sample_held_out
-from bench.api import Backbone, BenchError, DivergedError, Evaluator
+from bench.algorithm.sampling import HeldOutBatch, HeldOutConfig, sample_held_out
+from bench.api import Backbone, Evaluator
+from bench.core.errors import BenchError, DivergedError
 from bench.core.world import SINGLE_PROCESS, World
 from bench.store.scores import SCORE_COLUMNS
-from bench.suite.schema import Experiment
+from bench.suite.prepared import PreparedSuite
+from bench.suite.schema import Suite
 
 Row = tuple[int, str, int, str, str, float]
 """One score: prompt index, prompt, video, evaluator, metric, value."""
 
 
 class HeldOutScores(NamedTuple):
-    """What the held-out videos gave."""
+    """Scores of the held-out videos, and how many prompts were truncated."""
 
     scores: pd.DataFrame
     """Columns `SCORE_COLUMNS`."""
     prompts_cut: dict[str, float]
-    """Share of the prompts that an evaluator cut, in [0, 1], for those whose details say it."""
+    """Evaluator to the share of prompts that it truncates, in [0, 1]; only evaluators whose details report it."""
     token_limit: dict[str, int]
-    """Where it cuts, for those that have a limit."""
+    """Evaluator to the number of tokens that it reads at most."""
 
-    def lengths(self) -> dict[str, dict[str, Any]]:
-        """What a record keeps of the prompts' lengths; nothing where no evaluator says anything."""
-        kept: dict[str, dict[str, Any]] = {"prompts_cut": {**self.prompts_cut}, "token_limit": {**self.token_limit}}
-        return {name: values for name, values in kept.items() if values}
+    def record_extras(self) -> dict[str, dict[str, Any]]:
+        """Entries of a record's `extra`; only those that are not empty."""
+        entries: dict[str, dict[str, Any]] = {"prompts_cut": {**self.prompts_cut}, "token_limit": {**self.token_limit}}
+        return {name: values for name, values in entries.items() if values}
 
 
 @dataclass
 class PromptCuts:
-    """Which prompts an evaluator cut, from its details (columns video, prompt_truncated and, if any, token_limit)."""
+    """Which prompts an evaluator truncates, from columns video, prompt_truncated and token_limit of its details."""
 
     cut: dict[int, bool] = field(default_factory=dict)
-    """Prompt index to whether it was cut."""
+    """Prompt index to whether the prompt is truncated."""
     limit: int | None = None
+    """Number of tokens that the evaluator reads at most; None: not reported."""
 
-    def see(self, details: pd.DataFrame, prompt_index: Sequence[int]) -> None:
-        """Take in the details of one batch, whose videos have these prompts."""
+    def add(self, details: pd.DataFrame, prompt_index: Sequence[int]) -> None:
+        """Add the details of one batch. `prompt_index`: index of the prompt of each of its videos."""
         if not {"video", "prompt_truncated"} <= set(details.columns):
             return
         for video, cut in details.groupby("video")["prompt_truncated"].any().items():
@@ -54,81 +57,83 @@ class PromptCuts:
 
     @property
     def share(self) -> float:
-        """Share of the prompts that were cut."""
+        """Share of the prompts that are truncated, in [0, 1]."""
         return sum(self.cut.values()) / len(self.cut)
 
     @classmethod
-    def together(cls, parts: Iterable[PromptCuts]) -> PromptCuts:
-        """What several batches gave, in their order."""
-        whole = cls()
+    def merge(cls, parts: Iterable[PromptCuts]) -> PromptCuts:
+        """Several batches as one."""
+        total = cls()
         for part in parts:
-            whole.cut |= part.cut
-            whole.limit = whole.limit if part.limit is None else part.limit
-        return whole
+            total.cut |= part.cut
+            total.limit = total.limit if part.limit is None else part.limit
+        return total
 
 
 class ScoredBatch(NamedTuple):
-    """What one batch of videos gave."""
+    """Scores of one batch of videos, and which of its prompts were truncated."""
 
     rows: list[Row]
     cuts: dict[str, PromptCuts]
-    """By evaluator."""
+    """By name of the evaluator."""
+
+
+def held_out_config(suite: Suite) -> HeldOutConfig:
+    """The settings with which a suite samples its held-out videos."""
+    spec, budget = suite.evaluation, suite.budget
+    return HeldOutConfig(
+        videos_per_prompt=spec.videos_per_prompt,
+        seed=spec.seed,
+        steps=spec.steps,
+        shift=budget.shift,
+        guidance=budget.guidance,
+        micro_batch=budget.micro_batch,
+    )
 
 
 def evaluate(
     backbone: Backbone,
     evaluators: Mapping[str, Evaluator],
-    exp: Experiment,
-    prompts: Sequence[str],
+    prepared: PreparedSuite,
     report: Callable[[int, int], None],
     world: World = SINGLE_PROCESS,
 ) -> HeldOutScores:
-    """Sample and score the held-out videos. `report` hears (videos done, videos in all).
+    """Collective call: sample and score the held-out videos. `report` is called with (videos done, total videos).
 
-    Processes share whole batches; each returns the scores of all.
+    Whole batches are distributed over the processes; each process returns the scores of all videos.
     """
-    spec, budget = exp.evaluation, exp.budget
+    spec, prompts = prepared.suite.evaluation, prepared.prompts.held_out
     cond = backbone.encode(prompts)
     total, done = len(prompts) * spec.videos_per_prompt, 0
-    own: list[ScoredBatch] = []
-    batches = sample_held_out(
-        backbone,
-        cond,
-        videos=spec.videos_per_prompt,
-        seed=spec.seed,
-        steps=spec.steps,
-        shift=budget.shift,
-        guidance=budget.guidance,
-        batch=budget.micro_batch,
-        world=world,
-    )
-    for batch in batches:
-        with world.together():
+    held_out_evaluators = {name: evaluators[name] for name in spec.evaluators}
+    local: list[ScoredBatch] = []
+    for batch in sample_held_out(backbone, cond, held_out_config(prepared.suite), world=world):
+        with world.raise_together():
             if batch.counts:
-                own.append(_scored(batch, {name: evaluators[name] for name in spec.evaluators}, prompts, backbone.fps))
-        done += len(batch.video) * world.shares
+                local.append(_score_batch(batch, held_out_evaluators, prompts, backbone.fps))
+        done += len(batch.video) * world.dp_size
         report(min(done, total), total)
-    parts = world.in_order(own)
-    cuts = {name: PromptCuts.together(part.cuts[name] for part in parts) for name in spec.evaluators}
+    parts = world.gather_in_order(local)
+    cuts = {name: PromptCuts.merge(part.cuts[name] for part in parts) for name in spec.evaluators}
     return HeldOutScores(
-        pd.DataFrame([row for part in parts for row in part.rows], columns=SCORE_COLUMNS),
-        {name: seen.share for name, seen in cuts.items() if seen.cut},
-        {name: seen.limit for name, seen in cuts.items() if seen.limit is not None},
+        scores=pd.DataFrame([row for part in parts for row in part.rows], columns=SCORE_COLUMNS),
+        prompts_cut={name: cut.share for name, cut in cuts.items() if cut.cut},
+        token_limit={name: cut.limit for name, cut in cuts.items() if cut.limit is not None},
     )
 
 
-def _scored(
+def _score_batch(
     batch: HeldOutBatch, evaluators: Mapping[str, Evaluator], prompts: Sequence[str], fps: float
 ) -> ScoredBatch:
-    """Every metric of one batch of videos, and which of its prompts were cut."""
+    """All metrics of one batch of videos."""
     texts = [prompts[p] for p in batch.prompt_index]
-    found = ScoredBatch([], {name: PromptCuts() for name in evaluators})
+    scored = ScoredBatch([], {name: PromptCuts() for name in evaluators})
     if not torch.isfinite(batch.pixels).all():
         worst = int((~batch.pixels.flatten(1).isfinite().all(1)).nonzero()[0])
         raise DivergedError(f"a held-out video of prompt {texts[worst]!r} is not finite: the policy diverged.")
     for name, evaluator in evaluators.items():
         scores = evaluator.score(batch.pixels, texts, fps)
-        found.cuts[name].see(evaluator.details(), batch.prompt_index)
+        scored.cuts[name].add(evaluator.details(), batch.prompt_index)
         for metric, values in scores.items():
             if values.shape != (len(texts),):
                 raise BenchError(
@@ -138,5 +143,5 @@ def _scored(
                 worst = int((~torch.isfinite(values)).nonzero()[0])
                 raise DivergedError(f"evaluator {name}: {metric} of held-out prompt {texts[worst]!r} is not finite.")
             for p, text, video, value in zip(batch.prompt_index, texts, batch.video, values.tolist(), strict=True):
-                found.rows.append((p, text, video, name, metric, value))
-    return found
+                scored.rows.append((p, text, video, name, metric, value))
+    return scored

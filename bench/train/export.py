@@ -1,7 +1,7 @@
-"""A run's policy as files: its own beside the record, and `bench export` for diffusers.
+"""`bench export`: the trained policy of a run as files for diffusers.
 
-A LoRA becomes `pytorch_lora_weights.safetensors` and `adapter_config.json`, which `load_lora_adapter` of the
-transformer and peft read; a policy that trained all weights becomes a folder that `from_pretrained` reads.
+A LoRA becomes `pytorch_lora_weights.safetensors` and `adapter_config.json`, for `load_lora_adapter` of the transformer
+and for peft. A policy of all weights becomes a folder for `from_pretrained`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from bench import store
 from bench.core.errors import BenchError
 from bench.store.policy import read_policy
 from bench.store.record import POLICY, RunRecord
-from bench.suite.schema import resolve
+from bench.suite.paths import resolve
 
 LORA_WEIGHTS, LORA_CONFIG = "pytorch_lora_weights.safetensors", "adapter_config.json"
 LORA_METADATA = "lora_adapter_metadata"
-"""Entry of the safetensors header in which diffusers looks for rank, alpha and layers (0.42: the same for saving)."""
+"""Entry of the safetensors header with rank, alpha and layers, as diffusers 0.42 writes and reads it."""
 FULL_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def export(run: Path, out: Path) -> list[Path]:
-    """Write a finished run's policy to the folder `out`; returns the files."""
+    """Write the policy of a finished run to the folder `out`; returns the paths of the files."""
     record, state = store.read_record(run), read_policy(run)
     settings = _settings(record, run)
     if settings["r"] == 0:
@@ -42,10 +42,12 @@ def export(run: Path, out: Path) -> list[Path]:
 
 
 def _settings(record: RunRecord, run: Path) -> dict[str, Any]:
-    """What the record says of the backbone's policy: r, lora_alpha and pattern, or r 0."""
+    """Settings of the policy from the record: r, lora_alpha and pattern of a LoRA; r = 0 without a LoRA."""
     settings: dict[str, Any] = json.loads(record.backbone.get("settings", "{}"))
     if "r" not in settings:
-        raise BenchError(f"record {run / store.RUN} names no LoRA rank: only runs of hunyuanvideo15 can be exported.")
+        raise BenchError(
+            f"record {run / store.RUN} contains no LoRA rank: only runs of hunyuanvideo15 can be exported."
+        )
     return settings
 
 
@@ -53,13 +55,13 @@ def _check_rank(state: Mapping[str, Tensor], settings: Mapping[str, Any], run: P
     ranks = sorted({len(tensor) for key, tensor in state.items() if "lora_A" in key})
     if ranks != [settings["r"]]:
         raise BenchError(
-            f"policy {run / POLICY} is of rank {', '.join(map(str, ranks)) or '0 (no LoRA)'}, but its record says "
-            f"{settings['r']}: restore both files of this run together."
+            f"policy {run / POLICY} has rank {', '.join(map(str, ranks)) or '0 (no LoRA)'}, but its record has "
+            f"rank {settings['r']}: restore both files of this run together."
         )
 
 
 def _lora_config(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """peft's own description of the adapter, as it would save it."""
+    """The configuration that peft saves with such an adapter."""
     from peft import LoraConfig
 
     config: dict[str, Any] = LoraConfig(
@@ -72,22 +74,26 @@ def _lora_config(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _full(record: RunRecord, state: Mapping[str, Tensor], out: Path) -> list[Path]:
-    """The checkpoint's transformer with the trained weights in place of its own."""
+    """Write the transformer of the checkpoint with the trained weights."""
     from safetensors.torch import load_file, save
 
     source = resolve(record.config["backbone"]["checkpoint"]) / "transformer"
     if not (source / "config.json").is_file():
         raise BenchError(
-            f"checkpoint {source} is not there: a policy of all weights is exported with its base at hand."
+            f"checkpoint {source} is missing: a policy of all weights is exported together with its base model, so "
+            "put the checkpoint there."
         )
     weights: dict[str, Tensor] = {}
     for path in sorted(source.glob("*.safetensors")):
         weights |= load_file(path)
-    odd = sorted(key for key, value in state.items() if key not in weights or weights[key].shape != value.shape)
-    if odd:
-        raise BenchError(f"checkpoint {source} has no weight {odd[0]} of this shape: it is not the base of this run.")
+    unknown = sorted(key for key, value in state.items() if key not in weights or weights[key].shape != value.shape)
+    if unknown:
+        raise BenchError(
+            f"checkpoint {source} has no weight {unknown[0]} of this shape: restore the checkpoint that the run "
+            "started from."
+        )
     dtype = next(iter(state.values())).dtype
-    whole = {key: state.get(key, value.to(dtype)).contiguous() for key, value in weights.items()}
-    store.write_bytes(out / FULL_WEIGHTS, save(whole, {"format": "pt"}))
+    merged = {key: state.get(key, value.to(dtype)).contiguous() for key, value in weights.items()}
+    store.write_bytes(out / FULL_WEIGHTS, save(merged, {"format": "pt"}))
     store.write_text(out / "config.json", (source / "config.json").read_text(encoding="utf-8"))
     return [out / FULL_WEIGHTS, out / "config.json"]

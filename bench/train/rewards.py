@@ -1,7 +1,8 @@
-"""What one round trains on: its prompts and the rewards of its videos."""
+"""The data of one update: its prompts, its rollout, its decoded videos and their rewards."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,103 +12,102 @@ from torch import Tensor
 
 from bench import store
 from bench.algorithm.kl import KLPolicy
-from bench.algorithm.rollout import Rollout, RolloutConfig, sample
+from bench.algorithm.rollout import Rollout, RolloutConfig, Sampler
 from bench.algorithm.sampling import micro_batches
-from bench.api import Backbone, BenchError, DivergedError, Evaluator, Method, Rewards
+from bench.api import Backbone, Evaluator
+from bench.core.errors import BenchError, DivergedError
 from bench.core.ledger import Ledger
+from bench.core.rewards import Rewards
 from bench.core.rng import stream
 from bench.core.world import SINGLE_PROCESS, World
-from bench.suite.schema import Experiment
+from bench.suite.schema import Suite
 
 
-def collect_rollout(
-    backbone: Backbone,
-    method: Method,
-    policy: KLPolicy,
-    prompts: list[str],
-    settings: RolloutConfig,
-    index: int,
-    ledger: Ledger,
-) -> Rollout:
-    """Trajectories of one round for its prompts, after a refresh of the anchors that are due."""
-    for name, rule in policy.anchors().items():
-        if rule.due(index):
-            backbone.refresh_anchor(name)
-    anchors = [name for name, rule in policy.anchors().items() if rule.network]
-    with ledger.phase("rollout"):
-        return sample(backbone, method, backbone.encode(prompts), settings, index, anchors, ledger)
+def collect_rollout(sampler: Sampler, kl_policy: KLPolicy, prompts: Sequence[str], update: int) -> Rollout:
+    """Trajectories of one update for its prompts, after the anchors that are due are refreshed."""
+    for name, rule in kl_policy.anchors().items():
+        if rule.due(update):
+            sampler.backbone.refresh_anchor(name)
+    anchors = [name for name, rule in kl_policy.anchors().items() if rule.network]
+    with sampler.ledger.phase("rollout"):
+        return sampler.sample(sampler.backbone.encode(prompts), update, anchors)
 
 
-def shuffled(values: dict[str, Tensor], seed: int, index: int) -> dict[str, Tensor]:
-    """Rewards [p, g] dealt out anew within each group; the metrics of one video stay together."""
+def shuffle_rewards(values: dict[str, Tensor], seed: int, update: int) -> dict[str, Tensor]:
+    """Rewards [p, g] permuted within each group, as a control; all metrics of a video move together."""
     p, g = next(iter(values.values())).shape
-    order = torch.rand(p, g, generator=stream(seed, "shuffle_rewards", index)).argsort(1)
+    order = torch.rand(p, g, generator=stream(seed, "shuffle_rewards", update)).argsort(1)
     return {name: value.gather(1, order) for name, value in values.items()}
 
 
 @dataclass(frozen=True)
 class RolloutVideos:
-    """The decoded videos of a round that this process holds; scores come back for all samples, in their order."""
+    """The decoded videos of the samples of this process. Scores and checks are those of all samples of the update."""
 
     videos: Float[Tensor, "b 3 F H W"]
-    own: Int[Tensor, "b"]
+    """Pixels in [0, 1]."""
+    samples: Int[Tensor, "b"]
     """Sample number of each video."""
     prompts: list[str]
-    """Prompt of every sample of the round."""
+    """Prompt of every sample of the update."""
     fps: float
+    """Frames per second."""
     micro_batch: int
-    """Videos per call of an evaluator: as the suite says, whatever the number of processes."""
+    """Videos per call of an evaluator; it does not depend on the number of processes."""
     world: World = SINGLE_PROCESS
 
     @classmethod
-    def decoded(
+    def decode(
         cls, backbone: Backbone, rollout: Rollout, prompts: list[str], settings: RolloutConfig
     ) -> RolloutVideos:
         """Decode a rollout, micro-batch by micro-batch."""
         size = settings.budget.micro_batch
         videos = torch.cat([backbone.decode(rollout.x0[rows]) for rows in micro_batches(len(rollout.x0), size)])
-        return cls(videos, rollout.own, prompts, backbone.fps, size, settings.world)
+        return cls(videos, rollout.samples, prompts, backbone.fps, size, settings.world)
 
     def scores(self, evaluator: Evaluator) -> dict[str, Float[Tensor, "n"]]:
-        """Each metric of all n samples of the round."""
-        own = []
+        """Collective call: each metric of all n samples of the update, in their order."""
+        local = []
         for rows in micro_batches(len(self.videos), self.micro_batch):
-            texts = [self.prompts[sample] for sample in self.own[rows].tolist()]
-            own.append(dict(evaluator.score(self.videos[rows], texts, self.fps)))
-        parts = self.world.in_order(own)
+            texts = [self.prompts[sample] for sample in self.samples[rows].tolist()]
+            local.append(dict(evaluator.score(self.videos[rows], texts, self.fps)))
+        parts = self.world.gather_in_order(local)
         return {metric: torch.cat([part[metric] for part in parts]) for metric in parts[0]}
 
-    def need_finite(self, folder: Path) -> None:
-        """Stop the run at the first video with a pixel that is not finite."""
+    def check_finite(self, folder: Path) -> None:
+        """Collective call: raise at the first video with a pixel that is not finite."""
         size = self.micro_batch
         finite = self.videos.flatten(1).isfinite().all(1)
-        parts = self.world.in_order([finite[rows] for rows in micro_batches(len(finite), size)])
-        self.stop_at("video", torch.cat(parts), folder)
+        parts = self.world.gather_in_order([finite[rows] for rows in micro_batches(len(finite), size)])
+        self.require_finite("video", torch.cat(parts), folder)
 
-    def stop_at(self, what: str, finite: Bool[Tensor, "n"], folder: Path) -> None:
-        """Stop the run at the first sample that is not finite, and save its video."""
+    def require_finite(self, what: str, finite: Bool[Tensor, "n"], folder: Path) -> None:
+        """Collective call: raise at the first sample that is not marked, after its video is saved in the folder.
+
+        `what`: what is not finite, for the message.
+        """
         if finite.all():
             return
         from safetensors.torch import save
 
         first, path = int((~finite).nonzero()[0]), folder / store.OFFENDING
-        here = (self.own == first).nonzero()
-        found = self.world.everyone(self.videos[int(here[0])].contiguous() if len(here) else None)
-        if self.world.writes:
-            video = next(video for video in found if video is not None)
+        position = (self.samples == first).nonzero()
+        videos = self.world.all_gather(self.videos[int(position[0])].contiguous() if len(position) else None)
+        if self.world.is_main:
+            video = next(video for video in videos if video is not None)
             store.write_bytes(path, save({"video": video}, {"prompt": self.prompts[first]}))
         raise DivergedError(f"{what} of prompt {self.prompts[first]!r} is not finite; its video is saved as {path}.")
 
 
 COARSE = (2, 4, 4)
-"""Frames, height and width to which latents are averaged before samples of a group are compared."""
+"""Frames, height and width to which latents are averaged before the samples of a group are compared."""
 
 
 def diversity(rollout: Rollout, settings: RolloutConfig) -> float:
-    """How much the samples of a prompt differ: 0 where a policy gives the same video for any noise.
+    """How much the samples of a prompt differ, in latent units; 0 if the video does not depend on the noise.
 
-    Root mean square, over prompts and coarse latents (`COARSE` cells by channel), of the standard deviation within
-    the group, in latent units.
+    Root mean square, over prompts, channels and the cells of coarse latents (`COARSE`), of the standard deviation
+    within the group. Collective call.
     """
     budget = settings.budget
     parts = []
@@ -115,51 +115,51 @@ def diversity(rollout: Rollout, settings: RolloutConfig) -> float:
         latents = rollout.x0[rows].float()
         f, h, w = (min(size, most) for size, most in zip(latents.shape[2:], COARSE, strict=True))
         parts.append(torch.nn.functional.adaptive_avg_pool3d(latents, (f, h, w)).flatten(1))
-    whole = torch.cat(settings.world.in_order(parts))
-    spread = whole.reshape(budget.prompts, budget.group_size, -1).std(1, correction=0)
-    return float(spread.square().mean().sqrt())
+    coarse = torch.cat(settings.world.gather_in_order(parts))
+    std = coarse.reshape(budget.prompts, budget.group_size, -1).std(1, correction=0)
+    return float(std.square().mean().sqrt())
 
 
-def score_monitors(evaluators: dict[str, Evaluator], exp: Experiment, clips: RolloutVideos) -> dict[str, float]:
-    """Mean of every metric of the suite's monitors over one round's videos; nothing of it reaches the update.
+def score_monitors(evaluators: dict[str, Evaluator], suite: Suite, videos: RolloutVideos) -> dict[str, float]:
+    """Mean of every metric of the suite's monitors over the videos of an update; training does not use them.
 
-    An evaluator that gives a reward is left out: its means are logged as rewards.
+    A monitor that is a reward evaluator too is left out: its means are logged as rewards.
     """
     return {
         metric: float(values.mean())
-        for name in exp.monitor
-        if name not in exp.reward
-        for metric, values in clips.scores(evaluators[name]).items()
+        for name in suite.monitor
+        if name not in suite.reward
+        for metric, values in videos.scores(evaluators[name]).items()
     }
 
 
 def score_rewards(
-    evaluators: dict[str, Evaluator], exp: Experiment, clips: RolloutVideos, folder: Path, ledger: Ledger
+    evaluators: dict[str, Evaluator], suite: Suite, videos: RolloutVideos, folder: Path, ledger: Ledger
 ) -> Rewards:
-    """Rewards [p, g] of one round; a non-finite pixel or reward stops the run with the offending sample saved."""
-    budget, values = exp.budget, {}
-    clips.need_finite(folder)
-    for name, weights in exp.reward.items():
-        scores = clips.scores(evaluators[name])
-        ledger.call_reward(name, len(clips.prompts))
+    """Rewards [p, g] of one update. At a pixel or reward that is not finite, the video is saved and the run stops."""
+    budget, values = suite.budget, {}
+    videos.check_finite(folder)
+    for name, weights in suite.reward.items():
+        scores = videos.scores(evaluators[name])
+        ledger.call_reward(name, len(videos.prompts))
         for metric in weights:
             if metric not in scores:
                 raise BenchError(
-                    f"reward {name}.{metric}: the evaluator gives {', '.join(scores)}; mend 'reward:' in the YAML."
+                    f"reward {name}.{metric}: the evaluator gives {', '.join(scores)}; fix 'reward:' in the YAML."
                 )
-            clips.stop_at(f"reward {metric}", scores[metric].isfinite(), folder)
+            videos.require_finite(f"reward {metric}", scores[metric].isfinite(), folder)
             values[metric] = scores[metric].float().reshape(budget.prompts, budget.group_size)
-    return Rewards(values, exp.weights, exp.advantage)
+    return Rewards(values, suite.weights, suite.advantage)
 
 
-def update_prompts(exp: Experiment, prompts: list[str], seed: int, index: int) -> list[str]:
-    """Training prompts of one round: epochs of seeded permutations, the same order for every row."""
-    first = index * exp.budget.prompts
+def update_prompts(prompts: Sequence[str], count: int, seed: int, update: int) -> list[str]:
+    """The `count` training prompts of one update, from seeded permutations of all prompts; the same for every row."""
+    first = update * count
     order: dict[int, list[int]] = {}
     chosen = []
-    for position in range(first, first + exp.budget.prompts):
-        epoch, place = divmod(position, len(prompts))
+    for position in range(first, first + count):
+        epoch, index = divmod(position, len(prompts))
         if epoch not in order:
             order[epoch] = torch.randperm(len(prompts), generator=stream(seed, "prompts", epoch)).tolist()
-        chosen.append(prompts[order[epoch][place]])
+        chosen.append(prompts[order[epoch][index]])
     return chosen

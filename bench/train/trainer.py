@@ -1,4 +1,4 @@
-"""One run = (suite, row, seed): rollout, reward, update, checkpoint, resume, held-out evaluation, record."""
+"""The training of one run: rollout, rewards, optimizer steps, checkpoint, resume."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import store
-from bench.algorithm.kl import KLPolicy, kl_policy
+from bench.algorithm.kl import KLPolicy
 from bench.algorithm.optimizers import (
     Optimizer,
     full_state,
@@ -19,17 +19,17 @@ from bench.algorithm.optimizers import (
     recorded_optimizer,
     sharded_backbone,
 )
-from bench.algorithm.rollout import Rollout, injected_variance, noisy_steps
-from bench.algorithm.update import Updater, UpdateStats
-from bench.api import Backbone, Evaluator, Method, Rewards
+from bench.algorithm.rollout import Rollout, RolloutConfig, Sampler, injected_variance, noisy_steps
+from bench.algorithm.update import UpdateConfig, Updater, UpdateStats
+from bench.api import Backbone, Evaluator, Method
+from bench.checks.methods import check_method
 from bench.core.ledger import Ledger
-from bench.core.rewards import tied
+from bench.core.rewards import Rewards, tied
 from bench.core.rng import stream
 from bench.core.world import COMPARE_EVERY, SINGLE_PROCESS, World
 from bench.flow import sigma_schedule
-from bench.suite.job import Job
-from bench.suite.methods import make_method, rollout_config
-from bench.suite.schema import Experiment
+from bench.suite.job import TrainingRun
+from bench.suite.schema import Suite
 from bench.train import checkpoint
 from bench.train.rewards import (
     RolloutVideos,
@@ -37,27 +37,26 @@ from bench.train.rewards import (
     diversity,
     score_monitors,
     score_rewards,
-    shuffled,
+    shuffle_rewards,
     update_prompts,
 )
 
 CHECKPOINT_EVERY = 5
-"""Updates between checkpoints: a killed run repeats at most this many."""
+"""Updates between checkpoints: a run that is killed repeats at most this many."""
 RATIO_TOLERANCE = 1e-5
-"""Ratio audit at update 0: a tenth of the smallest clip range in use (1e-4). On a CPU the error is exactly 0."""
+"""Tolerance of the ratio audit at update 0: a tenth of the smallest clip range in use. On a CPU the error is 0."""
 
 ProgressCallback = Callable[[str, int, int], None]
-"""Hears (phase, done, total)."""
+"""Callback for progress: (phase, done, total)."""
 
 
 @dataclass
 class Trainer:
-    """The state of a run, and all of it: what `save` writes is what `load` needs to go on in the same bits."""
+    """The state of a training run. `save` writes all of it, so that a resumed run gives the same bits."""
 
-    job: Job
+    job: TrainingRun
     backbone: Backbone
     method: Method
-    policy: KLPolicy
     evaluators: dict[str, Evaluator]
     optimizer: Optimizer
     ledger: Ledger
@@ -65,48 +64,80 @@ class Trainer:
     world: World = SINGLE_PROCESS
     updates_done: int = 0
     audit: dict[str, Any] | None = None
+    """The ratio audit of update 0."""
 
     @property
-    def exp(self) -> Experiment:
-        return self.job.exp
+    def suite(self) -> Suite:
+        """The suite of the run."""
+        return self.job.suite
+
+    @property
+    def kl_policy(self) -> KLPolicy:
+        """The KL policy of the row."""
+        return self.job.row.kl_policy
+
+    @property
+    def config(self) -> RolloutConfig:
+        """The settings of the rollouts."""
+        return self.job.prepared.rollout_config(self.job.seed, self.world)
+
+    @property
+    def sampler(self) -> Sampler:
+        """Samples the rollouts."""
+        return Sampler(self.backbone, self.method, self.config, self.ledger)
+
+    @property
+    def updater(self) -> Updater:
+        """Does the optimizer steps."""
+        config = UpdateConfig(
+            budget=self.suite.budget,
+            seed=self.job.seed,
+            uncond_grad=self.suite.trains_uncond,
+            probe_every=self.suite.probe_every,
+            world=self.world,
+        )
+        return Updater(self.backbone, self.method, self.kl_policy, self.optimizer, config, self.ledger)
 
     @classmethod
     def new(
-        cls, job: Job, backbone: Backbone, evaluators: dict[str, Evaluator], world: World = SINGLE_PROCESS
+        cls, job: TrainingRun, backbone: Backbone, evaluators: dict[str, Evaluator], world: World = SINGLE_PROCESS
     ) -> Trainer:
-        assert job.row is not None
-        assert job.seed is not None
-        exp, row = job.exp, job.row
-        method = make_method(exp, row, math.prod(backbone.latent_shape))
-        policy = kl_policy(row.kl_spec.name, **row.kl_spec.params)
+        """A trainer with a new policy, or with the state of the checkpoint in the folder of the run."""
+        budget = job.suite.budget
+        method = job.prepared.method(job.row, math.prod(backbone.latent_shape))
+        check_method(method, sigma_schedule(budget.steps, budget.shift))
         backbone.reset(stream(job.seed, "initial_policy"))
-        spread = sharded_backbone(backbone, world)
-        optimizer = make_optimizer(exp.budget, backbone.parameters(), spread)
-        trainer = cls(job, backbone, method, policy, evaluators, optimizer, Ledger(), policy.init_state(), world)
+        optimizer = make_optimizer(budget, backbone.parameters(), sharded_backbone(backbone, world))
+        kl_state = job.row.kl_policy.init_state()
+        trainer = cls(job, backbone, method, evaluators, optimizer, Ledger(), kl_state, world)
         trainer.load()
         return trainer
 
     def save(self) -> None:
-        """One file, written aside and renamed: the adapters and anchors, optimizer, KL state, ledger and position."""
+        """Collective call: write policy, anchors, optimizer, KL state, ledger and updates done to the checkpoint."""
+        rest = {
+            "updates": self.updates_done,
+            "kl": self.kl_state,
+            "ledger": self.ledger.state(),
+            "audit": self.audit,
+        }
         state = {
             "digest": self.job.digest,
             "policy": self.backbone.state_dict(),
             "optimizer": full_state(self.optimizer, sharded_backbone(self.backbone, self.world)),
-            "rest": json.dumps(
-                {"updates": self.updates_done, "kl": self.kl_state, "ledger": self.ledger.state(), "audit": self.audit}
-            ),
+            "rest": json.dumps(rest),
         }
-        if self.world.writes:
+        if self.world.is_main:
             checkpoint.write(self.job.folder / store.CHECKPOINT, state)
 
     def load(self) -> None:
-        """Go on from the folder's checkpoint, if there is one; lines of `train.jsonl` past it are dropped."""
+        """Collective call: restore the checkpoint, if there is one; later lines of `train.jsonl` are removed."""
         path, lines = self.job.folder / store.CHECKPOINT, self.job.folder / store.TRAIN
-        seen = checkpoint.stored_sha256(path)
-        self.world.need_equal(
-            seen, f"the checkpoint that they see in {self.job.folder}: put it on a file system that all nodes share"
+        sha256 = checkpoint.stored_sha256(path)
+        self.world.check_equal(
+            sha256, f"the checkpoint that they see in {self.job.folder}: put it on a file system that all nodes share"
         )
-        if seen is not None:
+        if sha256 is not None:
             state = checkpoint.read(path)
             store.check_digest(self.job.folder, state["digest"], self.job.digest)
             self.backbone.load_state_dict(state["policy"])
@@ -115,16 +146,16 @@ class Trainer:
             self.updates_done, self.kl_state, self.audit = rest["updates"], rest["kl"], rest["audit"]
             self.ledger = Ledger.from_state(rest["ledger"])
             self.ledger.restarts += 1
-        self.world.barrier()  # all have read before one writes
-        if lines.exists() and self.world.writes:
-            kept = [line for line in store.read_lines(lines) if line["update"] < self.updates_done]
-            store.write_text(lines, "".join(json.dumps(line) + "\n" for line in kept))
+        self.world.barrier()  # all processes have read before one writes
+        if lines.exists() and self.world.is_main:
+            done = [line for line in store.read_lines(lines) if line["update"] < self.updates_done]
+            store.write_text(lines, "".join(json.dumps(line) + "\n" for line in done))
 
     def schedule(self) -> dict[str, list[float]]:
-        """What the method does at each rollout step: the noise it injects, and the equalizer's prediction."""
-        settings = rollout_config(self.exp, 0)
-        sigmas = sigma_schedule(settings.budget.steps, settings.budget.shift)
-        noisy = noisy_steps(self.method, sigmas, settings, 0)
+        """Properties of each rollout step: sigma, std of the noise, predicted gradient norm and step weight."""
+        config = self.job.prepared.rollout_config(0)
+        sigmas = sigma_schedule(config.budget.steps, config.budget.shift)
+        noisy = noisy_steps(self.method, sigmas, config, 0)
         predicted = dataclasses.replace(self.method, equalizer="derived").step_weights(sigmas)
         return {
             "sigma": sigmas.tolist(),
@@ -133,89 +164,90 @@ class Trainer:
             "step_weight": self.method.step_weights(sigmas).tolist(),
         }
 
-    def noted(self) -> dict[str, Any]:
-        """What the record says beside its fields."""
-        return {"schedule": self.schedule(), **recorded_optimizer(self.exp.budget, self.optimizer)}
+    def record_extras(self) -> dict[str, Any]:
+        """Entries of the record's `extra`."""
+        return {"schedule": self.schedule(), **recorded_optimizer(self.suite.budget, self.optimizer)}
 
     def train(self, report: ProgressCallback, until: int | None = None) -> None:
-        """The updates that are left, or those before update `until`."""
-        budget, prompts = self.exp.budget, self.exp.prompt_list("train")
+        """Do the remaining updates, or only those before update `until`."""
+        budget = self.suite.budget
         last = budget.updates if until is None else until
-        self._need_same("before the first update of this start")
+        self._check_processes("before the first update of this start")
         while self.updates_done < last:
             report("train", self.updates_done, last)
-            self._round(self.updates_done, prompts)
+            self.run_update(self.updates_done)
             self.updates_done += 1
-            self.ledger.settle(budget, len(self.exp.reward), self.updates_done)
+            self.ledger.settle(budget, len(self.suite.reward), self.updates_done)
             if self.updates_done % COMPARE_EVERY == 0 or self.updates_done == last:
-                self._need_same(f"after update {self.updates_done - 1}")
+                self._check_processes(f"after update {self.updates_done - 1}")
             if self.updates_done % CHECKPOINT_EVERY == 0 or self.updates_done == last:
                 self.save()
 
-    def _need_same(self, when: str) -> None:
-        """All processes are at the same update, under the same KL weights, with the same policy."""
-        where = f"the update or the KL state that they have reached {when}: delete the run's folder and start it again"
-        self.world.need_equal([self.updates_done, self.kl_state], where)
-        self.world.need_same(self.backbone.parameters(), when)
+    def _check_processes(self, when: str) -> None:
+        """Raise unless all processes have the same number of updates, KL state and policy."""
+        what = f"the number of updates or the KL state {when}: delete the run's folder and start it again"
+        self.world.check_equal([self.updates_done, self.kl_state], what)
+        self.world.check_same_parameters(self.backbone.parameters(), when)
 
-    def _round(self, index: int, prompts: list[str]) -> None:
-        assert self.job.seed is not None
-        exp, budget, seed, ledger = self.exp, self.exp.budget, self.job.seed, self.ledger
-        start = dict(ledger.seconds)
-        chosen, settings = update_prompts(exp, prompts, seed, index), rollout_config(exp, seed, self.world)
-        rollout = collect_rollout(self.backbone, self.method, self.policy, chosen, settings, index, ledger)
-        with ledger.phase("decode"):
-            texts = [prompt for prompt in chosen for _ in range(budget.group_size)]
-            clips = RolloutVideos.decoded(self.backbone, rollout, texts, settings)
-            ledger.spend("decodes", len(texts))
-        with ledger.phase("reward"):
-            rewards = score_rewards(self.evaluators, exp, clips, self.job.folder, ledger)
-            if exp.shuffle_rewards:
-                rewards = Rewards(shuffled(dict(rewards), seed, index), exp.weights, exp.advantage)
-        with ledger.phase("monitor"):
-            watched = {
-                "monitor": score_monitors(self.evaluators, exp, clips),
-                "group_diversity": diversity(rollout, settings),
+    def run_update(self, update: int) -> None:
+        """One update: rollout, decode, rewards, optimizer steps, one line of the log."""
+        start = dict(self.ledger.seconds)
+        prompts = update_prompts(self.job.prepared.prompts.train, self.suite.budget.prompts, self.job.seed, update)
+        rollout = collect_rollout(self.sampler, self.kl_policy, prompts, update)
+        videos = self._decode(rollout, prompts)
+        rewards = self._score(videos, update)
+        with self.ledger.phase("monitor"):
+            monitored = {
+                "monitor": score_monitors(self.evaluators, self.suite, videos),
+                "group_diversity": diversity(rollout, self.config),
             }
-        with ledger.phase("update"):
-            updater = Updater(
-                self.backbone,
-                self.method,
-                self.policy,
-                self.optimizer,
-                budget,
-                seed,
-                ledger,
-                exp.trains_uncond,
-                exp.probe_every,
-                self.world,
-            )
-            self.kl_state, log = updater(rollout, rewards, self.kl_state, index)
-        if index == 0:
-            worst = max(log.ratio_error.values())
-            self.audit = {"passed": worst <= RATIO_TOLERANCE, "largest": worst, "tolerance": RATIO_TOLERANCE}
-        if self.world.writes:
-            line = self._line(index, rollout, rewards, log, start)
-            store.append_line(self.job.folder / store.TRAIN, {**line, **watched})
+        with self.ledger.phase("update"):
+            self.kl_state, stats = self.updater(rollout, rewards, self.kl_state, update)
+        if update == 0:
+            largest = max(stats.ratio_error.values())
+            self.audit = {"passed": largest <= RATIO_TOLERANCE, "largest": largest, "tolerance": RATIO_TOLERANCE}
+        if self.world.is_main:
+            line = {"update": update, **self._reward_line(rewards), **self._stats_line(rollout, stats, start)}
+            store.append_line(self.job.folder / store.TRAIN, {**line, **monitored})
 
-    def _line(
-        self, index: int, rollout: Rollout, rewards: Rewards, log: UpdateStats, start: dict[str, float]
-    ) -> dict[str, Any]:
+    def _decode(self, rollout: Rollout, prompts: list[str]) -> RolloutVideos:
+        with self.ledger.phase("decode"):
+            texts = [prompt for prompt in prompts for _ in range(self.suite.budget.group_size)]
+            videos = RolloutVideos.decode(self.backbone, rollout, texts, self.config)
+            self.ledger.spend("decodes", len(texts))
+        return videos
+
+    def _score(self, videos: RolloutVideos, update: int) -> Rewards:
+        suite = self.suite
+        with self.ledger.phase("reward"):
+            rewards = score_rewards(self.evaluators, suite, videos, self.job.folder, self.ledger)
+            if suite.shuffle_rewards:
+                rewards = Rewards(
+                    shuffle_rewards(dict(rewards), self.job.seed, update), suite.weights, suite.advantage
+                )
+        return rewards
+
+    def _reward_line(self, rewards: Rewards) -> dict[str, Any]:
+        """Fields of the log about the rewards."""
         total = rewards.total()
-        spent = {name: round(value - start.get(name, 0.0), 4) for name, value in self.ledger.seconds.items()}
         return {
-            "update": index,
             "reward": float(total.mean()),
             "reward_group_std": float(total.std(1, correction=0).mean()),
             "tied_groups": int(tied(total).sum()),
             "rewards": {name: float(values.mean()) for name, values in rewards.items()},
-            **log.means(),
-            "kl_weight": self.policy.weights(self.kl_state),
-            "grad_norm": log.grad_norm,
-            "grad_norm_of_step": {str(step): norm for step, norm in log.grad_norm_of_step.items()},
-            **({} if log.kl_gradient is None else {"kl_gradient": log.kl_gradient}),
-            "ratio_error": max(log.ratio_error.values()),
-            "clipped_share": log.clipped / log.count,
+        }
+
+    def _stats_line(self, rollout: Rollout, stats: UpdateStats, start: dict[str, float]) -> dict[str, Any]:
+        """Fields of the log about the optimizer steps. `start`: the seconds of the ledger before the update."""
+        spent = {name: round(value - start.get(name, 0.0), 4) for name, value in self.ledger.seconds.items()}
+        return {
+            **stats.means(),
+            "kl_weight": self.kl_policy.weights(self.kl_state),
+            "grad_norm": stats.grad_norm,
+            "grad_norm_of_step": {str(step): norm for step, norm in stats.grad_norm_of_step.items()},
+            **({} if stats.kl_gradient is None else {"kl_gradient": stats.kl_gradient}),
+            "ratio_error": max(stats.ratio_error.values()),
+            "clipped_share": stats.clipped / stats.count,
             "trained_steps": rollout.view.steps.tolist(),
             "ledger": self.ledger.totals(),
             "seconds": spent,

@@ -1,11 +1,11 @@
-"""What CLIP-type scorers share: which frames of a video, how they become pixels, how a prompt becomes tokens.
+"""Input of the CLIP evaluators: which frames of a video, their preprocessing, and the tokens of a prompt.
 
-None of the original image scorers defines a protocol for videos; programs that use them take the first frame, or the
-mean over all. Ours, for CLIPScore, PickScore and HPSv2 alike: 8 uniformly spaced frames, both ends included (all of
-them if the video is shorter; an image is a video of one frame), score each, take the mean.
+None of the original image models defines a protocol for videos. Programs that use them take the first frame, or the
+mean over all. The protocol here, for CLIPScore, PickScore and HPSv2, is the mean over 8 uniformly spaced frames, both
+ends included, each scored (all frames if the video is shorter; an image is a video of one frame).
 
-For CLIPScore and PickScore, images are resized by PIL, as the original processors did: newer tensor-based processors
-differ by up to one grey level, which moves a PickScore by about 0.01.
+For CLIPScore and PickScore, images are resized by PIL, as in the original processors. Newer processors, on tensors,
+differ by up to one grey level, which changes a PickScore by about 0.01.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from torch.nn.functional import interpolate, pad
 from bench.api import BenchError
 from evaluators.common import read_json
 
-#: Frames scored per video.
 FRAMES = 8
+"""Frames scored per video."""
 PROTOCOL = f"{FRAMES} uniform frames, both ends included, each scored; mean"
-#: PIL's number for bicubic, as preprocessor_config.json writes it.
 BICUBIC = 3
+"""PIL's number for bicubic, as in preprocessor_config.json."""
 
 
 @dataclass(frozen=True)
 class ImageRule:
-    """Shortest side to `size`, central square of `crop`, CLIP's mean and standard deviation."""
+    """Resize the shortest side to `size`, crop the central square of `crop` pixels, normalise by `mean` and `std`."""
 
     size: int
     crop: int
@@ -68,12 +68,12 @@ class ImageRule:
         return image[top : top + self.crop, left : left + self.crop]
 
     def _offset(self, spare: int) -> int:
-        """First pixel of the crop, `spare` pixels being left over: transformers rounds down."""
+        """First pixel of the crop, of `spare` pixels to remove; transformers rounds down."""
         return spare // 2
 
 
 class TorchvisionRule(ImageRule):
-    """The same as torchvision does it, for OpenAI's and open_clip's programs: half a pixel of crop rounds to even."""
+    """The same as in torchvision, for the programs of OpenAI and open_clip: half a pixel of crop rounds to even."""
 
     def constants(self) -> dict[str, str]:
         return {**super().constants(), "crop_offset": "half to even", "protocol": PROTOCOL}
@@ -83,10 +83,10 @@ class TorchvisionRule(ImageRule):
 
 
 class LetterboxRule(ImageRule):
-    """HPSv2's: the longer side to `size`, black bars around, nothing cropped.
+    """HPSv2's preprocessing: resize the longer side to `size` and pad with black; nothing is cropped.
 
-    The resize is bicubic on float pixels in [0, 1], not clamped. The original leaves antialiasing to torchvision,
-    which has it off before 0.17 and on since: here it is always on.
+    The resize is bicubic on float pixels in [0, 1], not clamped. The original uses torchvision's default for
+    antialiasing, which is off before version 0.17 and on since; here it is always on.
     """
 
     def constants(self) -> dict[str, str]:
@@ -110,7 +110,7 @@ class LetterboxRule(ImageRule):
 
 
 def read_image_rule(folder: Path, image_size: int) -> ImageRule:
-    """`preprocessor_config.json` of a CLIP processor, refused where it asks for another kind of preprocessing."""
+    """The rule of a CLIP processor's `preprocessor_config.json`; another kind of preprocessing is an error."""
     path = folder / "preprocessor_config.json"
     config = read_json(path)
     steps = ("do_resize", "do_center_crop", "do_normalize")
@@ -120,7 +120,7 @@ def read_image_rule(folder: Path, image_size: int) -> ImageRule:
         or config.get("do_rescale") is False
     ):
         raise BenchError(
-            f"{path} asks for other steps than bicubic resize, centre crop and normalisation: use a CLIP processor."
+            f"{path} has other steps than bicubic resize, centre crop and normalisation: use a CLIP processor."
         )
     try:
         size, crop = _side(config["size"], "shortest_edge"), _side(config["crop_size"], "height")
@@ -129,18 +129,18 @@ def read_image_rule(folder: Path, image_size: int) -> ImageRule:
         raise BenchError(f"{path} lacks {error}: use a CLIP processor.") from None
     if crop != image_size or size < crop or len(rule.mean) != 3 or len(rule.std) != 3:
         raise BenchError(
-            f"{path} makes images of {crop} pixels, the model takes {image_size}: use the processor of this model."
+            f"{path} crops images to {crop} pixels, and the model needs {image_size}: use the processor of this model."
         )
     return rule
 
 
 def _side(value: Any, key: str) -> int:
-    """A size as older (a number) and newer (a mapping) files write it."""
+    """A size, which older files write as a number and newer files as a mapping."""
     return int(value[key] if isinstance(value, dict) else value)
 
 
 class ClipText:
-    """CLIP's tokenizer: prompts are cut to the context length, the end token kept."""
+    """CLIP's tokenizer: a prompt is cut to the context length and keeps its end token."""
 
     def __init__(self, folder: Path, context: int):
         """`context`: the text model's number of positions, 77 in CLIP."""
@@ -159,17 +159,20 @@ class ClipText:
         self.context = context
 
     def ids(self, prompt: str) -> tuple[list[int], int]:
-        """Token ids with start and end token, and how many there were before the cut."""
-        found = next((token for token in self._special if token in prompt), None)
-        if found is not None:
+        """Token ids with start and end token, and their number before the cut."""
+        special = next((token for token in self._special if token in prompt), None)
+        if special is not None:
             raise BenchError(
-                f"prompt {prompt[:60]!r} holds CLIP's special token {found!r}, which would end the text: reword it."
+                f"prompt {prompt[:60]!r} holds CLIP's special token {special!r}, which would end the text: reword it."
             )
         ids = list(self._tokenizer.encode(prompt).ids)
         return ids if len(ids) <= self.context else [*ids[: self.context - 1], ids[-1]], len(ids)
 
     def batch(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "b l"], list[int]]:
-        """Ids padded with the end token, and each prompt's tokens before the cut; causal attention needs no mask."""
+        """Ids padded with the end token, and the number of tokens of each prompt before the cut.
+
+        Attention is causal, so the padding needs no mask.
+        """
         rows = [self.ids(prompt) for prompt in prompts]
         length = max(len(ids) for ids, _ in rows)
         return torch.tensor([ids + ids[-1:] * (length - len(ids)) for ids, _ in rows]), [count for _, count in rows]

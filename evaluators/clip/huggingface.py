@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from transformers import CLIPModel
 
 
-#: Buffers that older checkpoints store and the model computes itself.
 POSITIONS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
+"""Buffers that older checkpoints store and the model computes itself."""
 
 
 def load_clip(folder: Path) -> CLIPModel:
-    """A `CLIPModel` folder in float32; every weight must have its place and every parameter its weight."""
+    """A `CLIPModel` folder in float32; the names of weights and parameters must be the same."""
     from transformers import CLIPConfig, CLIPModel
     from transformers.initialization import no_init_weights
 
     kind = read_json(folder / "config.json").get("model_type")
     if kind != "clip":
         raise BenchError(
-            f"{folder / 'config.json'} describes a '{kind}' model: this scorer needs a CLIPModel folder, 'clip'."
+            f"{folder / 'config.json'} describes a '{kind}' model: pass a CLIPModel folder, with model_type 'clip'."
         )
     config = CLIPConfig.from_pretrained(str(folder), local_files_only=True)
     for part in (config, config.text_config, config.vision_config):
@@ -47,7 +47,7 @@ class HuggingFaceClip:
     def __init__(self, name: str, folder: Path, processor: Path | None, activation: str | None = None):
         """`processor`: folder with tokenizer.json and preprocessor_config.json, by default the model's own.
 
-        `activation`: what config.json must say, if given; OpenAI's models use "quick_gelu", LAION's "gelu".
+        `activation`: must be that of config.json, if set; OpenAI's models use "quick_gelu", LAION's "gelu".
         """
         files = folder if processor is None else processor
         for path in (folder, files):
@@ -58,7 +58,7 @@ class HuggingFaceClip:
         stated = {config.text_config.hidden_act, config.vision_config.hidden_act}
         if activation is not None and stated != {activation}:
             raise BenchError(
-                f"activation='{activation}' contradicts {folder / 'config.json'}, which says "
+                f"activation='{activation}' contradicts {folder / 'config.json'}, which has "
                 f"{' and '.join(sorted(stated))}: use the config.json that belongs to these weights."
             )
         self.checkpoint = folder.name

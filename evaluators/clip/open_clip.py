@@ -20,12 +20,14 @@ from bench.api import BenchError
 from evaluators.clip.frames import ImageRule, TorchvisionRule
 from evaluators.common import CLIP_MEAN, CLIP_STD, file_sha256, load_exact, read_json, read_weights
 
-#: The configuration that open_clip writes beside its weights, and the weight files it writes.
 CONFIG_FILE = "open_clip_config.json"
+"""Configuration that open_clip writes beside its weights."""
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-#: Three numbers that OpenAI's own state dicts hold beside the weights; no other release has them.
+"""Weight files that open_clip writes."""
 OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+"""Numbers that OpenAI's own state dicts hold beside the weights; no other release has them."""
 ACTIVATIONS = {True: "quick_gelu", False: "gelu"}
+"""Value of `quick_gelu` in a configuration to the name of the activation."""
 
 
 class OpenClip:
@@ -37,18 +39,18 @@ class OpenClip:
         model: str | Path | None,
         activation: str | None,
         rule: type[ImageRule] = TorchvisionRule,
-        under: str | None = None,
+        state_key: str | None = None,
     ):
         """`model`: an open_clip name, a JSON file, or None for the file beside the weights.
 
-        `activation` must agree with the configuration and may be left out only where the configuration states it.
-        `rule`: the preprocessing; `under`: the key of the checkpoint file that holds the state dict.
+        `activation` must agree with the configuration, and is required if the configuration does not state it.
+        `rule`: the preprocessing; `state_key`: key of the state dict in the checkpoint file, None if it is the file.
         """
         from open_clip.tokenizer import default_bpe
 
         config, preprocess, source = read_open_config(model, weights_file)
         self.activation = check_activation(config, activation, source)
-        weights = read_open_weights(weights_file, under)
+        weights = read_open_weights(weights_file, state_key)
         network: Any = build_open_clip(config, source)
         image_size, context = config["vision_cfg"]["image_size"], config["text_cfg"].get("context_length", 77)
         numbers = {"input_resolution": image_size, "context_length": context, "vocab_size": network.vocab_size}
@@ -78,10 +80,10 @@ class OpenClip:
 def find_weights(checkpoint: Path, names: Sequence[str] = WEIGHT_FILES) -> Path:
     """The weight file: `checkpoint` itself, or the first of `names` in that folder."""
     if checkpoint.is_dir():
-        found = [checkpoint / name for name in names if (checkpoint / name).is_file()]
-        if not found:
+        paths = [checkpoint / name for name in names if (checkpoint / name).is_file()]
+        if not paths:
             raise BenchError(f"folder {checkpoint} holds none of {', '.join(names)}: pass the weight file itself.")
-        return found[0]
+        return paths[0]
     if not checkpoint.is_file():
         raise BenchError(f"checkpoint {checkpoint} does not exist: pass a local file, nothing is downloaded.")
     return checkpoint
@@ -106,10 +108,9 @@ def read_open_config(
         config, preprocess = stored.get("model_cfg", stored), stored.get("preprocess_cfg", {})
         source: Path | str = path
     else:
-        found = open_clip.get_model_config(str(model))
-        if found is None:
+        config, preprocess, source = open_clip.get_model_config(str(model)), {}, str(model)
+        if config is None:
             raise BenchError(f"open_clip has no model '{model}': use a name from open_clip.list_models(), or a .json.")
-        config, preprocess, source = found, {}, str(model)
     vision, text = (config.get(part) if isinstance(config, dict) else None for part in ("vision_cfg", "text_cfg"))
     if not isinstance(vision, dict) or not isinstance(text, dict) or "image_size" not in vision:
         raise BenchError(
@@ -119,9 +120,9 @@ def read_open_config(
 
 
 def check_activation(config: Mapping[str, Any], wanted: str | None, source: Path | str) -> str:
-    """The activation's name; the configuration or the caller states it, and where both do they agree.
+    """The activation's name, from the configuration or from `wanted`; the two must agree.
 
-    The shapes of the weights do not show it: a wrong one moves every score and raises nothing.
+    The shapes of the weights do not show it: a wrong activation changes every score without an error.
     """
     if wanted is not None and wanted not in ACTIVATIONS.values():
         raise BenchError(f"activation '{wanted}' is unknown: choose one of {', '.join(ACTIVATIONS.values())}.")
@@ -133,43 +134,43 @@ def check_activation(config: Mapping[str, Any], wanted: str | None, source: Path
         )
     if wanted is not None and wanted != (stated or "gelu"):
         raise BenchError(
-            f"activation='{wanted}' contradicts open_clip config {source}, which means '{stated or 'gelu'}': "
+            f"activation='{wanted}' contradicts open_clip config {source}, which uses '{stated or 'gelu'}': "
             "choose the model that these weights were trained with."
         )
     return stated or "gelu"
 
 
-def read_open_weights(path: Path, under: str | None = None) -> dict[str, Tensor]:
+def read_open_weights(path: Path, state_key: str | None = None) -> dict[str, Tensor]:
     """A state dict in float32, with OpenAI's three numbers if the file has them."""
     if path.is_file() and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any("/code/" in name for name in archive.namelist()):
                 raise BenchError(
-                    f"weight file {path} is a TorchScript program, which is not run here: load it once with "
+                    f"weight file {path} is a TorchScript program, which is not executed: load it once with "
                     "torch.jit.load and save its state_dict() with torch.save."
                 )
-    return {name: value.float() for name, value in read_weights(path, under).items()}
+    return {name: value.float() for name, value in read_weights(path, state_key).items()}
 
 
 def _check_openai_numbers(weights: dict[str, Tensor], wanted: Mapping[str, int], activation: str, path: Path) -> None:
-    """Take OpenAI's three numbers out of the state dict; they must be the configuration's, with QuickGELU."""
-    found = {name: weights.pop(name) for name in OPENAI_NUMBERS if name in weights}
-    for name, value in found.items():
-        said = value.flatten().tolist()
-        if said != [wanted[name]]:
-            stated = ", ".join(f"{number:g}" for number in said)
+    """Remove OpenAI's three numbers from the state dict; they must be those of the configuration, with QuickGELU."""
+    numbers = {name: weights.pop(name) for name in OPENAI_NUMBERS if name in weights}
+    for name, value in numbers.items():
+        stored = value.flatten().tolist()
+        if stored != [wanted[name]]:
+            text = ", ".join(f"{number:g}" for number in stored)
             raise BenchError(
-                f"{path} says {name} {stated}, the open_clip config {wanted[name]}: choose the model of these weights."
+                f"{path} has {name} {text}, the open_clip config {wanted[name]}: choose the model of these weights."
             )
-    if found and activation != "quick_gelu":
+    if numbers and activation != "quick_gelu":
         raise BenchError(
-            f"{path} has the layout of OpenAI's release, whose models use QuickGELU, but the open_clip config means "
+            f"{path} has the layout of OpenAI's release, whose models use QuickGELU, but the open_clip config uses "
             "GELU: choose the model whose name ends in '-quickgelu'."
         )
 
 
 def build_open_clip(config: Mapping[str, Any], source: Path | str) -> nn.Module:
-    """`open_clip.CLIP` with weights to be filled in; towers that would fetch other models are refused."""
+    """`open_clip.CLIP` with random weights; a configuration that would download other models is an error."""
     from open_clip import CLIP
 
     vision, text = config["vision_cfg"], config["text_cfg"]
@@ -178,32 +179,36 @@ def build_open_clip(config: Mapping[str, Any], source: Path | str) -> nn.Module:
     foreign += [key for key in config if key in ("custom_text", "multimodal_cfg")]
     if foreign:
         raise BenchError(
-            f"open_clip config {source} uses {foreign[0]}, which this scorer does not know: use a plain CLIP model."
+            f"open_clip config {source} uses {foreign[0]}, which is not supported: use a plain CLIP model."
         )
     known = {key: value for key, value in config.items() if key not in ("vision_cfg", "text_cfg")}
     try:
-        with torch.random.fork_rng(devices=[]):  # its initial weights are random and all replaced
+        with torch.random.fork_rng(devices=[]):  # the random initial weights are all replaced
             model: nn.Module = CLIP(vision_cfg=dict(vision), text_cfg=dict(text), **known).float()
     except (TypeError, KeyError, ValueError, AssertionError, ZeroDivisionError) as error:
-        raise BenchError(f"open_clip config {source} makes no model ({error}): use open_clip's own layout.") from None
+        raise BenchError(
+            f"open_clip config {source} does not describe a model ({error}): use open_clip's own layout."
+        ) from None
     return model
 
 
 def make_rule(kind: type[ImageRule], size: int, preprocess: Mapping[str, Any], source: Path | str) -> ImageRule:
-    """The preprocessing with CLIP's constants, or those of `preprocess_cfg`; another resize is refused."""
+    """The preprocessing with CLIP's constants, or those of `preprocess_cfg`; another resize is an error."""
     for key, want in (("interpolation", "bicubic"), ("resize_mode", "shortest")):
         if preprocess.get(key, want) != want:
             raise BenchError(
-                f"open_clip config {source} asks for {key} '{preprocess[key]}': this scorer does '{want}' only."
+                f"open_clip config {source} asks for {key} '{preprocess[key]}': only '{want}' is supported."
             )
     mean, std = tuple(preprocess.get("mean", CLIP_MEAN)), tuple(preprocess.get("std", CLIP_STD))
     if len(mean) != 3 or len(std) != 3 or not all(math.isfinite(v) for v in mean) or not all(v > 0 for v in std):
-        raise BenchError(f"open_clip config {source} gives no three means and three positive stds: mend it.")
+        raise BenchError(
+            f"open_clip config {source} needs three means and three positive stds: fix its preprocess_cfg."
+        )
     return kind(size, size, mean, std)
 
 
 class OpenText:
-    """open_clip's tokenizer: text is mended by ftfy, html is unescaped; cut to the context, the end token kept."""
+    """open_clip's tokenizer: ftfy cleans the text, HTML is unescaped; a prompt is cut to the context length."""
 
     def __init__(self, context: int, vocabulary: int):
         """`context`: the text model's number of positions, 77 in CLIP; `vocabulary`: its number of embeddings."""
@@ -217,7 +222,7 @@ class OpenText:
             )
 
     def batch(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "b l"], list[int]]:
-        """Ids padded with 0, and how many tokens each prompt has before the cut, start and end token included."""
+        """Ids padded with 0, and the number of tokens of each prompt before the cut, start and end token included."""
         rows = [self._tokenizer.encode(prompt) for prompt in prompts]
         for prompt, ids in zip(prompts, rows, strict=True):
             if set(self._tokenizer.all_special_ids) & set(ids):

@@ -1,4 +1,4 @@
-"""A CLIP model as a scorer of video frames against prompts; the basis of CLIPScore, PickScore and HPSv2.
+"""Scores of video frames against prompts by a CLIP model: the base class of CLIPScore, PickScore and HPSv2.
 
 The protocol for videos is that of `evaluators.clip.frames`: 8 uniform frames, each scored, and the mean.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -32,21 +34,34 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@dataclass(eq=False, repr=False)
 class ClipEvaluator(Evaluator):
-    """Cosines between a video's frames and its prompt, turned into metrics by the subclass."""
+    """Cosines between a video's frames and its prompt, from which a subclass computes its metrics."""
 
-    name: str
-    idle_weights = frozenset({"logit_scale"})  # PickScore reads it when loading, cosines do not need it
+    name: ClassVar[str]
+    idle_weights = frozenset({"logit_scale"})  # read when PickScore loads; cosines do not need it
 
-    def __init__(
-        self, clip: HuggingFaceClip | OpenClip, dtype: str, prefix: str, micro_batch: int, device: str | None
-    ):
-        """`prefix` is put before each prompt; `micro_batch`: frames, or prompts, per forward pass."""
+    checkpoint: str | Path
+    """Local folder or file of the model."""
+    _: KW_ONLY
+    dtype: str = "float32"
+    """Type of the weights: "float32" (the reference) or "bfloat16"."""
+    micro_batch: int = 64
+    """Frames, or prompts, per forward pass; an integer of at least 1."""
+    device: str | None = None
+    """Device of the model; null: the GPU if there is one, else the CPU."""
+
+    def __post_init__(self) -> None:
+        """Load the model; nothing is downloaded."""
+        clip = self._load()
         self._clip, self._rule, self._text, self._scale = clip, clip.rule, clip.text, clip.scale
-        self._dtype, self._device, self._prefix, self._micro_batch = dtype, pick_device(device), prefix, micro_batch
-        self._type = float_type(dtype)
+        self._device, self._prefix, self._type = pick_device(self.device), "", float_type(self.dtype)
         freeze(clip.model, self._type, self._device)
         self._details = dict[str, Tensor]()
+
+    @abstractmethod
+    def _load(self) -> HuggingFaceClip | OpenClip:
+        """The model in float32."""
 
     @abstractmethod
     def _metrics(self, cosine: Float[Tensor, "b n"]) -> dict[str, Float[Tensor, "b n"]]:
@@ -55,7 +70,7 @@ class ClipEvaluator(Evaluator):
     def score(
         self, videos: Float[Tensor, "b 3 f h w"], prompts: Sequence[str], fps: float
     ) -> Mapping[str, Float[Tensor, "b"]]:
-        """Means over the scored frames; pixels in [0, 1], taken to the nearest of 256 levels; `fps` plays no part."""
+        """Means over the scored frames of videos with pixels in [0, 1], rounded to 256 levels; `fps` is not used."""
         check_batch(videos, prompts, fps)
         total = videos.shape[2]
         indices = uniform_indices(total, min(FRAMES, total))
@@ -82,26 +97,27 @@ class ClipEvaluator(Evaluator):
 
     def _images(self, frames: Tensor) -> Float[Tensor, "n d"]:
         """Unit image embeddings of uint8 frames [n, 3, h, w]."""
-        parts = [
-            self._clip.image_features(self._rule.pixels(some).to(self._device, self._type)).float()
-            for some in frames.split(self._micro_batch)
+        features = [
+            self._clip.image_features(self._rule.pixels(chunk).to(self._device, self._type)).float()
+            for chunk in frames.split(self.micro_batch)
         ]
-        return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+        return torch.nn.functional.normalize(torch.cat(features), dim=-1)
 
     def _texts(self, prompts: Sequence[str]) -> tuple[Float[Tensor, "b d"], Tensor]:
         """Unit text embeddings, each different prompt embedded once, and each prompt's tokens before the cut."""
         unique = list(dict.fromkeys(prompts))
         ids, tokens = self._text.batch([self._prefix + prompt for prompt in unique])
-        parts = [self._clip.text_features(some.to(self._device)) for some in ids.split(self._micro_batch)]
-        features = torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1)
-        place = [unique.index(prompt) for prompt in prompts]
-        return features[place], torch.tensor(tokens)[place]
+        chunks = [self._clip.text_features(chunk.to(self._device)) for chunk in ids.split(self.micro_batch)]
+        features = torch.nn.functional.normalize(torch.cat(chunks).float(), dim=-1)
+        rows = [unique.index(prompt) for prompt in prompts]
+        return features[rows], torch.tensor(tokens)[rows]
 
     def details(self) -> pd.DataFrame:
         """One row per scored frame of the last call.
 
-        `video` is its place in the batch, `frame_index` the frame's place in the video, `prompt_tokens` the length of
-        prefix and prompt before the cut at `token_limit`, start and end token included; then the metrics.
+        `video` is the index in the batch, `frame_index` the index of the frame in the video, `prompt_tokens` the
+        length of prefix and prompt before the cut at `token_limit`, start and end token included. One column per
+        metric follows.
         """
         import pandas as pd
 
@@ -110,5 +126,5 @@ class ClipEvaluator(Evaluator):
     def fingerprint(self) -> Mapping[str, str]:
         """Hashes of weights and tokenizer, preprocessing constants, number of frames, prefix and dtype."""
         clip = self._clip
-        model = {"evaluator": self.name, "checkpoint": clip.checkpoint, "prefix": self._prefix, "dtype": self._dtype}
+        model = {"evaluator": self.name, "checkpoint": clip.checkpoint, "prefix": self._prefix, "dtype": self.dtype}
         return {**model, **clip.hashes, **clip.constants, **self._rule.constants()}

@@ -1,8 +1,8 @@
-"""Reads a VideoReward checkpoint into Qwen2-VL and a linear reward head, exactly.
+"""Reads a VideoReward checkpoint into Qwen2-VL and a linear reward head.
 
 Two layouts exist: `model.pth`, a full PEFT state dict (the published one), and `adapter_model.safetensors` with
 `non_lora_state_dict.pth`, which needs the base model's weights. Key names are those of transformers 4.45 or newer.
-Every source key must find its place and every parameter its key; LoRA is merged in float32.
+Every key of the files must name a parameter, and every parameter needs a key. LoRA is merged in float32.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 AXES = ("VQ", "MQ", "TA")
-#: LoRA sits on the seven linear maps of every decoder layer: q, k, v, o, gate, up, down.
 LORA_PER_LAYER = 7
+"""Linear maps with LoRA in every decoder layer: q, k, v, o, gate, up, down."""
 
 _PREFIXES = (
     (re.compile(r"^model\.visual\."), "visual."),
@@ -41,16 +41,16 @@ _UNKNOWN = ("lora_", "modules_to_save", "original_module")
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """What `model_config.json` says about sampling, the head, LoRA and the scale of the scores."""
+    """Settings of `model_config.json`: sampling, head, LoRA and normalisation of the scores."""
 
     sample_fps: float | None
-    """Frames looked at per second of video."""
+    """Frames sampled per second of video."""
     num_frames: int | None
-    """Frames looked at, in place of `sample_fps`."""
+    """Number of sampled frames, in place of `sample_fps`."""
     max_frame_pixels: int
     """Largest area of a frame, pixels."""
     min_frame_pixels: int
-    """Smallest area of a frame, pixels; an optional key of ours (the official files do not have it)."""
+    """Smallest area of a frame, pixels; an optional key, which the official files do not have."""
     output_dim: int
     """1: one output, read at each reward token; 3: output j is read at token j."""
     lora: bool
@@ -62,7 +62,7 @@ class RewardConfig:
 
 
 def read_config(checkpoint: Path) -> RewardConfig:
-    """`model_config.json`, refused where it asks for something other than the published kind of model."""
+    """Settings of `model_config.json`; another kind of model than the published one is an error."""
     path = checkpoint / "model_config.json"
     config = read_json(path)
     try:
@@ -96,11 +96,11 @@ def read_config(checkpoint: Path) -> RewardConfig:
             norm=_norm(config.get("inference_config")),
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise BenchError(f"{path} lacks or garbles {error}: use the file that came with the checkpoint.") from None
+        raise BenchError(f"{path} lacks a valid {error}: use the file that came with the checkpoint.") from None
 
 
 def _norm(section: Mapping[str, float] | None) -> dict[str, tuple[float, float]] | None:
-    """Mean and positive standard deviation per axis; a checkpoint may state none."""
+    """Mean and positive standard deviation per axis; None if the checkpoint has none."""
     if not section:
         return None
     norm = {axis: (float(section[f"{axis}_mean"]), float(section[f"{axis}_std"])) for axis in AXES}
@@ -141,7 +141,7 @@ def rename(key: str) -> str:
     return name
 
 
-def split_lora(state: Mapping[str, Tensor], where: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+def split_lora(state: Mapping[str, Tensor], source: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """Plain weights by target name, and LoRA factors by the name of the weight they change."""
     plain: dict[str, Tensor] = {}
     lora: dict[str, dict[str, Tensor]] = {}
@@ -149,14 +149,14 @@ def split_lora(state: Mapping[str, Tensor], where: Path) -> tuple[dict[str, Tens
         match = _LORA.match(key)
         if match is None and any(word in key for word in _UNKNOWN):
             raise BenchError(
-                f"checkpoint {where} holds '{key}', a kind of adapter that is not supported: merge it first."
+                f"checkpoint {source} holds '{key}', a kind of adapter that is not supported: merge it first."
             )
         if match is None:
             target, name = plain, rename(key)
         else:
             target, name = lora.setdefault(rename(match["module"]) + ".weight", {}), match["side"]
         if name in target:
-            raise BenchError(f"checkpoint {where} has two weights for one place, the second is '{key}': keep one.")
+            raise BenchError(f"checkpoint {source} has two weights with one name, the second is '{key}': keep one.")
         target[name] = value
     return plain, lora
 
@@ -166,23 +166,23 @@ def merge_lora(
     lora: Mapping[str, Mapping[str, Tensor]],
     config: RewardConfig,
     layers: int,
-    where: Path,
+    source: Path,
 ) -> None:
     """W += scale * B A in float32, in place; every factor needs its partner and its base weight."""
     expected = LORA_PER_LAYER * layers if config.lora else 0
     if len(lora) != expected:
         raise BenchError(
-            f"checkpoint {where} has LoRA factors for {len(lora)} weights, not {expected}: use a complete checkpoint."
+            f"checkpoint {source} has LoRA factors for {len(lora)} weights, not {expected}: use a complete checkpoint."
         )
     for name, factors in lora.items():
         if set(factors) != {"A", "B"} or name not in weights:
             raise BenchError(
-                f"LoRA of '{name}' in checkpoint {where} lacks a factor or a base: use a complete checkpoint."
+                f"LoRA of '{name}' in checkpoint {source} lacks a factor or a base: use a complete checkpoint."
             )
         a, b, base = factors["A"].float(), factors["B"].float(), weights[name]
         if a.shape != (config.lora_r, base.shape[1]) or b.shape != (base.shape[0], config.lora_r):
             raise BenchError(
-                f"LoRA of '{name}' in checkpoint {where} has shapes {tuple(a.shape)} and {tuple(b.shape)}, not rank "
+                f"LoRA of '{name}' in checkpoint {source} has shapes {tuple(a.shape)} and {tuple(b.shape)}, not rank "
                 f"{config.lora_r} on {tuple(base.shape)}: use the model_config.json of this checkpoint."
             )
         weights[name] = base + config.lora_scale * (b @ a)
@@ -214,17 +214,17 @@ def read_reward_weights(step: Path, base_model: Path, config: RewardConfig, text
             raise BenchError(
                 f"{step} mixes LoRA factors and other weights within its files: use the files as they were saved."
             )
-        _check_whole(base, other, step)
+        _check_complete(base, other, step)
         plain = base | other
     weights = {name: value.float() for name, value in plain.items()}
     merge_lora(weights, lora, config, text_config.num_hidden_layers, step)
     return weights
 
 
-def _check_whole(base: Mapping[str, Tensor], other: Mapping[str, Tensor], step: Path) -> None:
-    """What was trained beside LoRA must be all there: a missing tensor would silently keep the base model's value.
+def _check_complete(base: Mapping[str, Tensor], other: Mapping[str, Tensor], step: Path) -> None:
+    """Reject missing weights that were trained beside LoRA: they would silently keep the base model's values.
 
-    Head and embeddings always were trained; the vision tower and its merger, each whole or not at all.
+    Head and embeddings are always trained; the vision tower and its merger are each trained completely or not at all.
     """
     needed = {"rm_head.weight", "language_model.embed_tokens.weight"}
     for group in (
@@ -233,11 +233,11 @@ def _check_whole(base: Mapping[str, Tensor], other: Mapping[str, Tensor], step: 
     ):
         if group & other.keys():
             needed |= group
-    lacking = sorted(needed - other.keys())
-    if lacking:
+    missing = sorted(needed - other.keys())
+    if missing:
         raise BenchError(
-            f"checkpoint {step} lacks '{lacking[0]}' in non_lora_state_dict.pth ({len(lacking)} missing), for which "
-            "the base model's value would stand in: use a complete checkpoint."
+            f"checkpoint {step} lacks '{missing[0]}' in non_lora_state_dict.pth ({len(missing)} missing), for which "
+            "the base model's value would be used: use a complete checkpoint."
         )
 
 
@@ -248,11 +248,10 @@ def _check_adapter(step: Path, config: RewardConfig) -> None:
     adapter = read_json(path)
     rank = adapter.get("r", config.lora_r)
     scale = adapter.get("lora_alpha", 0) / (math.sqrt(rank) if adapter.get("use_rslora") else rank)
-    odd = [name for name in ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern") if adapter.get(name)]
-    if rank != config.lora_r or not math.isclose(scale, config.lora_scale) or odd:
-        raise BenchError(
-            f"{path} contradicts model_config.json ({odd or 'rank or alpha'}): use the files that belong together."
-        )
+    extra = [name for name in ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern") if adapter.get(name)]
+    if rank != config.lora_r or not math.isclose(scale, config.lora_scale) or extra:
+        reason = ", ".join(extra) or "rank or alpha"
+        raise BenchError(f"{path} contradicts model_config.json ({reason}): use the files that belong together.")
 
 
 def build(step: Path, base_model: Path, config: RewardConfig, vocabulary: int) -> RewardModel:
@@ -282,7 +281,7 @@ def build(step: Path, base_model: Path, config: RewardConfig, vocabulary: int) -
 
 
 def read_base_config(base_model: Path) -> Qwen2VLConfig:
-    """The base model's `config.json` with every dtype set to float32, so that no parameter is made in bfloat16."""
+    """The base model's `config.json` with every dtype set to float32, so that no parameter is created in bfloat16."""
     from transformers import Qwen2VLConfig
 
     path = base_model / "config.json"

@@ -1,6 +1,6 @@
-"""What VideoReward sees: which frames, at what size, as which patches, and the evaluation text around them.
+"""Input of VideoReward: which frames, their size, their patches, and the evaluation text.
 
-The rules are those with which the model was trained (KlingTeam/VideoAlign and the qwen-vl-utils of its pins).
+The rules are those of the model's training code (KlingTeam/VideoAlign and the qwen-vl-utils of its pins).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from bench.api import BenchError
 from evaluators.common import CLIP_MEAN, CLIP_STD
 
 PATCH, TEMPORAL, MERGE = 14, 2, 2
-#: A frame's sides are multiples of this: one merged token covers 28 x 28 pixels and two frames.
 FACTOR = PATCH * MERGE
-#: Smallest area of a frame in pixels: smaller ones are enlarged (the default of Qwen's video reader).
+"""A frame's sides are multiples of this: one merged token covers 28 x 28 pixels and two frames."""
 MIN_FRAME_PIXELS = 128 * FACTOR * FACTOR
+"""Smallest area of a frame in pixels: smaller ones are enlarged (the default of Qwen's video reader)."""
 MIN_FRAMES, MAX_FRAMES, MAX_ASPECT = 4, 768, 200
 
 REWARD_TOKENS = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
@@ -33,10 +33,10 @@ FIELDS = ("text_prompt", "prompt")
 
 
 def frame_count(total: int, fps: float, sample_fps: float | None, num_frames: int | None) -> int:
-    """How many frames are looked at: an even number, about `sample_fps` per second, at least 4 if there are as many.
+    """Number of sampled frames: even, about `sample_fps` per second, at least 4 if the video has as many.
 
-    `num_frames`, where given, replaces the rate. The upper limit is applied after the lower one, and the rounding to
-    even numbers takes the nearer even quotient (2.5 pairs are 2 pairs).
+    `num_frames` replaces the rate. The upper limit is applied after the lower one. The number of pairs is rounded half
+    to even (2.5 pairs are 2 pairs).
     """
     if num_frames is not None:
         count = TEMPORAL * round(num_frames / TEMPORAL)
@@ -47,7 +47,7 @@ def frame_count(total: int, fps: float, sample_fps: float | None, num_frames: in
         count = min(count, total)
     if not TEMPORAL <= count <= total:
         raise BenchError(
-            f"VideoReward would look at {count} of {total} frames: it needs at least {TEMPORAL} frames per video "
+            f"VideoReward would sample {count} of {total} frames: it needs at least {TEMPORAL} frames per video "
             "(an image cannot be scored) and no more than the video has."
         )
     return count
@@ -57,7 +57,7 @@ def frame_size(height: int, width: int, min_pixels: int, max_pixels: int) -> tup
     """Height and width after resizing: multiples of 28, area within the limits, aspect ratio nearly kept."""
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise BenchError(
-            f"a frame of {height} x {width} pixels is too narrow: VideoReward takes ratios up to {MAX_ASPECT}."
+            f"a frame of {height} x {width} pixels is too narrow: aspect ratios up to {MAX_ASPECT} are supported."
         )
     new_height, new_width = (max(FACTOR, FACTOR * round(side / FACTOR)) for side in (height, width))
     if new_height * new_width > max_pixels:
@@ -68,7 +68,7 @@ def frame_size(height: int, width: int, min_pixels: int, max_pixels: int) -> tup
         new_height, new_width = (FACTOR * math.ceil(side * grow / FACTOR) for side in (height, width))
     if not (new_height and new_width):
         raise BenchError(
-            f"a frame of {height} x {width} pixels has no side left at {max_pixels} pixels: raise max_frame_pixels."
+            f"a frame of {height} x {width} pixels shrinks to nothing at {max_pixels} pixels: raise max_frame_pixels."
         )
     return new_height, new_width
 
@@ -94,11 +94,11 @@ def patches(frames: UInt8[Tensor, "b n 3 H W"]) -> Float[Tensor, "b p 1176"]:
 class Text:
     """The evaluation text around a prompt, as token ids.
 
-    `tokenizer.json` is read as it is, so that ids do not depend on how a library version rebuilds the tokenizer.
+    `tokenizer.json` is read without change, so ids do not depend on how a library version rebuilds the tokenizer.
     """
 
-    def __init__(self, template: str, tokenizer_file: Path, where: Path):
-        """`template`: with one field for the prompt; `where`: the template's file, for messages."""
+    def __init__(self, template: str, tokenizer_file: Path, template_file: Path):
+        """`template`: text with one field for the prompt; `template_file`: its file, for messages."""
         from tokenizers import AddedToken, Tokenizer
 
         if not tokenizer_file.is_file():
@@ -111,7 +111,7 @@ class Text:
         self.tokenizer.no_padding()
         self.tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in REWARD_TOKENS])
         self.added = [token.content for token in self.tokenizer.get_added_tokens_decoder().values()]
-        self.template, self.field = template, _field(template, where)
+        self.template, self.field = template, _field(template, template_file)
         missing = [token for token in (VIDEO_TOKEN, *CHAT_TOKENS) if token not in self.added]
         if missing:
             raise BenchError(f"tokenizer file {tokenizer_file} has no token {missing[0]}: use a Qwen2-VL tokenizer.")
@@ -123,7 +123,7 @@ class Text:
         assert number is not None
         if number >= self.size:
             raise BenchError(
-                f"the tokenizer gives {token} the id {number} with {self.size} tokens in all, so that it has no "
+                f"token {token} has the id {number} and the tokenizer {self.size} tokens, so the token has no "
                 "embedding: use the tokenizer that came with the checkpoint."
             )
         return int(number)
@@ -142,7 +142,7 @@ class Text:
         )
 
     def ids(self, prompt: str) -> list[int]:
-        """Token ids with a single place for the video."""
+        """Token ids with a single token for the video."""
         return list(self._ids(prompt))
 
     def _encode(self, prompt: str) -> tuple[int, ...]:
@@ -156,14 +156,14 @@ class Text:
         if counts != [1, 1, 1, 1]:
             raise BenchError(
                 f"the evaluation text has {counts[:3]} of the tokens {', '.join(REWARD_TOKENS)} and {counts[3]} "
-                "places for the video: mend the template so that each occurs once."
+                "video tokens: change the template so that each occurs once."
             )
         return ids
 
     def batch(self, prompts: Sequence[str], video_tokens: int) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b 3"]]:
-        """Ids with `video_tokens` places per video, padded on the right, and the positions of VQ, MQ and TA.
+        """Ids with `video_tokens` tokens per video, padded on the right, and the positions of VQ, MQ and TA.
 
-        Attention is causal and every reward token lies before the padding, so that the padding needs no mask.
+        Attention is causal and every reward token precedes the padding, so the padding needs no mask.
         """
         rows = []
         for prompt in prompts:
@@ -177,36 +177,35 @@ class Text:
 
 
 def read_template(path: Path) -> str:
-    """The template byte for byte: no line ending is translated, no blank is stripped."""
+    """The template byte for byte: line endings are not translated, blanks are not stripped."""
     try:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise BenchError(
-            f"prompt template {path} is missing: put the evaluation text that the checkpoint was trained with there, "
+            f"prompt template {path} is missing: store the text that the checkpoint was trained with there, "
             "or name its file with prompt_template=."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BenchError(f"prompt template {path} cannot be read as UTF-8 ({error}): fetch it again.") from None
 
 
-def _field(template: str, where: Path) -> str:
-    """Name of the template's only field; it must lie between the MQ and the TA token, so that VQ and MQ ignore it."""
+def _field(template: str, file: Path) -> str:
+    """Name of the template's only field, which must be between MQ and TA, so that VQ and MQ do not depend on it."""
     try:
         parts = list(Formatter().parse(template))
     except ValueError as error:
         raise BenchError(
-            f"prompt template {where} is no format string ({error}): double its literal braces."
+            f"prompt template {file} is not a format string ({error}): double its literal braces."
         ) from None
     fields = [name for _, name, _, _ in parts if name is not None]
     altered = [name for _, name, layout, conversion in parts if layout or conversion]
     if len(fields) != 1 or fields[0] not in FIELDS or altered:
-        raise BenchError(f"prompt template {where} has the fields {fields}: it needs exactly one, {{text_prompt}}.")
-    places = [template.find(token) for token in REWARD_TOKENS]
+        raise BenchError(f"prompt template {file} has the fields {fields}: it needs exactly one, {{text_prompt}}.")
+    vq, mq, ta = (template.find(token) for token in REWARD_TOKENS)
     counts = [template.count(token) for token in REWARD_TOKENS]
-    at = template.find("{" + fields[0])
-    if counts != [1, 1, 1] or not places[0] < places[1] < at < places[2]:
+    if counts != [1, 1, 1] or not vq < mq < template.find("{" + fields[0]) < ta:
         raise BenchError(
-            f"prompt template {where} is out of order: it must contain {REWARD_TOKENS[0]}, {REWARD_TOKENS[1]}, "
+            f"prompt template {file} is out of order: it must contain {REWARD_TOKENS[0]}, {REWARD_TOKENS[1]}, "
             f"{{{fields[0]}}} and {REWARD_TOKENS[2]}, once each and in this order."
         )
     return fields[0]

@@ -1,16 +1,16 @@
 """VideoReward of VideoAlign (Liu et al. 2025, "Improving Video Generation with Human Feedback"): VQ, MQ and TA.
 
-The model looks at a few frames of the video, reads an evaluation text with the prompt near its end, and gives one
-number at each of three reward tokens: visual quality, motion quality, text alignment. VQ and MQ are read before the
-prompt, so that they do not depend on it.
+The input is a few frames of the video and an evaluation text with the prompt near its end. The model computes one
+number at each of three reward tokens: visual quality, motion quality, text alignment. The tokens of VQ and MQ precede
+the prompt, so these two do not depend on it.
 
-A batch and a single video differ by rounding only (at most 5e-6 in float32).
+Scores of a video in a batch and alone differ by rounding only (at most 5e-6 in float32).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,15 +47,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-#: The published model.pth (KlingTeam/VideoReward, checkpoint-11352) and the evaluation text it was trained with.
 OFFICIAL_WEIGHTS = "48375908e6112de9f0248402db156a23b480709a6960b091c598c6f4c88d21b9"
+"""sha256 of the published model.pth (KlingTeam/VideoReward, checkpoint-11352)."""
 OFFICIAL_TEMPLATE = "fdb6309bac618dd0c8b1b589d3a0970a974f7856eecbb355a190b2dce54af700"
+"""sha256 of the evaluation text that these weights were trained with."""
 
 MEANING = {"VQ": "visual quality", "MQ": "motion quality", "TA": "text alignment"}
 
 
+@dataclass(eq=False, repr=False)
 class VideoAlign(Evaluator):
-    """VQ, MQ and TA, normalised as the paper reports them, and VQ_raw, MQ_raw and TA_raw as the head gives them."""
+    """VQ, MQ and TA, normalised as in the paper, and VQ_raw, MQ_raw and TA_raw, the outputs of the head."""
 
     prompt_free = frozenset({"VQ", "MQ", "VQ_raw", "MQ_raw"})
     float32_spread = (
@@ -64,37 +66,40 @@ class VideoAlign(Evaluator):
         "scalar kernels, and one such pixel moves a nano score by so much; all else is below 2e-6",
     )
 
-    def __init__(
-        self,
-        checkpoint: str | Path,
-        base_model: str | Path | None = None,
-        dtype: str = "float32",
-        normalise: bool = True,
-        prompt_template: str | Path | None = None,
-        *,
-        step: int | None = None,
-        sample_fps: float | None = None,
-        num_frames: int | None = None,
-        max_frame_pixels: int | None = None,
-        micro_batch: int = 16,
-        device: str | None = None,
-    ):
-        """Load a checkpoint folder; nothing is downloaded.
+    checkpoint: str | Path
+    """Local folder with model_config.json and checkpoint-N."""
+    base_model: str | Path | None = None
+    """Folder of Qwen2-VL: config.json, and weights for the adapter layout only; null: `<checkpoint>/base`."""
+    _: KW_ONLY
+    dtype: str = "float32"
+    """Type of the weights: "float32" (the reference) or "bfloat16" (as published)."""
+    normalise: bool = True
+    """Whether VQ, MQ and TA are (raw - mean) / std with the checkpoint's constants; without constants they are raw."""
+    prompt_template: str | Path | None = None
+    """File of the evaluation text; null: `<checkpoint>/prompt_template.txt`."""
+    step: int | None = None
+    """N of checkpoint-N; null: the highest."""
+    sample_fps: float | None = None
+    """Frames sampled per second of video; null: the checkpoint's. With another value here, in `num_frames` or in
+    `max_frame_pixels`, scores are not comparable with published ones."""
+    num_frames: int | None = None
+    """Number of sampled frames, in place of a rate; null: the checkpoint's."""
+    max_frame_pixels: int | None = None
+    """Largest area of a frame, pixels; null: the checkpoint's."""
+    micro_batch: int = 16
+    """Videos per forward pass; an integer of at least 1."""
+    device: str | None = None
+    """Device of the model; null: the GPU if there is one, else the CPU."""
 
-        `base_model`: folder of Qwen2-VL (config.json; weights only for the adapter layout), by default
-        `<checkpoint>/base`. `dtype`: "float32" (the reference) or "bfloat16" (as published). `normalise`: VQ, MQ and
-        TA are (raw - mean) / std with the checkpoint's constants; where it states none they stay raw.
-        `prompt_template`: file with the evaluation text, by default `<checkpoint>/prompt_template.txt`. `step`: N of
-        checkpoint-N, by default the highest. `sample_fps`, `num_frames`, `max_frame_pixels` replace the checkpoint's
-        sampling: scores are then not comparable with published ones. `micro_batch`: videos per forward pass.
-        """
-        root = Path(checkpoint)
-        folder = find_step(root, step)
-        self._config = _override(read_config(root), sample_fps, num_frames, max_frame_pixels)
-        base = root / "base" if base_model is None else Path(base_model)
+    def __post_init__(self) -> None:
+        """Load the checkpoint; nothing is downloaded."""
+        root = Path(self.checkpoint)
+        folder = find_step(root, self.step)
+        self._config = _override(read_config(root), self.sample_fps, self.num_frames, self.max_frame_pixels)
+        base = root / "base" if self.base_model is None else Path(self.base_model)
         if not base.is_dir():
             raise BenchError(f"base model folder {base} does not exist: name the Qwen2-VL folder with base_model=.")
-        template_file = root / "prompt_template.txt" if prompt_template is None else Path(prompt_template)
+        template_file = root / "prompt_template.txt" if self.prompt_template is None else Path(self.prompt_template)
         template = read_template(template_file)
         self._hashes = {f"sha256:{file.name}": file_sha256(file) for file in used_files(folder, base)}
         self._hashes["sha256:prompt_template"] = file_sha256(template_file)
@@ -104,10 +109,10 @@ class VideoAlign(Evaluator):
         self._text = Text(template, tokenizer_file, template_file)
         self._hashes |= {f"sha256:{file.name}": file_sha256(file) for file in (tokenizer_file, base / "config.json")}
         self._hashes["sha256:model_config.json"] = file_sha256(root / "model_config.json")
-        self._dtype, self._device, self._micro_batch = dtype, pick_device(device), micro_batch
+        self._device = pick_device(self.device)
         model = build(folder, base, self._config, self._text.size)
-        self._model = freeze(model, float_type(dtype), self._device)
-        self._norm = self._config.norm if normalise else None
+        self._model = freeze(model, float_type(self.dtype), self._device)
+        self._norm = self._config.norm if self.normalise else None
         self._details: dict[str, list[object]] = {}
         unit = "raw" if self._norm is None else "standard deviations of the authors' validation set"
         self.metrics = {axis: Metric(True, unit, MEANING[axis]) for axis in AXES}
@@ -126,21 +131,21 @@ class VideoAlign(Evaluator):
     ) -> Mapping[str, Float[Tensor, "b"]]:
         """VQ, MQ, TA and their raw values; higher is better.
 
-        Pixels in [0, 1], taken to the nearest of 256 levels as a lossless file would; `fps`: frame rate of the videos,
-        which decides how many frames are looked at.
+        Pixels in [0, 1], rounded to 256 levels as in a lossless file. `fps`: frame rate of the videos, which decides
+        how many frames the model sees.
         """
         check_batch(videos, prompts, fps)
         total, height, width = videos.shape[2:]
         indices = uniform_indices(total, frame_count(total, fps, self._config.sample_fps, self._config.num_frames))
         size = frame_size(height, width, self._config.min_frame_pixels, self._config.max_frame_pixels)
         tokens = [self._text.ids(prompt) for prompt in prompts]
-        parts = []
+        rows = []
         with scoring():
-            for first in range(0, len(videos), self._micro_batch):
-                some = slice(first, first + self._micro_batch)
-                frames = to_uint8(videos[some, :, indices]).cpu().transpose(1, 2)
-                parts.append(self._raw(frames, prompts[some], size))
-        raw = torch.cat(parts).to(videos.device)
+            for first in range(0, len(videos), self.micro_batch):
+                batch = slice(first, first + self.micro_batch)
+                frames = to_uint8(videos[batch, :, indices]).cpu().transpose(1, 2)
+                rows.append(self._raw(frames, prompts[batch], size))
+        raw = torch.cat(rows).to(videos.device)
         check_finite("VideoReward", raw)
         self._details = {
             "video": list(range(len(videos))),
@@ -169,7 +174,7 @@ class VideoAlign(Evaluator):
         return scores
 
     def details(self) -> pd.DataFrame:
-        """One row per video of the last call: frames looked at, their size, tokens of the text, raw scores."""
+        """One row per video of the last call: sampled frames, their size, tokens of the text, raw scores."""
         import pandas as pd
 
         return pd.DataFrame(self._details)
@@ -189,14 +194,14 @@ class VideoAlign(Evaluator):
             **self._hashes,
             **{name: str(value) for name, value in sampling.items()},
             "normalised": str(dict(self._norm) if self._norm else False),
-            "dtype": self._dtype,
+            "dtype": self.dtype,
         }
 
 
 def _override(
     config: RewardConfig, sample_fps: float | None, num_frames: int | None, max_pixels: int | None
 ) -> RewardConfig:
-    """The checkpoint's sampling with the caller's replacements; a rate and a number of frames exclude each other."""
+    """The checkpoint's sampling with the caller's values; exactly one of rate and number of frames is set."""
     if sample_fps is not None:
         config = replace(config, sample_fps=sample_fps, num_frames=num_frames)
     elif num_frames is not None:
@@ -210,5 +215,5 @@ def _override(
     for name in ("sample_fps", "num_frames", "max_frame_pixels", "min_frame_pixels"):
         value = getattr(config, name)
         if value is not None and not 0 < value < float("inf"):
-            raise BenchError(f"VideoReward got {name}={value}: set it to a finite value above 0.")
+            raise BenchError(f"VideoReward has {name}={value}: set it to a finite value above 0.")
     return config

@@ -60,7 +60,6 @@ def copy(tmp_path) -> Callable[..., Path]:
     return make
 
 
-# Parity with the originals -----------------------------------------------------------------------------------------
 def test_pickscore_is_that_of_the_original(pick):
     expected = HF_EXPECTED["pickscore"]
     parity.within("PickScore: logit scale", pick._scale, expected["logit_scale_exp"], 1e-6, relative=True)
@@ -104,11 +103,10 @@ def test_the_fingerprints_of_the_reference_results_still_hold(name):
     """Records compare by fingerprint: one that changes cuts new runs off from the stored reference."""
     record = json.loads((ROOT / "results/reference/nano/base/run.json").read_text(encoding="utf-8"))
     folder = {"clipscore": "clip", "pickscore": "pickscore"}[name]
-    made = {"clipscore": ClipScore, "pickscore": PickScore}[name](ROOT / "bench/nano/checkpoints" / folder)
-    assert made.fingerprint() == record["evaluators"][name]
+    evaluator = {"clipscore": ClipScore, "pickscore": PickScore}[name](ROOT / "bench/nano/checkpoints" / folder)
+    assert evaluator.fingerprint() == record["evaluators"][name]
 
 
-# Our protocol on videos --------------------------------------------------------------------------------------------
 def test_a_video_is_the_mean_of_eight_uniform_frames(clip):
     video = noise(1)
     chosen = [0, 2, 3, 5, 7, 9, 10, 12]
@@ -225,16 +223,15 @@ def test_bfloat16_is_close(clip):
     np.testing.assert_allclose(rough["clip_cosine"], clip.score(noise(), PROMPTS[:3], 8.0)["clip_cosine"], atol=0.03)
 
 
-# Refusals ----------------------------------------------------------------------------------------------------------
 BROKEN = {
     "missing weight": ({"weights": lambda s: s.pop("logit_scale")}, "lacks weight 'logit_scale'"),
     "unexpected weight": ({"weights": lambda s: s.update(extra=torch.ones(1))}, "unexpected weight 'extra'"),
     "wrong shape": ({"weights": lambda s: s.update({"text_projection.weight": torch.ones(20, 23)})}, "has shape"),
     "other width": ({"config": lambda c: c.update(projection_dim=21)}, "has shape"),
-    "other kind": ({"config": lambda c: c.update(model_type="siglip")}, "needs a CLIPModel folder"),
+    "other kind": ({"config": lambda c: c.update(model_type="siglip")}, "pass a CLIPModel folder"),
     "other resize": ({"images": lambda c: c.update(resample=2)}, "bicubic"),
     "no crop": ({"images": lambda c: c.update(do_center_crop=False)}, "centre crop"),
-    "other size": ({"images": lambda c: c.update(crop_size=42)}, "the model takes 56"),
+    "other size": ({"images": lambda c: c.update(crop_size=42)}, "the model needs 56"),
     "no mean": ({"images": lambda c: c.pop("image_mean")}, "image_mean"),
 }
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from bench.api import BenchError
-from bench.suite.build import make_evaluator
-from bench.suite.load import load as load_suite
+from bench.suite.load import load_suite
+from bench.suite.prepared import make_evaluator, prepare
 from evaluators.clip.frames import LetterboxRule
 from evaluators.common import CLIP_MEAN, CLIP_STD, to_uint8
 from evaluators.hpsv2 import HPSv2
@@ -53,7 +53,6 @@ def copy(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-# Parity with the original ------------------------------------------------------------------------------------------
 def test_scores_are_those_of_the_original(hps: HPSv2) -> None:
     matrix = np.array(OPEN_EXPECTED["hpsv2"]["matrix_prompt_by_image"])
     for i, image in enumerate(images()):
@@ -105,7 +104,6 @@ def test_scores_are_those_of_the_installed_package(hps: HPSv2, monkeypatch: pyte
         parity.within("HPSv2: installed package", hps.score(image, [prompt], 1.0)["hpsv2"][0], want, COSINE)
 
 
-# Letterbox ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("height", "width"), [(36, 64), (64, 36), (37, 64), (20, 224), (224, 20), (224, 224), (7, 5)])
 def test_the_frame_is_centred_on_black(height: int, width: int) -> None:
     rule = LetterboxRule(64, 64, CLIP_MEAN, CLIP_STD)
@@ -133,7 +131,6 @@ def test_overshoot_of_the_resize_is_kept() -> None:
     assert pixels.max() > 1.01
 
 
-# Options -----------------------------------------------------------------------------------------------------------
 def test_details_and_fingerprint(hps: HPSv2) -> None:
     hps.score(noise(2), [PROMPTS[0], PROMPTS[3]], 8.0)
     details = hps.details()
@@ -168,9 +165,9 @@ def test_a_score_does_not_depend_on_the_batch(hps: HPSv2) -> None:
 def test_the_folder_of_the_release_and_the_config_beside_the_file_are_found(tmp_path: Path, hps: HPSv2) -> None:
     shutil.copy(CHECKPOINT, tmp_path)
     shutil.copy(TINY, tmp_path / "open_clip_config.json")
-    found = HPSv2(tmp_path, "2.1", device="cpu")
+    evaluator = HPSv2(tmp_path, "2.1", device="cpu")
     video = noise(1)
-    assert torch.equal(found.score(video, ["a cat"], 8.0)["hpsv2"], hps.score(video, ["a cat"], 8.0)["hpsv2"])
+    assert torch.equal(evaluator.score(video, ["a cat"], 8.0)["hpsv2"], hps.score(video, ["a cat"], 8.0)["hpsv2"])
 
 
 def test_a_suite_names_it_with_paths_of_the_project(hps: HPSv2) -> None:
@@ -183,7 +180,7 @@ def test_a_suite_names_it_with_paths_of_the_project(hps: HPSv2) -> None:
     }  # as YAML reads it
     name = "evaluators.hpsv2:HPSv2"
     suite = load_suite(NANO, [f"evaluator_params={{{name!r}: {json.dumps(params)}}}"])
-    assert make_evaluator(suite, name).fingerprint() == hps.fingerprint()
+    assert make_evaluator(prepare(suite), name).fingerprint() == hps.fingerprint()
 
 
 @pytest.mark.usefixtures("global_random_state_is_left_alone")
@@ -228,7 +225,6 @@ def test_every_group_of_weights_counts(copy: Callable[..., Path], hps: HPSv2, gr
     assert (after - before).abs().item() > 1e-4
 
 
-# Refusals ----------------------------------------------------------------------------------------------------------
 BROKEN: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "missing": (lambda s: s.pop("visual.proj"), "lacks weight 'visual.proj'"),
     "unexpected": (lambda s: s.update(extra=torch.ones(1)), "unexpected weight 'extra'"),
@@ -247,7 +243,7 @@ def test_a_checkpoint_of_another_architecture_is_refused() -> None:
     with pytest.raises(BenchError, match=r"HPS_v2\.1_compressed\.pt lacks weight .*belong together"):
         load(model="ViT-B-32")
     other = FIXTURES / "openai-clip-tiny"
-    with pytest.raises(BenchError, match="holds no 'state_dict'"):
+    with pytest.raises(BenchError, match="has no 'state_dict'"):
         load(other / "open_clip_pytorch_model.bin")
     with pytest.raises(BenchError, match=r"activation='gelu' contradicts .*'quick_gelu'"):
         load(model=other / "open_clip_tiny_config.json")
@@ -261,7 +257,7 @@ def test_missing_and_damaged_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "half.pt").write_bytes(CHECKPOINT.read_bytes()[:1000])
     with pytest.raises(BenchError, match=r"half\.pt cannot be read"):
         load(tmp_path / "half.pt")
-    with pytest.raises(BenchError, match=r"dtype 'float16' is not offered"):
+    with pytest.raises(BenchError, match=r"dtype 'float16' is not supported"):
         load(dtype="float16")
 
 

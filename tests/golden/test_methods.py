@@ -63,7 +63,7 @@ def latents(case: dict[str, Any], *names: str) -> list[Tensor]:
     return [f32(case["inputs"][name]).reshape(case["inputs"]["shape"]) for name in names]
 
 
-def made(case: dict[str, Any]) -> Method:
+def method_of(case: dict[str, Any]) -> Method:
     method: Method = METHODS[case["method"]](eta=case["eta"])
     return method
 
@@ -82,7 +82,7 @@ def test_schedule(name: str) -> None:
 
 @pytest.mark.parametrize("name", TRANSITIONS)
 def test_transition(name: str) -> None:
-    case, m = CASES[name], made(CASES[name])
+    case, m = CASES[name], method_of(CASES[name])
     x, v, x_next, noise = latents(case, "x", "v", "prev_sample", "noise")
     sigma, sigma_next = f32(case["sigma"]), f32(case["sigma_next"])
     want, sage = case["expected"], "_sage" if case["method"] == "sage_grpo" else ""
@@ -109,7 +109,7 @@ def test_transition(name: str) -> None:
 def test_std_as_returned_differs_by_the_step_length_for_flow_grpo_only(name: str) -> None:
     case = CASES[name]
     length = (f32(case["sigma"]) - f32(case["sigma_next"])).sqrt() if case["method"] == "flow_grpo" else torch.ones(2)
-    step = made(case).transition(*latents(case, "x", "v"), f32(case["sigma"]), f32(case["sigma_next"]))
+    step = method_of(case).transition(*latents(case, "x", "v"), f32(case["sigma"]), f32(case["sigma_next"]))
     within("std_as_returned", step.std / length, f32(case["expected"]["std_as_returned"]), 1e-5, relative=True)
 
 

@@ -96,7 +96,6 @@ def copy(tmp_path) -> Callable[..., Path]:
     return make
 
 
-# Parity with the original ------------------------------------------------------------------------------------------
 def test_scores_are_those_of_the_original(both):
     layout, evaluator = both
     expected = EXPECTED["checkpoints"][layout]["float32"]
@@ -167,7 +166,6 @@ def test_frame_sizes():
         assert list(frame_size(height, width, MIN_FRAME_PIXELS, most)) == size
 
 
-# Properties --------------------------------------------------------------------------------------------------------
 @pytest.mark.hazard(21)
 def test_vq_and_mq_do_not_depend_on_the_prompt(copy):
     evaluator = VideoAlign(copy())
@@ -263,7 +261,6 @@ def test_every_group_of_weights_counts(copy):
         assert np.abs(after - before).max() > 1e-3, group
 
 
-# Refusals: asking ----------------------------------------------------------------------------------------------------
 def test_one_frame_is_refused(evaluator):
     with pytest.raises(BenchError, match="at least 2 frames"):
         evaluator.score(noise(1, f=1), ["a cat"], 8.0)
@@ -322,7 +319,6 @@ def test_scores_that_are_no_numbers_are_refused(copy):
         VideoAlign(copy(spoil)).score(noise(1), ["a cat"], 8.0)
 
 
-# Refusals: loading ---------------------------------------------------------------------------------------------------
 PREFIX = "base_model.model."
 BROKEN_WEIGHTS = {
     "missing vision weight": (lambda s: s.pop(f"{PREFIX}visual.merger.ln_q.bias"), "lacks weight 'backbone.visual"),
@@ -344,7 +340,7 @@ BROKEN_WEIGHTS = {
     "unknown adapter": (lambda s: s.update({f"{PREFIX}rm_head.modules_to_save.x": torch.ones(1)}), "not supported"),
     "two for one place": (
         lambda s: s.update({f"{PREFIX}model.visual.merger.ln_q.bias": torch.ones(32)}),
-        "two weights for one place",
+        "two weights with one name",
     ),
     "wrong shape": (lambda s: s.update({f"{PREFIX}model.norm.weight": torch.ones(31)}), "has shape"),
     "head of three": (lambda s: s.update({f"{PREFIX}rm_head.weight": torch.ones(3, 32)}), "has shape"),
@@ -446,7 +442,7 @@ def test_without_its_own_tokenizer_a_checkpoint_takes_the_base_s(copy):
         (lambda t: t.replace("{text_prompt}", ""), "exactly one"),
         (lambda t: t.replace("{text_prompt}", "{caption}"), "exactly one"),
         (lambda t: "{text_prompt}" + t.replace("{text_prompt}", ""), "out of order"),
-        (lambda t: t + "}", "no format string"),
+        (lambda t: t + "}", "not a format string"),
     ],
 )
 def test_a_malformed_template_is_refused(tmp_path, change, message):
@@ -477,7 +473,6 @@ def test_the_official_checkpoint_takes_the_official_template_only(copy, monkeypa
     VideoAlign(root)
 
 
-# The other layouts ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "non_lora_state_dict.pth"])
 def test_an_incomplete_adapter_is_refused(tmp_path, file):
     root = tmp_path / "adapter"

@@ -22,6 +22,7 @@ from bench.launch.jobs import suite_jobs
 from bench.launch.run import run_suites
 from bench.plan.fit import check_gpu_memory
 from bench.store.record import STARTED
+from bench.suite.prepared import prepare
 from tests.helpers.full_size import released, shards
 from tests.helpers.nano_suite import NANO, TINY, tiny
 
@@ -151,7 +152,7 @@ GPUS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "nothing to shard over": (
         ("--launcher", "torchrun", "--nproc", "1", "--shard", "full"),
         ("--shard", "full"),
-        "--shard is full, but each run has one process|--shard full spreads .*give --gpus 2 or more",
+        "--shard is full, but each run has one process|--shard full shards .*give --gpus 2 or more",
     ),
 }
 """Words of `bench run`, of `bench plan`, and what either says."""
@@ -183,7 +184,7 @@ def test_a_finished_run_of_another_rank_is_named(
     suite = (f"backbone.checkpoint={intact}",)
     exp = tiny(*FULL[len(TINY) :], *suite)
     stored = ROOT / "results" / "reference" / "nano" / "base"
-    for job in suite_jobs(exp, tmp_path / "results")[:1]:
+    for job in suite_jobs(prepare(exp), tmp_path / "results")[:1]:
         shutil.copytree(stored, job.folder)
         record = json.loads((job.folder / store.RUN).read_text())
         (job.folder / store.RUN).write_text(json.dumps({**record, "digest": job.digest, "config": exp.shared()}))
@@ -197,7 +198,7 @@ def test_a_checkpoint_of_another_rank_is_not_taken_up(
 ) -> None:
     """A run that has begun with rank 8 has no record yet: its digest is not that of rank 4."""
     suite = (f"backbone.checkpoint={intact}",)
-    job = suite_jobs(tiny(*FULL[len(TINY) :], *suite), tmp_path / "results")[1]
+    job = suite_jobs(prepare(tiny(*FULL[len(TINY) :], *suite)), tmp_path / "results")[1]
     job.folder.mkdir(parents=True)
     (job.folder / STARTED).write_text(job.digest + "\n")
     said = refused("run", (*suite, "backbone.train.lora_rank=4"), capsys, tmp_path)
@@ -240,7 +241,7 @@ def test_the_plan_of_the_same_run_is_shown_and_refused(
 @pytest.mark.usefixtures("small_gpu")
 @pytest.mark.parametrize("words", ["backbone.train.device=cpu", "backbone.checkpoint=nano"])
 def test_a_run_elsewhere_is_not_measured_by_this_gpu(intact: Path, words: str) -> None:
-    check_gpu_memory(tiny(*FULL[len(TINY) :], *WIDE, f"backbone.checkpoint={intact}", words))
+    check_gpu_memory(prepare(tiny(*FULL[len(TINY) :], *WIDE, f"backbone.checkpoint={intact}", words)))
 
 
 @pytest.mark.usefixtures("small_gpu")
@@ -250,10 +251,10 @@ def test_runs_at_a_time_share_one_gpu(
     """What one run needs here is mostly the GPU's context: 0.6 GB of 1. The suite has five: the base and four rows."""
     suite = (f"backbone.checkpoint={intact}",)
     said = refused("run", (*suite, "--processes", "4"), capsys, tmp_path)
-    assert re.search(r"4 runs at a time need about 3 GB, and their one Tiny GPU has 1 GB: use --processes 1\.", said)
+    assert re.search(r"4 runs at a time need about 3 GB, and the Tiny GPU has 1 GB: use --processes 1\.", said)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for how in (LaunchConfig(processes=1), LaunchConfig("torchrun", nproc=1)):
         started: list[Any] = []
         monkeypatch.setattr(run, "run_jobs", lambda *given, started=started: started.append(given))
-        run_suites([tiny(*FULL[len(TINY) :], *suite)], tmp_path / "results", how)
+        run_suites([prepare(tiny(*FULL[len(TINY) :], *suite))], tmp_path / "results", how)
         assert len(started) == 1

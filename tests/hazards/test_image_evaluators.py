@@ -32,8 +32,8 @@ FAR = 10
 
 
 def openai(**options: Any) -> ClipScore:
-    given = {"model": OPENAI / "open_clip_tiny_config.json", "device": "cpu", **options}
-    return ClipScore(OPENAI / "open_clip_pytorch_model.bin", **given)
+    params = {"model": OPENAI / "open_clip_tiny_config.json", "device": "cpu", **options}
+    return ClipScore(OPENAI / "open_clip_pytorch_model.bin", **params)
 
 
 def hps(**options: Any) -> HPSv2:
@@ -113,16 +113,16 @@ def test_the_two_versions_of_hpsv2_cannot_be_mixed_up(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"is the release of version 2\.0, but version is '2\.1'"):
         HPSv2(tmp_path / "HPS_v2_compressed.pt", "2.1", model=HPS_CONFIG)
     shutil.copy(HPS, tmp_path / "mine.pt")
-    with pytest.raises(BenchError, match=r"not 000000000000\.\.\. as asked"):
+    with pytest.raises(BenchError, match=r"not 000000000000\.\.\. as in the parameter"):
         HPSv2(tmp_path / "mine.pt", "2.0", model=HPS_CONFIG, sha256="0" * 64)
     for unknown in ("2", "v2.1", "3.0"):
         with pytest.raises(BenchError, match=r"choose one of 2\.0, 2\.1"):
             hps(version=unknown)
     with pytest.raises(TypeError, match="version"):
         HPSv2(HPS)  # type: ignore[call-arg]
-    made = [HPSv2(tmp_path / "mine.pt", version, model=HPS_CONFIG).fingerprint() for version in ("2.0", "2.1")]
-    assert made[0] != made[1]
-    assert [fingerprint["version"] for fingerprint in made] == ["2.0", "2.1"]
+    fingerprints = [HPSv2(tmp_path / "mine.pt", version, model=HPS_CONFIG).fingerprint() for version in ("2.0", "2.1")]
+    assert fingerprints[0] != fingerprints[1]
+    assert [fingerprint["version"] for fingerprint in fingerprints] == ["2.0", "2.1"]
 
 
 @pytest.mark.hazard(14)
@@ -146,11 +146,11 @@ def test_the_stock_processor_gives_other_pixels_and_another_score() -> None:
         images(), HF_EXPECTED["prompts"], HF_EXPECTED["pickscore"]["raw_batch"], strict=True
     ):
         frame = to_uint8(image[:, :, 0])
-        theirs = stock(images=frame[0], return_tensors="pt")["pixel_values"]
-        errors.append((theirs - pick._rule.pixels(frame)).abs().max().item())
+        pixels = stock(images=frame[0], return_tensors="pt")["pixel_values"]
+        errors.append((pixels - pick._rule.pixels(frame)).abs().max().item())
         with torch.no_grad():
             cosine = (
-                torch.nn.functional.normalize(pick._clip.image_features(theirs), dim=-1) @ pick._texts([prompt])[0].T
+                torch.nn.functional.normalize(pick._clip.image_features(pixels), dim=-1) @ pick._texts([prompt])[0].T
             )
         scores.append(abs(pick._scale * cosine.item() - raw))
     assert max(errors) > FAR * PIXEL
@@ -222,11 +222,13 @@ def test_an_activation_must_be_stated_and_may_not_contradict(tmp_path: Path) -> 
         openai(model="ViT-L-14")
     assert openai(activation="quick_gelu").fingerprint() == openai().fingerprint()
     assert openai(model=silent, activation="gelu").fingerprint()["activation"] == "gelu"
-    said = json.loads((HUGGING_FACE / "config.json").read_text())["vision_config"].get("hidden_act", "quick_gelu")
-    other = {"quick_gelu": "gelu", "gelu": "quick_gelu"}[said]
-    with pytest.raises(BenchError, match=f"activation='{other}' contradicts .*which says {said}"):
+    activation = json.loads((HUGGING_FACE / "config.json").read_text())["vision_config"].get(
+        "hidden_act", "quick_gelu"
+    )
+    other = {"quick_gelu": "gelu", "gelu": "quick_gelu"}[activation]
+    with pytest.raises(BenchError, match=f"activation='{other}' contradicts .*which has {activation}"):
         ClipScore(HUGGING_FACE, activation=other)
-    assert ClipScore(HUGGING_FACE, activation=said).fingerprint() == ClipScore(HUGGING_FACE).fingerprint()
+    assert ClipScore(HUGGING_FACE, activation=activation).fingerprint() == ClipScore(HUGGING_FACE).fingerprint()
 
 
 @pytest.mark.hazard(16)
@@ -234,5 +236,5 @@ def test_html_is_unescaped_by_open_clip_alone() -> None:
     both = ["salt &amp; pepper", "salt & pepper"]
     ids, _ = openai()._text.batch(both)
     assert torch.equal(ids[0], ids[1])
-    theirs = ClipScore(HUGGING_FACE)._text
-    assert theirs.ids(both[0]) != theirs.ids(both[1])
+    hugging_face = ClipScore(HUGGING_FACE)._text
+    assert hugging_face.ids(both[0]) != hugging_face.ids(both[1])

@@ -1,4 +1,4 @@
-"""Known ways to wrong numbers are one sentence each: what, where and how to mend it."""
+"""Settings that would give wrong numbers are refused, with one sentence: what, where and how to fix it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.algorithm.update import Advantages
 from bench.api import AdvantageRule, BenchError, Budget, DivergedError, Method, Rewards
 from bench.cli import main
 from bench.flow import sigma_schedule
-from bench.suite.load import load
+from bench.suite.load import load_suite
 from bench.suite.methods import make_method, recorded_params
 from bench.suite.schema import RowSpec
 from methods.cps import CPS
@@ -27,7 +27,6 @@ OURS: list[Any] = [FlowGRPO, DanceGRPO, CPS, SAGEGRPO]
 LIMITS = [(1.0, 332), (3.0, 111), (5.0, 67), (7.0, 48), (9.0, 37), (12.0, 28)]
 
 
-# SAGE-GRPO's variance at the clamp ----------------------------------------------------------------------------
 def test_the_least_rest_solves_its_equation() -> None:
     assert SIGNAL_FLOOR * math.exp(LEAST_REST) == pytest.approx(LEAST_REST, rel=2e-5)
     assert math.log(LEAST_REST / SIGNAL_FLOOR) - LEAST_REST > 0
@@ -48,24 +47,26 @@ def test_sage_names_the_largest_number_of_steps(shift: float, most: int) -> None
 
 
 def test_a_suite_with_the_720p_settings_is_refused_before_it_runs() -> None:
-    exp = load(NANO, ["budget.steps=50", "budget.shift=9.0"])
+    suite = load_suite(NANO, ["budget.steps=50", "budget.shift=9.0"])
     with pytest.raises(BenchError, match=r"50 steps, shift 9\).*at most 37 at this shift"):
-        make_method(exp, RowSpec(method="sage_grpo"), 1)
-    method = make_method(exp, RowSpec(method="sage_grpo", params={"variance": "exact"}, label="exact"), 1)
+        make_method(suite, RowSpec(method="sage_grpo"))
+    method = make_method(suite, RowSpec(method="sage_grpo", params={"variance": "exact"}, label="exact"))
     assert method.step_weights(sigma_schedule(50, 9.0)).isfinite().all()
 
 
 @pytest.mark.parametrize(("steps", "shift"), [(1, 1.0), (10, 5.0), (50, 9.0), (68, 5.0), (400, 1.0), (1000, 12.0)])
 def test_exact_variance_is_positive_on_every_schedule(steps: int, shift: float) -> None:
     sigmas = sigma_schedule(steps, shift)
-    got = injected_variance(SAGEGRPO(eta=0.5, variance="exact"), sigmas)
-    now, after = sigmas[1:-1].double(), sigmas[2:].double()
-    assert got[0].item() == pytest.approx(0.25, rel=1e-12)  # FlowGRPO's first step
-    assert torch.allclose(got[1:], 0.25 * (torch.log((1 - after) / (1 - now)) - (now - after)), rtol=1e-12)
-    assert (got > 0).all()
+    variance = injected_variance(SAGEGRPO(eta=0.5, variance="exact"), sigmas)
+    sigma, sigma_next = sigmas[1:-1].double(), sigmas[2:].double()
+    assert variance[0].item() == pytest.approx(0.25, rel=1e-12)  # FlowGRPO's first step
+    assert torch.allclose(
+        variance[1:], 0.25 * (torch.log((1 - sigma_next) / (1 - sigma)) - (sigma - sigma_next)), rtol=1e-12
+    )
+    assert (variance > 0).all()
     if steps > 1:
-        assert (got[1:-1] > 0.99 * got[2:]).all()  # decreasing, but for the rounding of float32 sigmas
-        assert got[0] > got[1]
+        assert (variance[1:-1] > 0.99 * variance[2:]).all()  # decreasing, but for the rounding of float32 sigmas
+        assert variance[0] > variance[1]
 
 
 def test_exact_and_released_differ_in_the_first_step_alone_where_the_clamp_acts_there_alone() -> None:
@@ -83,7 +84,6 @@ def test_a_record_names_the_variance_only_where_it_is_not_the_default() -> None:
         SAGEGRPO(variance="paper")  # type: ignore[arg-type]
 
 
-# a first sigma that is almost 1 -------------------------------------------------------------------------------
 @pytest.mark.parametrize("first", [0.9999, 0.999, 0.99999994])
 @pytest.mark.parametrize("method", [FlowGRPO(), SAGEGRPO(variance="exact")])
 def test_a_first_sigma_that_is_almost_one_is_refused(method: Method, first: float) -> None:
@@ -100,7 +100,6 @@ def test_every_schedule_of_the_harness_is_accepted(method: Method, shift: float)
         assert injected_variance(method, sigma_schedule(steps, shift)).isfinite().all()
 
 
-# rewards ------------------------------------------------------------------------------------------------------
 RULES = [
     AdvantageRule(),
     AdvantageRule(std="global"),
@@ -130,10 +129,10 @@ def test_a_round_in_which_all_groups_are_tied_is_finite(rule: AdvantageRule) -> 
 
 @pytest.mark.parametrize("cls", OURS)
 def test_a_group_of_one_is_refused(cls: Any) -> None:
-    given = Rewards({"a": torch.zeros(4, 1)}, {"a": 1.0})
-    for ask in (lambda: cls().advantages(given), lambda: Advantages.of(cls(), given)):
+    rewards = Rewards({"a": torch.zeros(4, 1)}, {"a": 1.0})
+    for call in (lambda: cls().advantages(rewards), lambda: Advantages.compute(cls(), rewards)):
         with pytest.raises(BenchError, match=r"one sample per prompt.*set budget\.group_size to at least 2"):
-            ask()
+            call()
     budget = yaml.safe_load(NANO.read_text())["budget"]
     with pytest.raises(BenchError, match=r"budget\.group_size is 1"):
         Budget(**{**budget, "group_size": 1})
@@ -144,13 +143,12 @@ def test_a_group_of_one_is_refused(cls: Any) -> None:
 def test_a_reward_that_is_not_finite_is_refused_before_any_statistics(cls: Any, bad: float) -> None:
     values = torch.zeros(2, 4)
     values[1, 2] = bad
-    given = Rewards({"a": torch.zeros(2, 4), "b": values}, {"a": 1.0, "b": 0.0})  # weight 0 hides nothing
-    for ask in (lambda: cls().advantages(given), lambda: Advantages.of(cls(), given)):
+    rewards = Rewards({"a": torch.zeros(2, 4), "b": values}, {"a": 1.0, "b": 0.0})  # weight 0 hides nothing
+    for call in (lambda: cls().advantages(rewards), lambda: Advantages.compute(cls(), rewards)):
         with pytest.raises(DivergedError, match=r"reward b is not finite \(sample 2 of prompt 1\)"):
-            ask()
+            call()
 
 
-# a Gaussian log-probability without noise ---------------------------------------------------------------------
 @pytest.mark.parametrize("method", ["flow_grpo", "dance_grpo", "sage_grpo", "cps"])
 def test_a_row_without_noise_is_refused_before_it_runs(
     method: str, capsys: pytest.CaptureFixture[str], tmp_path: Any

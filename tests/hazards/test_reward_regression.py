@@ -1,4 +1,4 @@
-"""The golden gate on the packaged scorers: they reproduce their scores, and each known way to misload one is caught.
+"""The golden gate: packaged evaluators reproduce their scores, and each known wrong way to load one is caught.
 
 Every mistake is made by replacing one function. Without it the same gate passes.
 """
@@ -18,7 +18,8 @@ from torch import Tensor
 from bench import plugins
 from bench.api import BenchError, Evaluator
 from bench.checks.golden import GOLDEN, check_golden, golden_path, tolerance, write_golden
-from bench.suite.schema import NANO, resolve
+from bench.suite.paths import resolve
+from bench.suite.schema import NANO
 from evaluators import common
 from evaluators.clip import scorer as clip_scorer
 from evaluators.clip.frames import ImageRule
@@ -31,7 +32,7 @@ NAMES = [*NANO["evaluator_params"], "gold"]
 REWARD = resolve("nano/videoreward")
 
 
-def made(name: str) -> tuple[Evaluator, Path | None]:
+def packaged_evaluator(name: str) -> tuple[Evaluator, Path | None]:
     params = dict(NANO["evaluator_params"].get(name, {}))
     if "checkpoint" in params:
         params["checkpoint"] = resolve(params["checkpoint"])
@@ -41,20 +42,19 @@ def made(name: str) -> tuple[Evaluator, Path | None]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_are_those_of_the_committed_file(name: str) -> None:
-    evaluator, path = made(name)
+    evaluator, path = packaged_evaluator(name)
     entry = check_golden(name, evaluator, path)
     assert entry["passed"] is True
     assert entry["largest"] <= entry["tolerance"] == tolerance(evaluator)[0]
 
 
-# VideoReward, loaded or asked wrongly -------------------------------------------------------------------------------
 def spatial_positions(self: RewardModel, ids: Tensor, grid: Tensor) -> Tensor:
     """Qwen2-VL's own M-RoPE positions: what a plain call of today's Qwen2VLModel computes."""
-    found: Tensor = self.backbone.get_rope_index(
+    positions: Tensor = self.backbone.get_rope_index(
         ids, mm_token_type_ids=2 * (ids == self.backbone.config.video_token_id).int(), video_grid_thw=grid
     )[0]
-    assert not torch.equal(found, torch.arange(ids.shape[1]).expand_as(found))
-    return found
+    assert not torch.equal(positions, torch.arange(ids.shape[1]).expand_as(positions))
+    return positions
 
 
 def before_the_merger(self: RewardModel, pixels: Tensor, grid: Tensor) -> Tensor:
@@ -70,9 +70,9 @@ def head_of_the_longer_sequence(self: RewardModel, pixels: Tensor, grid: Tensor)
     return state.flatten()[: rows * hidden].view(rows, hidden)
 
 
-def random_head(module: torch.nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
+def random_head(module: torch.nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
     """The head keeps its initial values, as after a load that is not strict."""
-    common.load_exact(module, weights, where)
+    common.load_exact(module, weights, source)
     head = module.rm_head.weight  # type: ignore[union-attr]
     with torch.no_grad():
         head.copy_(0.05 * torch.randn(head.shape, generator=torch.Generator().manual_seed(0)))  # type: ignore[operator, arg-type]
@@ -123,14 +123,14 @@ WRONG: dict[str, tuple[object, str, Callable[..., Any]]] = {
 @pytest.mark.hazard(5)
 @pytest.mark.hazard(6)
 @pytest.mark.hazard(9)
-@pytest.mark.parametrize(("where", "name", "wrong"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(("owner", "name", "wrong"), WRONG.values(), ids=WRONG)
 def test_a_wrong_videoreward_is_caught(
-    monkeypatch: pytest.MonkeyPatch, where: object, name: str, wrong: Callable[..., Any]
+    monkeypatch: pytest.MonkeyPatch, owner: object, name: str, wrong: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr(where, name, wrong)
+    monkeypatch.setattr(owner, name, wrong)
     message = "install the transformers version" if wrong is before_the_merger else "does not reproduce"
     with pytest.raises(BenchError, match=message):
-        check_golden("videoalign", *made("videoalign"))
+        check_golden("videoalign", *packaged_evaluator("videoalign"))
 
 
 @pytest.fixture
@@ -169,8 +169,8 @@ def test_a_stripped_template_is_caught(blanks: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.hazard(20)
 def test_permuted_rows_of_the_head_are_caught(head_of_three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def permuted(module: torch.nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
-        common.load_exact(module, {**weights, "rm_head.weight": weights["rm_head.weight"].roll(1, 0)}, where)
+    def permuted(module: torch.nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+        common.load_exact(module, {**weights, "rm_head.weight": weights["rm_head.weight"].roll(1, 0)}, source)
 
     path = head_of_three / GOLDEN
     assert check_golden("videoalign", VideoAlign(head_of_three), path)["passed"] is True
@@ -179,7 +179,6 @@ def test_permuted_rows_of_the_head_are_caught(head_of_three: Path, monkeypatch: 
         check_golden("videoalign", VideoAlign(head_of_three), path)
 
 
-# the image scorers and the closed-form scores ----------------------------------------------------------------------
 def bilinear(self: ImageRule, frames: Tensor) -> Tensor:
     """FlowCPS's resize in place of PIL's, without the crop."""
     images = torch.nn.functional.interpolate(frames.float() / 255, (self.crop, self.crop), mode="bilinear")
@@ -193,19 +192,19 @@ def first_frames(total: int, count: int) -> list[int]:
 
 @pytest.mark.parametrize("name", ["clipscore", "pickscore"])
 @pytest.mark.parametrize(
-    ("where", "attribute", "wrong"),
+    ("owner", "attribute", "wrong"),
     [(ImageRule, "pixels", bilinear), (clip_scorer, "uniform_indices", first_frames)],
     ids=["another resize", "the first frames"],
 )
 def test_a_wrong_image_scorer_is_caught(
-    monkeypatch: pytest.MonkeyPatch, name: str, where: object, attribute: str, wrong: Callable[..., Any]
+    monkeypatch: pytest.MonkeyPatch, name: str, owner: object, attribute: str, wrong: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr(where, attribute, wrong)
+    monkeypatch.setattr(owner, attribute, wrong)
     with pytest.raises(BenchError, match="does not reproduce"):
-        check_golden(name, *made(name))
+        check_golden(name, *packaged_evaluator(name))
 
 
 def test_a_moved_grid_of_the_gold_scores_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.nano.world.BACKGROUND", 0.081)
     with pytest.raises(BenchError, match="does not reproduce"):
-        check_golden("gold", *made("gold"))
+        check_golden("gold", *packaged_evaluator("gold"))

@@ -18,7 +18,7 @@ from transformers import Qwen2VLModel
 
 from bench.api import BenchError
 from bench.core.provenance import ROOT
-from bench.suite.load import load_all
+from bench.suite.load import load_variants
 from evaluators.videoalign.inputs import MIN_FRAME_PIXELS, Text
 from evaluators.videoalign.scorer import VideoAlign
 from tests.helpers.paths import FIXTURES_ROOT, TESTS
@@ -40,7 +40,7 @@ def noise(b: int = 2, f: int = 13, side: int = 16) -> Tensor:
 def merged() -> dict[str, Tensor]:
     """The file's weights under the names of today's Qwen2VLModel, LoRA (rank 4, alpha 8) merged in float32."""
     state = torch.load(FIXTURES / "VideoReward/checkpoint-11352/model.pth", weights_only=True)
-    found = {}
+    weights = {}
     for key, value in state.items():
         name = key.removeprefix(PREFIX)
         if "lora_" in name or name == "lm_head.weight":
@@ -50,8 +50,8 @@ def merged() -> dict[str, Tensor]:
             a, b = (state[key.replace("base_layer", f"lora_{side}.default")].float() for side in "AB")
             weight = weight + 2.0 * (b @ a)
         name = re.sub(r"^model\.", "language_model.", name.replace(".base_layer", ""))
-        found[name if name == "rm_head.weight" else f"backbone.{name}"] = weight
-    return found
+        weights[name if name == "rm_head.weight" else f"backbone.{name}"] = weight
+    return weights
 
 
 @pytest.mark.hazard(2)
@@ -113,11 +113,10 @@ def test_enlarged_frames_are_recorded() -> None:
 @pytest.mark.hazard(22)
 @pytest.mark.parametrize("path", sorted((ROOT / "bench" / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_suite_reports_a_metric_that_it_does_not_train(path: Path) -> None:
-    for exp in load_all(path):
-        assert set(exp.evaluation.evaluators) - set(exp.reward)
+    for suite in load_variants(path):
+        assert set(suite.evaluation.evaluators) - set(suite.reward)
 
 
-# found while the loader was read against its specification -------------------------------------------------------
 @pytest.fixture
 def adapter(tmp_path: Path) -> Callable[[Callable[[dict[str, Tensor]], object]], Path]:
     """A copy of the adapter layout with its non_lora_state_dict.pth changed."""
@@ -143,7 +142,7 @@ def drop(part: str) -> Callable[[dict[str, Tensor]], object]:
 @pytest.mark.hazard(5)
 @pytest.mark.parametrize("part", ["visual.blocks.0", "visual.patch_embed", "visual.merger", "embed_tokens", "rm_head"])
 def test_a_hole_in_the_adapter_layout_is_not_filled_from_the_base(adapter: Any, part: str) -> None:
-    with pytest.raises(BenchError, match=rf"lacks '[^']*{part}.*base model's value would stand in"):
+    with pytest.raises(BenchError, match=rf"lacks '[^']*{part}.*base model's value would be used"):
         load(adapter(drop(part)))
 
 
@@ -202,7 +201,6 @@ def test_odd_overrides_are_refused(option: str) -> None:
         load(**{option: -1})
 
 
-# the table --------------------------------------------------------------------------------------------------------
 def hazard_rows() -> dict[int, tuple[str, str]]:
     """Number to (guard, tests) of the table's rows."""
     rows = re.findall(r"^\| (\d+) \| [^|]+ \| ([^|]+) \| ([^|]+) \|$", TABLE.read_text(encoding="utf-8"), re.M)
@@ -211,22 +209,22 @@ def hazard_rows() -> dict[int, tuple[str, str]]:
 
 def marked(file: Path) -> dict[str, set[int]]:
     """Test function to the hazards that it is decorated with."""
-    found: dict[str, set[int]] = {}
+    marks: dict[str, set[int]] = {}
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             calls = [call for call in node.decorator_list if isinstance(call, ast.Call)]
             numbers = [call.args for call in calls if ast.unparse(call.func) == "pytest.mark.hazard"]
-            found[node.name] = {ast.literal_eval(argument) for arguments in numbers for argument in arguments}
-    return found
+            marks[node.name] = {ast.literal_eval(argument) for arguments in numbers for argument in arguments}
+    return marks
 
 
 def test_the_hazard_table_names_tests_that_exist_and_carry_its_numbers() -> None:
     rows = hazard_rows()
     assert sorted(rows) == list(range(1, 23))
     tests = {file.relative_to(TESTS).as_posix(): marked(file) for file in TESTS.rglob("test_*.py")}
-    for number, (guard, said) in rows.items():
+    for number, (guard, references) in rows.items():
         assert guard, number
-        named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", said)
+        named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", references)
         assert named, f"hazard {number} names no test"
         for file, test in named:
             assert number in tests[file].get(test, set()), f"{file}::{test} does not carry hazard {number}"
@@ -238,5 +236,5 @@ def test_every_marked_test_stands_in_the_table() -> None:
         name = file.relative_to(TESTS).as_posix()
         for test, numbers in marked(file).items():
             for number in numbers:
-                said = rows[number][1]
-                assert f"`{name}::{test}`" in said, f"{name}::{test} and hazard {number}"
+                references = rows[number][1]
+                assert f"`{name}::{test}`" in references, f"{name}::{test} and hazard {number}"

@@ -18,11 +18,11 @@ from tests.helpers import pair
 
 SHAPE = (4, 2, 4, 4)
 LENGTHS = (5, 5, 3)
-"""Text tokens of each sample: odd, so that no process could hold half of them."""
+"""Text tokens of each sample: odd numbers, which two processes cannot share evenly."""
 
 
 def tiny() -> Any:
-    """Random weights, 2 heads of 8, 2 joint blocks; every process makes the same ones."""
+    """Random weights, 2 heads of 8, 2 joint blocks; the same on every process."""
     from diffusers import HunyuanVideo15Transformer3DModel
 
     with torch.random.fork_rng(devices=[]):
@@ -53,11 +53,11 @@ def in_a_pair(world: World) -> dict[str, Any]:
     model = tiny()
     share_context(model, {"context": 2}, SHAPE)
     v, partial = forward_and_backward(model)
-    summed = world.summed(list(partial.values()))
+    summed = world.all_reduce_sum(list(partial.values()))
     refused = []
-    for parallel, shape in (({"context": 2}, (4, 1, 3, 3)), ({"context": 4}, SHAPE), ({"contexts": 2}, SHAPE)):
+    for degree, shape in ((2, (4, 1, 3, 3)), (4, SHAPE)):
         try:
-            share_context(tiny(), parallel, shape)
+            share_context(tiny(), {"context": degree}, shape)
         except BenchError as error:
             refused.append(str(error))
     return {
@@ -69,7 +69,7 @@ def in_a_pair(world: World) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":  # a look at the numbers: python tests/context.py
+if __name__ == "__main__":  # print the differences: python -m tests.helpers.context
     import tempfile
 
     torch.set_num_threads(1)

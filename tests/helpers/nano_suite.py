@@ -6,10 +6,11 @@ from pathlib import Path
 
 from bench.core.provenance import ROOT
 from bench.store.record import RunRecord
-from bench.suite.load import load
-from bench.suite.schema import Experiment
+from bench.suite.job import TrainingRun
+from bench.suite.load import load_suite
+from bench.suite.prepared import prepare
+from bench.suite.schema import Suite
 from bench.train.run import execute
-from bench.train.trainer import Job
 
 NANO = ROOT / "bench" / "configs" / "nano.yaml"
 CHECKPOINT = ROOT / "bench" / "nano" / "checkpoints" / "hunyuanvideo15"
@@ -25,10 +26,15 @@ TINY = (
 """Overrides that make the nano suite tiny: 2 updates of 4 samples in 4 steps, 36 held-out videos in 2."""
 
 
-def tiny(*overrides: str) -> Experiment:
-    return load(NANO, [*TINY, *overrides])
+def tiny(*overrides: str) -> Suite:
+    return load_suite(NANO, [*TINY, *overrides])
 
 
-def run(exp: Experiment, folder: Path, digest: str = "d") -> RunRecord:
+def first_run(suite: Suite, folder: Path, digest: str = "d") -> TrainingRun:
+    """The suite's first row with its first seed."""
+    return TrainingRun(prepare(suite), folder, digest, suite.rows[0].name, suite.seeds[0])
+
+
+def run(suite: Suite, folder: Path, digest: str = "d") -> RunRecord:
     """The suite's first row and seed, in this process."""
-    return execute(Job(exp, exp.rows[0], exp.seeds[0], folder, digest), lambda phase, done, total: None)
+    return execute(first_run(suite, folder, digest), lambda phase, done, total: None)

@@ -1,4 +1,4 @@
-"""What two processes of a test do: each writes what it found to a file of its own."""
+"""The bodies of tests with two processes: each process writes its results to its own file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from bench.algorithm.kl import kl_policy
-from bench.algorithm.rollout import RolloutConfig, sample
-from bench.algorithm.update import Updater
+from bench.algorithm.rollout import RolloutConfig, Sampler
+from bench.algorithm.update import UpdateConfig, Updater
 from bench.api import BenchError, Budget, DivergedError, Rewards
 from bench.core.ledger import Ledger
 from bench.core.world import SINGLE_PROCESS, World, process_group
@@ -31,57 +31,66 @@ KL = {"controller": "constant", "weight": 0.3, "every": 1}
 
 
 def updates(world: World, **changes: Any) -> dict[str, Any]:
-    """Three updates of the toy under the dual KL: all that they leave."""
+    """Three updates of the toy under the dual KL: their results."""
     backbone, ledger, policy = ToyBackbone(), Ledger(), kl_policy("dual", **KL)
     budget = dataclasses.replace(BUDGET, **changes)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=budget.lr)
     settings = RolloutConfig(budget, "predicted_x0", "distinct", 0, world=world)
-    method, state, found = SAGEGRPO(), policy.init_state(), []
+    method, state, results = SAGEGRPO(), policy.init_state(), []
     texts = [text for text in ("one", "three") for _ in range(budget.group_size)]
+    sampler = Sampler(backbone, method, settings, ledger)
     for index in range(budget.updates):
         backbone.refresh_anchor("moving")
-        rollout = sample(backbone, method, backbone.encode(["one", "three"]), settings, index, ["moving"], ledger)
-        scores = RolloutVideos.decoded(backbone, rollout, texts, settings).scores(Brightness())
-        given = {name: values.reshape(2, -1) for name, values in scores.items()}
-        rewards = Rewards(given, {"brightness": 1.0})
-        updater = Updater(backbone, method, policy, optimizer, budget, 0, ledger, world=world)
+        rollout = sampler.sample(backbone.encode(["one", "three"]), index, ["moving"])
+        scores = RolloutVideos.decode(backbone, rollout, texts, settings).scores(Brightness())
+        values = {name: score.reshape(2, -1) for name, score in scores.items()}
+        rewards = Rewards(values, {"brightness": 1.0})
+        updater = Updater(backbone, method, policy, optimizer, UpdateConfig(budget, seed=0, world=world), ledger)
         state, log = updater(rollout, rewards, state, index)
-        found.append({"own": rollout.own, "x": rollout.x, "x0": rollout.x0, "logp": rollout.logp_old, "log": log})
-        found[-1] |= {"rewards": given["brightness"], "state": state}
-    world.need_same(backbone.parameters(), "at the end")
+        results.append(
+            {"samples": rollout.samples, "x": rollout.x, "x0": rollout.x0, "logp": rollout.logp_old, "log": log}
+        )
+        results[-1] |= {"rewards": values["brightness"], "state": state}
+    world.check_same_parameters(backbone.parameters(), "at the end")
     policy_now = torch.cat([p.detach().flatten() for p in backbone.parameters()])
-    return {"rounds": found, "policy": policy_now, "ledger": ledger.state() | {"seconds": {}}}
+    return {"updates": results, "policy": policy_now, "ledger": ledger.state() | {"seconds": {}}}
 
 
 def scenario(world: World) -> dict[str, Any]:
-    """Everything that the tests look at, in one start of two processes."""
-    found: dict[str, Any] = {"one": updates(world), "two": updates(world, minibatches=2)}
-    found["turns"] = list(world.turns(range(5)))
-    found["in order"] = world.in_order([world.rank, world.rank + 2, 4][: 3 - world.rank])
-    here = [torch.ones(2), None, None, torch.tensor([1.5], dtype=torch.bfloat16), torch.ones(1, dtype=torch.float64)]
+    """All results that the tests need, from one start of two processes."""
+    results: dict[str, Any] = {"one": updates(world), "two": updates(world, minibatches=2)}
+    results["turns"] = list(world.padded_turns(range(5)))
+    results["in order"] = world.gather_in_order([world.rank, world.rank + 2, 4][: 3 - world.rank])
+    tensors = [
+        torch.ones(2),
+        None,
+        None,
+        torch.tensor([1.5], dtype=torch.bfloat16),
+        torch.ones(1, dtype=torch.float64),
+    ]
     if world.rank == 1:
-        here[1] = torch.full((1,), 7.0)
-    found["summed"] = world.summed(here)
+        tensors[1] = torch.full((1,), 7.0)
+    results["summed"] = world.all_reduce_sum(tensors)
     for name, act in {"divergence": diverge_in_one, "digest": differ_in_one, "file": see_in_one}.items():
         try:
             act(world)
         except BenchError as error:
-            found[name] = str(error)
-    return found
+            results[name] = str(error)
+    return results
 
 
 def diverge_in_one(world: World) -> None:
-    with world.together():
+    with world.raise_together():
         if world.rank == 1:
             raise DivergedError("the policy of process 1 diverged.")
 
 
 def differ_in_one(world: World) -> None:
-    world.need_same([torch.ones(3) + 1e-7 * world.rank], "after update 9")
+    world.check_same_parameters([torch.ones(3) + 1e-7 * world.rank], "after update 9")
 
 
 def see_in_one(world: World) -> None:
-    world.need_equal(None if world.rank else "ab12", "the checkpoint that they see: share the folder")
+    world.check_equal(None if world.rank else "ab12", "the checkpoint that they see: share the folder")
 
 
 def _enter(rank: int, size: int, port: int, folder: Path, act: Callable[[World], Any]) -> None:
@@ -114,20 +123,20 @@ if __name__ == "__main__":  # a look at the numbers: python tests/pair.py
     import tempfile
 
     torch.set_num_threads(1)
-    alone = {
+    single_process = {
         name: updates(SINGLE_PROCESS, **change) for name, change in {"one": {}, "two": {"minibatches": 2}}.items()
     }
     with tempfile.TemporaryDirectory() as folder:
         both = run_in(2, Path(folder), scenario, start=sys.argv[1] if sys.argv[1:] else "spawn")
-    for name, single in alone.items():
+    for name, single in single_process.items():
         gap = (both[0][name]["policy"] - single["policy"]).abs().max()
         print(name, "policy differs by", float(gap), "ledger equal:", both[0][name]["ledger"] == single["ledger"])
         for index, (first, second, whole) in enumerate(
-            zip(both[0][name]["rounds"], both[1][name]["rounds"], single["rounds"], strict=True)
+            zip(both[0][name]["updates"], both[1][name]["updates"], single["updates"], strict=True)
         ):
             x = torch.empty_like(whole["x"])
             for part in (first, second):
-                x[:, part["own"]] = part["x"]
-            print(" round", index, "latents equal:", torch.equal(x, whole["x"]), "log:", first["log"], whole["log"])
+                x[:, part["samples"]] = part["x"]
+            print(" update", index, "latents equal:", torch.equal(x, whole["x"]), "log:", first["log"], whole["log"])
     print({name: both[0][name] for name in ("turns", "in order", "summed", "divergence", "digest")})
     print({name: both[1][name] for name in ("turns", "in order", "summed", "divergence", "digest")})

@@ -1,4 +1,4 @@
-"""Stand-ins for what a run loads: a backbone with three trained numbers, and scorers that misbehave on purpose."""
+"""Stand-ins for the models of a run: a backbone with three trained numbers, and evaluators that fail on purpose."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class LoadedToy(ToyBackbone):
 
 
 class Brightness(NotANumberLater):
-    """Mean brightness, always a number; says that it cuts prompts of more than `LIMIT` letters."""
+    """Mean brightness, always a number; reports that it truncates prompts of more than `LIMIT` letters."""
 
     LIMIT = 33
 

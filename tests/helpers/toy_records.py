@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from bench import store
 from bench.core.hashing import digest
-from bench.core.ledger import planned
-from bench.store.record import RunRecord
-from bench.suite.schema import Experiment
+from bench.core.ledger import planned_counts
+from bench.suite.schema import Suite
+from tests.helpers import records
+from tests.helpers.records import make_record, make_scores, noisy_value, write_run
 
-METRICS = {"videoalign": ["VQ", "MQ", "TA"], "gold": ["gold_VQ", "gold_MQ", "gold_TA"]}
+METRICS = {name: records.METRICS[name] for name in ("videoalign", "gold")}
 CONFIG: dict[str, Any] = {
     "suite": "toy",
     "backbone": {"name": "hunyuanvideo15", "checkpoint": "nano"},
@@ -37,72 +35,58 @@ SCHEDULE = {
 }
 
 
-def scores(exp: Experiment, row: str, seed: int | None, lift: float) -> pd.DataFrame:
-    """Scores of every held-out video: the prompt's ease, the row's lift, the seed's drift and some noise."""
-    prompts = exp.prompt_list("heldout")
-    rng = np.random.default_rng([sum(row.encode()), 0 if seed is None else seed + 1])
-    ease, drift = np.random.default_rng(0).normal(size=len(prompts)), 0.0 if seed is None else rng.normal(0, 0.02)
-    rows = [
-        (p, prompt, k, evaluator, metric, ease[p] + lift + drift + rng.normal(0, 0.05))
-        for p, prompt in enumerate(prompts)
-        for k in range(exp.evaluation.videos_per_prompt)
-        for evaluator in exp.evaluation.evaluators
-        for metric in METRICS[evaluator]
-    ]
-    return pd.DataFrame(rows, columns=store.SCORE_COLUMNS)
+def scores(suite: Suite, row: str, seed: int | None, lift: float) -> pd.DataFrame:
+    """Noisy scores of every held-out video."""
+    prompts = suite.prompt_list("heldout")
+    metrics = {name: METRICS[name] for name in suite.evaluation.evaluators}
+    value = noisy_value(row, seed, lift, len(prompts))
+    return make_scores(prompts, suite.evaluation.videos_per_prompt, value, metrics)
 
 
-def ledger(exp: Experiment, updates: int) -> dict[str, Any]:
+def ledger(suite: Suite, updates: int) -> dict[str, Any]:
     """What the budget says of so many updates."""
-    counts: dict[str, Any] = dict(planned(exp.budget, len(exp.reward), updates))
-    calls = counts.pop("reward_calls") // len(exp.reward)
-    return {"nfe_anchor": 0, **counts, "reward_calls": dict.fromkeys(exp.reward, calls), "restarts": 0}
+    counts: dict[str, Any] = dict(planned_counts(suite.budget, len(suite.reward), updates))
+    calls = counts.pop("reward_calls") // len(suite.reward)
+    return {"nfe_anchor": 0, **counts, "reward_calls": dict.fromkeys(suite.reward, calls), "restarts": 0}
 
 
-def lines(exp: Experiment, lift: float) -> str:
+def lines(suite: Suite, lift: float) -> list[dict[str, Any]]:
     """`train.jsonl` of a run whose reward rises."""
-    told = [
+    return [
         {
+            **{"update": u, "reward": lift * u, "reward_group_std": 0.5},
             **{
-                "update": u,
-                "reward": lift * u,
-                "reward_group_std": 0.5,
                 "monitor": dict.fromkeys(METRICS["gold"], 0.1),
+                "rewards": dict.fromkeys(METRICS["videoalign"], lift * u),
             },
-            **{"rewards": dict.fromkeys(METRICS["videoalign"], lift * u), "ledger": ledger(exp, u + 1)},
-            "grad_norm_of_step": {"0": 0.5, "1": 1.0},
+            **{"ledger": ledger(suite, u + 1), "grad_norm_of_step": {"0": 0.5, "1": 1.0}},
         }
-        for u in range(exp.budget.updates)
+        for u in range(suite.budget.updates)
     ]
-    return "".join(json.dumps(line) + "\n" for line in told)
 
 
 def write(
     folder: Path, row: str, seed: int | None, settings: dict[str, Any] | None = None, lift: float = 0.0, **changes: Any
 ) -> Path:
     """One run below `folder`; `settings` change the suite's configuration, `changes` the finished record."""
-    exp = Experiment.model_validate({**CONFIG, **(settings or {})})
-    budget, entry = dataclasses.asdict(exp.budget), next((one for one in exp.rows if one.name == row), None)
+    suite = Suite.model_validate({**CONFIG, **(settings or {})})
+    budget, entry = dataclasses.asdict(suite.budget), next((one for one in suite.rows if one.name == row), None)
     trained = seed is not None
     values: dict[str, Any] = {
-        **{"suite": exp.suite, "row": row, "seed": seed, "method": entry.method if entry else None},
-        **{"kl": entry.kl_spec.name if entry else None, "method_params": dict(entry.params) if entry else {}},
-        **{"status": "finished", "digest": digest([exp.shared(), row, seed]), "budget": budget},
-        **{"budget_digest": digest(budget), "prompts_digest": exp.check_prompts()},
-        **{"config": exp.model_dump(mode="json"), "evaluators": {name: {"weights": "1"} for name in METRICS}},
-        **{"backbone": {"weights": "2"}, "ledger": ledger(exp, exp.budget.updates) if trained else {}},
+        **{"method": entry.method if entry else None, "kl": entry.kl_spec.name if entry else None},
+        **{"method_params": dict(entry.params) if entry else {}, "digest": digest([suite.shared(), row, seed])},
+        **{"budget": budget, "budget_digest": digest(budget), "prompts_digest": suite.prompt_lists().digest},
+        **{"evaluators": {name: {"weights": "1"} for name in METRICS}},
+        **{"ledger": ledger(suite, suite.budget.updates) if trained else {}},
         **{"seconds": {"rollout": 60.0, "update": 30.0}, "peak_memory_mb": 900.4},
-        **{"updates_done": exp.budget.updates if trained else 0},
+        **{"updates_done": suite.budget.updates if trained else 0},
         "gates": {"ratio_audit": {"passed": True, "largest": 0.0, "tolerance": 1e-5}} if trained else {},
         "provenance": {"git": {"commit": "c0ffee" + 34 * "0", "dirty": False}, "python": "3.12.1"},
         "extra": {"scale": "nano", **({"schedule": SCHEDULE} if trained else {})},
         **changes,
     }
-    record, path = RunRecord(**values), store.run_folder(folder, row, seed)
-    store.write_run(path, record, None if record.status == "failed" else scores(exp, row, seed, lift))
-    if trained:
-        (path / store.TRAIN).write_text(lines(exp, lift), encoding="utf-8")
-    return path
+    record = make_record(suite.model_dump(mode="json"), row, seed, **values)
+    return write_run(folder, record, scores(suite, row, seed, lift), lines(suite, lift) if trained else None)
 
 
 def write_suite(folder: Path, settings: dict[str, Any] | None = None, seeds: tuple[int, ...] = (0, 1, 2)) -> Path:

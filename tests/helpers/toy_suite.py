@@ -1,4 +1,4 @@
-"""A suite of the toy that processes load in a second, and single runs of it, by whichever launcher."""
+"""A suite of the toy, which processes load in a second, and single runs of it with any launcher."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from bench.launch.config import LaunchConfig
 from bench.launch.jobs import suite_jobs
 from bench.launch.launchers import Outcome, run_jobs
 from bench.suite.job import Job
-from bench.suite.load import load
-from bench.suite.schema import Experiment
+from bench.suite.load import load_suite
+from bench.suite.prepared import prepare
+from bench.suite.schema import Suite
 from bench.train.run import execute
 from tests.helpers.nano_suite import NANO
 from tests.helpers.pair import run_in
@@ -27,11 +28,11 @@ UPDATES = 8
 LABEL = "cps-dual seed 0"
 
 
-def toy_suite(folder: Path) -> Experiment:
+def toy_suite(folder: Path) -> Suite:
     """8 updates of 8 samples in micro-batches of 2, a moving anchor; `folder` takes its (empty) checkpoint."""
     weights = folder / "weights"
     weights.mkdir(exist_ok=True)
-    return load(
+    return load_suite(
         NANO,
         [
             *("suite=toy", f"backbone={{name: 'tests.helpers.toy:LoadedToy', checkpoint: {weights}}}"),
@@ -45,45 +46,45 @@ def toy_suite(folder: Path) -> Experiment:
     )
 
 
-def scored_by(exp: Experiment, scorer: str, metric: str, **params: Any) -> Experiment:
-    """The suite with another scorer."""
-    judged = exp.evaluation.model_copy(update={"evaluators": [scorer]})
-    change = {"evaluation": judged, "evaluator_params": {scorer: params}, "reward": {scorer: {metric: 1.0}}}
-    return exp.model_copy(update=change)
+def scored_by(suite: Suite, evaluator: str, metric: str, **params: Any) -> Suite:
+    """The suite with another evaluator, for the reward and for the held-out videos."""
+    evaluation = suite.evaluation.model_copy(update={"evaluators": [evaluator]})
+    changes = {"evaluation": evaluation, "evaluator_params": {evaluator: params}}
+    return suite.model_copy(update={**changes, "reward": {evaluator: {metric: 1.0}}})
 
 
 @contextmanager
-def found_by_processes() -> Iterator[None]:
-    """The processes of a run find the toy."""
+def toy_importable() -> Iterator[None]:
+    """Let the processes of a run import the toy."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(PROJECT), prepend=":")
         yield
 
 
-def trained(exp: Experiment, results: Path) -> Job:
-    """The suite's one run that trains."""
-    (_, job) = suite_jobs(exp, results)
+def training_job(suite: Suite, results: Path) -> Job:
+    """The only training run of the suite."""
+    (_, job) = suite_jobs(prepare(suite), results)
     return job
 
 
-def do_one(job: Job, how: LaunchConfig) -> Outcome:
-    """One run by a launcher."""
+def launch_one(job: Job, launch: LaunchConfig) -> Outcome:
+    """Do one run with a launcher."""
     outcome = Outcome()
-    run_jobs([job], {job.label: (1, 1)}, how, outcome, job.folder.parent)
+    run_jobs([job], {job.label: (1, 1)}, launch, outcome, job.folder.parent)
     return outcome
 
 
-def alone(job: Job, world: World) -> str:
-    """One run in this process; its status."""
+def run_alone(job: Job, world: World) -> str:
+    """Do one run in this process; returns its status."""
     return execute(job, lambda phase, done, total: None, world).status
 
 
-def in_two(job: Job, folder: Path) -> list[str]:
-    """One run in two processes that no launcher has started; the status that each one saw.
+def run_in_two(job: Job, folder: Path) -> list[str]:
+    """Do one run in two processes, without a launcher; returns the status of each process.
 
-    They are forked from a server that has loaded the modules once.
+    The processes are forked from a server that has loaded the modules once.
     """
     multiprocessing.set_forkserver_preload(
         ["tests.helpers.toy_suite", "torch._dynamo"]
     )  # torch.optim loads the latter
-    return run_in(2, folder, partial(alone, job), start="forkserver")
+    return run_in(2, folder, partial(run_alone, job), start="forkserver")

@@ -1,4 +1,4 @@
-"""The presets hold what each origin's own training loop used, and the options that they need do what they say."""
+"""The presets have the settings of each origin's training loop, and tests of the options that they need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.algorithm.update import Advantages
 from bench.api import AdvantageRule, BenchError, Method, Rewards
 from bench.flow import sigma_schedule
 from bench.plugins import available
-from bench.suite.load import load
+from bench.suite.load import load_suite
 from bench.suite.methods import make_method, rollout_config
 from methods.cps import CPS
 from methods.dance_grpo import DanceGRPO
@@ -25,7 +25,6 @@ from tests.helpers.nano_suite import NANO
 FOLDER = NANO.parent / "as_published"
 SDE_ROLLOUT = {"group_size": 24, "steps": 10, "shift": 3.0, "train_steps": 9, "minibatches": 2, "lr": 3e-4}
 GLOBAL = AdvantageRule(std="global", ddof=0, eps=1e-4, clip=5.0)
-#: Method: budget, decode, last step, group noise, advantage, reward weights, parameters that are not the default.
 PUBLISHED: dict[
     str, tuple[dict[str, float], str, str | None, str, AdvantageRule, dict[str, float], dict[str, Any]]
 ] = {
@@ -50,6 +49,7 @@ PUBLISHED: dict[
         *({"VQ": 0.5, "MQ": 0.5, "TA": 1.0}, {"equalizer": "released"}),
     ),
 }
+"""Method to budget, decode, last step, group noise, advantage, reward weights, and the parameters that differ."""
 ETA = {"flow_grpo": 0.7, "dance_grpo": 0.25, "cps": 0.7, "sage_grpo": 0.5}
 WEIGHT_DECAY = {"flow_grpo": 1e-4, "dance_grpo": 1e-4, "cps": 1e-4, "sage_grpo": 0.01}
 TRAINED = {"flow_grpo": range(9), "cps": range(9), "sage_grpo": range(20)}
@@ -62,15 +62,19 @@ def test_every_method_of_ours_has_a_preset() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_preset_has_its_origins_numbers(name: str) -> None:
-    exp = load(FOLDER / f"{name}.yaml")
+    suite = load_suite(FOLDER / f"{name}.yaml")
     budget, decode, last_step, group_noise, rule, weights, changed = PUBLISHED[name]
-    assert {key: getattr(exp.budget, key) for key in budget} == budget
-    assert (exp.budget.optimizer, exp.budget.grad_clip, exp.budget.weight_decay) == ("adamw", 1.0, WEIGHT_DECAY[name])
-    assert (exp.decode, exp.last_step, exp.group_noise) == (decode, last_step, group_noise)
-    assert exp.advantage == rule
-    assert exp.weights == weights
-    (row,) = exp.rows
-    method = make_method(exp.model_copy(update={"clip_reference_size": None}), row, 1)
+    assert {key: getattr(suite.budget, key) for key in budget} == budget
+    assert (suite.budget.optimizer, suite.budget.grad_clip, suite.budget.weight_decay) == (
+        "adamw",
+        1.0,
+        WEIGHT_DECAY[name],
+    )
+    assert (suite.decode, suite.last_step, suite.group_noise) == (decode, last_step, group_noise)
+    assert suite.advantage == rule
+    assert suite.weights == weights
+    (row,) = suite.rows
+    method = make_method(suite, row)
     assert row.method == name
     assert method.clip_range == 1e-4
     assert getattr(method, "eta", None) == ETA[name]
@@ -79,24 +83,23 @@ def test_a_preset_has_its_origins_numbers(name: str) -> None:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_preset_trains_its_origins_steps(name: str) -> None:
-    exp = load(FOLDER / f"{name}.yaml")
-    method = make_method(exp, exp.rows[0], 1)
-    sigmas, settings = sigma_schedule(exp.budget.steps, exp.budget.shift), rollout_config(exp, 0)
-    noisy = noisy_steps(method, sigmas, settings, 0)
-    assert trained_steps(method, sigmas, noisy, settings, 0).tolist() == list(TRAINED[name])
+    suite = load_suite(FOLDER / f"{name}.yaml")
+    method = make_method(suite, suite.rows[0])
+    sigmas, config = sigma_schedule(suite.budget.steps, suite.budget.shift), rollout_config(suite, 0)
+    noisy = noisy_steps(method, sigmas, config, 0)
+    assert trained_steps(method, sigmas, noisy, config, 0).tolist() == list(TRAINED[name])
     assert bool(noisy[-1]) == (name != "cps")  # FlowGRPO's last step is noisy and not trained
 
 
 def test_the_kl_terms_are_those_of_the_origins() -> None:
-    rows = {name: load(FOLDER / f"{name}.yaml").rows[0].kl_spec for name in PUBLISHED}
-    made = {name: kl_policy(spec.name, **spec.params) for name, spec in rows.items()}
-    assert made["flow_grpo"] == made["cps"] == FixedKL(weight=0.04, controller="constant")
-    assert made["flow_grpo"].weights(made["flow_grpo"].init_state()) == {"anchor": 0.04}
-    assert made["dance_grpo"].term_weights() == {}
-    assert made["sage_grpo"] == DualKL()
+    rows = {name: load_suite(FOLDER / f"{name}.yaml").rows[0].kl_spec for name in PUBLISHED}
+    policies = {name: kl_policy(spec.name, **spec.params) for name, spec in rows.items()}
+    assert policies["flow_grpo"] == policies["cps"] == FixedKL(weight=0.04, controller="constant")
+    assert policies["flow_grpo"].weights(policies["flow_grpo"].init_state()) == {"anchor": 0.04}
+    assert policies["dance_grpo"].term_weights() == {}
+    assert policies["sage_grpo"] == DualKL()
 
 
-# the options ---------------------------------------------------------------------------------------------------
 def rewards(rule: AdvantageRule, scale: float = 1.0) -> Rewards:
     values = scale * torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(0))
     return Rewards({"VQ": values[0], "MQ": values[1]}, {"VQ": 1.0, "MQ": 0.25}, rule)
@@ -114,42 +117,42 @@ def test_the_floor_is_the_smallest_std_that_divides() -> None:
 
 
 def test_each_reward_has_its_own_advantage_and_weight() -> None:
-    given = rewards(AdvantageRule(std="each", ddof=1, eps=1e-8))
-    credit = Advantages.of(DanceGRPO(), given)
+    group_rewards = rewards(AdvantageRule(std="each", ddof=1, eps=1e-8))
+    credit = Advantages.compute(DanceGRPO(), group_rewards)
     assert credit.weights == [1.0, 0.25]
-    for adv, values in zip(credit.adv, given.values(), strict=True):
+    for adv, values in zip(credit.adv, group_rewards.values(), strict=True):
         want = (values - values.mean(1, keepdim=True)) / (values.std(1, keepdim=True) + 1e-8)
         assert torch.allclose(adv, want.clamp(-5, 5).flatten())
 
 
 def test_the_extremes_of_each_group_train() -> None:
-    given = rewards(AdvantageRule())
-    keep = Advantages.of(DanceGRPO(extremes=4), given).keep.reshape(3, 24)
-    order = given.total().argsort(1)
-    for row, places in zip(keep, order, strict=True):
-        assert set(row.nonzero()[:, 0].tolist()) == {*places[:4].tolist(), *places[-4:].tolist()}
-    assert Advantages.of(DanceGRPO(), given).keep.all()
+    group_rewards = rewards(AdvantageRule())
+    keep = Advantages.compute(DanceGRPO(extremes=4), group_rewards).keep.reshape(3, 24)
+    order = group_rewards.total().argsort(1)
+    for row, indices in zip(keep, order, strict=True):
+        assert set(row.nonzero()[:, 0].tolist()) == {*indices[:4].tolist(), *indices[-4:].tolist()}
+    assert Advantages.compute(DanceGRPO(), group_rewards).keep.all()
     tied = Rewards({"VQ": torch.zeros(2, 24)}, {"VQ": 1.0})
-    assert (Advantages.of(DanceGRPO(extremes=4), tied).keep.reshape(2, 24).sum(1) == 8).all()
-    assert Advantages.of(DanceGRPO(extremes=20), given).keep.all()
+    assert (Advantages.compute(DanceGRPO(extremes=4), tied).keep.reshape(2, 24).sum(1) == 8).all()
+    assert Advantages.compute(DanceGRPO(extremes=20), group_rewards).keep.all()
     with pytest.raises(BenchError, match="extremes is -1"):
         DanceGRPO(extremes=-1)
 
 
 @pytest.mark.parametrize("cls", [FlowGRPO, CPS])
 def test_samples_without_an_advantage_can_be_dropped(cls: type[Method]) -> None:
-    given = rewards(AdvantageRule())
-    for values in given.values():
+    group_rewards = rewards(AdvantageRule())
+    for values in group_rewards.values():
         values[1] = 0.3
     drop: dict[str, Any] = {"drop_zero_advantages": True}
-    keep = Advantages.of(cls(**drop), given).keep.reshape(3, 24)
+    keep = Advantages.compute(cls(**drop), group_rewards).keep.reshape(3, 24)
     assert keep.all(1).tolist() == [True, False, True]
     assert not keep[1].any()
-    assert Advantages.of(cls(), given).keep.all()
+    assert Advantages.compute(cls(), group_rewards).keep.all()
 
 
 def test_the_options_are_off_in_the_closed_division() -> None:
-    exp = load(NANO)
-    assert (exp.last_step, exp.advantage) == (None, AdvantageRule())
+    suite = load_suite(NANO)
+    assert (suite.last_step, suite.advantage) == (None, AdvantageRule())
     assert Path(NANO).read_text().count("floor") == 0
     assert (FlowGRPO().drop_zero_advantages, CPS().drop_zero_advantages, DanceGRPO().extremes) == (False, False, 0)

@@ -1,4 +1,4 @@
-"""The ratio audit: exactly 1 on nano, a planted error caught with training's own number, each practice's effect."""
+"""The ratio audit: exactly 1 on nano, a planted error found with training's own number, each practice's effect."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ import torch
 from torch import Tensor
 
 from bench.api import Conditioning
-from bench.audit.ratio import PRACTICES, RATIO_TOLERANCE, Case, _case, audit_suite, measure_ratio
+from bench.audit.ratio import PRACTICES, RATIO_TOLERANCE, AuditCase, audit_suite, make_case, measure_ratio
 from bench.audit.ratio_page import ratio_page
 from bench.cli import main
 from bench.flow import per_sample
 from bench.store.files import read_lines
-from bench.suite.build import make_backbone
-from bench.suite.load import load
-from bench.suite.schema import Experiment
+from bench.suite.load import load_suite
+from bench.suite.prepared import PreparedSuite, make_backbone, prepare
 from tests.helpers.nano_suite import NANO, TINY, run
 from tests.helpers.toy import LoadedToy
 
 
 class Drifting(LoadedToy):
-    """Its forward under gradients is not that of the rollout: the error that the audit is for."""
+    """Its forward pass under gradients differs from that of the rollout: the error that the audit measures."""
 
     def velocity(
         self, x: Tensor, sigma: Tensor, cond: Conditioning, guidance: float, uncond_grad: bool = True
@@ -41,7 +40,7 @@ class Guided(LoadedToy):
         self, x: Tensor, sigma: Tensor, cond: Conditioning, guidance: float, uncond_grad: bool = True
     ) -> Tensor:
         if torch.is_autocast_enabled("cpu") and guidance > 3:
-            raise RuntimeError("this backbone knows\nno autocast")
+            raise RuntimeError("this backbone does\nnot support autocast")
         v = super().velocity(torch.nn.functional.linear(x, torch.eye(2)), sigma, cond, 1.0)
         if guidance == 1:
             return v
@@ -63,29 +62,29 @@ def words(folder: Path, backbone: str, *overrides: str) -> list[str]:
     ]
 
 
-def suite(folder: Path, backbone: str, *overrides: str) -> Experiment:
-    path, *given = words(folder, backbone, *overrides)
-    return load(path, given)
+def prepared_suite(folder: Path, backbone: str, *overrides: str) -> PreparedSuite:
+    path, *settings = words(folder, backbone, *overrides)
+    return prepare(load_suite(path, settings))
 
 
-def practices(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    (row,) = found["rows"]
-    given: dict[str, dict[str, Any]] = row["practices"]
-    return given
+def practices(audit: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    (row,) = audit["rows"]
+    entries: dict[str, dict[str, Any]] = row["practices"]
+    return entries
 
 
 def test_nano_is_exact_and_every_practice_that_rounds_is_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["budget.guidance=2.0", "budget.micro_batch=2", "budget.minibatches=2"]
-    given = ["audit", str(NANO), *TINY, *more, "--row", "cps-fixed", "sage_grpo-dual", "--results", str(tmp_path)]
-    assert main([*given, "--json"]) == 0
+    arguments = ["audit", str(NANO), *TINY, *more, "--row", "cps-fixed", "sage_grpo-dual", "--results", str(tmp_path)]
+    assert main([*arguments, "--json"]) == 0
     out = capsys.readouterr().out
-    (found,) = json.loads(out)
-    assert found == json.loads((tmp_path / "tiny" / "audit.json").read_text())
-    assert found["passed"] is True
-    assert [row["row"] for row in found["rows"]] == ["cps-fixed", "sage_grpo-dual"]
-    for row in found["rows"]:
+    (audit,) = json.loads(out)
+    assert audit == json.loads((tmp_path / "tiny" / "audit.json").read_text())
+    assert audit["passed"] is True
+    assert [row["row"] for row in audit["rows"]] == ["cps-fixed", "sage_grpo-dual"]
+    for row in audit["rows"]:
         assert [step["largest"] for step in row["steps"]] == [0.0, 0.0]
         tried = row["practices"]
         assert list(tried) == list(PRACTICES)
@@ -98,31 +97,33 @@ def test_nano_is_exact_and_every_practice_that_rounds_is_not(
 def test_a_planted_error_is_caught_with_the_number_of_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = words(tmp_path, "tests.integration.test_audit:Drifting", "budget.minibatches=2", "budget.train_steps=3")
-    assert main(["audit", *given, "--results", str(tmp_path)]) == 1
+    arguments = words(
+        tmp_path, "tests.integration.test_audit:Drifting", "budget.minibatches=2", "budget.train_steps=3"
+    )
+    assert main(["audit", *arguments, "--results", str(tmp_path)]) == 1
     text = capsys.readouterr().out
     assert "cps-fixed FAILS: largest" in text
-    exp = load(given[0], given[1:])
-    record = run(exp, tmp_path / "run")
-    row = audit_suite(exp, ["cps-fixed"])["rows"][0]
+    suite = load_suite(arguments[0], arguments[1:])
+    record = run(suite, tmp_path / "run")
+    row = audit_suite(prepare(suite), ["cps-fixed"])["rows"][0]
     logged = read_lines(tmp_path / "run" / "train.jsonl")[0]
     assert [step["step"] for step in row["steps"]] == logged["trained_steps"]
     assert row["largest"] > 100 * RATIO_TOLERANCE
     # the updates log the first optimizer step's half of the samples, the audit all of them
     assert record.gates["ratio_audit"]["passed"] is False
     assert 0 < logged["ratio_error"] <= row["largest"]
-    whole = suite(tmp_path, "tests.integration.test_audit:Drifting")
-    record = run(whole, tmp_path / "whole")
+    whole = prepared_suite(tmp_path, "tests.integration.test_audit:Drifting")
+    record = run(whole.suite, tmp_path / "whole")
     row = audit_suite(whole, ["cps-fixed"])["rows"][0]
     assert row["largest"] == record.gates["ratio_audit"]["largest"]
     assert row["beyond_clip"] == read_lines(tmp_path / "whole" / "train.jsonl")[0]["clipped_share"] > 0
 
 
-def test_rounded_latents_have_the_effect_that_the_formula_says(tmp_path: Path) -> None:
-    exp = suite(tmp_path, "tests.helpers.toy:LoadedToy", "rows=[{method: cps}]")
-    backbone = make_backbone(exp)
-    case = _case(exp, exp.rows[0], backbone, 0)
-    tried = practices(audit_suite(exp))
+def test_rounded_latents_have_the_effect_of_the_formula(tmp_path: Path) -> None:
+    prepared = prepared_suite(tmp_path, "tests.helpers.toy:LoadedToy", "rows=[{method: cps}]")
+    backbone = make_backbone(prepared)
+    case = make_case(prepared, prepared.rows[0], backbone, 0)
+    tried = practices(audit_suite(prepared))
     stored, worst = case.rollout, {"stored latents in bfloat16": 0.0, "unrounded next latent scored": 0.0}
     texts = torch.cat([text[:, 0] for text in stored.cond.text])
     for n, i in enumerate(stored.view.steps.tolist()):
@@ -139,14 +140,16 @@ def test_rounded_latents_have_the_effect_that_the_formula_says(tmp_path: Path) -
 
 
 def test_the_practices_change_nothing_in_the_rollout_or_the_backbone(tmp_path: Path) -> None:
-    exp = suite(tmp_path, "tests.integration.test_audit:Guided", "budget.guidance=2.0", "rows=[{method: sage_grpo}]")
-    backbone = make_backbone(exp)
-    case = _case(exp, exp.rows[0], backbone, 0)
+    prepared = prepared_suite(
+        tmp_path, "tests.integration.test_audit:Guided", "budget.guidance=2.0", "rows=[{method: sage_grpo}]"
+    )
+    backbone = make_backbone(prepared)
+    case = make_case(prepared, prepared.rows[0], backbone, 0)
     before = [case.rollout.x.clone(), case.rollout.x_next.clone(), *backbone.state_dict().values()]
-    tried = practices(audit_suite(exp))
+    tried = practices(audit_suite(prepared))
     for name in ("timestep in bfloat16", "bfloat16 autocast", "guidance in bfloat16"):
         changed = PRACTICES[name](case)
-        assert isinstance(changed, Case)
+        assert isinstance(changed, AuditCase)
         assert float(changed.log_ratio().abs().max()) > 1e-5
         assert tried[name]["largest"] > 1e-5
     after = [case.rollout.x, case.rollout.x_next, *backbone.state_dict().values()]
@@ -154,38 +157,44 @@ def test_the_practices_change_nothing_in_the_rollout_or_the_backbone(tmp_path: P
     assert float(case.log_ratio().abs().max()) == 0.0
 
 
-def test_what_cannot_be_applied_is_left_out_and_said(tmp_path: Path) -> None:
+def test_a_practice_that_cannot_be_applied_is_left_out_with_a_reason(tmp_path: Path) -> None:
     toy = audit_suite(
-        suite(tmp_path, "tests.helpers.toy:LoadedToy", "budget.guidance=2.0", "budget.micro_batch=8"), ["cps-fixed"]
+        prepared_suite(tmp_path, "tests.helpers.toy:LoadedToy", "budget.guidance=2.0", "budget.micro_batch=8"),
+        ["cps-fixed"],
     )
     assert practices(toy)["all samples in one call"] == {"left_out": "the suite's own batch shape"}
     assert "guidance is not base + guidance" in practices(toy)["guidance in bfloat16"]["left_out"]
-    found = audit_suite(suite(tmp_path, "tests.integration.test_audit:Guided", "budget.guidance=4.0"), ["cps-fixed"])
-    assert "left out: bfloat16 autocast: the backbone refuses it: this backbone knows no autocast" in ratio_page(found)
-    assert "left_out" not in practices(found)["guidance in bfloat16"]
-    exp = suite(tmp_path, "tests.helpers.toy:LoadedToy")
-    found = audit_suite(exp)
-    assert "left out: guidance in bfloat16: guidance is 1" in ratio_page(found)
+    audit = audit_suite(
+        prepared_suite(tmp_path, "tests.integration.test_audit:Guided", "budget.guidance=4.0"), ["cps-fixed"]
+    )
+    assert (
+        "left out: bfloat16 autocast: the backbone refuses it: this backbone does not support autocast"
+        in ratio_page(audit)
+    )
+    assert "left_out" not in practices(audit)["guidance in bfloat16"]
+    prepared = prepared_suite(tmp_path, "tests.helpers.toy:LoadedToy")
+    audit = audit_suite(prepared)
+    assert "left out: guidance in bfloat16: guidance is 1" in ratio_page(audit)
 
 
 def test_a_number_that_is_not_finite_fails() -> None:
-    found = measure_ratio(torch.tensor([0.0, float("nan")]), 0.1)
-    assert found == {"largest": None, "mean_log_ratio": None, "beyond_clip": 0.5}
+    audit = measure_ratio(torch.tensor([0.0, float("nan")]), 0.1)
+    assert audit == {"largest": None, "mean_log_ratio": None, "beyond_clip": 0.5}
 
 
 def test_a_trained_policy_takes_the_place_of_the_fresh_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    exp = suite(tmp_path, "tests.helpers.toy:LoadedToy", "budget.lr=0.1")
-    run(exp, tmp_path / "run")
-    fresh, trained = (audit_suite(exp, ["cps-fixed"], policy) for policy in (None, tmp_path / "run"))
+    prepared = prepared_suite(tmp_path, "tests.helpers.toy:LoadedToy", "budget.lr=0.1")
+    run(prepared.suite, tmp_path / "run")
+    fresh, trained = (audit_suite(prepared, ["cps-fixed"], policy) for policy in (None, tmp_path / "run"))
     assert trained["passed"] is True
     name = "stored latents in bfloat16"
     assert practices(trained)[name]["largest"] != practices(fresh)[name]["largest"]
     assert ratio_page(trained).startswith(
         f"toy: ratio audit before the first update, seed 0, policy of {tmp_path / 'run'}"
     )
-    given = words(tmp_path, "tests.helpers.toy:LoadedToy")
-    assert main(["audit", *given, "--results", str(tmp_path), "--policy", str(tmp_path / "nothing")]) == 2
+    arguments = words(tmp_path, "tests.helpers.toy:LoadedToy")
+    assert main(["audit", *arguments, "--results", str(tmp_path), "--policy", str(tmp_path / "nothing")]) == 2
     assert "cannot be read" in capsys.readouterr().err
-    assert main(["audit", *given, "--results", str(tmp_path), "--row", "cps-fixd"]) == 2
+    assert main(["audit", *arguments, "--results", str(tmp_path), "--row", "cps-fixd"]) == 2
     assert "has no row 'cps-fixd': --row takes cps-fixed, sage_grpo-none" in capsys.readouterr().err
     assert not (tmp_path / "toy").exists()

@@ -1,18 +1,195 @@
-"""The pages beside the methods: the list of departures is up to date, the example of a new method works as said."""
+"""The documents: generated pages are up to date, commands parse, examples run, numbers are those of the records."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
 
 from bench.checks.methods import CHECKS
 from bench.cli import main
+from bench.cli.app import parser
 from bench.core.provenance import ROOT
+from bench.suite.load import load_variants
 from tools.departures import FOLDERS, PAGE, departures, page
+from tools.docs_pages import FOLDER, PAGES
 
-README = ROOT / "methods" / "README.md"
+README = ROOT / "README.md"
+TUTORIAL, EVALUATOR = (ROOT / "docs" / "tutorials" / name for name in ("add-a-method.md", "add-an-evaluator.md"))
+DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+GENERATED = [FOLDER / name for name in PAGES]
+WRITTEN = [path for path in DOCUMENTS if path not in GENERATED]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def commands(path: Path) -> Iterator[list[str]]:
+    """The words of every command of the shell blocks, without comments."""
+    for block in blocks(path, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            yield shlex.split(line, comments=True)
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.relative_to(ROOT).as_posix() for path in paths]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_made_from_the_code_is_up_to_date(name: str) -> None:
+    stored = (FOLDER / name).read_text(encoding="utf-8")
+    assert stored.split() == PAGES[name]().split(), "run `make docs-pages`"  # argparse wraps lines by Python version
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=names(WRITTEN))
+def test_every_command_parses(path: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for words in commands(path):
+        match [word.removeprefix(".venv/bin/") for word in words]:
+            case ["bench", *options] if "--version" not in options:
+                args, rest = parser().parse_known_args(options)
+                assert all("=" in word and not word.startswith("-") for word in rest), words
+                suite = getattr(args, "suite", None)
+                if suite is not None and (ROOT / suite).is_file():
+                    load_variants(ROOT / suite, [*getattr(args, "overrides", []), *rest])
+            case ["make", target, *_]:
+                assert f"\n{target}:" in makefile, words
+            case ["python", "-m", module, *_]:
+                assert importlib.util.find_spec(module), words
+            case ["python", script, *_]:
+                assert (ROOT / script).is_file(), words
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=names(WRITTEN))
+def test_every_yaml_is_a_part_of_a_suite_or_a_launch_file(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "bench").symlink_to(ROOT / "bench")
+    for i, block in enumerate(blocks(path, "yaml")):
+        data = yaml.safe_load(block)
+        if isinstance(data, dict) and str(data.get("extends", "")).startswith("bench/"):
+            (tmp_path / f"{i}.yaml").write_text(block)
+            assert load_variants(tmp_path / f"{i}.yaml")
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=names([*DOCUMENTS, ROOT / "CHANGELOG.md"]))
+def test_every_link_has_a_target(path: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        assert ":" in target or (path.parent / target).is_file(), target
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=names(WRITTEN))
+def test_lines_are_short_outside_of_tables_and_code(path: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert not [line for line in text.splitlines() if len(line) > 150 and not line.startswith("|")]
+
+
+def test_the_readme_is_short_and_its_table_has_the_stored_numbers() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    table = pd.read_csv(ROOT / "results" / "reference" / "nano" / "tables" / "main.csv", index_col="row")
+    labels = {
+        "FlowGRPO": "flow_grpo-fixed",
+        "DanceGRPO": "dance_grpo-fixed",
+        "CPS": "cps-fixed",
+        "SAGE-GRPO": "sage_grpo-dual",
+    }
+
+    def interval(row: str, score: str) -> str:
+        mean, low, high = (
+            abs(value) if round(value, 2) == 0 else value
+            for value in table.loc[row, [score, f"{score}_lo", f"{score}_hi"]]
+        )
+        return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+    for label, row in labels.items():
+        cells = [interval(row, score) for score in ("overall_delta", "gold_overall_delta")]
+        significant = table.loc[row, "overall_delta_p_holm"] < 0.05
+        assert f"| {label} | {f'**{cells[0]}**' if significant else cells[0]} | {cells[1]} |" in text
+    assert table.loc["sage_grpo-dual", "vs_best_row"] == "flow_grpo-fixed"
+    assert f"SAGE-GRPO - FlowGRPO is {interval('sage_grpo-dual', 'vs_best_delta')} in Overall" in " ".join(
+        text.split()
+    )
+
+
+def test_the_plan_that_is_explained_is_the_stored_one() -> None:
+    stored = (ROOT / "results" / "plans.md").read_text(encoding="utf-8")
+    for line in blocks(ROOT / "docs" / "how-to" / "plan-cost.md", "text")[0].splitlines():
+        assert all(part.strip() in stored for part in line.split("[...]")), line
+
+
+def test_the_method_of_the_readme_passes_its_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "readme_grpo.py").write_text(blocks(README, "python")[0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["check", "readme_grpo:MyGRPO"]) == 0
+
+
+def test_the_workflow_calls_the_ci_script() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
+    assert jobs["ci"]["steps"][-1]["run"] == "bash .ci/run"
+
+
+def test_the_evaluator_of_the_tutorial_gives_the_output_that_is_printed_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "steadiness.py").write_text(blocks(EVALUATOR, "python")[0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["check", "steadiness:Steadiness"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    for line, expected in zip(printed, blocks(EVALUATOR, "text")[0].splitlines(), strict=True):
+        assert line.startswith(expected.split("[...]")[0])
+
+
+def test_the_reward_model_of_the_how_to_stores_and_reproduces_its_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "how-to" / "regression-test-a-reward-model.md"
+    (tmp_path / "my_reward.py").write_text(blocks(page, "python")[0])
+    (tmp_path / "weights").mkdir()
+    layers = torch.nn.Sequential(
+        torch.nn.Conv3d(3, 8, 3), torch.nn.Identity(), torch.nn.Identity(), torch.nn.Identity()
+    )
+    layers.append(torch.nn.Linear(8, 1))
+    save_file(layers.state_dict(), tmp_path / "weights" / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    command = ["check", "my_reward:MyReward", "--params", "checkpoint=weights"]
+    assert main([*command, "--write-golden"]) == 0
+    assert main(command) == 0
+    assert "my_reward:MyReward: golden scores: 7 clips reproduced" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("evaluator", "code"), [("gold", 0), ("steadiness:Steadiness", 1)])
+def test_the_example_workflow_fails_where_no_score_is_compared(evaluator: str, code: int, tmp_path: Path) -> None:
+    """The shell commands of its check run on a packaged evaluator, and on one without golden scores."""
+    text = (ROOT / "examples" / "github" / "reward-regression.yml").read_text(encoding="utf-8")
+    steps = {step.get("name"): step for step in yaml.safe_load(text)["jobs"]["golden-scores"]["steps"]}
+    script = steps["Check the evaluator and compare with the golden scores"]["run"]
+    (tmp_path / "steadiness.py").write_text(blocks(EVALUATOR, "python")[0])
+    program = tmp_path / "bench"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m bench.cli "$@"\n')
+    program.chmod(0o755)
+    golden = ROOT / "bench" / "nano" / "checkpoints" / "gold" / "golden_scores.json"
+    environment = {"EVALUATOR": evaluator, "PARAMS": "", "GOLDEN": str(golden), "PYTHONPATH": str(ROOT)}
+    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    command = ["bash", "-e", "-o", "pipefail", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert ("no golden score was compared" in done.stdout) is bool(code)
 
 
 def test_the_page_of_departures_is_up_to_date() -> None:
@@ -44,18 +221,18 @@ def test_a_departure_knows_its_place_and_all_its_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_the_example_of_the_readme_is_checked_as_it_says(
+def test_the_example_of_the_tutorial_gives_the_output_that_is_printed_there(
     right: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = README.read_text(encoding="utf-8")
+    text = TUTORIAL.read_text(encoding="utf-8")
     source = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
     module = "my_grpo" if right else "my_wrong_grpo"
     (tmp_path / f"{module}.py").write_text(source if right else source.replace("self.eta", "self.eat"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     assert main(["check", f"{module}:MyGRPO"]) == int(not right)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     if right:
-        assert said.startswith(f"my_grpo:MyGRPO: {len(CHECKS)} checks passed")
+        assert printed.startswith(f"my_grpo:MyGRPO: {len(CHECKS)} checks passed")
     else:
-        assert said.strip().replace("my_wrong_grpo", "my_grpo") in text
+        assert printed.strip().replace("my_wrong_grpo", "my_grpo") in text

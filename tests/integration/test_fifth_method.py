@@ -10,7 +10,7 @@ import yaml
 from bench import store
 from bench.checks.methods import CHECKS
 from bench.cli import main
-from bench.suite.load import load
+from bench.suite.load import load_suite
 from tests.helpers.nano_suite import NANO, run, tiny
 from tests.helpers.paths import PROJECT
 
@@ -23,8 +23,8 @@ def test_the_file_is_short_and_imports_the_interface_only() -> None:
     assert len(lines) <= 40
     imported = {line.split()[1] for line in lines if line.startswith(("from bench", "import bench"))}
     assert imported == {"bench.api", "bench.flow"}
-    known = [path for folder in ("bench", "methods") for path in (NANO.parents[2] / folder).rglob("*.py")]
-    assert not any("window_grpo" in path.read_text() for path in known)
+    sources = [path for folder in ("bench", "methods") for path in (NANO.parents[2] / folder).rglob("*.py")]
+    assert not any("window_grpo" in path.read_text() for path in sources)
 
 
 def test_it_conforms(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,11 +33,11 @@ def test_it_conforms(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_it_trains_from_a_yaml_that_names_it(tmp_path: Path) -> None:
-    exp = tiny("budget.updates=3", "budget.steps=5")
-    suite = tmp_path / "window.yaml"
+    suite = tiny("budget.updates=3", "budget.steps=5")
+    path = tmp_path / "window.yaml"
     row = {"method": NAME, "kl": "fixed", "params": {"eta": 0.5}, "label": "window"}
-    suite.write_text(yaml.safe_dump({**exp.model_dump(mode="json"), "rows": [row]}))
-    record = run(load(suite), tmp_path / "run")
+    path.write_text(yaml.safe_dump({**suite.model_dump(mode="json"), "rows": [row]}))
+    record = run(load_suite(path), tmp_path / "run")
     assert (record.status, record.row, record.method) == ("finished", "window", NAME)
     assert record.method_params["eta"] == 0.5
     assert record.method_params["width"] == 2

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.algorithm.sampling import sample_held_out
+from bench.algorithm.sampling import HeldOutConfig, sample_held_out
 from bench.api import BenchError, Conditioning
 from bench.backbones.hunyuanvideo15 import checkpoint
 from bench.backbones.hunyuanvideo15.backbone import HunyuanVideo15
@@ -21,6 +21,7 @@ from bench.backbones.hunyuanvideo15.checkpoint import check_folder, load_text, r
 from bench.core.provenance import ROOT
 from bench.core.rng import normal, stream
 from bench.flow import sigma_schedule
+from bench.suite.prepared import prepare
 from bench.train.preflight import check_suite
 from tests.helpers.full_size import LONG, QUOTED, SHAPE, SHORT, latents, released, shards, velocity
 from tests.helpers.nano_suite import CHECKPOINT, run, tiny
@@ -76,8 +77,8 @@ def quantise(folder: Path) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "lost shard": (lose_a_shard, r"does not load \(1 of \d shards of transformer are missing, first .*-00002-of-"),
-    "cut shard": (cut_a_shard, r"does not load \(text_encoder/model-00001-.* has \d+ bytes, its header says \d+\)"),
-    "swapped": (swap_shards, r"does not load \(transformer/.* lacks .*, which the index places there\)"),
+    "cut shard": (cut_a_shard, r"does not load \(text_encoder/model-00001-.* has \d+ bytes, its header requires"),
+    "swapped": (swap_shards, r"does not load \(transformer/.* lacks .*, which the index lists for it\)"),
     "no weights": (
         lambda f: edit(f / "transformer" / "diffusion_pytorch_model.safetensors.index.json", weight_map={}),
         "lists no weights",
@@ -102,7 +103,7 @@ def test_an_unfit_folder_is_refused_before_anything_is_loaded(
     copy: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     damage, sentence = REFUSED[name]
-    check_folder(copy, "bfloat16")
+    check_folder(copy)
     damage(copy)
     for part in ("load_transformer", "load_vae", "load_text"):
         monkeypatch.setattr(checkpoint, part, lambda *args: pytest.fail("loaded"))
@@ -133,10 +134,10 @@ def test_guidance_on_a_distilled_model_is_refused_before_loading(copy: Path, exa
     edit(copy / "guider" / "guider_config.json", guidance_scale=1.0)
     lists = "prompts={train: bench/prompts/nano_train.txt, heldout: bench/prompts/nano_heldout.txt}"
     suite = (f"backbone.checkpoint={copy}", lists)
-    check_suite(tiny(*suite, "budget.guidance=1.0"))
-    with pytest.raises(BenchError, match=r"is distilled \(its guider says scale 1.0\).*set budget.guidance to 1"):
-        check_suite(tiny(*suite, "budget.guidance=6.0"))
-    refuse_guidance(exact.folder, 6.0)  # its guider says 6
+    check_suite(prepare(tiny(*suite, "budget.guidance=1.0")))
+    with pytest.raises(BenchError, match=r"is distilled \(its guider has scale 1.0\).*set budget.guidance to 1"):
+        check_suite(prepare(tiny(*suite, "budget.guidance=6.0")))
+    refuse_guidance(exact.folder, 6.0)  # its guider has scale 6
     with pytest.raises(BenchError, match="is distilled"):
         velocity(HunyuanVideo15(copy), [SHORT], guidance=6.0)
 
@@ -285,8 +286,8 @@ def test_the_sampler_equals_the_stock_pipeline(
     pipe = pipeline(folder, guidance)
     expected = pipe(latents=x.clone(), output_type="latent", return_dict=False, **size, **states)[0]
     monkeypatch.setattr(exact, "decode", lambda x0: x0)
-    settings = {"videos": 1, "seed": 7, "steps": 6, "shift": 5.0, "guidance": guidance, "batch": 1}
-    (batch,) = sample_held_out(exact, cond.take([0]), **settings)
+    config = HeldOutConfig(1, seed=7, steps=6, shift=5.0, guidance=guidance, micro_batch=1)
+    (batch,) = sample_held_out(exact, cond.take([0]), config)
     gap = float((batch.pixels - expected).abs().max() / expected.abs().max())
     print(f"guidance {guidance}: largest difference {gap:.1e} of {float(expected.abs().max()):.2f}")
     assert gap < 1e-5
@@ -340,8 +341,8 @@ def test_conventions_round_the_first_noise_and_the_latents(
         return torch.sin(3 * x)
 
     monkeypatch.setattr(backbone, "velocity", spy)
-    settings = {"videos": 1, "seed": 0, "steps": 3, "shift": 5.0, "guidance": 1.0, "batch": 1}
-    list(sample_held_out(backbone, backbone.encode([SHORT]), **settings))
+    config = HeldOutConfig(1, seed=0, steps=3, shift=5.0, guidance=1.0, micro_batch=1)
+    list(sample_held_out(backbone, backbone.encode([SHORT]), config))
     assert all(x.dtype == torch.float32 for x in seen)
     assert [int(torch.equal(x, x.bfloat16().float())) for x in seen] == [first, later, later]
     stored = json.loads(backbone.fingerprint()["settings"])
@@ -363,7 +364,8 @@ def test_tiles_are_diffusers_own_and_named_in_the_fingerprint() -> None:
     from diffusers import AutoencoderKLHunyuanVideo15
 
     size = (5, 32, 48)
-    tiled, whole = HunyuanVideo15(CHECKPOINT, size, vae_tiling=(16, 16, 4, 4)), HunyuanVideo15(CHECKPOINT, size)
+    tiled = HunyuanVideo15(CHECKPOINT, size=size, vae_tiling=(16, 16, 4, 4))
+    whole = HunyuanVideo15(CHECKPOINT, size=size)
     x = normal(0, [("tiles", 0), ("tiles", 1)], tiled.latent_shape)
     stock = AutoencoderKLHunyuanVideo15.from_pretrained(CHECKPOINT / "vae").eval()
     stock.enable_slicing()

@@ -18,11 +18,12 @@ import torch
 from bench import store
 from bench.core.provenance import ROOT
 from bench.launch.jobs import suite_jobs
-from bench.suite.load import load, load_all
-from bench.suite.schema import Experiment
+from bench.suite.job import Job, TrainingRun
+from bench.suite.load import load_suite, load_variants
+from bench.suite.prepared import prepare
+from bench.suite.schema import Suite
 from bench.train.preflight import check_suite
 from bench.train.run import execute
-from bench.train.trainer import Job
 from tests.helpers.nano_suite import CHECKPOINT
 from tests.helpers.paths import FIXTURES_ROOT
 
@@ -41,9 +42,8 @@ NEAR = 0.4
 
 # prompts ------------------------------------------------------------------------------------------------------
 def prompts(which: str) -> list[str]:
-    exp = load(CONFIGS / "hunyuanvideo15_480p.yaml", ["variant=setting_b"])
-    exp.check_prompts()
-    return exp.prompt_list(which)  # type: ignore[arg-type]
+    suite = load_suite(CONFIGS / "hunyuanvideo15_480p.yaml", ["variant=setting_b"])
+    return getattr(suite.prompt_lists(), which)
 
 
 def words(prompt: str) -> set[str]:
@@ -55,7 +55,9 @@ def test_prompt_files_are_those_of_the_manifest(name: str) -> None:
     assert hashlib.sha256((PROMPTS / name).read_bytes()).hexdigest() == SHA256[name]
 
 
-@pytest.mark.parametrize(("which", "number", "lengths"), [("train", 300, (198, 84, 18)), ("heldout", 64, (41, 16, 7))])
+@pytest.mark.parametrize(
+    ("which", "number", "lengths"), [("train", 300, (198, 84, 18)), ("held_out", 64, (41, 16, 7))]
+)
 def test_prompts_come_in_three_lengths_and_twelve_themes(
     which: str, number: int, lengths: tuple[int, int, int]
 ) -> None:
@@ -65,7 +67,7 @@ def test_prompts_come_in_three_lengths_and_twelve_themes(
     medium = sum(21 <= n <= 60 for n in sizes)
     assert len(found) == len(set(found)) == number == sum(lengths)
     assert (short, medium, long) == lengths
-    lines = (PROMPTS / f"hv15_{which}.txt").read_text(encoding="utf-8").splitlines()
+    lines = (PROMPTS / f"hv15_{which.replace('_', '')}.txt").read_text(encoding="utf-8").splitlines()
     themes = [line for line in lines if line.startswith("# ")][1:]
     assert len(themes) == len(set(themes)) == THEMES
     assert all(prompt == prompt.strip() and "  " not in prompt for prompt in found)
@@ -73,7 +75,7 @@ def test_prompts_come_in_three_lengths_and_twelve_themes(
 
 def test_no_prompt_is_a_near_duplicate_of_another() -> None:
     """Within and across the lists; the closest pair shares a third of its words."""
-    found = [(prompt, words(prompt)) for prompt in prompts("train") + prompts("heldout")]
+    found = [(prompt, words(prompt)) for prompt in prompts("train") + prompts("held_out")]
     worst = max(
         (len(a & b) / len(a | b), first, second) for i, (first, a) in enumerate(found) for second, b in found[:i]
     )
@@ -82,11 +84,11 @@ def test_no_prompt_is_a_near_duplicate_of_another() -> None:
 
 def test_prompts_hold_no_tokens_of_a_tokenizer_and_quote_in_pairs() -> None:
     """No added token of Qwen, of the glyph encoder or of VideoReward; quotation marks in pairs."""
-    for prompt in prompts("train") + prompts("heldout"):
+    for prompt in prompts("train") + prompts("held_out"):
         assert not re.search(r"<\|?\w|\|>|\[/?[A-Z]+\]|</?s>", prompt), prompt
         assert prompt.count('"') % 2 == 0
         assert not re.search("[\u2018-\u201f]", prompt), prompt
-    for which in ("train", "heldout"):
+    for which in ("train", "held_out"):
         assert sum('"' in prompt for prompt in prompts(which)) >= 5
 
 
@@ -114,9 +116,9 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def shrunken(name: str, pipeline: Path, folder: Path, variant: str | None) -> Experiment:
+def shrunken(name: str, pipeline: Path, folder: Path, variant: str | None) -> Suite:
     """The suite with other sizes and folders; every other key stays as the YAML has it."""
-    short = {which: [p for p in prompts(which) if len(p) < 70] for which in ("train", "heldout")}
+    short = {which: [p for p in prompts(which) if len(p) < 70] for which in ("train", "held_out")}
     for which, found in short.items():
         quoted = next(p for p in prompts(which) if '"' in p and len(p) < 70)
         (folder / f"{which}.txt").write_text("\n".join([quoted, found[0]]) + "\n", encoding="utf-8")
@@ -137,11 +139,11 @@ def shrunken(name: str, pipeline: Path, folder: Path, variant: str | None) -> Ex
         f"evaluator_params.pickscore.checkpoint={clip / 'PickScore_v1'}",
         f"evaluator_params.pickscore.processor={clip / 'CLIP-ViT-H-14-laion2B-s32B-b79K'}",
         *(f"evaluator_params.{name}.device=cpu" for name in ("videoalign", "clipscore", "pickscore")),
-        *(f"prompts.{which}={folder / which}.txt" for which in ("train", "heldout")),
+        *(f"prompts.{key}={folder / which}.txt" for key, which in (("train", "train"), ("heldout", "held_out"))),
         "seeds=[0]",
         *([] if variant is None else [f"variant={variant}"]),
     ]
-    return load(CONFIGS / f"{name}.yaml", overrides)
+    return load_suite(CONFIGS / f"{name}.yaml", overrides)
 
 
 def run(job: Job) -> store.RunRecord:
@@ -160,9 +162,10 @@ def run(job: Job) -> store.RunRecord:
 def test_a_shrunken_suite_runs_end_to_end(
     name: str, variant: str | None, rows: tuple[str, ...], pipeline: Path, tmp_path: Path
 ) -> None:
-    exp = shrunken(name, pipeline, tmp_path, variant)
-    check_suite(exp)
-    jobs = [job for job in suite_jobs(exp, tmp_path) if ("base" if job.row is None else job.row.name) in rows]
+    suite = shrunken(name, pipeline, tmp_path, variant)
+    prepared = prepare(suite)
+    check_suite(prepared)
+    jobs = [job for job in suite_jobs(prepared, tmp_path) if job.identity["row"] in rows]
     assert len(jobs) == len(rows)
     for job in jobs:
         record = run(job)
@@ -171,7 +174,7 @@ def test_a_shrunken_suite_runs_end_to_end(
         assert record.suite == (name if variant is None else f"{name}/{variant}")
         metrics = set(store.read_run(job.folder)[1]["metric"])
         assert {"VQ", "MQ", "TA", "pickscore"} <= metrics
-        if job.row is not None:
+        if isinstance(job, TrainingRun):
             assert record.updates_done == 1
             assert record.gates["ratio_audit"]["passed"], record.gates
 
@@ -179,18 +182,18 @@ def test_a_shrunken_suite_runs_end_to_end(
 @pytest.mark.parametrize("name", SUITES)
 def test_a_suite_says_what_it_takes_from_the_paper(name: str) -> None:
     """Settings that both suites keep: the paper's schedule, guidance, group and KL rows."""
-    for exp in load_all(CONFIGS / f"{name}.yaml"):
-        budget: Any = exp.budget
+    for suite in load_variants(CONFIGS / f"{name}.yaml"):
+        budget: Any = suite.budget
         assert (budget.shift, budget.guidance, budget.group_size, budget.minibatches) == (5.0, 6.0, 4, 1)
-        assert [row.name for row in exp.rows] == [
+        assert [row.name for row in suite.rows] == [
             *("dance_grpo-fixed", "flow_grpo-fixed", "cps-fixed", "cps-none", "sage_grpo-dual")
         ]
-        assert exp.scale == "full"
-        assert (exp.clip_reference_size is None) == (name == "hunyuanvideo15_480p")
+        assert suite.scale == "full"
+        assert (suite.clip_reference_size is None) == (name == "hunyuanvideo15_480p")
 
 
 def test_the_two_settings_differ_in_their_reward_weights_only() -> None:
-    b, a = load_all(CONFIGS / "hunyuanvideo15_480p.yaml")
+    b, a = load_variants(CONFIGS / "hunyuanvideo15_480p.yaml")
     assert (b.weights, a.weights) == ({"VQ": 0.5, "MQ": 0.5, "TA": 1.0}, {"VQ": 1.0, "MQ": 1.0, "TA": 1.0})
     assert {**b.shared(), "reward": a.shared()["reward"]} == a.shared()
     assert (b.budget.steps, b.budget.train_steps, b.budget.prompts) == (20, 19, 16)

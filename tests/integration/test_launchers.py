@@ -24,23 +24,33 @@ from bench.launch.config import LaunchConfig
 from bench.launch.jobs import suite_jobs
 from bench.launch.run import run_suites
 from bench.launch.slurm import run_job
-from bench.launch.torchrun import KILLED, TorchrunLauncher, read_job, write_job
+from bench.launch.torchrun import KILLED_MESSAGE, TorchrunLauncher, read_job, write_job
 from bench.store.files import read_lines
 from bench.store.record import JOB, read_run
-from bench.suite.schema import Experiment
+from bench.suite.prepared import prepare
+from bench.suite.schema import Suite
 from tests.helpers.nano_suite import NANO, TINY, tiny
-from tests.helpers.toy_suite import LABEL, alone, do_one, found_by_processes, in_two, scored_by, toy_suite, trained
+from tests.helpers.toy_suite import (
+    LABEL,
+    launch_one,
+    run_alone,
+    run_in_two,
+    scored_by,
+    toy_importable,
+    toy_suite,
+    training_job,
+)
 
 BOUND = 2e-6
-"""Relative difference of a number after some updates of one and of two processes: tests/test_processes.py has why."""
+"""Relative difference of a number after some updates of one and of two processes (see invariant/test_processes.py)."""
 SECONDS = 20.0
 """From the last line of a run to its end: far below the half hour that a process waits for one that hangs."""
 TWO = LaunchConfig(launcher="torchrun", nproc=2)
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> Iterator[Experiment]:
-    with found_by_processes():
+def toy(tmp_path: Path) -> Iterator[Suite]:
+    with toy_importable():
         yield toy_suite(tmp_path)
 
 
@@ -48,8 +58,8 @@ def toy(tmp_path: Path) -> Iterator[Experiment]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the toy's run in two processes, without a launcher and never interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    job = trained(toy_suite(folder), folder)
-    assert in_two(job, folder) == ["finished", "finished"]
+    job = training_job(toy_suite(folder), folder)
+    assert run_in_two(job, folder) == ["finished", "finished"]
     return job.folder
 
 
@@ -64,14 +74,14 @@ def timeless(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_a_killed_process_ends_the_run_within_seconds_and_it_resumes_to_the_same_bits(
     tmp_path: Path,
-    toy: Experiment,
+    toy: Suite,
     whole: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    job = trained(toy, tmp_path)
+    job = training_job(toy, tmp_path)
     monkeypatch.setenv("TOY_KILLS", "1 6")
-    killed = do_one(job, TWO)
+    killed = launch_one(job, TWO)
     assert time.time() - (job.folder / store.TRAIN).stat().st_mtime < SECONDS
     assert (killed.finished, killed.failed, killed.errors) == (0, 0, 1)
     assert f"{LABEL}: error: a process was killed" in capfd.readouterr().err
@@ -79,20 +89,20 @@ def test_a_killed_process_ends_the_run_within_seconds_and_it_resumes_to_the_same
     assert (job.folder / "checkpoint.pt").exists()
     assert not store.is_complete(job.folder)
     monkeypatch.delenv("TOY_KILLS")
-    resumed = do_one(job, TWO)
+    resumed = launch_one(job, TWO)
     assert (resumed.finished, resumed.failed, resumed.errors) == (1, 0, 0), capfd.readouterr().err
     (record, _), (expected, _) = read_run(job.folder), read_run(whole)
     assert record.scores_digest == expected.scores_digest
     assert record.ledger == {**expected.ledger, "restarts": 1}
     assert timeless(read_lines(job.folder / store.TRAIN)) == timeless(read_lines(whole / store.TRAIN))
-    mine, theirs = load_file(job.folder / "policy.safetensors"), load_file(whole / "policy.safetensors")
-    assert all(mine[key].equal(theirs[key]) for key in theirs)
+    policy, expected_policy = (load_file(folder / "policy.safetensors") for folder in (job.folder, whole))
+    assert all(policy[key].equal(expected_policy[key]) for key in expected_policy)
     assert not (job.folder / JOB).exists()
 
 
 def test_the_record_of_two_processes_is_that_of_one(tmp_path: Path, whole: Path) -> None:
-    job = trained(toy_suite(whole.parents[2]), tmp_path)
-    assert alone(job, SINGLE_PROCESS) == "finished"
+    job = training_job(toy_suite(whole.parents[2]), tmp_path)
+    assert run_alone(job, SINGLE_PROCESS) == "finished"
     (one, scores), (two, others) = read_run(job.folder), read_run(whole)
     assert (one.provenance["processes"], two.provenance["processes"]) == (1, 2)
     changed = {"seconds", "peak_memory_mb", "provenance", "scores_digest"}
@@ -105,9 +115,9 @@ def test_the_record_of_two_processes_is_that_of_one(tmp_path: Path, whole: Path)
 
 
 def test_a_divergence_is_a_failed_run_of_all_processes(tmp_path: Path) -> None:
-    exp = scored_by(toy_suite(tmp_path), "tests.helpers.toy:NotANumberLater", "brightness", calls_before=10)
-    job = trained(exp, tmp_path)
-    assert in_two(job, tmp_path) == ["failed", "failed"]
+    suite = scored_by(toy_suite(tmp_path), "tests.helpers.toy:NotANumberLater", "brightness", calls_before=10)
+    job = training_job(suite, tmp_path)
+    assert run_in_two(job, tmp_path) == ["failed", "failed"]
     record, _ = read_run(job.folder)
     assert record.status == "failed"
     assert "reward brightness of prompt" in str(record.error)
@@ -116,68 +126,67 @@ def test_a_divergence_is_a_failed_run_of_all_processes(tmp_path: Path) -> None:
 
 
 def test_a_mistake_in_the_processes_is_one_sentence(
-    tmp_path: Path, toy: Experiment, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, toy: Suite, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    outcome = do_one(
-        trained(scored_by(toy, "tests.helpers.toy:Brightness", "light"), tmp_path), LaunchConfig("torchrun")
+    outcome = launch_one(
+        training_job(scored_by(toy, "tests.helpers.toy:Brightness", "light"), tmp_path), LaunchConfig("torchrun")
     )
     assert outcome.errors == 1
-    said = capfd.readouterr().err
-    assert "error: reward tests.helpers.toy:Brightness.light: the evaluator gives brightness; mend 'reward:'" in said
+    stderr = capfd.readouterr().err
+    assert "error: reward tests.helpers.toy:Brightness.light: the evaluator gives brightness; fix 'reward:'" in stderr
 
 
 @pytest.mark.parametrize(
-    ("program", "kind", "says"),
+    ("program", "kind", "message"),
     [
-        ("say('lost', 'the others'); say('error', 'mend it'); say('error', 'again')", BenchError, "^mend it$"),
+        ("say('lost', 'the others'); say('error', 'fix it'); say('error', 'again')", BenchError, "^fix it$"),
         ("say('lost', 'the others'); say('bug', 'line 1')", RuntimeError, "line 1"),
         ("say('lost', 'the others')", PeerLostError, "^the others$"),
         (
             "say('lost', 'the others'); note('Signal 9 (SIGKILL) received by PID 7')",
             BenchError,
-            f"^{re.escape(KILLED)}",
+            f"^{re.escape(KILLED_MESSAGE)}",
         ),
-        ("import os; os.kill(os.getpid(), 9)", BenchError, f"^{re.escape(KILLED)}"),
-        ("print('error of a library'); print('progress {'); say('error', 'mend it')", BenchError, "^mend it$"),
+        ("import os; os.kill(os.getpid(), 9)", BenchError, f"^{re.escape(KILLED_MESSAGE)}"),
+        ("print('error of a library'); print('progress {'); say('error', 'fix it')", BenchError, "^fix it$"),
         ("note('failed (exitcode: -6) local_rank: 0')", PeerLostError, "was aborted while it waited for the others"),
-        ("note('address in use')", RuntimeError, "exit code 3 and did not say why:\naddress in use"),
+        ("note('address in use')", RuntimeError, "exit code 3 and no message:\naddress in use"),
     ],
 )
 def test_why_a_run_stopped(
-    program: str, kind: type[Exception], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: str, kind: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = "import json, sys\ndef say(kind, text): print(kind, json.dumps(text), flush=True)\n"
     words += f"def note(text): print(text, file=sys.stderr)\n{program}\nsys.exit(3)"
-    monkeypatch.setattr(torchrun, "command", lambda spread, node, path: [sys.executable, "-c", words])
-    (base, _) = suite_jobs(tiny("rows=[{method: cps}]", "seeds=[0]"), tmp_path)
-    with pytest.raises(kind, match=says) as stopped:
-        TorchrunLauncher(ProcessLayout(nproc=2), queue.SimpleQueue()).do(base)
+    monkeypatch.setattr(torchrun, "command", lambda layout, node, path: [sys.executable, "-c", words])
+    (base, _) = suite_jobs(prepare(tiny("rows=[{method: cps}]", "seeds=[0]")), tmp_path)
+    with pytest.raises(kind, match=message) as stopped:
+        TorchrunLauncher(ProcessLayout(nproc=2), queue.SimpleQueue()).run(base)
     assert isinstance(stopped.value, PeerLostError) == (kind is PeerLostError)
     assert not (base.folder / JOB).exists()
 
 
-def test_a_run_is_told_to_its_processes_whole(tmp_path: Path) -> None:
-    exp = tiny("rows=[{method: cps}, {method: sage_grpo, kl: {name: dual, params: {every: 1}}}]")
-    for job in suite_jobs(exp, tmp_path):
+def test_the_job_file_holds_the_whole_job(tmp_path: Path) -> None:
+    suite = tiny("rows=[{method: cps}, {method: sage_grpo, kl: {name: dual, params: {every: 1}}}]")
+    for job in suite_jobs(prepare(suite), tmp_path):
         assert read_job(write_job(job)) == (job, None)
         assert read_job(write_job(job, "full")) == (job, "full")
 
 
-def test_a_process_spreads_the_weights_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (job, _) = suite_jobs(tiny("rows=[{method: cps}]", "seeds=[0]"), tmp_path)
-    found: list[Any] = []
+def test_a_process_shards_the_weights_as_the_job_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (job, _) = suite_jobs(prepare(tiny("rows=[{method: cps}]", "seeds=[0]")), tmp_path)
+    executed: list[Any] = []
 
     @contextlib.contextmanager
-    def joined(copies: int, shard: str | None) -> Iterator[World]:
-        yield World(0, 2, copies, shard)
+    def process_group(cp_degree: int, shard: str | None) -> Iterator[World]:
+        yield World(0, 2, cp_degree, shard)
 
-    monkeypatch.setattr(worker, "process_group", joined)
-    monkeypatch.setattr(worker, "execute", lambda job, report, world: found.append((job, world)))
+    monkeypatch.setattr(worker, "process_group", process_group)
+    monkeypatch.setattr(worker, "execute", lambda job, report, world: executed.append((job, world)))
     assert worker.main(write_job(job, "grads")) == 0
-    assert found == [(job, World(0, 2, 1, "grads"))]
+    assert executed == [(job, World(0, 2, 1, "grads"))]
 
 
-# what is refused ----------------------------------------------------------------------------------------------
 def test_a_number_of_processes_that_does_not_divide_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,7 +197,7 @@ def test_a_number_of_processes_that_does_not_divide_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("gpus", "device", "nproc", "says"),
+    ("gpus", "device", "nproc", "message"),
     [
         (1, None, 2, "a run has 2 process(es) on this machine and each needs a GPU of its own, but torch sees 1:"),
         (3, "cuda", 4, "but torch sees 3: give an --nproc of at most 3, or backbone.train.device=cpu."),
@@ -200,43 +209,43 @@ def test_a_number_of_processes_that_does_not_divide_is_refused(
     ],
 )
 def test_too_few_gpus_are_refused_before_anything_is_loaded(
-    gpus: int, device: str | None, nproc: int, says: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpus: int, device: str | None, nproc: int, message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     started: list[Any] = []
-    monkeypatch.setattr(run, "run_jobs", lambda *given: started.append(given))
-    exp = tiny("rows=[{method: cps}]", "budget.micro_batch=1", "seeds=[0]")
-    train = {key: value for key, value in exp.backbone.train.items() if key != "device"}
+    monkeypatch.setattr(run, "run_jobs", lambda *arguments: started.append(arguments))
+    suite = tiny("rows=[{method: cps}]", "budget.micro_batch=1", "seeds=[0]")
+    train = {key: value for key, value in suite.backbone.train.items() if key != "device"}
     train |= {} if device is None else {"device": device}
-    exp = exp.model_copy(update={"backbone": exp.backbone.model_copy(update={"train": train})})
+    suite = suite.model_copy(update={"backbone": suite.backbone.model_copy(update={"train": train})})
     many = LaunchConfig("torchrun", nproc=nproc)
-    if says is None:
-        run_suites([exp], tmp_path, many)
+    if message is None:
+        run_suites([prepare(suite)], tmp_path, many)
         assert started
         return
     with pytest.raises(BenchError) as refused:
-        run_suites([exp], tmp_path, many)
-    assert says in str(refused.value)
+        run_suites([prepare(suite)], tmp_path, many)
+    assert message in str(refused.value)
     assert not started
     assert not any(tmp_path.iterdir())
-    (base, _) = suite_jobs(exp, tmp_path)
-    assert run_job(base, many.spread) == ("error", str(refused.value))  # a Slurm job looks at its own node
+    (base, _) = suite_jobs(prepare(suite), tmp_path)
+    assert run_job(base, many.layout) == ("error", str(refused.value))  # a Slurm job looks at its own node
 
 
 def test_more_processes_than_cores_are_allowed_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0})
-    monkeypatch.setattr(run, "run_jobs", lambda *given: None)
-    exp = tiny("rows=[{method: cps}]", "budget.micro_batch=1", "seeds=[0]")
-    run_suites([exp], tmp_path, LaunchConfig("torchrun", nproc=2))
+    monkeypatch.setattr(run, "run_jobs", lambda *arguments: None)
+    suite = tiny("rows=[{method: cps}]", "budget.micro_batch=1", "seeds=[0]")
+    run_suites([prepare(suite)], tmp_path, LaunchConfig("torchrun", nproc=2))
     assert "note: 2 processes of one run share 1 core(s)" in capsys.readouterr().err
-    run_suites([exp], tmp_path, LaunchConfig())
+    run_suites([prepare(suite)], tmp_path, LaunchConfig())
     assert "note" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("settings", "message"),
     [
         ({"nproc": 2}, "use --launcher torchrun"),
         ({"launcher": "torchrun", "nproc": 0}, "--nproc is 0: give at least 1"),
@@ -249,6 +258,6 @@ def test_more_processes_than_cores_are_allowed_and_said(
         ({"launcher": "torchrun", "nproc": 2, "shard": "half"}, "shard is 'half': choose one of full, grads"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(given: dict[str, Any], says: str) -> None:
-    with pytest.raises(BenchError, match=says):
-        LaunchConfig(**given)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        LaunchConfig(**settings)

@@ -42,12 +42,12 @@ def calls() -> list[list[str]]:
 def videos(folder: Path, count: int = 3, **options: Any) -> list[Path]:
     """Small clips that differ from each other by their names and bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = []
+    paths = []
     for i in range(count):
-        found.append(write(folder / f"v{i}.mp4", frames=6, **options))
-        with found[-1].open("ab") as file:  # a "free" box at the end: another sha256, the same pictures
+        paths.append(write(folder / f"v{i}.mp4", frames=6, **options))
+        with paths[-1].open("ab") as file:  # a "free" box at the end: another sha256, the same pictures
             file.write((12).to_bytes(4, "big") + b"free" + i.to_bytes(4, "big"))
-    return found
+    return paths
 
 
 def listed(folder: Path, lines: Mapping[str, str] | Sequence[tuple[str, str]], name: str = "prompts.csv") -> Path:
@@ -69,7 +69,6 @@ def score(out: Path, prompts: Path, *words: str, evaluators: Sequence[str] = (FA
     return main(["score", *evaluators, "--prompts", str(prompts), "--out", str(out), *words])
 
 
-# what goes in -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["prompts.csv", "prompts.jsonl"])
 def test_a_list_alone_names_the_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     paths = videos(tmp_path / "clips")
@@ -87,9 +86,9 @@ def test_a_list_alone_names_the_videos(tmp_path: Path, capsys: pytest.CaptureFix
     assert [row["value"] for row in rows[1::2]] == [6.0] * 3
     shapes = {(row["frames"], row["fps"], row["height"], row["width"], row["status"], row["error"]) for row in rows}
     assert shapes == {(6, 12.0, 32, 32, "ok", None)}
-    said = capsys.readouterr()
-    assert "| tests.helpers.counting_scorer:Brightness | frames     |   3 |        0 |      6 |" in said.out
-    assert f"written: {out}, {out.with_suffix('.json')}" in said.err
+    printed = capsys.readouterr()
+    assert "| tests.helpers.counting_scorer:Brightness | frames     |   3 |        0 |      6 |" in printed.out
+    assert f"written: {out}, {out.with_suffix('.json')}" in printed.err
 
 
 def test_videos_of_a_folder_take_their_prompts_from_the_list(
@@ -101,14 +100,14 @@ def test_videos_of_a_folder_take_their_prompts_from_the_list(
     prompts, out = listed(tmp_path, lines), tmp_path / "scores.parquet"
     monkeypatch.chdir(tmp_path)
     assert score(out, prompts, "--videos", "clips", str(first), "--videos", str(second)) == 1
-    found = [(row["video"], row["prompt"], row["status"]) for row in table(out)[::2]]
+    statuses = [(row["video"], row["prompt"], row["status"]) for row in table(out)[::2]]
     ok = [(str(first), "a", "ok"), (str(second), "b", "ok"), (str(second), "c", "ok")]
-    assert found == [*ok, ("clips/deep/v2.mp4", None, "error")]
+    assert statuses == [*ok, ("clips/deep/v2.mp4", None, "error")]
     assert "has no prompt" in table(out)[-1]["error"]
     assert third.exists()
-    said = capsys.readouterr().err
-    assert "note: 1 line(s)" in said
-    assert "1 of 4 videos failed" in said
+    printed = capsys.readouterr().err
+    assert "note: 1 line(s)" in printed
+    assert "1 of 4 videos failed" in printed
 
 
 def test_an_image_is_a_video_of_one_frame(tmp_path: Path) -> None:
@@ -148,12 +147,12 @@ def test_a_bad_image_is_refused(tmp_path: Path, kind: str) -> None:
         ("p.csv", "file,text\na.mp4,b\n", "columns video,prompt"),
         ("p.csv", "video,prompt\na.mp4,a circle, moving\n", "more values than columns"),
         ("p.csv", 'video,prompt\na.mp4,"open\n', "is not CSV"),
-        ("p.csv", "video,prompt\n", "names no video"),
-        ("p.csv", "video,prompt\n,b\n", "line 2, names no video"),
+        ("p.csv", "video,prompt\n", "does not name a video"),
+        ("p.csv", "video,prompt\n,b\n", "line 2, does not name a video"),
         ("p.csv", "video,prompt\na.mp4,b\na.mp4,b\n", "one prompt twice"),
         ("p.jsonl", '{"video": "a.mp4"', "line 1, is not JSON"),
-        ("p.jsonl", '\n["a.mp4", "b"]', "line 2, is no object"),
-        ("p.jsonl", '{"video": "a.mp4", "prompt": 3}', "a prompt that is no text"),
+        ("p.jsonl", '\n["a.mp4", "b"]', "line 2, is not a JSON object"),
+        ("p.jsonl", '{"video": "a.mp4", "prompt": 3}', "a prompt that is not text"),
         ("p.txt", "a.mp4 b", "neither .csv nor .jsonl"),
     ],
 )
@@ -162,9 +161,9 @@ def test_a_bad_list_is_one_sentence(
 ) -> None:
     (tmp_path / name).write_text(content)
     assert score(tmp_path / "s.parquet", tmp_path / name) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert printed.count("\n") == 1
     assert not list(tmp_path.glob("s.*"))
 
 
@@ -172,7 +171,7 @@ def test_a_bad_list_is_one_sentence(
     ("words", "sentence"),
     [
         (["--videos", "nothing.mp4"], "video nothing.mp4 does not exist"),
-        (["--videos", "empty"], "folder empty holds no video"),
+        (["--videos", "empty"], "folder empty does not hold a video"),
         (["--batch", "0"], "give at least 1"),
         (["--dtype", "float32"], "has no parameter 'dtype': leave out --dtype"),
         (["--device", "cpu"], "has no parameter 'device'"),
@@ -193,17 +192,17 @@ def test_a_mistake_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     assert score(Path("s.parquet"), listed(tmp_path, {"a.mp4": "b"}), *words) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert printed.count("\n") == 1
     assert Brightness.asked == []
 
 
 def test_evaluators_that_lack_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts, out = listed(tmp_path, {"a.mp4": "b"}), tmp_path / "s.parquet"
     assert score(out, prompts, evaluators=["videoalign"]) == 2
-    said = capsys.readouterr().err
-    assert "evaluator 'videoalign' needs 'checkpoint': give --params videoalign.checkpoint=VALUE, or --nano" in said
+    printed = capsys.readouterr().err
+    assert "evaluator 'videoalign' needs 'checkpoint': give --params videoalign.checkpoint=VALUE, or --nano" in printed
     assert score(out, prompts, evaluators=["clipscor"]) == 2
     assert "did you mean 'clipscore'?" in capsys.readouterr().err
     assert score(out, prompts, evaluators=[FAKE, FAKE]) == 2
@@ -215,7 +214,6 @@ def test_evaluators_that_lack_something(tmp_path: Path, capsys: pytest.CaptureFi
         assert "torch sees none" in capsys.readouterr().err
 
 
-# bad videos ---------------------------------------------------------------------------------------------------
 def test_bad_files_fail_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, cut, other = videos(tmp_path)
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
@@ -233,9 +231,9 @@ def test_bad_files_fail_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert word in row["error"]
         assert row["value"] is None
     assert all(row["value"] > 0 for row in (rows[0], rows[-1]))
-    said = capsys.readouterr()
-    assert "5 of 7 videos failed" in said.err
-    assert "| brightness |   2 |        5 |" in said.out
+    printed = capsys.readouterr()
+    assert "5 of 7 videos failed" in printed.err
+    assert "| brightness |   2 |        5 |" in printed.out
     summary = json.loads(out.with_suffix(".json").read_text())
     assert summary["failed_rows"] == 10
     assert [line["n"] for line in summary["summary"]] == [2, 2]
@@ -258,7 +256,7 @@ def test_when_all_fail_there_is_no_mean(tmp_path: Path, capsys: pytest.CaptureFi
         ("refused", "the prompt is refused: write another one.", False),
         ("broken", "RuntimeError: out of memory", True),
         ("endless", f"evaluator '{FAKE}' gave brightness = inf: look at the evaluator and at this video.", False),
-        ("misshapen", f"evaluator '{FAKE}' gave 'frames' no number per video: mend it.", False),
+        ("misshapen", f"evaluator '{FAKE}' did not return one number per video for 'frames': fix it.", False),
     ],
 )
 def test_one_prompt_that_an_evaluator_cannot_score_fails_alone(
@@ -285,7 +283,6 @@ def test_one_prompt_that_an_evaluator_cannot_score_fails_alone(
     assert table(out) == rows
 
 
-# batches ------------------------------------------------------------------------------------------------------
 def test_equal_videos_are_scored_together(tmp_path: Path, calls: list[list[str]]) -> None:
     videos(tmp_path / "a", 3)
     videos(tmp_path / "b", 3, fps=24)
@@ -317,7 +314,6 @@ def test_many_shapes_do_not_pile_up(tmp_path: Path, calls: list[list[str]], monk
     assert max(held) == 4
 
 
-# resume -------------------------------------------------------------------------------------------------------
 def test_a_second_call_scores_only_what_is_new(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], calls: list[list[str]]
 ) -> None:
@@ -351,9 +347,9 @@ def test_another_evaluator_joins_and_another_version_is_refused(
     calls.clear()
     capsys.readouterr()
     assert score(out, prompts, "--params", f"{FAKE}.scale=2.0") == 2
-    said = capsys.readouterr().err
-    assert "fingerprint.scale is 1.0 there and 2.0 here" in said
-    assert "--overwrite" in said
+    printed = capsys.readouterr().err
+    assert "fingerprint.scale is 1.0 there and 2.0 here" in printed
+    assert "--overwrite" in printed
     assert before == (out.read_bytes(), (tmp_path / "scores.partial.jsonl").read_bytes())
     assert score(out, prompts, "--params", f"{FAKE}.scale=2.0", "--overwrite") == 0
     assert calls == [["a red circle moving left quickly"] * 3]
@@ -362,18 +358,18 @@ def test_another_evaluator_joins_and_another_version_is_refused(
     words = ("--params", f"{FAKE}.scale=2.0", "--nano")
     assert score(out, prompts, *words, evaluators=[FAKE, "clipscore"]) == 0
     assert calls == []
-    made = json.loads(pq.read_schema(out).metadata[b"bench.score"])
-    assert set(made["evaluators"]) == {FAKE, "clipscore"}
-    assert made["evaluators"][FAKE]["fingerprint"] == {"scale": "2.0"}
-    assert made["evaluators"]["clipscore"]["versions"]["torch"] == metadata.version("torch")
-    assert json.loads(out.with_suffix(".json").read_text())["evaluators"] == made["evaluators"]
+    header = json.loads(pq.read_schema(out).metadata[b"bench.score"])
+    assert set(header["evaluators"]) == {FAKE, "clipscore"}
+    assert header["evaluators"][FAKE]["fingerprint"] == {"scale": "2.0"}
+    assert header["evaluators"]["clipscore"]["versions"]["torch"] == metadata.version("torch")
+    assert json.loads(out.with_suffix(".json").read_text())["evaluators"] == header["evaluators"]
 
 
 def test_a_file_of_other_origin_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts, out = listed(tmp_path, {path.name: "p" for path in videos(tmp_path, 1)}), tmp_path / "scores.parquet"
     out.write_bytes(b"a run's scores")
     assert score(out, prompts) == 2
-    assert "cannot be taken up" in capsys.readouterr().err
+    assert "cannot be resumed" in capsys.readouterr().err
     assert out.read_bytes() == b"a run's scores"
     partial = tmp_path / "scores.partial.jsonl"
     for content in ('{"other": 1}\n', "not json\n"):
@@ -437,7 +433,6 @@ def test_an_interrupt_keeps_what_was_scored(
     assert calls == [["v0"], ["v1"], ["v2"]]
 
 
-# the real scorers on the nano checkpoints ------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clips(tmp_path_factory.mktemp("clips"), 5)
@@ -511,12 +506,11 @@ def test_dtype_and_parameters_reach_the_evaluator(clips: Path, tmp_path: Path) -
     words = ("--nano", "--dtype", "bfloat16", "--device", "cpu", "--params", "clipscore.prefix=A photo depicts ")
     out = tmp_path / "scores.parquet"
     assert score(out, clips, *words, evaluators=["clipscore"]) == 0
-    made = json.loads(pq.read_schema(out).metadata[b"bench.score"])["evaluators"]["clipscore"]
-    assert (made["fingerprint"]["dtype"], made["fingerprint"]["prefix"]) == ("bfloat16", "A photo depicts")
-    assert made["device"] == "cpu"
+    header = json.loads(pq.read_schema(out).metadata[b"bench.score"])["evaluators"]["clipscore"]
+    assert (header["fingerprint"]["dtype"], header["fingerprint"]["prefix"]) == ("bfloat16", "A photo depicts")
+    assert header["device"] == "cpu"
 
 
-# the summary and start-up ---------------------------------------------------------------------------------------
 def test_summary_counts_and_sample_deviation() -> None:
     rows = [{"evaluator": "e", "metric": "m", "value": value} for value in (1.0, 2.0, None, 6.0)]
     (line,) = summarise([*rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from bench.core.rng import stream
 from bench.flow import sigma_schedule
 from bench.store.files import read_lines
 from bench.store.record import CHECKPOINT, RunRecord, read_run
-from bench.suite.build import make_backbone, make_evaluator
-from bench.suite.job import Job
-from bench.suite.methods import make_method
-from bench.suite.schema import Experiment
+from bench.suite.job import BaseRun
+from bench.suite.prepared import make_backbone, make_evaluator, prepare
+from bench.suite.prompts import PromptLists
+from bench.suite.schema import Suite
 from bench.train import trainer
 from bench.train.evaluate import evaluate
 from bench.train.rewards import update_prompts
@@ -46,27 +47,27 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_and_kill(exp: Experiment, folder: Path, update: int, *, after_the_line: bool) -> None:
+def run_and_kill(suite: Suite, folder: Path, update: int, *, after_the_line: bool) -> None:
     """Die in this update, before it begins or between its line in `train.jsonl` and its checkpoint."""
-    whole_round = Trainer._round
+    run_update = Trainer.run_update
 
-    def dying(self: Trainer, index: int, prompts: list[str]) -> None:
+    def dying(self: Trainer, index: int) -> None:
         if index == update and not after_the_line:
             raise KilledError
-        whole_round(self, index, prompts)
+        run_update(self, index)
         if index == update:
             raise KilledError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_round", dying)
+        patch.setattr(Trainer, "run_update", dying)
         with pytest.raises(KilledError):
-            run(exp, folder)
+            run(suite, folder)
 
 
 def timeless(line: dict[str, Any]) -> dict[str, Any]:
     """A line of `train.jsonl` without what a restart may change."""
-    kept = {key: value for key, value in line.items() if key != "seconds"}
-    return {**kept, "ledger": {key: value for key, value in line["ledger"].items() if key != "restarts"}}
+    fields = {key: value for key, value in line.items() if key != "seconds"}
+    return {**fields, "ledger": {key: value for key, value in line["ledger"].items() if key != "restarts"}}
 
 
 def assert_same_run(folder: Path, whole: Path) -> RunRecord:
@@ -83,7 +84,7 @@ def assert_same_run(folder: Path, whole: Path) -> RunRecord:
     return record
 
 
-def with_clipscore(*overrides: str) -> Experiment:
+def with_clipscore(*overrides: str) -> Suite:
     return tiny(
         "evaluation={evaluators: [clipscore, gold], steps: 2, videos_per_prompt: 2}",
         "evaluator_params={clipscore: {checkpoint: nano/clip, device: cpu}}",
@@ -91,31 +92,32 @@ def with_clipscore(*overrides: str) -> Experiment:
     )
 
 
-def test_a_record_says_how_many_prompts_were_cut(tmp_path: Path) -> None:
-    record = execute(Job(with_clipscore(), None, None, tmp_path / "run", "d"), lambda phase, done, total: None)
-    assert record.extra["prompts_cut"] == {"clipscore": 0.0}  # the gold scorer reads no tokens and says nothing
+def test_a_record_counts_truncated_prompts(tmp_path: Path) -> None:
+    record = execute(BaseRun(prepare(with_clipscore()), tmp_path / "run", "d"), lambda phase, done, total: None)
+    assert record.extra["prompts_cut"] == {"clipscore": 0.0}  # the gold evaluator reads no tokens and reports nothing
     assert record.extra["token_limit"] == {"clipscore": 77}
     read, _ = read_run(tmp_path / "run")
     assert read.extra == record.extra
 
 
 def test_the_share_of_cut_prompts_counts_prompts_not_videos() -> None:
-    exp = with_clipscore("budget.micro_batch=2")
-    evaluators = {name: make_evaluator(exp, name) for name in exp.evaluation.evaluators}
+    prepared = prepare(with_clipscore("budget.micro_batch=2"))
+    evaluators = {name: make_evaluator(prepared, name) for name in prepared.suite.evaluation.evaluators}
     prompts = ["a small red circle moves left", "a small red circle moves left " * 20, "a big blue square", "a square"]
-    backbone = make_backbone(exp)
+    prepared = replace(prepared, prompts=PromptLists(prepared.prompts.train, prompts))
+    backbone = make_backbone(prepared)
     backbone.reset(stream(0, "initial_policy"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluators["gold"], "score", lambda videos, prompts, fps: {"g": torch.zeros(len(prompts))})
-        found = evaluate(backbone, evaluators, exp, prompts, lambda done, total: None)
-    assert found.prompts_cut == {"clipscore": 0.25}
-    assert len(found.scores) == 8 * 3  # two metrics of CLIPScore and the stand-in
+        held_out = evaluate(backbone, evaluators, prepared, lambda done, total: None)
+    assert held_out.prompts_cut == {"clipscore": 0.25}
+    assert len(held_out.scores) == 8 * 3  # two metrics of CLIPScore and the stand-in
 
 
 @pytest.mark.usefixtures("global_random_state_is_left_alone")
 def test_a_run_ends_in_a_complete_record(tmp_path: Path) -> None:
-    exp = tiny()
-    record = run(exp, tmp_path / "run")
+    suite = tiny()
+    record = run(suite, tmp_path / "run")
     assert (record.status, record.error, record.row, record.seed) == ("finished", None, "flow_grpo-fixed", 0)
     assert record.updates_done == 2
     samples = 2 * 2 * 2
@@ -136,13 +138,14 @@ def test_a_run_ends_in_a_complete_record(tmp_path: Path) -> None:
     schedule = record.extra["schedule"]
     assert record.extra.keys() == {"scale", "schedule"}
     assert record.extra["scale"] == "nano"
-    method, sigmas = make_method(exp, exp.rows[0], 512), sigma_schedule(4, 5.0)
+    prepared = prepare(suite)
+    method, sigmas = prepared.method(prepared.rows[0], 512), sigma_schedule(4, 5.0)
     assert schedule["sigma"] == sigmas.tolist()
     assert schedule["std"][:-1] == injected_variance(method, sigmas).sqrt()[:-1].tolist()
     assert schedule["std"][-1] == 0.0  # the predicted x0 of the last step is decoded: it is not noisy
     assert schedule["step_weight"] == [1.0] * 4
     assert min(schedule["predicted_grad_norm"]) > 0
-    assert record.config == exp.model_dump(mode="json")
+    assert record.config == suite.model_dump(mode="json")
     assert {"rollout", "decode", "reward", "update", "load", "evaluate"} <= record.seconds.keys()
     read, scores = read_run(tmp_path / "run")
     assert read == record
@@ -157,7 +160,7 @@ def test_a_run_ends_in_a_complete_record(tmp_path: Path) -> None:
     ]
 
 
-def test_lines_of_the_curve_say_what_happened(whole: Path) -> None:
+def test_lines_of_the_log_describe_the_updates(whole: Path) -> None:
     for index, line in enumerate(read_lines(whole / store.TRAIN)):
         rewards = line["rewards"]
         expected = 0.5 * rewards["gold_VQ"] + 0.5 * rewards["gold_MQ"] + rewards["gold_TA"]
@@ -167,7 +170,7 @@ def test_lines_of_the_curve_say_what_happened(whole: Path) -> None:
         assert line["grad_norm"][0] > 0
         assert sorted(map(int, line["grad_norm_of_step"])) == line["trained_steps"]
         assert all(norm > 0 for norm in line["grad_norm_of_step"].values())
-        assert line["monitor"] == {}  # gold gives the reward here, so it is not asked again
+        assert line["monitor"] == {}  # gold gives the reward here, so it is not scored again
         assert line["ledger"]["updates"] == index + 1
         # two ticks per update; the ramp rises by (0.01 - 0.001) / 100 each
         assert line["kl_weight"]["anchor"] == pytest.approx(0.001 + 0.009 * 2 * (index + 1) / 100)
@@ -176,7 +179,7 @@ def test_lines_of_the_curve_say_what_happened(whole: Path) -> None:
 
 
 def test_the_base_has_no_seed_and_training_moves_the_scores(tmp_path: Path, whole: Path) -> None:
-    base = execute(Job(tiny(), None, None, tmp_path / "base", "d"), lambda phase, done, total: None)
+    base = execute(BaseRun(prepare(tiny()), tmp_path / "base", "d"), lambda phase, done, total: None)
     assert (base.row, base.method, base.seed, base.ledger, base.updates_done) == ("base", None, None, {}, 0)
     assert not (tmp_path / "base" / "policy.safetensors").exists()
     moved = (read_run(tmp_path / "base")[1]["value"] - read_run(whole)[1]["value"]).abs()
@@ -197,13 +200,13 @@ def test_another_seed_gives_another_run(tmp_path: Path, whole: Path) -> None:
 def test_a_killed_run_resumes_to_the_same_bits(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, after_the_line: bool
 ) -> None:
-    folder, exp = tmp_path / "run", tiny(ROW, UPDATES)
+    folder, suite = tmp_path / "run", tiny(ROW, UPDATES)
     monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 1)
-    run_and_kill(exp, folder, 2, after_the_line=after_the_line)
+    run_and_kill(suite, folder, 2, after_the_line=after_the_line)
     assert not store.is_complete(folder)
     assert (folder / CHECKPOINT).exists()
     assert len(read_lines(folder / store.TRAIN)) == (3 if after_the_line else 2)
-    run(exp, folder)
+    run(suite, folder)
     record = assert_same_run(folder, whole)
     expected = read_run(whole)[0]
     assert record.ledger == {**expected.ledger, "restarts": 1}
@@ -212,10 +215,10 @@ def test_a_killed_run_resumes_to_the_same_bits(
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path, whole: Path) -> None:
-    folder, exp = tmp_path / "run", tiny(ROW, UPDATES)
-    run_and_kill(exp, folder, 1, after_the_line=True)
+    folder, suite = tmp_path / "run", tiny(ROW, UPDATES)
+    run_and_kill(suite, folder, 1, after_the_line=True)
     assert not (folder / CHECKPOINT).exists()
-    run(exp, folder)
+    run(suite, folder)
     assert assert_same_run(folder, whole).ledger["restarts"] == 0
 
 
@@ -253,9 +256,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, killed: bytes) -
 
 @pytest.mark.hazard(8)
 def test_a_reward_that_is_not_a_number_fails_the_run_and_keeps_the_sample(tmp_path: Path) -> None:
-    scorers = "evaluation.evaluators=[gold, 'tests.helpers.toy:NotANumberLater']"
-    exp = tiny("reward={'tests.helpers.toy:NotANumberLater': {brightness: 1.0}}", scorers)
-    record = run(exp, tmp_path)
+    evaluators = "evaluation.evaluators=[gold, 'tests.helpers.toy:NotANumberLater']"
+    suite = tiny("reward={'tests.helpers.toy:NotANumberLater': {brightness: 1.0}}", evaluators)
+    record = run(suite, tmp_path)
     assert record.status == "failed"
     assert record.error is not None
     assert "reward brightness of prompt" in record.error
@@ -266,7 +269,7 @@ def test_a_reward_that_is_not_a_number_fails_the_run_and_keeps_the_sample(tmp_pa
     with safe_open(tmp_path / "offending_sample.safetensors", "pt") as file:
         video, prompt = file.get_tensor("video"), file.metadata()["prompt"]
     assert video.shape == (3, 13, 16, 16)
-    assert prompt == update_prompts(exp, exp.prompt_list("train"), 0, 1)[-1]
+    assert prompt == update_prompts(suite.prompt_list("train"), 2, 0, 1)[-1]
     assert repr(prompt) in record.error
     assert not (tmp_path / CHECKPOINT).exists()
     assert json.loads((tmp_path / store.TRAIN).read_text())["update"] == 0
@@ -281,13 +284,12 @@ def test_a_reward_metric_that_no_evaluator_gives_is_refused(tmp_path: Path) -> N
 
 
 def test_prompts_come_in_seeded_epochs_that_no_row_can_change() -> None:
-    exp = tiny("budget.prompts=3", "budget.micro_batch=6")
     prompts = [f"prompt {i}" for i in range(7)]
-    seen = [p for u in range(14) for p in update_prompts(exp, prompts, 5, u)]
+    seen = [p for u in range(14) for p in update_prompts(prompts, 3, 5, u)]
     epochs = [seen[start : start + 7] for start in range(0, 42, 7)]
     assert all(sorted(epoch) == prompts for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 6
-    assert seen != [p for u in range(14) for p in update_prompts(exp, prompts, 6, u)]
+    assert seen != [p for u in range(14) for p in update_prompts(prompts, 3, 6, u)]
 
 
 def test_monitors_are_logged_and_change_nothing(tmp_path: Path, whole: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from bench.api import BenchError
 from bench.launch.config import LaunchConfig
 from bench.launch.run import run_suites
+from bench.suite.prepared import prepare
 from tests.helpers import context, pair, parity
 from tests.helpers.nano_suite import tiny
 
@@ -29,37 +30,37 @@ def test_velocity_and_summed_gradients_are_those_of_one_process(both: list[dict[
         "processes: context, velocity over the largest", both[0]["v"] / v.abs().max(), v / v.abs().max(), BOUND
     )
     top = max(float(grad.abs().max()) for grad in grads.values())
-    for found in both:
-        assert found["grads"].keys() == grads.keys()
+    for result in both:
+        assert result["grads"].keys() == grads.keys()
         for name, grad in grads.items():
             kind = "processes: context, gradients over the largest"
-            parity.within(kind, found["grads"][name] / top, grad / top, BOUND)
+            parity.within(kind, result["grads"][name] / top, grad / top, BOUND)
     partial = both[0]["partial"]
     assert max(float((partial[name] - grad).abs().max()) for name, grad in grads.items()) > 0.1 * top
 
 
 def test_shapes_that_do_not_divide_are_refused(both: list[dict[str, Any]]) -> None:
-    tokens, heads, key = both[0]["refused"]
+    tokens, heads = both[0]["refused"]
     assert "context is 2, which does not divide the 9 latent tokens" in tokens
     assert "context is 4, which does not divide the 2 attention heads" in heads
-    assert "no key 'contexts'" in key
 
 
 @pytest.mark.parametrize(
-    ("parallel", "how", "says"),
+    ("parallel", "launch", "message"),
     [
         ("{context: 2}", LaunchConfig(), "a multiple of 2"),
         ("{context: 2}", LaunchConfig("torchrun", nproc=3), "a run has 3 process.*a multiple of 2"),
+        ("{contexts: 2}", LaunchConfig(), "parallel has no key 'contexts'"),
         ("{context: 0}", LaunchConfig("torchrun", nproc=2), "write it as .context: 2."),
         ("two", LaunchConfig("torchrun", nproc=2), "write it as .context: 2."),
     ],
 )
 def test_a_run_without_the_processes_for_it_is_refused(
-    tmp_path: Any, parallel: str, how: LaunchConfig, says: str
+    tmp_path: Any, parallel: str, launch: LaunchConfig, message: str
 ) -> None:
-    exp = tiny(f"backbone.train.parallel={parallel}")
-    with pytest.raises(BenchError, match=says):
-        run_suites([exp], tmp_path, how)
+    suite = tiny(f"backbone.train.parallel={parallel}")
+    with pytest.raises(BenchError, match=message):
+        run_suites([prepare(suite)], tmp_path, launch)
 
 
 def test_a_backbone_that_is_alone_refuses_a_shared_context() -> None:

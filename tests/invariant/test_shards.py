@@ -1,9 +1,8 @@
-"""Weights spread over two processes by FSDP2: the updates, gradients, anchors and checkpoints of one process."""
+"""Weights sharded over two processes by FSDP2: updates, gradients, anchors, checkpoints as in one process."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ from torch import Tensor
 
 from bench.api import BenchError
 from bench.core.world import SINGLE_PROCESS, World, is_peer_loss
-from bench.suite.build import make_backbone
-from bench.suite.schema import Experiment
-from bench.train.preflight import check_suite
-from tests.helpers import pair, parity, spread
+from bench.suite.prepared import make_backbone, prepare
+from tests.helpers import pair, parity, sharded
 from tests.helpers.full_size import released
 from tests.helpers.nano_suite import tiny
 
@@ -32,57 +29,60 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> dict[str, Any]:
-    """What one process finds."""
-    return {name: spread.updates(folder, case, SINGLE_PROCESS) for name, case in spread.CASES.items()}
+    """Results of one process."""
+    return {name: sharded.updates(folder, case, SINGLE_PROCESS) for name, case in sharded.CASES.items()}
 
 
 @pytest.fixture(scope="module")
 def both(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two gloo processes found, each on its own."""
-    torch.save(spread.muon(folder, SINGLE_PROCESS), folder / "muon.pt")
-    act = functools.partial(spread.scenario, folder=folder)
-    return pair.run_in(2, tmp_path_factory.mktemp("spread"), act)
+    """Results of each of two gloo processes."""
+    torch.save(sharded.muon(folder, SINGLE_PROCESS), folder / "muon.pt")
+    scenario = functools.partial(sharded.scenario, folder=folder)
+    return pair.run_in(2, tmp_path_factory.mktemp("sharded"), scenario)
 
 
-@pytest.mark.parametrize("name", spread.CASES)
+@pytest.mark.parametrize("name", sharded.CASES)
 def test_two_processes_that_share_the_weights_do_the_updates_of_one(
     alone: dict[str, Any], both: list[dict[str, Any]], name: str
 ) -> None:
     want = alone[name]
-    for found in (found[name] for found in both):
-        assert found["ledger"] == want["ledger"]
-        assert_close("velocity of the base", found["base"], want["base"], BOUND)
-        for index, (mine, whole) in enumerate(zip(found["rounds"], want["rounds"], strict=True)):
+    for result in (process[name] for process in both):
+        assert result["ledger"] == want["ledger"]
+        assert_close("velocity of the base", result["base"], want["base"], BOUND)
+        for index, (mine, whole) in enumerate(zip(result["rounds"], want["rounds"], strict=True)):
             for key, dim in {"x": 1, "logp": 1}.items():
-                held = whole[key].index_select(dim, mine["own"])
+                expected = whole[key].index_select(dim, mine["own"])
                 assert_close(
-                    f"{key}, {'second' if index else 'first'} rollout", mine[key], held, 10 * BOUND if index else BOUND
+                    f"{key}, {'second' if index else 'first'} rollout",
+                    mine[key],
+                    expected,
+                    10 * BOUND if index else BOUND,
                 )
             assert mine["log"].count == whole["log"].count
             assert_norms(mine["log"], whole["log"])
     state = both[0][name]["policy"]
     assert state.keys() == want["policy"].keys()
     weights = [key for key in state if key.startswith("policy:")]
-    lr, kind = spread.BUDGET.lr, " and context" * (spread.CASES[name].context > 1)
+    lr, kind = sharded.BUDGET.lr, " and context" * (sharded.CASES[name].context > 1)
     for key in state:
         what = f"processes: FSDP2{kind}, weights after 2 updates over the learning rate"
-        parity.within(what, state[key] / lr, want["policy"][key] / lr, spread.CASES[name].moved)
-    spread_out = [key for key in weights if both[1][name]["policy"][key].is_meta]
-    assert spread_out == weights, "process 1 holds whole weights"
+        parity.within(what, state[key] / lr, want["policy"][key] / lr, sharded.CASES[name].bound)
+    without_data = [key for key in weights if both[1][name]["policy"][key].is_meta]
+    assert without_data == weights, "process 1 holds full weights"
 
 
-def assert_norms(found: Any, whole: Any) -> None:
+def assert_norms(log: Any, whole: Any) -> None:
     for name in ("grad_norm", "grad_norm_of_step", "kl_gradient"):
-        mine, theirs = getattr(found, name), getattr(whole, name)
+        mine, theirs = getattr(log, name), getattr(whole, name)
         if isinstance(mine, dict):
             assert mine.keys() == theirs.keys()
             mine, theirs = list(mine.values()), list(theirs.values())
         parity.within("processes: FSDP2, norms of gradients", mine, theirs, BOUND, relative=True)
 
 
-def assert_close(what: str, found: Tensor, want: Tensor, bound: float) -> None:
+def assert_close(what: str, value: Tensor, want: Tensor, bound: float) -> None:
     top = float(want.abs().max())
-    parity.within(f"processes: FSDP2, {what} over the largest", found / top, want / top, bound)
+    parity.within(f"processes: FSDP2, {what} over the largest", value / top, want / top, bound)
 
 
 @pytest.mark.parametrize("start", ["muon", "muon resumed"])
@@ -90,7 +90,7 @@ def test_muon_and_its_checkpoint_are_those_of_one_process(
     folder: Path, both: list[dict[str, Any]], start: str
 ) -> None:
     saved = torch.load(folder / "muon.pt", weights_only=True)
-    want = saved if start == "muon" else spread.muon(folder, SINGLE_PROCESS, saved)
+    want = saved if start == "muon" else sharded.muon(folder, SINGLE_PROCESS, saved)
     mine = both[0][start]
     assert mine["policy"].keys() == want["policy"].keys()
     assert all(mine["policy"][key].equal(value) for key, value in want["policy"].items())
@@ -102,7 +102,7 @@ def test_muon_and_its_checkpoint_are_those_of_one_process(
 
 
 @pytest.mark.parametrize("shard", ["full", "grads"])
-@pytest.mark.parametrize("kind", spread.ANCHORED)
+@pytest.mark.parametrize("kind", sharded.ANCHORED)
 def test_an_anchor_between_forward_and_backward_leaves_the_gradient(
     folder: Path, both: list[dict[str, Any]], kind: str, shard: str
 ) -> None:
@@ -110,12 +110,12 @@ def test_an_anchor_between_forward_and_backward_leaves_the_gradient(
     assert plain.any()
     assert torch.equal(plain, between)
     assert_close(
-        "gradient", plain, 2 * spread.gradients(folder, SINGLE_PROCESS, spread.ANCHORED[kind], between=False), BOUND
+        "gradient", plain, 2 * sharded.gradients(folder, SINGLE_PROCESS, sharded.ANCHORED[kind], between=False), BOUND
     )
 
 
-def test_texts_of_different_lengths_keep_processes_in_step(folder: Path, both: list[dict[str, Any]]) -> None:
-    assert_close("gradient", both[0]["lengths"], spread.lengths(folder, SINGLE_PROCESS), BOUND)
+def test_texts_of_different_lengths_need_padding_passes(folder: Path, both: list[dict[str, Any]]) -> None:
+    assert_close("gradient", both[0]["lengths"], sharded.lengths(folder, SINGLE_PROCESS), BOUND)
     assert both[0]["lengths"].equal(both[1]["lengths"])
 
 
@@ -125,17 +125,15 @@ def test_a_process_that_is_gone_is_known_by_the_error_of_the_others(both: list[d
     assert not is_peer_loss(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
-# what is refused ----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("act", [make_backbone, check_suite])
-def test_a_suite_does_not_say_how_weights_are_spread(act: Callable[[Experiment], Any]) -> None:
+def test_a_suite_does_not_choose_how_weights_are_sharded() -> None:
     with pytest.raises(BenchError, match=r"backbone.train.shard belongs to the launch"):
-        act(tiny("backbone.train.shard=full"))
+        prepare(tiny("backbone.train.shard=full"))
 
 
-def test_a_backbone_that_cannot_is_not_loaded(tmp_path: Path) -> None:
-    where = {"name": "tests.helpers.toy:LoadedToy", "checkpoint": str(tmp_path)}
-    exp = tiny().model_copy(update={"backbone": tiny().backbone.model_copy(update={**where, "train": {}})})
+def test_a_backbone_that_cannot_shard_is_not_loaded(tmp_path: Path) -> None:
+    spec = {"name": "tests.helpers.toy:LoadedToy", "checkpoint": str(tmp_path)}
+    suite = tiny().model_copy(update={"backbone": tiny().backbone.model_copy(update={**spec, "train": {}})})
     with pytest.raises(
-        BenchError, match=r"backbone tests.helpers.toy:LoadedToy cannot spread its weights.*without --shard"
+        BenchError, match=r"backbone tests.helpers.toy:LoadedToy cannot shard its weights.*without --shard"
     ):
-        make_backbone(exp, World(0, 2, shard="full"))
+        make_backbone(prepare(suite), World(0, 2, shard="full"))

@@ -1,4 +1,4 @@
-"""Names to objects: entry points, "module:Class", and what is refused."""
+"""Plug-ins by name: entry points, "module:Class", and what is refused."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import pytest
 from bench import plugins
 from bench.api import BenchError, Method
 
-STRANGER = """
+EXTERNAL = """
 from dataclasses import dataclass
 from typing import ClassVar
 from methods.cps import CPS
 
 @dataclass(frozen=True, kw_only=True)
-class Stranger(CPS):
+class External(CPS):
     paper: ClassVar[str] = "none"
     strength: float = 0.5
 
-class NoMethod:
+class NotAMethod:
     pass
 """
 
 
 @pytest.fixture
-def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "stranger_grpo.py").write_text(STRANGER, encoding="utf-8")
+def external(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "external_grpo.py").write_text(EXTERNAL, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
-def test_ours_enter_by_entry_points() -> None:
+def test_our_plug_ins_are_entry_points() -> None:
     assert list(plugins.available("methods")) == ["cps", "dance_grpo", "flow_grpo", "sage_grpo"]
     assert {"videoalign", "clipscore", "pickscore", "gold"} <= plugins.available("evaluators").keys()
     assert "hunyuanvideo15" in plugins.available("backbones")
@@ -39,14 +39,14 @@ def test_ours_enter_by_entry_points() -> None:
 @pytest.mark.parametrize("name", ["flow_grpo", "dance_grpo", "cps", "sage_grpo"])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.3])
 def test_every_method_constructs_with_any_eta(name: str, eta: float) -> None:
-    made = plugins.method(name, eta=eta, clip_range=1e-3, equalizer="off")
-    assert isinstance(made, Method)
-    assert (made.eta, made.clip_range) == (eta, 1e-3)  # type: ignore[attr-defined]
+    method = plugins.method(name, eta=eta, clip_range=1e-3, equalizer="off")
+    assert isinstance(method, Method)
+    assert (method.eta, method.clip_range) == (eta, 1e-3)  # type: ignore[attr-defined]
 
 
-@pytest.mark.usefixtures("stranger")
-def test_a_strangers_class_enters_by_its_module() -> None:
-    assert plugins.method("stranger_grpo:Stranger", strength=2).strength == 2.0  # type: ignore[attr-defined]
+@pytest.mark.usefixtures("external")
+def test_an_external_class_is_found_by_its_module() -> None:
+    assert plugins.method("external_grpo:External", strength=2).strength == 2.0  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_a_wrong_method_is_refused(name: str, params: dict[str, object], message
         plugins.method(name, **params)
 
 
-@pytest.mark.usefixtures("stranger")
-def test_a_class_that_is_no_method_is_refused() -> None:
-    with pytest.raises(BenchError, match=r"is no bench\.api\.Method"):
-        plugins.method("stranger_grpo:NoMethod")
+@pytest.mark.usefixtures("external")
+def test_a_class_that_is_not_a_method_is_refused() -> None:
+    with pytest.raises(BenchError, match=r"is not a bench\.api\.Method"):
+        plugins.method("external_grpo:NotAMethod")
 
 
 @pytest.mark.parametrize("field", ["group_size", "steps", "lr", "seed", "updates", "optimizer"])
@@ -84,5 +84,5 @@ def test_an_unknown_evaluator_parameter_is_refused() -> None:
         plugins.evaluator("clipscore", chekpoint="x")
 
 
-def test_the_source_of_a_method_enters_the_digest() -> None:
+def test_methods_of_different_files_have_different_sources() -> None:
     assert plugins.source("methods", "cps") != plugins.source("methods", "flow_grpo")

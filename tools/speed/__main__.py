@@ -1,4 +1,4 @@
-"""`python -m tools.speed`: measure; write performance.json and performance.md. Exit code 2 for a user's mistake."""
+"""`python -m tools.speed`: measure speed, and write performance.json and performance.md. Exit code 2 on an error."""
 
 from __future__ import annotations
 
@@ -21,26 +21,30 @@ LEAST_UPDATES = 3
 
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="tools.speed", description=__doc__)
-    main.add_argument("sections", nargs="*", help=f"any of {', '.join(SECTIONS)} (default: all that this machine can)")
-    main.add_argument("--device", choices=("cpu", "cuda"), help="of loops and gpu (default: cuda where there is one)")
+    main.add_argument(
+        "sections", nargs="*", help=f"any of {', '.join(SECTIONS)} (default: all that this machine can measure)"
+    )
+    main.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="device of the sections loops and gpu (default: cuda if there is a GPU)",
+    )
     main.add_argument("--updates", type=int, default=15, help="updates of the harness per row (default: %(default)s)")
     main.add_argument("--repeats", type=int, default=3, help="repeats of each loop (default: %(default)s)")
     main.add_argument("--out", type=Path, help="folder of the two files (default: results/ of the checkout)")
-    main.add_argument(
-        "--tiny", action="store_true", help="run all of the code in miniature on any machine; needs --out"
-    )
+    main.add_argument("--tiny", action="store_true", help="run all code on tiny models, on any machine; needs --out")
     return main
 
 
-def chosen(args: argparse.Namespace, cuda: bool) -> list[str]:
-    """The sections to measure; what this machine cannot do is refused if it was asked for, else left out."""
+def select_sections(args: argparse.Namespace, cuda: bool) -> list[str]:
+    """The sections to measure. `BenchError` for a requested section that this machine cannot measure."""
     for name in args.sections:
         if name not in SECTIONS:
             raise BenchError(f"speed: there is no section {name!r}: name any of {', '.join(SECTIONS)}.")
     if args.device == "cuda" and not cuda:
         raise BenchError("speed: --device cuda, but torch sees no GPU: leave it out, or run on a machine with one.")
     if args.tiny and args.out is None:
-        raise BenchError("speed: --tiny would replace real figures by those of a miniature: give --out FOLDER too.")
+        raise BenchError("speed: --tiny would replace stored figures by those of tiny models: give --out FOLDER too.")
     if args.updates < LEAST_UPDATES or args.repeats < 1:
         raise BenchError(
             f"speed: --updates {args.updates} and --repeats {args.repeats} are too few: "
@@ -53,30 +57,29 @@ def chosen(args: argparse.Namespace, cuda: bool) -> list[str]:
 
 
 def say(what: str) -> None:
-    """What is measured now, on stderr."""
+    """Report progress on stderr."""
     print(f"speed: {what} ...", file=sys.stderr, flush=True)
 
 
-def measured(name: str, args: argparse.Namespace, device: Any) -> dict[str, Any]:
+def measure_section(name: str, args: argparse.Namespace, device: Any) -> dict[str, Any]:
     """The figures of one section."""
-    from tools.speed import full_size, overhead
-    from tools.speed.compare_loops import BOUND, CASES, TINY_LOOPS, compared
-    from tools.speed.full_size import FULL, TINY_MODEL
-    from tools.speed.overhead import TINY_OVERHEAD
+    from tools.speed.compare_loops import BOUND, CASES, TINY_LOOPS, compare
+    from tools.speed.full_size import FULL, TINY_MODEL, measure_full_size
+    from tools.speed.overhead import TINY_OVERHEAD, measure_overhead
 
     if name == "overhead":
-        return overhead.measured(TINY_OVERHEAD if args.tiny else (), args.updates)
+        return measure_overhead(TINY_OVERHEAD if args.tiny else (), args.updates)
     if name == "loops":
         cases = TINY_LOOPS if args.tiny else CASES
-        found = []
+        results = []
         for case in cases:
             say(case.label)
-            found.append(compared(case, device, args.repeats, memory=not args.tiny))
-        return {"bound": BOUND, "cases": found}
-    return full_size.measured(device, TINY_MODEL if args.tiny else FULL)
+            results.append(compare(case, device, args.repeats, memory=not args.tiny))
+        return {"bound": BOUND, "cases": results}
+    return measure_full_size(device, TINY_MODEL if args.tiny else FULL)
 
 
-def place(name: str, args: argparse.Namespace, device: Any) -> dict[str, Any]:
+def conditions(name: str, args: argparse.Namespace, device: Any) -> dict[str, Any]:
     """Hardware, versions, date and settings of a section."""
     import torch
 
@@ -98,22 +101,22 @@ def place(name: str, args: argparse.Namespace, device: Any) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure the sections one after the other; each is stored as soon as it is done."""
+    """Measure the sections one after another, and store each as soon as it is measured."""
     args = parser().parse_args(argv)
     import torch
 
     torch.set_num_threads(1)
     try:
         cuda = torch.cuda.is_available()
-        names = chosen(args, cuda)
+        names = select_sections(args, cuda)
         device = torch.device(args.device or ("cuda" if cuda and not args.tiny else "cpu"))
         folder = args.out or ROOT / "results"
-        if device.type == "cuda":  # else convolutions of one sample and of many differ by more than float32's rounding
+        if device.type == "cuda":  # with TF32, convolutions of one and of many samples differ by more than rounding
             torch.backends.cudnn.allow_tf32 = False
         for name in names:
             say(name)
-            result = measured(name, args, device)
-            path = write(folder, {name: {"where": place(name, args, device), "result": result}})
+            result = measure_section(name, args, device)
+            path = write(folder, {name: {"where": conditions(name, args, device), "result": result}})
         print(f"written: {path}")
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)

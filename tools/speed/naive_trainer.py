@@ -1,8 +1,8 @@
-"""A straightforward GRPO update in the style of the released trainers, to measure the harness against.
+"""A naive GRPO update in the style of the released trainers, as a reference for the harness's speed.
 
 One sample at a time in the rollout and in training, guidance as one padded batch of two, the reference as a second
 full copy of the transformer that runs inside the training loop, and diffusers' attention with its mask and padding.
-It computes what `bench.algorithm.rollout.sample` and `Updater` compute: same noise, rewards, steps, log-probs, KL.
+It computes what `Sampler` and `Updater` compute: same noise, rewards, steps, log-probs, KL.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from torch import Tensor
 
 from bench.algorithm.kl import KLPolicy
 from bench.algorithm.optimizers import Optimizer
-from bench.algorithm.rollout import RolloutConfig, noise, noisy_steps, trained_steps
+from bench.algorithm.rollout import NoiseSource, RolloutConfig, noisy_steps, trained_steps
 from bench.api import Conditioning, Method, Rewards
 from bench.backbones.hunyuanvideo15.backbone import HunyuanVideo15
 from bench.backbones.hunyuanvideo15.prompt_cache import EMPTY
 from bench.flow import euler, sigma_schedule
-from tools.speed.clock import timed
+from bench.plan.probe import wall_seconds
 from tools.speed.stock import Slots, padded_velocity, stock_attention, use_stock
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One sample's whole path, as the released trainers keep it: latents of every step and its log-probabilities."""
+    """One sample's latents of every step and its log-probabilities, as the released trainers store them."""
 
     latents: list[Tensor]
     """steps + 1 latents [1, c, f, h, w]."""
     log_probs: dict[int, Tensor]
-    """Of each noisy step, [1]."""
+    """By noisy step, [1] each."""
 
 
 class NaiveTrainer:
-    """The loop. Its gradient ends in the backbone's policy, like the updater's.
+    """One rollout and one update. The gradient is stored in the backbone's policy, as by `Updater`.
 
-    The KL weights are those of the policy's first state: only a constant controller has the same ones at every step.
+    The KL weights are those of the KL policy's first state, so its controller must be constant.
     """
 
     def __init__(
@@ -61,19 +61,19 @@ class NaiveTrainer:
         self.empty = backbone.encode([EMPTY]) if settings.budget.guidance != 1 else None
 
     def _second_copy(self) -> Any:
-        """The base, weights and all: the policy's LoRA is taken out again."""
+        """A second copy of the base, without the policy's LoRA."""
         model = copy.deepcopy(self.backbone.transformer)
         model.unload_lora()
         use_stock(model)
         return model.requires_grad_(False)
 
     def __call__(self, cond: Conditioning, rewards: Rewards) -> dict[str, float]:
-        """One round and its optimizer step; seconds of both halves. `cond` has one entry per prompt."""
-        found: list[Trajectory] = []
+        """One rollout and one update; seconds of each. `cond` has one entry per prompt."""
+        trajectories: list[Trajectory] = []
         device = self.backbone.device
         with stock_attention(self.backbone.transformer):
-            rollout = timed(device, lambda: found.extend(self.rollout(cond)))
-            update = timed(device, lambda: self.update(found, cond, rewards))
+            rollout = wall_seconds(device, lambda: trajectories.extend(self.rollout(cond)))
+            update = wall_seconds(device, lambda: self.update(trajectories, cond, rewards))
         return {"rollout": rollout, "update": update}
 
     def _velocity(self, model: Any, x: Tensor, i: int, cond: Conditioning) -> Tensor:
@@ -82,8 +82,9 @@ class NaiveTrainer:
         if self.empty is None:
             return padded_velocity(model, x, sigma.expand(1), cond.text, cond.glyph, self.slots)
         text, glyph = [*self.empty.text, *cond.text], [*self.empty.glyph, *cond.glyph]
-        without, given = padded_velocity(model, torch.cat([x, x]), sigma.expand(2), text, glyph, self.slots).chunk(2)
-        return without + guidance * (given - without)
+        both = padded_velocity(model, torch.cat([x, x]), sigma.expand(2), text, glyph, self.slots)
+        uncond, conditioned = both.chunk(2)
+        return uncond + guidance * (conditioned - uncond)
 
     def _sigma(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.sigmas[i : i + 1].to(x.device), self.sigmas[i + 1 : i + 2].to(x.device)
@@ -100,14 +101,15 @@ class NaiveTrainer:
 
     def _sample(self, cond: Conditioning, number: int) -> Trajectory:
         shape, device = self.backbone.latent_shape, self.backbone.device
-        x = noise(self.settings, 0, "initial", 0, shape, [number]).to(device)
+        noise = NoiseSource(self.settings, 0, shape)
+        x = noise.draw("initial", 0, [number]).to(device)
         latents, log_probs = [x], {}
         for i in range(len(self.noisy)):
             sigma, sigma_next = self._sigma(i, x)
             v = self._velocity(self.backbone.transformer, x, i, cond)
             if self.noisy[i]:
                 step = self.method.transition(x, v, sigma, sigma_next)
-                fresh = noise(self.settings, 0, "step", i, shape, [number]).to(device)
+                fresh = noise.draw("step", i, [number]).to(device)
                 x = step.mean + step.std.reshape(-1, 1, 1, 1, 1) * fresh
                 log_probs[i] = self.method.log_prob(step, x)
             else:
@@ -115,17 +117,17 @@ class NaiveTrainer:
             latents.append(x)
         return Trajectory(latents, log_probs)
 
-    def update(self, found: Sequence[Trajectory], cond: Conditioning, rewards: Rewards) -> None:
-        """Gradient of every trained step of every sample, then clip and step."""
+    def update(self, trajectories: Sequence[Trajectory], cond: Conditioning, rewards: Rewards) -> None:
+        """Sum the gradients of all trained steps of all samples, clip them, and step the optimizer."""
         budget = self.settings.budget
         advantages = self.method.advantages(rewards).sum(0).flatten()
         weights = self.method.step_weights(self.sigmas)
         self.optimizer.zero_grad(set_to_none=True)
-        for number, path in enumerate(found):
+        for number, path in enumerate(trajectories):
             one = cond.take([number // budget.group_size])
             for i in self.steps:
                 loss = self._loss(path, i, one, advantages[number : number + 1], float(weights[i]))
-                (loss / (len(found) * len(self.steps))).backward()
+                (loss / (len(trajectories) * len(self.steps))).backward()
         trained = [p for p in self.backbone.parameters() if p.grad is not None]
         torch.nn.utils.clip_grad_norm_(trained, budget.grad_clip)
         self.optimizer.step()

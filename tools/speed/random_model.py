@@ -1,4 +1,4 @@
-"""HunyuanVideo-1.5 with random weights made on the device: the harness's own backbone, without a checkpoint."""
+"""The harness's HunyuanVideo-1.5 backbone with random weights, without a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from bench.core.rng import normal, stream
 from bench.plan.flops import Transformer
 
 EMPTY_TOKENS = 6
-"""Text tokens of the empty prompt: the chat template's end."""
-SHAKE = 0.02
-"""Standard deviation of what is added to LoRA weights, so that the policy is not its own reference."""
+"""Text tokens of the empty prompt: the end of the chat template."""
+PERTURBATION = 0.02
+"""Standard deviation of the noise on the LoRA weights, which makes the policy differ from its reference."""
 
 SMALL = Transformer(
     in_channels=9,
@@ -35,7 +35,7 @@ SMALL = Transformer(
     text_embed_2_dim=8,
     image_embed_dim=8,
 )
-"""For tests: all of the code in a fraction of a second."""
+"""For tests: all code in a fraction of a second."""
 
 
 def rope_axes(head: int) -> tuple[int, int, int]:
@@ -46,13 +46,13 @@ def rope_axes(head: int) -> tuple[int, int, int]:
 
 
 def random_transformer(sizes: Transformer, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Any:
-    """diffusers' class with its own initial weights, made in place in `dtype`, without attention masks."""
+    """diffusers' transformer with its initial weights in `dtype` on `device`, without attention masks."""
     from diffusers import HunyuanVideo15Transformer3DModel
 
     before = torch.get_default_dtype()
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), torch.device(device):
-        torch.manual_seed(seed)  # initial weights; diffusers takes no generator
+        torch.manual_seed(seed)  # diffusers accepts no generator for initial weights
         torch.set_default_dtype(dtype)
         try:
             config = {**asdict(sizes), "rope_axes_dim": rope_axes(sizes.attention_head_dim), "task_type": "t2v"}
@@ -64,9 +64,9 @@ def random_transformer(sizes: Transformer, dtype: torch.dtype, device: torch.dev
 
 
 class RandomVideo15(HunyuanVideo15):
-    """The backbone's own velocity, LoRA policy and anchors on a random transformer; text states are random too.
+    """The backbone's velocity, LoRA policy and anchors on a random transformer; text states are random too.
 
-    It has no VAE and no text encoders. `text`: tokens of every prompt but the empty one.
+    It has no VAE and no text encoders. `text`: tokens of every prompt except the empty one. `rank`: of the LoRA.
     """
 
     def __init__(
@@ -77,19 +77,16 @@ class RandomVideo15(HunyuanVideo15):
         rank: int,
         dtype: torch.dtype,
         device: torch.device,
-        gradient_checkpointing: bool = False,
     ):
         self.folder, self.device, self.dtype = Path("random"), device, dtype
         self.convention, self.tiling, self.fps = None, None, 24.0
         self.sizes, self.latent_shape, self.tokens = sizes, latent_shape, text
         self.transformer = random_transformer(sizes, dtype, device)
-        if gradient_checkpointing:
-            self.transformer.enable_gradient_checkpointing()
         self.policy = LoRAPolicy(self.transformer, device, rank, rank, "attention+ff")
         self.reset(stream(0, "initial_policy"))
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Random states, a function of the prompt; no prompt quotes text."""
+        """Random states that depend on the prompt only, without glyph tokens."""
         width = self.sizes.text_embed_dim
         text = [normal(0, [("speed", "text", prompt)], (self._length(prompt), width))[0] for prompt in prompts]
         none = torch.zeros(0, self.sizes.text_embed_2_dim)
@@ -99,12 +96,12 @@ class RandomVideo15(HunyuanVideo15):
         return EMPTY_TOKENS if prompt == EMPTY else self.tokens
 
     def decode(self, x0: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
-        """There is nothing to decode with."""
+        """Not possible: there is no VAE."""
         raise BenchError("a random transformer has no VAE: measure decoding on a checkpoint, such as nano.")
 
 
-def shake(backbone: HunyuanVideo15, size: float = SHAKE) -> None:
-    """Move the policy away from the base by named noise, so that every KL term has a value and a gradient."""
+def perturb_policy(backbone: HunyuanVideo15, size: float = PERTURBATION) -> None:
+    """Add named noise to the policy's weights, so that every KL term has a value and a gradient."""
     with torch.no_grad():
         for i, p in enumerate(backbone.parameters()):
             p.add_(size * normal(0, [("speed", "shake", i)], p.shape)[0].to(p.device))

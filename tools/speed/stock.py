@@ -1,4 +1,4 @@
-"""diffusers' own way through the transformer: its attention processor with a mask, and text padded to fixed slots."""
+"""The transformer as diffusers calls it: its attention processor with a mask, and text padded to a fixed length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.backbones.hunyuanvideo15.transformer import TIMESTEPS, drop_masks
 
 @dataclass(frozen=True)
 class Slots:
-    """Tokens to which each prompt is padded."""
+    """Token counts to which each prompt is padded."""
 
     text: int
     glyph: int
@@ -27,15 +27,15 @@ class Slots:
 
 
 PIPELINE = Slots(1000, 256, 729)
-"""Of diffusers' HunyuanVideo15Pipeline, whatever the video's size."""
+"""Of diffusers' HunyuanVideo15Pipeline, for every video size."""
 PIPELINE_LATENTS = 33_390
 """Latent tokens of 81 frames at 480 x 848, where the padding is 6 % of them."""
 
 
 def scaled(latents: int, text: int) -> Slots:
-    """The pipeline's padding in proportion to a smaller latent, never less than the longest prompt (`text` tokens).
+    """The pipeline's padding scaled to a smaller latent, at least the longest prompt (`text` tokens).
 
-    The pipeline's own 1985 slots would be all that a small model computes, which says nothing about a big one.
+    The pipeline's 1985 tokens would dominate the time of a small model, unlike that of a large one.
     """
     text_slots, glyph, image = (
         round(slots * latents / PIPELINE_LATENTS) for slots in (PIPELINE.text, PIPELINE.glyph, PIPELINE.image)
@@ -44,7 +44,7 @@ def scaled(latents: int, text: int) -> Slots:
 
 
 def use_stock(transformer: Any) -> None:
-    """Give the joint blocks diffusers' own processor back."""
+    """Install diffusers' processor in the joint blocks."""
     from diffusers.models.transformers.transformer_hunyuan_video15 import HunyuanVideo15AttnProcessor2_0
 
     for block in transformer.transformer_blocks:
@@ -53,7 +53,7 @@ def use_stock(transformer: Any) -> None:
 
 @contextmanager
 def stock_attention(transformer: Any) -> Iterator[None]:
-    """Within it, the joint blocks attend as in diffusers; afterwards as in the harness."""
+    """Use diffusers' attention in the joint blocks within the context, the harness's attention afterwards."""
     use_stock(transformer)
     try:
         yield
@@ -61,8 +61,8 @@ def stock_attention(transformer: Any) -> Iterator[None]:
         drop_masks(transformer)
 
 
-def padded(rows: Sequence[Tensor], slots: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """States [b, slots, width] with zeros after each row's own, and the mask [b, slots] of the valid ones."""
+def pad_states(rows: Sequence[Tensor], slots: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """States [b, slots, width], each row padded with zeros, and the mask [b, slots] of valid tokens."""
     states = like.new_zeros(len(rows), slots, width)
     mask = torch.zeros(len(rows), slots, dtype=torch.bool, device=like.device)
     for i, row in enumerate(rows):
@@ -78,8 +78,8 @@ def padded_velocity(
     config, dtype = transformer.config, transformer.x_embedder.proj.weight.dtype
     b, channels, *rest = x.shape
     like = torch.empty(0, dtype=dtype, device=x.device)
-    words, word_mask = padded(text, slots.text, config.text_embed_dim, like)
-    letters, letter_mask = padded(glyph, slots.glyph, config.text_embed_2_dim, like)
+    words, word_mask = pad_states(text, slots.text, config.text_embed_dim, like)
+    letters, letter_mask = pad_states(glyph, slots.glyph, config.text_embed_2_dim, like)
     predicted: Tensor = transformer(
         hidden_states=torch.cat([x, x.new_zeros(b, config.in_channels - channels, *rest)], 1).to(dtype),
         timestep=(TIMESTEPS * sigma).to(dtype),

@@ -1,4 +1,4 @@
-"""The figures of the SDE study: frames of `bench sde-study` in, matplotlib figures and their bytes out."""
+"""The figures of the SDE study: data frames in, matplotlib figures and their bytes out."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 DPI = 150
-#: Data std of the panels of the convergence figure: narrow and as wide as the noise.
+#: Data std of the panels of the convergence figure; that of the noise is 1.
 CONVERGENCE_STDS = (0.25, 1.0)
-#: Errors within this band are drawn on a linear scale, larger ones on a logarithmic one.
+#: Errors up to this size are on a linear scale, larger errors on a logarithmic scale.
 LINEAR_BAND = 0.1
 
 
@@ -40,7 +40,6 @@ def draw(frames: Mapping[str, pd.DataFrame]) -> dict[str, bytes]:
     return contents
 
 
-# parts --------------------------------------------------------------------------------------------------------
 def _looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Colour and marker of each method, the same in every figure."""
     return {
@@ -50,7 +49,7 @@ def _looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def _look(looks: Mapping[str, dict[str, Any]], method: str) -> dict[str, Any]:
-    """A method's look; the deterministic sampler, which is none of them, is grey."""
+    """Colour and marker of a method; the deterministic sampler is grey."""
     return looks.get(method, {"color": GREY, "marker": "."})
 
 
@@ -63,17 +62,17 @@ def _panels(count: int, **options: Any) -> tuple[Figure, Any]:
 
 def _finish(figure: Figure, axes: Sequence[Axes], *more: Any) -> Figure:
     """One legend for all panels, each label once, with `more` handles."""
-    found: dict[Any, Any] = {}
+    handles_of: dict[Any, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    handles = [*found.values(), *more]
+            handles_of.setdefault(label, handle)
+    handles = [*handles_of.values(), *more]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
     return figure
 
 
 def _plain_ticks(axis: Axes, *names: str) -> None:
-    """0.01 and not a power of ten, whose typesetting is switched off."""
+    """Tick labels such as 0.01, because the typesetting of powers of ten is switched off."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     for name in names:
@@ -83,7 +82,7 @@ def _plain_ticks(axis: Axes, *names: str) -> None:
 
 
 def _error_axes(axis: Axes, stds: Sequence[float]) -> None:
-    """Data std against a signed error that may be tiny or huge."""
+    """Axes for the data std and a signed error of any size."""
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xscale("log")
     axis.set_yscale("symlog", linthresh=LINEAR_BAND)
@@ -92,9 +91,8 @@ def _error_axes(axis: Axes, stds: Sequence[float]) -> None:
     axis.set_xlabel("std of the data (std of the noise: 1)")
 
 
-# figures ------------------------------------------------------------------------------------------------------
 def energy(frame: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) -> Figure:
-    """Noise per step, its part beyond the exact integral of the method's rate, and excess energy summed up."""
+    """Noise per step, its part beyond the exact integral of the method's rate, and the cumulative excess energy."""
     figure, axes = _panels(3)
     for method, lines in frame.groupby("method", sort=False):
         look = _look(looks, str(method))
@@ -122,7 +120,7 @@ def energy(frame: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) -> Figure:
 
 
 def errors(frame: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) -> Figure:
-    """Relative variance error over the data std: as sampled, and with the Euler error taken out."""
+    """Relative variance error over the data std: as sampled, and without the Euler error."""
     from matplotlib.lines import Line2D
 
     figure, axes = _panels(2, sharey=True)
@@ -149,8 +147,8 @@ def errors(frame: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) -> Figure:
                 **({"color": look["color"]} if noisy else look),
             )
     axes[0].set_ylabel("variance of the last latent over that\nof the data, less 1")
-    kept = Line2D([], [], color="black", linestyle="--", linewidth=1, label="dashed: noise of the last step kept")
-    return _finish(figure, axes, kept)
+    dashed = Line2D([], [], color="black", linestyle="--", linewidth=1, label="dashed: noise of the last step kept")
+    return _finish(figure, axes, dashed)
 
 
 def matched(frame: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) -> Figure:
@@ -168,7 +166,7 @@ def matched(frame: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) -> Figure:
 
 
 def convergence(frame: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) -> Figure:
-    """Size of the relative error over the number of steps; a curve ends where the method is invalid."""
+    """Absolute relative error over the number of steps; a curve ends where the method is invalid."""
     stds = [std for std in CONVERGENCE_STDS if std in set(frame["data_std"])]
     figure, axes = _panels(len(stds), sharey=True)
     for axis, std in zip(axes, stds, strict=True):

@@ -1,33 +1,34 @@
-"""What a method's step does to a Gaussian, read off the method itself: no kernel's formula is written down here.
+"""The effect of a method's steps on a Gaussian, measured on the method itself, without a formula of its kernel.
 
-Every transition is affine in x and v, x_next = keep x + slope v + offset + sqrt(variance) noise, and so is the exact
-velocity of Gaussian data in x. Mean and variance therefore follow a recursion that is exact up to rounding, and
+Every transition is affine in x and v, x_next = keep x + slope v + offset + sqrt(variance) noise, and the exact
+velocity of Gaussian data is affine in x. Mean and variance therefore follow a recursion that is exact up to rounding;
 nothing is sampled. All numbers are float64.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.api import BenchError, Method
+from bench.api import Method
 from bench.backbones.gaussian import flow_line, velocity_line
+from bench.core.errors import BenchError
 
-#: `noisy`: the last step as the method has it, so that its noise stays in the result. `clean`: the last step is the
-#: Euler step to the predicted x0, which is what the harness decodes.
+#: `noisy`: the last step of the method itself, whose noise stays in the result. `clean`: the last step is the Euler
+#: step to the predicted x0, which the harness decodes.
 Last = Literal["noisy", "clean"]
 
-#: What a step is, in `Kernel.status`; anything else there is the reason why it is invalid.
+#: Kinds of steps in `Kernel.status`; any other text is the reason why a step is invalid.
 NOISY, QUIET, ODE = "noisy", "no noise", "ODE"
 
-#: Relative gap between a mean and its affine prediction: a hundred roundings of a method that computes in float32.
+#: Relative gap between a mean and its affine prediction: about a hundred roundings in float32.
 AFFINE_TOLERANCE = 1e-5
 
-#: Pieces of a step in `refined_variance`, and the change that doubling them may make before there is no limit.
+#: Pieces of a step in `refined_variance`, and the relative change when they are doubled above which no limit exists.
 PIECES, LIMIT_TOLERANCE = 512, 0.01
 
 
@@ -46,13 +47,13 @@ class Kernel:
     variance: Tensor
     """Variance that the step injects."""
     status: tuple[str, ...]
-    """Per step: NOISY, QUIET (its kernel injects nothing), ODE (made deterministic), or why it is invalid."""
+    """Per step: NOISY, QUIET (a noisy step that injects nothing), ODE (deterministic), or why the step is invalid."""
 
     @property
     def excess(self) -> Float[Tensor, "t"]:
-        """Energy of the noise in x_next beyond sigma_next^2, if the velocity is that of a single video.
+        """Energy of the noise in x_next beyond sigma_next^2, for the velocity of a single video; [t].
 
-        With x = (1 - sigma) x0 + sigma n and v = n - x0 the mean holds (keep sigma + slope) n, hence
+        With x = (1 - sigma) x0 + sigma n and v = n - x0 the mean contains (keep sigma + slope) n, hence
         excess = (keep sigma + slope)^2 + variance - sigma_next^2. For mean = x - d v - k (x + (1 - sigma) v) this is
         (sigma_next - k)^2 + variance - sigma_next^2, the excess noise energy of CPS (arXiv:2509.05952).
         """
@@ -65,7 +66,7 @@ class Kernel:
 
     @property
     def invalid(self) -> str:
-        """The first invalid step with its reason; "" if all are sound."""
+        """The first invalid step with its reason; "" if all steps are valid."""
         for i, status in enumerate(self.status):
             if status not in (NOISY, QUIET, ODE):
                 return f"step {i}: {status}"
@@ -80,16 +81,16 @@ def euler_kernel(sigmas: Float[Tensor, "t1"]) -> Kernel:
 
 
 def read(method: Method, sigmas: Float[Tensor, "t1"], last: Last = "noisy") -> Kernel:
-    """The method's kernel on this schedule, with the plain ODE where the method or `last` wants no noise.
+    """The kernel of a method on this schedule, with the plain ODE for steps without noise by the method or `last`.
 
-    Which steps are noisy is the method's `stochastic` at update 0. A step that the method refuses (`BenchError`) or
-    whose mean or std is not finite is marked invalid with the reason. A transition that is not affine is a
+    The noisy steps are those of the method's `stochastic` at update 0. A step that the method rejects (`BenchError`)
+    or whose mean or std is not finite is marked invalid with the reason. A transition that is not affine is a
     `BenchError`.
     """
     plain = euler_kernel(sigmas)
     try:
         noisy = method.stochastic(sigmas, 0, torch.Generator().manual_seed(0)).clone()
-    except BenchError:  # a schedule that the method refuses as a whole: its steps say which of them is invalid
+    except BenchError:  # the method rejects the schedule as a whole: find the invalid steps below
         noisy = torch.ones(len(plain.keep), dtype=torch.bool)
     if noisy.shape != plain.keep.shape or noisy.dtype != torch.bool:
         raise BenchError(f"{_name(method)}.stochastic returned {list(noisy.shape)}: return bool [{len(plain.keep)}].")
@@ -111,11 +112,11 @@ def _name(method: Method) -> str:
 
 
 def _lines(method: Method, sigmas: Float[Tensor, "t1"]) -> tuple[Float[Tensor, "4 t"], list[str]]:
-    """keep, slope, offset and variance of each step, and per step why it is invalid ("" if it is not)."""
+    """keep, slope, offset and variance of each step, and per step the reason why it is invalid, else ""."""
     sigma, sigma_next = sigmas[:-1], sigmas[1:]
     try:
         return _probe(method, sigma, sigma_next)
-    except BenchError:  # one bad step refuses the whole batch: find out which
+    except BenchError:  # one invalid step rejects the whole batch: find it
         parts = []
         for i in range(len(sigma)):
             try:
@@ -128,7 +129,7 @@ def _lines(method: Method, sigmas: Float[Tensor, "t1"]) -> tuple[Float[Tensor, "
 
 
 class NotAffineError(BenchError):
-    """A transition that no affine map describes."""
+    """A transition that is not an affine map."""
 
 
 def _probe(
@@ -154,10 +155,10 @@ def _probe(
 
 
 def refined_variance(method: Method, sigmas: Float[Tensor, "t1"]) -> Float[Tensor, "t"]:
-    """What each step would inject if the method took it in ever smaller pieces: the integral of its own noise rate.
+    """Variance that each step injects in the limit of ever smaller pieces: the integral of the method's noise rate.
 
-    The sums over PIECES and twice as many are extrapolated once (a Riemann sum errs in first order). NaN where they
-    show no limit: at sigma = 1 where the rate is not integrable, and for kernels that have no rate.
+    The sums over PIECES and twice as many pieces are extrapolated once (the error of a Riemann sum is of first order).
+    NaN if they have no limit: at sigma = 1 if the rate is not integrable, and for kernels that have no rate.
     """
     limits = []
     for sigma, sigma_next in zip(sigmas[:-1].double(), sigmas[1:].double(), strict=True):
@@ -174,7 +175,7 @@ def refined_variance(method: Method, sigmas: Float[Tensor, "t1"]) -> Float[Tenso
 
 
 def _lines_or_nan(method: Method, sigmas: Float[Tensor, "t1"]) -> Float[Tensor, "t"]:
-    """Injected variances, NaN if any step is refused."""
+    """Injected variances; NaN if the method rejects a step."""
     zero = torch.zeros(len(sigmas) - 1, 1, dtype=torch.float64)
     try:
         return method.transition(zero, zero, sigmas[:-1], sigmas[1:]).std.double() ** 2
@@ -183,12 +184,12 @@ def _lines_or_nan(method: Method, sigmas: Float[Tensor, "t1"]) -> Float[Tensor, 
 
 
 class Terminal(NamedTuple):
-    """Law of the last latent; all [n], one per data std."""
+    """Distribution of the last latent; all [n], one entry per data std."""
 
     mean: Tensor
     variance: Tensor
     fresh: Tensor
-    """Share of the variance that is noise injected on the way, not the initial noise."""
+    """Share of the variance that is injected by the steps, not initial noise."""
 
 
 def terminal(kernel: Kernel, data_mean: float, data_std: Float[Tensor, "n"], isolated: bool = False) -> Terminal:
@@ -198,8 +199,8 @@ def terminal(kernel: Kernel, data_mean: float, data_std: Float[Tensor, "n"], iso
 
         mean' = a mean + b          variance' = a^2 variance + S.
 
-    `isolated` replaces the deterministic part, the Euler step, by the exact flow and leaves what the method adds to
-    Euler: only noise and its correction can then err.
+    `isolated` replaces the Euler step by the exact flow and keeps what the method adds to it, so that only the noise
+    and its correction can cause an error.
     """
     now, after = kernel.sigmas[:-1, None], kernel.sigmas[1:, None]
     alpha, beta = velocity_line(now, data_mean, data_std[None])
@@ -215,10 +216,3 @@ def terminal(kernel: Kernel, data_mean: float, data_std: Float[Tensor, "n"], iso
     fresh = (kernel.variance[:, None] * later[1:] ** 2).sum(0)
     variance = later[0] ** 2 + fresh  # x has unit variance at sigma = 1
     return Terminal(mean, variance, fresh / variance)
-
-
-def with_eta(method: Method, eta: float) -> Method:
-    """The method with another noise scale; one without a field `eta` is a `BenchError`."""
-    if not hasattr(method, "eta"):
-        raise BenchError(f"{_name(method)} has no field 'eta', so its noise cannot be set.")
-    return replace(method, eta=eta)  # type: ignore[call-arg]

@@ -1,4 +1,4 @@
-"""The page and the files of the SDE study: frames of `bench sde-study` in, Markdown, CSV and figures out."""
+"""The page and the files of the SDE study: data frames in, Markdown, CSV and figures out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.audit.sde.figures import CONVERGENCE_STDS, LINEAR_BAND, draw
 from bench.report.formatting import MISSING, markdown, number
-from bench.store.files import write_bytes
+from bench.store.files import write_files
 
 PAGE = "sde-study.md"
 
@@ -26,7 +26,7 @@ CAPTIONS = {
     "convergence": "Clean last step, eta as in the first table. A dip is a change of sign.",
 }
 DATA = {"energy": "steps", "errors": "errors", "matched": "matched", "convergence": "convergence"}
-"""Figure to the frame behind it."""
+"""Figure to the frame that it shows."""
 
 
 def build_page(folder: Path, frames: Mapping[str, pd.DataFrame], title: str, command: str) -> dict[str, Path]:
@@ -37,14 +37,11 @@ def build_page(folder: Path, frames: Mapping[str, pd.DataFrame], title: str, com
     }
     contents |= draw(frames)
     contents[PAGE] = _page(frames, title, command).encode()
-    paths = {name: folder / name for name in contents}
-    for name, path in paths.items():
-        write_bytes(path, contents[name])
-    return paths
+    return write_files(folder, contents)
 
 
 def main_tables(frames: Mapping[str, pd.DataFrame]) -> str:
-    """What each method injects, and its error, as sampled and isolated, with the reasons for what is missing."""
+    """Injected noise and error of each method, as sampled and isolated, and the reasons for missing numbers."""
     known = frames["summary"]["method"]  # without the deterministic sampler, which has no SDE error
     return "\n\n".join(
         [
@@ -56,12 +53,12 @@ def main_tables(frames: Mapping[str, pd.DataFrame]) -> str:
             "## Terminal variance error",
             _errors(frames["errors"], "error", 4),
             "Variance of the last latent less data std^2; last step clean (in brackets: noisy, as the method has it). "
-            "The Euler step loses variance and an SDE's excess adds it, so the two cancel in part: close to 0 is no "
-            f"proof of exactness. Largest error of the mean: {frames['errors']['mean_error'].max():.1e}.",
+            "The Euler step loses variance and an SDE's excess adds it, so the two cancel in part: close to 0 is "
+            f"not a proof of exactness. Largest error of the mean: {frames['errors']['mean_error'].max():.1e}.",
             "## Isolated SDE error",
             _errors(frames["errors"][frames["errors"]["method"].isin(known)], "isolated_error", 3),
-            "Relative variance error with the exact flow in place of the Euler step: only noise and its correction "
-            "can err. Clean last step (noisy).",
+            "Relative variance error with the exact flow in place of the Euler step: only the noise and its "
+            "correction can cause an error. Clean last step (noisy).",
             *_reasons(frames, "errors"),
         ]
     )
@@ -73,7 +70,8 @@ def _page(frames: Mapping[str, pd.DataFrame], title: str, command: str) -> str:
         f"# {title}",
         f"Made by `{command}`.",
         "Data x0 ~ N(1, std^2), exact velocity and score; mean and variance by an exact recursion, no sampling. It "
-        "says how exact the steps are, not how well they train: a network's error and real spectra are not in it.",
+        "measures how exact the steps are, not how well they train: the error of a network and real spectra are not "
+        "part of it.",
         main_tables(frames),
         "## Matched exploration",
         _matched(frames["matched"]),
@@ -91,9 +89,8 @@ def _page(frames: Mapping[str, pd.DataFrame], title: str, command: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-# tables -------------------------------------------------------------------------------------------------------
 def _cell(value: float, status: str, digits: int) -> str:
-    """A signed number, or in a word why there is none."""
+    """A signed number, or a word for the reason why it is missing."""
     if status:
         return f"invalid ({status.partition(':')[0]})" if status.startswith("step") else "none"
     text = f"{value:+.{digits}f}"
@@ -132,7 +129,7 @@ def _eta(value: float) -> str:
 
 
 def _errors(frame: pd.DataFrame, column: str, digits: int) -> str:
-    """Methods by data std, `clean (noisy)`; one number where the two are equal."""
+    """Methods by data std, `clean (noisy)`; one number if the two are equal."""
     stds = sorted(frame["data_std"].unique())
     rows = []
     for method, lines in frame.groupby("method", sort=False):
@@ -166,16 +163,16 @@ def _convergence(frame: pd.DataFrame) -> str:
 
 
 def _reasons(frames: Mapping[str, pd.DataFrame], *names: str) -> list[str]:
-    """Why numbers are missing, one line per method, amount of noise and first word of the reason."""
-    told: dict[tuple[str, ...], list[str]] = {}
+    """The reasons for missing numbers, one line per method, amount of noise and start of the reason."""
+    reasons: dict[tuple[str, ...], list[str]] = {}
     for name in names:
         for _, row in frames[name][frames[name]["status"] != ""].iterrows():
             noise = f"RSS {row['rss']:g}, " if name == "matched" else ""
             key = (str(row["method"]), noise, str(row["status"]).partition(":")[0])
-            told.setdefault(key, [f"- {row['method']}, {noise}{row['steps']} steps: {row['status']}"])
-            told[key].append(str(row["steps"]))
+            reasons.setdefault(key, [f"- {row['method']}, {noise}{row['steps']} steps: {row['status']}"])
+            reasons[key].append(str(row["steps"]))
     lines = []
-    for first, *counts in told.values():
+    for first, *counts in reasons.values():
         others = ", ".join(dict.fromkeys(count for count in counts if count != counts[0]))
         lines.append(first + (f" The same with {others} steps." if others else ""))
     return ["Missing numbers:\n\n" + "\n".join(lines)] if lines else []

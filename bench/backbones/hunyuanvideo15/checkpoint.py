@@ -1,4 +1,4 @@
-"""A diffusers folder of HunyuanVideo-1.5, checked before anything big is loaded, and its parts loaded one by one."""
+"""A diffusers pipeline folder of HunyuanVideo-1.5: checks that read headers only, digests, and loading."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from bench.api import BenchError
 from bench.backbones.hunyuanvideo15.text_encoders import TextEncoders
 from bench.backbones.hunyuanvideo15.transformer import drop_masks
-from bench.backbones.hunyuanvideo15.vae_mask import allow_batches
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLHunyuanVideo15
 
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 TEXT_PARTS = PARTS[2:]
 DTYPES = ("float32", "bfloat16")
-"""Of the transformer and the text encoders."""
+"""Types in which the transformer and the text encoders can be loaded."""
 WEIGHTS = {
     "transformer": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
@@ -32,21 +35,18 @@ CLASSES = {
     "text_encoder": ("model_type", ("qwen2_5_vl_text", "qwen2_5_vl")),
     "text_encoder_2": ("model_type", ("t5",)),
 }
-"""The entry of each part's config.json that says what it is."""
+"""Key of each part's config.json that identifies the model, and its accepted values."""
 PIPELINE = "HunyuanVideo15Pipeline"
 STORED_DTYPES = ("F32", "BF16", "F16")
-"""safetensors' names of what a weight file may hold; fp8 or int8 weights would load as if they were the model's."""
+"""Accepted types of stored weights, by safetensors' names. fp8 or int8 weights would load without an error."""
 
 
 def _damaged(folder: Path, reason: str) -> BenchError:
     return BenchError(f"checkpoint {folder} does not load ({reason}): restore the folder from its source.")
 
 
-# before loading -----------------------------------------------------------------------------------------------
-def check_folder(folder: Path, dtype: str) -> None:
-    """Refuse a folder of another model, missing or cut weight files and unfit dtypes; reads headers only."""
-    if dtype not in DTYPES:
-        raise BenchError(f"backbone.train.dtype is {dtype!r}: choose one of {', '.join(DTYPES)}.")
+def check_folder(folder: Path) -> None:
+    """Refuse a folder of another model, and missing, truncated or quantized weight files; reads headers only."""
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:
         raise BenchError(
@@ -60,56 +60,59 @@ def check_folder(folder: Path, dtype: str) -> None:
             f"checkpoint {folder} is a {kind}, and only the text-to-video {PIPELINE} is supported: give a t2v folder."
         )
     for part, (key, expected) in CLASSES.items():
-        found = read_json(folder, folder / part / "config.json").get(key)
-        if found not in expected:
+        value = read_json(folder, folder / part / "config.json").get(key)
+        if value not in expected:
             raise BenchError(
-                f"checkpoint {folder}/{part}/config.json has {key} {found!r}, expected {expected[0]!r}: "
+                f"checkpoint {folder}/{part}/config.json has {key} {value!r}, expected {expected[0]!r}: "
                 "give a diffusers pipeline folder of HunyuanVideo-1.5 under backbone.checkpoint."
             )
         _check_weights(folder, part)
     if read_json(folder, folder / "transformer" / "config.json").get("use_meanflow"):
         raise BenchError(
-            f"checkpoint {folder} is step-distilled (use_meanflow), which has another velocity: "
+            f"checkpoint {folder} is step-distilled (use_meanflow), and its velocity is defined differently: "
             "give a folder that is not step-distilled."
         )
 
 
 def read_json(folder: Path, path: Path) -> dict[str, Any]:
-    """The mapping in a file of the checkpoint's folder."""
+    """The mapping in a JSON file of the checkpoint's folder."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as cause:
         raise _damaged(folder, f"{path.relative_to(folder)} cannot be read: {cause.strerror}") from cause
     except ValueError as cause:
         raise _damaged(folder, f"{path.relative_to(folder)} is not JSON") from cause
-    if not isinstance(found, dict):
-        raise _damaged(folder, f"{path.relative_to(folder)} holds no mapping")
-    return found
+    if not isinstance(content, dict):
+        raise _damaged(folder, f"{path.relative_to(folder)} does not hold a mapping")
+    return content
 
 
 def _check_weights(folder: Path, part: str) -> None:
-    """Every shard of the index, or the one file, is there, whole, and holds the weights that the index says."""
+    """Refuse a missing or truncated weight file, or one that lacks weights which the index lists for it."""
     single = folder / part / WEIGHTS[part]
     index = single.with_name(f"{single.name}.index.json")
     if not index.is_file():
         _header(folder, single)
         return
-    wanted: dict[str, set[str]] = {}
+    listed: dict[str, set[str]] = {}
     for key, shard in read_json(folder, index).get("weight_map", {}).items():
-        wanted.setdefault(shard, set()).add(key)
-    if not wanted:
+        listed.setdefault(shard, set()).add(key)
+    if not listed:
         raise _damaged(folder, f"{index.relative_to(folder)} lists no weights")
-    lost = [shard for shard in sorted(wanted) if not (single.parent / shard).is_file()]
-    if lost:
-        raise _damaged(folder, f"{len(lost)} of {len(wanted)} shards of {part} are missing, first {lost[0]}")
-    for shard, keys in sorted(wanted.items()):
+    missing = [shard for shard in sorted(listed) if not (single.parent / shard).is_file()]
+    if missing:
+        raise _damaged(folder, f"{len(missing)} of {len(listed)} shards of {part} are missing, first {missing[0]}")
+    for shard, keys in sorted(listed.items()):
         absent = sorted(keys - _header(folder, single.parent / shard).keys())
         if absent:
-            raise _damaged(folder, f"{part}/{shard} lacks {absent[0]}, which the index places there")
+            raise _damaged(folder, f"{part}/{shard} lacks {absent[0]}, which the index lists for it")
 
 
 def _header(folder: Path, path: Path) -> dict[str, Any]:
-    """A safetensors file's tensors by name (dtype, shape, offsets), its length checked: 8 bytes, JSON, data."""
+    """Tensors of a safetensors file by name (dtype, shape, offsets), after a check of the file's length.
+
+    The format is 8 bytes with the header's size, the header in JSON, and the data.
+    """
     name = path.relative_to(folder)
     try:
         with path.open("rb") as file:
@@ -117,32 +120,34 @@ def _header(folder: Path, path: Path) -> dict[str, Any]:
             header = json.loads(file.read(size)) if size < path.stat().st_size else None
         entries = {key: value for key, value in (header or {}).items() if key != "__metadata__"}
         end = 8 + size + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        odd = sorted({entry["dtype"] for entry in entries.values()} - set(STORED_DTYPES))
+        unsupported = sorted({entry["dtype"] for entry in entries.values()} - set(STORED_DTYPES))
     except OSError as cause:
         raise _damaged(folder, f"{name} cannot be read: {cause.strerror}") from cause
     except (ValueError, KeyError, TypeError, AttributeError) as cause:
-        raise _damaged(folder, f"{name} is no safetensors file") from cause
+        raise _damaged(folder, f"{name} is not a safetensors file") from cause
     if not entries or end != path.stat().st_size:
-        raise _damaged(folder, f"{name} has {path.stat().st_size} bytes, its header says {end if entries else 'more'}")
-    if odd:
+        raise _damaged(
+            folder, f"{name} has {path.stat().st_size} bytes, its header requires {end if entries else 'more'}"
+        )
+    if unsupported:
         raise BenchError(
-            f"checkpoint file {path} holds weights of dtype {odd[0]}: give the folder with "
+            f"checkpoint file {path} holds weights of dtype {unsupported[0]}: give the folder with "
             f"{' or '.join(STORED_DTYPES)} weights."
         )
     return entries
 
 
 def is_distilled(folder: Path) -> bool:
-    """Whether the folder's guider says scale 1: a model distilled to need no guidance. Folders without one are not."""
+    """Whether the model is guidance-distilled: its folder has a guider of scale 1."""
     path = folder / "guider" / "guider_config.json"
     return path.is_file() and read_json(folder, path).get("guidance_scale") == 1
 
 
 def refuse_guidance(folder: Path, guidance: float) -> None:
-    """A distilled model has its guidance inside: a second one on top is a mistake."""
+    """Refuse guidance on a guidance-distilled model, which would apply it twice."""
     if guidance != 1 and is_distilled(folder):
         raise BenchError(
-            f"checkpoint {folder} is distilled (its guider says scale 1.0), but budget.guidance is {guidance}: "
+            f"checkpoint {folder} is distilled (its guider has scale 1.0), but budget.guidance is {guidance}: "
             "set budget.guidance to 1."
         )
 
@@ -160,10 +165,9 @@ def files_digest(folder: Path, parts: Sequence[str]) -> str:
     return total.hexdigest()
 
 
-# loading ------------------------------------------------------------------------------------------------------
 @contextmanager
 def _loading(folder: Path) -> Iterator[None]:
-    """No progress bars, and one sentence for what the libraries raise on a damaged folder."""
+    """Hide progress bars, and turn the libraries' errors on a damaged folder into one `BenchError`."""
     from diffusers.utils import logging as diffusers_logging
     from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
@@ -178,11 +182,11 @@ def _loading(folder: Path) -> Iterator[None]:
 
 
 def _check_exact(folder: Path, part: str, loaded: tuple[Any, Mapping[str, Any]], device: torch.device) -> Any:
-    """The module, frozen and on its device; a checkpoint with other weights than the class has is refused."""
-    module, found = loaded
+    """The module in evaluation mode, frozen and on its device; refuse a checkpoint that lacks or adds weights."""
+    module, report = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if found.get(kind):
-            key = next(iter(found[kind]))
+        if report.get(kind):
+            key = next(iter(report[kind]))
             raise BenchError(
                 f"checkpoint {folder}/{part} has {kind.replace('_', ' ')}, first {key!r}: "
                 "it is not a checkpoint of this model."
@@ -214,8 +218,33 @@ def load_vae(folder: Path, device: torch.device) -> Any:
     return allow_batches(_check_exact(folder, "vae", loaded, device))
 
 
+def causal_mask(
+    n_frame: int, n_hw: int, dtype: torch.dtype, device: torch.device, batch_size: int | None = None
+) -> Tensor:
+    """[1, 1, s, s] additive mask for `n_frame` frames of `n_hw` tokens: each token attends to its and earlier frames.
+
+    It broadcasts over the batch; `batch_size` is an argument because diffusers passes it.
+    """
+    frame = torch.arange(n_frame * n_hw, device=device) // n_hw
+    mask = torch.zeros(n_frame * n_hw, n_frame * n_hw, dtype=dtype, device=device)
+    return mask.masked_fill_(frame[None] > frame[:, None], float("-inf"))[None, None]
+
+
+def allow_batches(vae: AutoencoderKLHunyuanVideo15) -> AutoencoderKLHunyuanVideo15:
+    """Let `vae` encode and decode several videos in one call, with `causal_mask` in its attention blocks.
+
+    diffusers 0.42 builds a three-dimensional mask that scaled_dot_product_attention refuses for more than one video,
+    and fills it in a Python loop over the tokens. Slicing one video at a time costs five times the training time at
+    nano's size.
+    """
+    for module in vae.modules():
+        if type(module).__name__ == "HunyuanVideo15AttnBlock":
+            module.prepare_causal_attention_mask = causal_mask
+    return vae
+
+
 def load_text(folder: Path, dtype: torch.dtype, device: torch.device) -> TextEncoders:
-    """Both text encoders with their tokenizers."""
+    """Both text encoders in `dtype`, with their tokenizers."""
     from transformers import AutoTokenizer, ByT5Tokenizer, Qwen2_5_VLTextModel, T5EncoderModel
 
     local = {"local_files_only": True}

@@ -1,9 +1,9 @@
-"""Context parallelism: the latent tokens of one sample over n processes, for latents that one device cannot hold.
+"""Context parallelism: n processes share the latent tokens of one sample, for latents that one device cannot hold.
 
-Each process keeps s / n latent tokens and all text tokens. In a joint block, attention swaps tokens for heads: a
-process attends with h / n heads over the whole sequence. (Tencent's scheme for this model: text of any length, where
-splitting the text too would need a length that n divides.) Outputs are whole on every process. A gradient is partial:
-the sum over all processes is the gradient, and the harness adds it up with the other gradients.
+Each process holds s / n latent tokens and all text tokens. In a joint block, attention exchanges tokens for heads: a
+process attends with h / n heads over the whole sequence. This is Tencent's scheme for this model; it accepts text of
+any length, whereas splitting the text needs a length that n divides. Outputs are complete on every process. A gradient
+is partial: the sum over all processes is the gradient, and the harness sums it with the other gradients.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bench.api import BenchError
-from bench.backbones.hunyuanvideo15.options import check_even_split, cp_degree
+from bench.api import BenchError, context_degree
+from bench.backbones.hunyuanvideo15.options import check_even_split
 from bench.backbones.hunyuanvideo15.transformer import UnmaskedJointAttention
 
 Pair = tuple[Tensor, Tensor]
@@ -24,9 +24,11 @@ TOKENS, HEADS = 1, 2
 """Dimensions of a query, key or value [b, tokens, heads, d]."""
 
 
-def share_context(transformer: Any, parallel: Mapping[str, int], latent_shape: tuple[int, int, int, int]) -> None:
-    """Install context parallelism of degree `parallel["context"]`; neighbours in rank share a sample."""
-    n = cp_degree(parallel)
+def share_context(
+    transformer: Any, parallel: Mapping[str, int] | None, latent_shape: tuple[int, int, int, int]
+) -> None:
+    """Install context parallelism of degree `parallel["context"]`; processes of adjacent ranks share a sample."""
+    n = context_degree(parallel)
     if n == 1:
         return
     check_even_split(transformer.config, n, latent_shape)
@@ -37,24 +39,24 @@ def share_context(transformer: Any, parallel: Mapping[str, int], latent_shape: t
             f"use --launcher torchrun with an --nproc that is a multiple of {n}."
         )
     group, _ = dist.new_subgroups(n)
-    place = dist.get_rank(group)
+    rank = dist.get_rank(group)
 
-    def own(x: Tensor, dim: int) -> Tensor:
-        return x.chunk(n, dim)[place]
+    def local_chunk(x: Tensor, dim: int) -> Tensor:
+        return x.chunk(n, dim)[rank]
 
     def split_rotation(module: Any, args: Any, tables: Pair) -> Pair:
-        return own(tables[0], 0), own(tables[1], 0)
+        return local_chunk(tables[0], 0), local_chunk(tables[1], 0)
 
     def split_latents(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return own(args[0], TOKENS), *args[1:]
+        return local_chunk(args[0], TOKENS), *args[1:]
 
-    def put_together(module: Any, args: Any, out: Tensor) -> Tensor:
-        whole: Tensor = _Whole.apply(out, group)
-        return whole
+    def gather_latents(module: Any, args: Any, out: Tensor) -> Tensor:
+        gathered: Tensor = _GatherTokens.apply(out, group)
+        return gathered
 
     transformer.rope.register_forward_hook(split_rotation)
     transformer.transformer_blocks[0].register_forward_pre_hook(split_latents)
-    transformer.proj_out.register_forward_hook(put_together)
+    transformer.proj_out.register_forward_hook(gather_latents)
     for block in transformer.transformer_blocks:
         block.attn.set_processor(SharedJointAttention(group))
 
@@ -66,47 +68,47 @@ class SharedJointAttention(UnmaskedJointAttention):
         self._group = group
 
     def attend(self, query: Pair, key: Pair, value: Pair) -> Pair:
-        n, place = dist.get_world_size(self._group), dist.get_rank(self._group)
+        n, rank = dist.get_world_size(self._group), dist.get_rank(self._group)
 
-        def exchanged(pair: Pair) -> Pair:
-            latents: Tensor = _Swap.apply(pair[0], HEADS, TOKENS, self._group)
-            return latents, pair[1].chunk(n, HEADS)[place]
+        def all_tokens(pair: Pair) -> Pair:
+            latents: Tensor = _Exchange.apply(pair[0], HEADS, TOKENS, self._group)
+            return latents, pair[1].chunk(n, HEADS)[rank]
 
-        latents, text = super().attend(exchanged(query), exchanged(key), exchanged(value))
-        back: Tensor = _Swap.apply(latents, TOKENS, HEADS, self._group)
-        heads: Tensor = _AllHeads.apply(text, self._group)
-        return back, heads
+        latents, text = super().attend(all_tokens(query), all_tokens(key), all_tokens(value))
+        local_latents: Tensor = _Exchange.apply(latents, TOKENS, HEADS, self._group)
+        all_heads: Tensor = _GatherHeads.apply(text, self._group)
+        return local_latents, all_heads
 
 
-def _swap(x: Tensor, give: int, take: int, group: Any) -> Tensor:
-    """Give away all but this process's part of dimension `give`; take every process's part of dimension `take`."""
-    parts = torch.stack(x.chunk(dist.get_world_size(group), give))
-    got = torch.empty_like(parts)
-    dist.all_to_all_single(got, parts, group=group)
-    return torch.cat(got.unbind(), take)
+def _exchange(x: Tensor, split_dim: int, gather_dim: int, group: Any) -> Tensor:
+    """All-to-all: keep this process's chunk of `split_dim`, and gather all processes' chunks along `gather_dim`."""
+    chunks = torch.stack(x.chunk(dist.get_world_size(group), split_dim))
+    received = torch.empty_like(chunks)
+    dist.all_to_all_single(received, chunks, group=group)
+    return torch.cat(received.unbind(), gather_dim)
 
 
 def _gather(x: Tensor, dim: int, group: Any) -> Tensor:
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, x.contiguous(), group=group)
-    return torch.cat(parts, dim)
+    chunks = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(chunks, x.contiguous(), group=group)
+    return torch.cat(chunks, dim)
 
 
-class _Swap(torch.autograd.Function):
-    """`_swap`; its gradient is swapped back."""
+class _Exchange(torch.autograd.Function):
+    """`_exchange`; the backward pass exchanges the other way."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, give: int, take: int, group: Any) -> Tensor:
-        ctx.back = take, give, group
-        return _swap(x, give, take, group)
+    def forward(ctx: Any, x: Tensor, split_dim: int, gather_dim: int, group: Any) -> Tensor:
+        ctx.back = gather_dim, split_dim, group
+        return _exchange(x, split_dim, gather_dim, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _swap(grad, *ctx.back), None, None, None
+        return _exchange(grad, *ctx.back), None, None, None
 
 
-class _AllHeads(torch.autograd.Function):
-    """All heads of the text from each process's own; every process goes on with them, so their gradients add up."""
+class _GatherHeads(torch.autograd.Function):
+    """All heads of the text. Every process continues with all of them, so the backward pass sums their gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
@@ -120,8 +122,8 @@ class _AllHeads(torch.autograd.Function):
         return total.chunk(dist.get_world_size(ctx.group), HEADS)[dist.get_rank(ctx.group)], None
 
 
-class _Whole(torch.autograd.Function):
-    """All latent tokens; the loss is computed alike on every process, so each takes back its own part's gradient."""
+class _GatherTokens(torch.autograd.Function):
+    """All latent tokens. Every process computes the same loss, so the backward pass returns the local chunk only."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:

@@ -1,23 +1,23 @@
-"""FSDP2: each process keeps its part of every weight of the transformer, of its gradient and of its optimizer state.
+"""FSDP2: each process stores its shard of every weight of the transformer, of its gradient and of its optimizer state.
 
-torch's `fully_shard` (its predecessor: Zhao et al. 2023, arXiv 2304.11277) gathers the weights of one joint block at a
-time. The gradient that it leaves in a part is the sum over all processes, as the harness wants it. All processes must
-do the same number of forward passes, and of backward passes: `forwards` says how many.
+torch's `fully_shard` (FSDP: Zhao et al. 2023, arXiv 2304.11277) gathers the weights of one joint block at a time.
+A shard's gradient is the sum over all processes, as the harness expects. All processes must do the same number of
+forward passes and of backward passes: `max_forward_passes`.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Shard = Literal["full", "grads"]
+from bench.api import Shard
 
 
 def shard_model(transformer: Any, shard: Shard | None) -> None:
-    """Spread the transformer over all processes, block by block; what is added to it later stays whole on each."""
+    """Shard the transformer over all processes, block by block. Weights that are added later are not sharded."""
     if shard is None:
         return
     import torch.distributed as dist
@@ -25,13 +25,13 @@ def shard_model(transformer: Any, shard: Shard | None) -> None:
     from torch.distributed.fsdp import fully_shard
 
     device = next(transformer.parameters()).device.type
-    # the class returns a view; nothing here writes into it
+    # the transformer's class returns a view; nothing here writes into it
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     mesh = init_device_mesh(device, (dist.get_world_size(),))
-    for part in (*transformer.transformer_blocks, transformer):
-        fully_shard(part, mesh=mesh)
-        part.set_gradient_divide_factor(1.0)  # a sum, where torch averages
-        part.set_force_sum_reduction_for_comms(True)  # else NCCL scales by the factor, which gloo cannot
+    for module in (*transformer.transformer_blocks, transformer):
+        fully_shard(module, mesh=mesh)
+        module.set_gradient_divide_factor(1.0)  # a sum; torch's default is a mean
+        module.set_force_sum_reduction_for_comms(True)  # otherwise NCCL scales by the factor, which gloo cannot
     transformer.shard = shard
 
 
@@ -40,74 +40,77 @@ def is_sharded(transformer: Any) -> bool:
 
 
 def keep_gathered(transformer: Any) -> None:
-    """Whether the next forward pass leaves its weights gathered: "grads" does, until the backward pass.
+    """Set whether the next forward pass leaves its weights gathered: with "grads", until the backward pass.
 
-    Never without a backward pass to come: later changes of the parts would not reach them.
+    Never without a backward pass: gathered weights would not show later changes of the shards.
     """
     if is_sharded(transformer):
-        kept = transformer.shard == "grads" and torch.is_grad_enabled()
-        transformer.set_reshard_after_forward(not kept)
+        keep = transformer.shard == "grads" and torch.is_grad_enabled()
+        transformer.set_reshard_after_forward(not keep)
 
 
 def release(transformer: Any) -> None:
-    """Drop gathered weights, so that the next pass gathers the parts as they are now."""
+    """Free gathered weights, so that the next pass gathers the current shards."""
     if is_sharded(transformer):
-        for part in (*transformer.transformer_blocks, transformer):
-            part.reshard()
+        for module in (*transformer.transformer_blocks, transformer):
+            module.reshard()
 
 
-def forwards(transformer: Any, wanted: int) -> int:
-    """Forward passes that every process has to do: the largest number that one wants."""
+def max_forward_passes(transformer: Any, passes: int) -> int:
+    """Forward passes that every process must do: the maximum of `passes` over the processes."""
     if not is_sharded(transformer):
-        return wanted
+        return passes
     import torch.distributed as dist
 
-    most = torch.tensor(wanted)
-    dist.all_reduce(most, dist.ReduceOp.MAX)
-    return int(most)
+    maximum = torch.tensor(passes)
+    dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    return int(maximum)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a spread tensor, on every process; any other tensor as it is."""
+    """The full tensor of a sharded one, on every process; any other tensor unchanged.
+
+    `bench.algorithm.gradients` has the same function: backbones import `bench.api` and `bench.flow` only.
+    """
     gather = getattr(tensor, "full_tensor", None)
-    whole: Tensor = tensor if gather is None else gather()
-    return whole
+    full: Tensor = tensor if gather is None else gather()
+    return full
 
 
 def stored(tensor: Tensor) -> Tensor:
-    """A copy of the whole tensor; of a spread one on process 0 only and on the CPU, elsewhere without data (meta)."""
+    """A full copy. Of a sharded tensor on the CPU of process 0; on other processes a tensor without data (meta)."""
     if not hasattr(tensor, "full_tensor"):
         return tensor.detach().clone()
     import torch.distributed as dist
 
-    whole = full_tensor(tensor.detach())
-    return whole.cpu() if dist.get_rank() == 0 else torch.empty_like(whole, device="meta")
+    full = full_tensor(tensor.detach())
+    return full.cpu() if dist.get_rank() == 0 else torch.empty_like(full, device="meta")
 
 
 def part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's part of `whole`, spread as `like` is; `whole` itself where that is not spread."""
+    """This process's shard of `whole`, sharded as `like` is; `whole` itself if `like` is not sharded."""
     if not hasattr(like, "full_tensor"):
         return whole
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(like, DTensor)
-    there = whole.to(like.device, like.dtype)
-    return distribute_tensor(there, like.device_mesh, like.placements, src_data_rank=None)
+    converted = whole.to(like.device, like.dtype)
+    return distribute_tensor(converted, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def shard_like(mine: Tensor, like: Tensor) -> Tensor:
-    """A tensor spread as `like` is, of which this process holds `mine`; `mine` itself where that is not spread."""
+def shard_like(shard: Tensor, like: Tensor) -> Tensor:
+    """A tensor sharded as `like` is, of which this process holds `shard`; `shard` itself if `like` is not sharded."""
     if not hasattr(like, "full_tensor"):
-        return mine
+        return shard
     from torch.distributed.tensor import DTensor
 
     assert isinstance(like, DTensor)
-    here = mine.to(like.device)
-    return DTensor.from_local(here, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    shard = shard.to(like.device)
+    return DTensor.from_local(shard, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The numbers that this process holds, sharing their memory."""
-    mine = getattr(tensor, "to_local", None)
-    held: Tensor = tensor.detach() if mine is None else mine().detach()
-    return held
+    """This process's shard as a plain tensor that shares its memory; any other tensor, detached."""
+    to_local = getattr(tensor, "to_local", None)
+    shard: Tensor = tensor.detach() if to_local is None else to_local().detach()
+    return shard

@@ -1,8 +1,8 @@
-"""What is trained of the transformer, and its references: LoRA adapters on one frozen base, or all weights.
+"""The trained weights of the transformer and their references: LoRA adapters on one frozen base, or all weights.
 
-The last block's text output goes nowhere, so what only makes it (`dead_ends`) never gets a gradient. Full training
-leaves these weights out. LoRA keeps its matrices there, so that an adapter has the same layers in every block: those
-of `to_add_out` and `ff_context` get none (None), those of `add_q_proj` get zeros; the velocity depends on neither.
+Nothing reads the last block's text output, so the layers that compute only this output (`gradient_free_layers`) get no
+gradient. Full training leaves these weights out. A LoRA has matrices there, so that an adapter has the same layers in
+every block: those of `to_add_out` and `ff_context` have the gradient None, those of `add_q_proj` zeros.
 """
 
 from __future__ import annotations
@@ -18,28 +18,25 @@ import torch
 from torch import Tensor
 
 from bench.api import BenchError
-from bench.backbones.hunyuanvideo15 import fsdp as shards
+from bench.backbones.hunyuanvideo15 import fsdp
 
 POLICY = "policy"
 _ATTENTION = r"attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
 _FEED_FORWARD = r"(ff|ff_context)\.net\.(0\.proj|2)"
 LORA_TARGETS = {"attention": _ATTENTION, "attention+ff": f"({_ATTENTION}|{_FEED_FORWARD})"}
-"""Layers of the joint blocks, both streams.
-
-Bare names such as `to_q` would also hit the text refiner, hence the pattern.
-"""
+"""Patterns of the joint blocks' layers in both streams. Bare names such as `to_q` would match the text refiner too."""
 UNTRAINED = ("image_embedder.", "context_embedder_2.")
-"""Streams that text to video without quoted text leaves empty: image features and glyphs."""
+"""Weights that full training leaves out: streams for image features and glyphs, empty for prompts without quotes."""
 
 
 def gradient_free_layers(transformer: Any) -> re.Pattern[str]:
-    """Names of the last block's weights that make its text output only, which nothing reads."""
+    """Pattern of the last block's weights that compute only its text output, which nothing reads."""
     last = len(transformer.transformer_blocks) - 1
     return re.compile(rf"transformer_blocks\.{last}\.(attn\.(add_q_proj|norm_added_q|to_add_out)|ff_context)\.")
 
 
 class Policy(Protocol):
-    """The trained weights and their references; the backbone hands these calls of the harness on."""
+    """The trained weights and their references. The backbone forwards the harness's calls to it."""
 
     def reset(self, rng: torch.Generator) -> None: ...
     def parameters(self) -> list[torch.nn.Parameter]: ...
@@ -51,21 +48,22 @@ class Policy(Protocol):
 
 
 class LoRAPolicy:
-    """LoRA adapters in float32 on one frozen base: the policy and one for each stored anchor; the base is the rest."""
+    """LoRA adapters in float32 on one frozen base: one for the policy and one for each stored anchor.
+
+    `alpha`: the adapters' output is multiplied by alpha / rank. `targets`: a key of `LORA_TARGETS`.
+    """
 
     def __init__(self, transformer: Any, device: torch.device, rank: int, alpha: int, targets: str):
-        if targets not in LORA_TARGETS:
-            raise BenchError(f"lora_targets is {targets!r}: choose one of {', '.join(LORA_TARGETS)}.")
         self.transformer, self.device = transformer, device
         self._lora: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "pattern": LORA_TARGETS[targets]}
         self._add(POLICY)
 
     def settings(self) -> dict[str, Any]:
-        """Rank, alpha and the pattern of the layers, for the fingerprint and for `bench export`."""
+        """Rank, alpha and the layers' pattern, for the fingerprint and for `bench export`."""
         return dict(self._lora)
 
     def _add(self, name: str) -> None:
-        """An adapter equal to the base; `reset` and `refresh_anchor` give it its weights."""
+        """Add an adapter that changes nothing yet; `reset` and `refresh_anchor` set its weights."""
         from peft import LoraConfig
 
         config = LoraConfig(
@@ -74,34 +72,34 @@ class LoRAPolicy:
             target_modules=rf"transformer_blocks\.\d+\.{self._lora['pattern']}",
             init_lora_weights=True,
         )
-        # peft draws from the global generator (`reset` overwrites what it drew) and warns of any second adapter
+        # peft draws from the global generator (`reset` overwrites the result) and warns about a second adapter
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
             self.transformer.add_adapter(config, adapter_name=name)
         for parameter in self.adapter(name).values():
-            # peft makes them in the base's dtype; bfloat16 would lose updates
+            # peft creates them in the base's dtype; bfloat16 would lose small updates
             parameter.data = parameter.data.to(self.device, torch.float32)
         if name != POLICY:
             self.transformer.set_adapter(POLICY)
 
     def reset(self, rng: torch.Generator) -> None:
-        """Fresh policy from `rng` only: B zero, A uniform as in peft (Kaiming, a = sqrt 5: bound 1 / sqrt(inputs))."""
+        """A fresh policy from `rng`: B zero, A uniform as in peft (Kaiming, a = sqrt 5, bound 1 / sqrt(inputs))."""
         with torch.no_grad():
             for name, parameter in self.adapter(POLICY).items():
                 if "lora_A" in name:
                     bound = 1 / math.sqrt(parameter.shape[1])
                     drawn = (torch.rand(parameter.shape, generator=rng) * 2 - 1) * bound
-                    parameter.copy_(shards.part_of(drawn, parameter))
+                    parameter.copy_(fsdp.part_of(drawn, parameter))
                 else:
                     parameter.zero_()
 
     def adapter(self, name: str) -> dict[str, torch.nn.Parameter]:
-        """Weights of one adapter by their name without the adapter's own."""
-        mark = f".{name}."
+        """Weights of one adapter by name, without the adapter's name in it."""
+        infix = f".{name}."
         return {
-            key.replace(mark, "."): p
+            key.replace(infix, "."): p
             for key, p in self.transformer.named_parameters()
-            if "lora_" in key and mark in key
+            if "lora_" in key and infix in key
         }
 
     def adapters(self) -> list[str]:
@@ -109,23 +107,23 @@ class LoRAPolicy:
         return list(self.transformer.peft_config)
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """What is trained: the policy's LoRA weights, in a fixed order."""
+        """The trained weights, in a fixed order: the policy's LoRA."""
         return list(self.adapter(POLICY).values())
 
     def refresh_anchor(self, name: str) -> None:
-        """Copy the policy into the anchor `name`, which comes into being on its first refresh."""
+        """Copy the policy into the anchor `name`, which the first refresh creates."""
         if name not in self.adapters():
             self._add(name)
         with torch.no_grad():
             for anchor, policy in zip(self.adapter(name).values(), self.parameters(), strict=True):
-                anchor.copy_(shards.full_tensor(policy))
+                anchor.copy_(fsdp.full_tensor(policy))
 
     @contextmanager
     def as_anchor(self, name: str) -> Iterator[None]:
         """Run as a frozen reference: the base ("fixed", or an anchor never refreshed) or a stored copy of the policy.
 
-        Switches attributes only, so `requires_grad` of the policy stays as it is (peft's own switch clears it,
-        and a backward pass after it would silently give the policy no gradient).
+        Only attributes of the layers change. peft's own switch clears `requires_grad` of the policy, so that a later
+        backward pass would silently leave the policy without a gradient.
         """
         from peft.tuners.lora import LoraLayer
 
@@ -145,20 +143,20 @@ class LoRAPolicy:
                 layer._active_adapter, layer._disable_adapters = active, disabled
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All adapters, as "<adapter>:<weight>"."""
-        return {f"{name}:{key}": shards.stored(p) for name in self.adapters() for key, p in self.adapter(name).items()}
+        """Full copies of all adapters' weights, as "<adapter>:<weight>"."""
+        return {f"{name}:{key}": fsdp.stored(p) for name in self.adapters() for key, p in self.adapter(name).items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The adapters of `state` and no others; other ranks or layers are refused, and nothing is changed."""
-        own = {key: p.shape for key, p in self.adapter(POLICY).items()}
+        """Load the adapters of `state` and delete others; `BenchError`, and no change, for another rank or layers."""
+        shapes = {key: p.shape for key, p in self.adapter(POLICY).items()}
         names = list(dict.fromkeys(key.partition(":")[0] for key in state))
-        wanted = {f"{name}:{key}": shape for name in names for key, shape in own.items()}
-        if {key: tensor.shape for key, tensor in state.items()} != wanted or POLICY not in names:
+        expected = {f"{name}:{key}": shape for name in names for key, shape in shapes.items()}
+        if {key: tensor.shape for key, tensor in state.items()} != expected or POLICY not in names:
             ranks = sorted({len(tensor) for key, tensor in state.items() if "lora_A" in key})
-            there = f"rank {', '.join(map(str, ranks))}" if ranks else "no LoRA weights"
+            rank = f"rank {', '.join(map(str, ranks))}" if ranks else "no LoRA weights"
             raise BenchError(
-                f"a stored policy has other LoRA weights than this suite's backbone ({there} there, rank "
-                f"{self._lora['r']} here): give backbone.train the lora_rank and lora_targets it was trained with."
+                f"a stored policy has other LoRA weights than this suite's backbone ({rank}, the suite has rank "
+                f"{self._lora['r']}): give backbone.train the lora_rank and lora_targets it was trained with."
             )
         for name in set(self.adapters()) - set(names):
             self.transformer.delete_adapters(name)
@@ -168,21 +166,16 @@ class LoRAPolicy:
         with torch.no_grad():
             for name in names:
                 for key, parameter in self.adapter(name).items():
-                    parameter.copy_(shards.part_of(state[f"{name}:{key}"], parameter))
+                    parameter.copy_(fsdp.part_of(state[f"{name}:{key}"], parameter))
 
 
 class FullPolicy:
-    """All of the transformer's weights except `UNTRAINED` and `dead_ends`; anchors and the base are copies of them.
+    """All weights of a float32 transformer except `UNTRAINED` and `gradient_free_layers`; anchors are copies of them.
 
-    `anchor_device` holds the copies; a reference's weights then visit the transformer's device while it runs.
+    `anchor_device` stores the copies, the base's too; they are copied to the transformer's device while they run.
     """
 
     def __init__(self, transformer: Any, anchor_device: torch.device):
-        if transformer.dtype != torch.float32:
-            raise BenchError(
-                f"backbone.train.lora_rank 0 trains all weights, and {str(transformer.dtype).removeprefix('torch.')} "
-                "weights lose small updates to rounding: set backbone.train.dtype to float32."
-            )
         dead = gradient_free_layers(transformer)
         self._trained = {
             name: p
@@ -199,21 +192,21 @@ class FullPolicy:
         return {"r": 0, "untrained": [*UNTRAINED, "last block's text output"]}
 
     def _copy(self) -> dict[str, Tensor]:
-        """Of what this process holds of the weights."""
-        return {name: shards.local(p).to(self._anchor_device, copy=True) for name, p in self._trained.items()}
+        """Copies of the trained weights, or of this process's shards of them."""
+        return {name: fsdp.local(p).to(self._anchor_device, copy=True) for name, p in self._trained.items()}
 
     def reset(self, rng: torch.Generator) -> None:
-        """The base again; nothing is drawn from `rng`."""
+        """Back to the base; nothing is drawn from `rng`."""
         self._set(self._base)
 
     def _set(self, weights: Mapping[str, Tensor]) -> None:
-        shards.release(self._transformer)
+        fsdp.release(self._transformer)
         with torch.no_grad():
             for name, p in self._trained.items():
-                shards.local(p).copy_(weights[name])
+                fsdp.local(p).copy_(weights[name])
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """What is trained, in a fixed order."""
+        """The trained weights, in a fixed order."""
         return list(self._trained.values())
 
     def refresh_anchor(self, name: str) -> None:
@@ -224,11 +217,11 @@ class FullPolicy:
     def as_anchor(self, name: str) -> Iterator[None]:
         """Run with the weights of a copy: the base ("fixed", or an anchor never refreshed) or a stored policy.
 
-        The policy's own tensors are put aside, not overwritten: a graph made before still gives exact gradients.
+        The policy's tensors are not overwritten: a graph recorded before still gives exact gradients.
         """
         weights = self._anchors.get(name, self._base)
-        how = self._exchanged if shards.is_sharded(self._transformer) else self._replaced
-        with how(weights), torch.no_grad():
+        swapped = self._exchanged if fsdp.is_sharded(self._transformer) else self._replaced
+        with swapped(weights), torch.no_grad():
             yield
 
     @contextmanager
@@ -244,53 +237,53 @@ class FullPolicy:
 
     @contextmanager
     def _exchanged(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Exchange numbers with the copy and back: FSDP2 gathers from memory of its own, and for each pass anew."""
+        """Exchange values with the copy, and back afterwards: FSDP2 gathers from its own memory in each pass."""
         done: list[str] = []
 
         def exchange(key: str) -> None:
-            here, there = shards.local(self._trained[key]), weights[key]
-            kept = here.to(there.device, copy=True)
-            here.copy_(there)
-            there.copy_(kept)
+            current, copy = fsdp.local(self._trained[key]), weights[key]
+            saved = current.to(copy.device, copy=True)
+            current.copy_(copy)
+            copy.copy_(saved)
 
-        shards.release(self._transformer)
+        fsdp.release(self._transformer)
         try:
             for key in self._trained:
                 exchange(key)
                 done.append(key)
             yield
         finally:
-            shards.release(self._transformer)
+            fsdp.release(self._transformer)
             for key in done:
                 exchange(key)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The policy and all stored anchors, as "<name>:<weight>"."""
-        found = {f"{POLICY}:{key}": shards.stored(p) for key, p in self._trained.items()}
+        """Full copies of the policy and of all stored anchors, as "<name>:<weight>"."""
+        state = {f"{POLICY}:{key}": fsdp.stored(p) for key, p in self._trained.items()}
         for name, weights in self._anchors.items():
             for key, copy in weights.items():
-                found[f"{name}:{key}"] = shards.stored(shards.shard_like(copy, self._trained[key]))
-        return found
+                state[f"{name}:{key}"] = fsdp.stored(fsdp.shard_like(copy, self._trained[key]))
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The policy and the anchors of `state`; other weights are refused, and nothing is changed."""
+        """Load the policy and the anchors of `state`; `BenchError`, and no change, for other weights."""
         names = list(dict.fromkeys(key.partition(":")[0] for key in state))
-        wanted = {f"{name}:{key}": p.shape for name in names for key, p in self._trained.items()}
-        if {key: tensor.shape for key, tensor in state.items()} != wanted or POLICY not in names:
+        expected = {f"{name}:{key}": p.shape for name in names for key, p in self._trained.items()}
+        if {key: tensor.shape for key, tensor in state.items()} != expected or POLICY not in names:
             raise BenchError(
                 "a stored policy has other weights than this suite's backbone, which trains all (lora_rank 0): "
                 "give backbone.train the lora_rank that it was trained with."
             )
 
-        def mine(name: str) -> dict[str, Tensor]:
-            return {key: shards.local(shards.part_of(state[f"{name}:{key}"], p)) for key, p in self._trained.items()}
+        def shards(name: str) -> dict[str, Tensor]:
+            return {key: fsdp.local(fsdp.part_of(state[f"{name}:{key}"], p)) for key, p in self._trained.items()}
 
-        shards.release(self._transformer)
+        fsdp.release(self._transformer)
         with torch.no_grad():
-            for key, p in self._trained.items():  # one at a time: parts of all would be held twice
-                shards.local(p).copy_(shards.local(shards.part_of(state[f"{POLICY}:{key}"], p)))
+            for key, p in self._trained.items():  # one at a time: all shards at once would double the memory
+                fsdp.local(p).copy_(fsdp.local(fsdp.part_of(state[f"{POLICY}:{key}"], p)))
         self._anchors = {
-            name: {key: copy.to(self._anchor_device, copy=True) for key, copy in mine(name).items()}
+            name: {key: copy.to(self._anchor_device, copy=True) for key, copy in shards(name).items()}
             for name in names
             if name != POLICY
         }

@@ -1,6 +1,7 @@
-"""States of prompts, each encoded once: the text encoders may leave memory in between, and a file may keep the states.
+"""Text states of prompts, each computed once: in memory, and in files if the suite sets a cache.
 
-At full size the encoders hold 7.3e9 parameters, nearly as many as the transformer, and are needed for seconds only.
+At full size the text encoders have 7.3e9 parameters, nearly as many as the transformer, and run for seconds only, so
+they may be freed after use.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ EMPTY = ""
 
 
 class PromptStates:
-    """Prompt to its text states [length, dim] and glyph states [length, dim], kept from the first call on.
+    """Text states [length, dim] and glyph states [length, dim] by prompt, stored from the first call on.
 
-    `keep` holds the encoders in memory from the start. Otherwise they are loaded for prompts that are new, encode
-    these and the empty prompt together, and are freed; the states then wait in CPU memory. `cache` is a folder of
-    files, one for each list of new prompts under one `key` (fingerprint of the encoders and their dtype).
+    With `keep`, the encoders stay in memory from the start. Otherwise they are loaded for new prompts, encode these
+    and the empty prompt, and are freed; the states are then stored on the CPU. `cache` is a folder with one file for
+    each list of new prompts and each `key` (fingerprint of the encoders and their dtype).
     """
 
     def __init__(self, load: Callable[[], TextEncoders], keep: bool, cache: Path | None, key: Callable[[], str]):
@@ -38,40 +39,40 @@ class PromptStates:
 
     @property
     def encoders(self) -> TextEncoders:
-        """Both encoders, loaded now if they are not in memory."""
+        """Both encoders; loaded for this call if they are not resident."""
         return self._encoders if self._encoders is not None else self._load()
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """States of each prompt alone, so they depend on nothing else in the batch."""
+        """States of each prompt, encoded alone: they do not depend on the batch."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
         if new and not self._keep and EMPTY not in self._known:
             new = list(dict.fromkeys([*new, EMPTY]))
         if new:
-            found = self._stored(new)
-            self._known |= dict(zip(new, zip(found.text, found.glyph, strict=True), strict=True))
+            states = self._stored(new)
+            self._known |= dict(zip(new, zip(states.text, states.glyph, strict=True), strict=True))
         pairs = [self._known[prompt] for prompt in prompts]
         return Conditioning([text for text, _ in pairs], [glyph for _, glyph in pairs])
 
     def _stored(self, prompts: list[str]) -> Conditioning:
-        """From the cache's file of exactly these prompts, which is written if there is none."""
+        """From the cache's file of exactly these prompts, which is written if it does not exist."""
         if self._cache is None:
-            return self._fresh(prompts)
+            return self._encoded(prompts)
         names = json.dumps({"encoders": self._key(), "prompts": prompts})
         path = self._cache / f"prompts-{hashlib.sha256(names.encode()).hexdigest()[:16]}.safetensors"
         if path.is_file():
             return _read(path, names, len(prompts))
-        states = self._fresh(prompts)
+        states = self._encoded(prompts)
         _write(path, names, states)
         return states
 
-    def _fresh(self, prompts: list[str]) -> Conditioning:
+    def _encoded(self, prompts: list[str]) -> Conditioning:
         if self._encoders is not None:
             return self._encoders.encode(prompts)
         encoders = self._load()
         text, glyph = encoders.encode(prompts)
         states = Conditioning([state.cpu() for state in text], [state.cpu() for state in glyph])
         del encoders, text, glyph
-        gc.collect()  # modules refer to themselves: memory comes back now, not at some later collection
+        gc.collect()  # modules are in reference cycles: without this, memory is freed at some later collection
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return states
@@ -93,7 +94,7 @@ def _read(path: Path, names: str, count: int) -> Conditioning:
 
 
 def _write(path: Path, names: str, states: Conditioning) -> None:
-    """Written aside and renamed, so that a reader sees a whole file or none."""
+    """Write a temporary file and rename it, so that a reader never opens an incomplete one."""
     from safetensors.torch import save_file
 
     tensors = {
@@ -101,7 +102,7 @@ def _write(path: Path, names: str, states: Conditioning) -> None:
         for kind, rows in (("text", states.text), ("glyph", states.glyph))
         for i, state in enumerate(rows)
     }
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # a pid may be another node's too
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # a process id is not unique over nodes
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, temporary, {"format": "pt", "names": names})

@@ -1,4 +1,4 @@
-"""Text conditioning of HunyuanVideo-1.5: Qwen2.5-VL states of the prompt and ByT5 states of the text it quotes."""
+"""Text conditioning of HunyuanVideo-1.5: Qwen2.5-VL states of the prompt and ByT5 states of the text in quotes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 from bench.api import BenchError, Conditioning
 
 SKIPPED_LAYERS = 2
-"""The states are those before the last two layers: `hidden_states[-3]` (Tencent's sampler, the diffusers pipeline)."""
+"""The states are `hidden_states[-3]`, before the last two layers, as in Tencent's sampler and diffusers' pipeline."""
 MAX_TEXT_TOKENS = 1000
 MAX_GLYPH_TOKENS = 256
 
 
 def system_message() -> str:
-    """The fixed system message, read from the installed diffusers pipeline: its runs of blanks are part of it."""
+    """The fixed system message, read from the installed diffusers pipeline. Its repeated blanks matter."""
     from diffusers import HunyuanVideo15Pipeline
 
     default = inspect.signature(HunyuanVideo15Pipeline._get_mllm_prompt_embeds).parameters["system_message"].default
@@ -28,11 +28,11 @@ def system_message() -> str:
 
 
 def quoted_text(prompt: str) -> str | None:
-    """What the glyph encoder reads: each quoted text once, or None when the prompt quotes nothing."""
+    """Input of the glyph encoder: each quoted text once, or None if the prompt has no quotes."""
     from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import extract_glyph_texts
 
-    found: str | None = extract_glyph_texts(prompt)
-    return found
+    quoted: str | None = extract_glyph_texts(prompt)
+    return quoted
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +56,8 @@ class TextEncoders:
     def crop(self) -> int:
         """Tokens before the prompt (system turn and user marker): 108 under the official tokenizer."""
         marker = "0MARK0"
-        before, found, _ = self._chat(marker).partition(marker)
-        if not found:
+        before, match, _ = self._chat(marker).partition(marker)
+        if not match:
             raise BenchError(
                 "the text tokenizer's chat template drops the user's text: use the checkpoint's own tokenizer folder."
             )
@@ -65,7 +65,7 @@ class TextEncoders:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """States of each prompt alone, so they depend on nothing else in the batch."""
+        """States of each prompt, encoded alone: they do not depend on the batch."""
         text, glyph = [], []
         for prompt in prompts:
             self._refuse_special(prompt)
@@ -73,7 +73,7 @@ class TextEncoders:
             if ids.shape[1] > self.crop + MAX_TEXT_TOKENS:
                 raise BenchError(
                     f"prompt {prompt[:40]!r} has {ids.shape[1] - self.crop} tokens, "
-                    f"the model reads {MAX_TEXT_TOKENS}: shorten it."
+                    f"the model accepts {MAX_TEXT_TOKENS}: shorten it."
                 )
             states = self.encoder(input_ids=ids.to(self.encoder.device), output_hidden_states=True).hidden_states
             text.append(states[-(SKIPPED_LAYERS + 1)][0, self.crop :])
@@ -81,10 +81,10 @@ class TextEncoders:
         return Conditioning(text, glyph)
 
     def _refuse_special(self, prompt: str) -> None:
-        found = [token for token in self.tokenizer.all_special_tokens if token in prompt]
-        if found:
+        special = [token for token in self.tokenizer.all_special_tokens if token in prompt]
+        if special:
             raise BenchError(
-                f"prompt {prompt[:60]!r} holds the special token {found[0]!r}, which would break the chat: remove it."
+                f"prompt {prompt[:60]!r} holds the special token {special[0]!r}, which breaks the chat: remove it."
             )
 
     def _glyph(self, prompt: str) -> Tensor:

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.backbones.hunyuanvideo15 import fsdp as shards
+from bench.backbones.hunyuanvideo15 import fsdp
 
 TIMESTEPS = 1000.0
 """The model's timestep is 1000 * sigma."""
 
 
 class UnmaskedJointAttention:
-    """Joint attention of latent and text tokens in which every token is valid, so that fused kernels apply.
+    """Joint attention of latent and text tokens without a mask, so that fused kernels apply: every token is valid.
 
     diffusers' own processor builds an [s, s] mask in each block; on valid tokens the result is the same.
     """
@@ -66,7 +66,7 @@ class UnmaskedJointAttention:
 
 
 def drop_masks(transformer: Any) -> None:
-    """Install `UnmaskedJointAttention` in the joint blocks; the text refiner keeps its own."""
+    """Install `UnmaskedJointAttention` in the joint blocks; the text refiner keeps its own attention."""
     for block in transformer.transformer_blocks:
         block.attn.set_processor(UnmaskedJointAttention())
 
@@ -79,34 +79,34 @@ def velocity(
     glyph: Sequence[Tensor],
     exact_timestep: bool = False,
 ) -> Tensor:
-    """Velocity `noise - x0` [b, c, f, h, w] in float32 for x at noise levels sigma [b]; text and glyph per sample.
+    """Velocity `noise - x0` [b, c, f, h, w] in float32 for x at noise levels sigma [b].
 
-    Samples whose text has the same length share a forward pass; the others follow in passes of their own.
+    `text` and `glyph` hold one tensor [length, dim] per sample. Samples with equal text lengths share a forward pass.
     `exact_timestep` keeps the timestep in float32 under autocast, as Tencent's sampler does; otherwise it is rounded
     to the transformer's dtype, as in diffusers' pipeline (in bfloat16 by up to 2 of 1000).
     """
     lengths = [(len(t), len(g)) for t, g in zip(text, glyph, strict=True)]
-    groups = [[i for i, found in enumerate(lengths) if found == length] for length in sorted(set(lengths))]
+    groups = [[i for i, other in enumerate(lengths) if other == length] for length in sorted(set(lengths))]
 
-    def part(rows: list[int]) -> Tensor:
+    def forward_rows(rows: list[int]) -> Tensor:
         texts, glyphs = (torch.stack([stream[i] for i in rows]) for stream in (text, glyph))
         return _forward(transformer, x[rows], sigma[rows], texts, glyphs, exact_timestep)
 
-    shards.keep_gathered(transformer)
-    idle = shards.forwards(transformer, len(groups)) - len(groups)
+    fsdp.keep_gathered(transformer)
+    padding = fsdp.max_forward_passes(transformer, len(groups)) - len(groups)
     if len(groups) == 1:
         out = _forward(transformer, x, sigma, torch.stack(list(text)), torch.stack(list(glyph)), exact_timestep)
     else:
         out = torch.empty_like(x, dtype=torch.float32)
         for rows in groups:
-            out = out.index_put((torch.tensor(rows, device=x.device),), part(rows))
-    for _ in range(idle):  # other processes have more lengths: gather weights and sum gradients as often as they do
-        out = out + 0 * part([0]).sum()
+            out = out.index_put((torch.tensor(rows, device=x.device),), forward_rows(rows))
+    for _ in range(padding):  # processes with more lengths do more passes; every pass has collective operations
+        out = out + 0 * forward_rows([0]).sum()
     return out
 
 
 def _forward(transformer: Any, x: Tensor, sigma: Tensor, text: Tensor, glyph: Tensor, exact_timestep: bool) -> Tensor:
-    dtype = transformer.x_embedder.proj.weight.dtype  # of the base: LoRA weights are float32
+    dtype = transformer.x_embedder.proj.weight.dtype  # the base's dtype: LoRA weights are float32
     b, channels, *rest = x.shape
     extra = transformer.config.in_channels - channels  # condition latent and mask: zeros for text to video
     padded = torch.cat([x, x.new_zeros(b, extra, *rest)], 1).to(dtype)

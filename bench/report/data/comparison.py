@@ -1,4 +1,4 @@
-"""Two folders of one suite's records side by side: are A's numbers B's? (`bench compare A B`)"""
+"""The numbers of `bench compare A B`: matched rows of two folders of records, and the differences of their scores."""
 
 from __future__ import annotations
 
@@ -11,17 +11,9 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json
-from bench.report.data.records import (
-    BASE,
-    EQUAL_SPENDING,
-    RowRuns,
-    Suite,
-    comparable_rows,
-    differing_rows,
-    load_suite,
-    row_settings,
-)
+from bench.report.data.records import EQUAL_SPENDING, RowRuns, SuiteRecords, differing_settings, load_records
 from bench.report.data.reference import inside_band, prediction_band
+from bench.report.data.selection import BASE, row_settings
 from bench.report.data.statistics import (
     Array,
     Estimate,
@@ -32,11 +24,12 @@ from bench.report.data.statistics import (
     two_way,
     unpaired_difference,
 )
-from bench.report.data.summary import triple
+from bench.report.data.summary import interval_columns
+from bench.suite.difference import differences, differing_parts
 
-#: Scores that are compared, those that decide first: columns of the table of a suite.
+#: Scores that are compared, the most important ones first: columns of the main table.
 SCORES = ("overall", "trained", "gold_overall", "vq", "mq", "ta", "clipscore", "pickscore")
-#: How the two sides of a difference are paired.
+#: How the two sides of a difference are paired: values of the column `paired`.
 BOTH, PROMPTS, NOTHING = "seed, prompt", "prompt", "nothing"
 
 
@@ -48,23 +41,23 @@ class RowPair(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Label of the row in A, and that in B where it is another one."""
-        one, other = self.a.row.label, self.b.row.label
-        return one if one == other else f"{one} (B: {other})"
+        """Label of the row in A, and its label in B if that differs."""
+        a, b = self.a.row.label, self.b.row.label
+        return a if a == b else f"{a} (B: {b})"
 
 
 class Comparison(NamedTuple):
-    """Everything that the text says."""
+    """Two folders of records, their matched rows and the differences of their scores."""
 
-    a: Suite
-    b: Suite
+    a: SuiteRecords
+    b: SuiteRecords
     pairs: list[RowPair]
-    alone: list[str]
+    unmatched: list[str]
     """One sentence for each row that has no counterpart."""
     unequal: dict[str, tuple[Any, Any]]
-    """What the closed division holds equal and these two do not: setting to its values in A and in B."""
+    """Settings that must be equal in the closed division and differ here: name to the values in A and in B."""
     table: pd.DataFrame
-    """See `differences`."""
+    """See `score_differences`."""
 
 
 class Sides(NamedTuple):
@@ -76,55 +69,48 @@ class Sides(NamedTuple):
 
 
 def compare(a: Path, b: Path, open_division: bool = False) -> Comparison:
-    """Load both folders, refuse what does not compare, match the rows and compute the differences.
+    """Load both folders, match their rows and compute the differences of their scores.
 
-    In the open division only suites of the miniature and of the full-size model refuse each other.
+    Folders with other settings are a `BenchError`; in the open division only a suite of the miniature model and one of
+    the full-size model are.
     """
     if a.resolve() == b.resolve():
-        raise BenchError(f"{a} is given twice: name two folders of records, such as results/nano and another one's.")
-    one, other = load_suite(a), load_suite(b)
-    for folder, suite in ((a, one), (b, other)):
+        raise BenchError(f"{a} is given twice: name two folders of records, such as results/nano and a stored copy.")
+    suite_a, suite_b = load_records(a), load_records(b)
+    for folder, suite in ((a, suite_a), (b, suite_b)):
         if not any(runs.finished for runs in suite.rows):
             raise BenchError(f"{folder} holds no finished run of a row: run `bench run` on its suite first.")
-    if one.nano != other.nano:
+    if suite_a.nano != suite_b.nano:
         raise BenchError(
             f"{a} and {b} do not compare: one is of the miniature model and the other is not; compare nano with nano."
         )
-    unequal = differing_settings(one, other)
+    unequal = _unequal(suite_a, suite_b)
     if unequal and not open_division:
         raise BenchError(
-            f"{a} and {b} do not compare: {leaves(unequal)[0]}; run one of them again with the other's settings, or "
-            "compare them as they are, with both ledgers, by --open."
+            f"{a} and {b} do not compare: {unequal_texts(unequal)[0]}; run one of them again with the settings of the "
+            "other, or compare them as they are, with both ledgers, by --open."
         )
-    pairs, alone = matched(one, other)
+    pairs, unmatched = match_rows(suite_a, suite_b)
     if not pairs:
-        raise BenchError(f"{a} and {b} have no row in common that has finished: {' '.join(alone)}")
-    return Comparison(one, other, pairs, alone, unequal, differences(one, other, pairs, unequal))
+        raise BenchError(f"{a} and {b} have no row in common that has finished: {' '.join(unmatched)}")
+    table = score_differences(suite_a, suite_b, pairs, unequal)
+    return Comparison(a=suite_a, b=suite_b, pairs=pairs, unmatched=unmatched, unequal=unequal, table=table)
 
 
-# what must be equal -------------------------------------------------------------------------------------------
-def differing_settings(a: Suite, b: Suite) -> dict[str, tuple[Any, Any]]:
-    """Settings, fingerprints and spending in which two suites differ; their names and where scorers run do not count.
-
-    Runs of one suite are equal in all of these (`load_suite`), so the first one speaks for all.
-    """
-    mine, theirs = comparable_rows(a.runs[0]), comparable_rows(b.runs[0])
-    values = {key: (mine[key], theirs[key]) for key in mine if key not in ("suite", "evaluator_params")}
-    one, other = (next(runs.finished[0].record.ledger for runs in s.rows if runs.finished) for s in (a, b))
-    values |= {f"ledger {name}": (one.get(name), other.get(name)) for name in EQUAL_SPENDING}
-    return {key: pair for key, pair in values.items() if canonical_json(pair[0]) != canonical_json(pair[1])}
+def _unequal(a: SuiteRecords, b: SuiteRecords) -> dict[str, tuple[Any, Any]]:
+    """Settings, fingerprints and ledger totals in which two suites differ: name to the values in A and in B."""
+    ledger_a, ledger_b = (
+        {f"ledger {name}": ledger.get(name) for name in EQUAL_SPENDING}
+        for ledger in (next(runs.finished[0].record.ledger for runs in s.rows if runs.finished) for s in (a, b))
+    )
+    return differing_settings(a, b) | differences(ledger_a, ledger_b)
 
 
-def leaves(unequal: Mapping[str, tuple[Any, Any]]) -> list[str]:
+def unequal_texts(unequal: Mapping[str, tuple[Any, Any]]) -> list[str]:
     """One text per single setting that differs, such as "budget.updates is 60 in A and 40 in B"."""
-    told = []
-    for name, (left, right) in unequal.items():
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            keys = [key for key in dict.fromkeys([*left, *right]) if left.get(key) != right.get(key)]
-            told += leaves({f"{name}.{key}": (left.get(key), right.get(key)) for key in keys})
-        else:
-            told.append(f"{name} is {_short(left)} in A and {_short(right)} in B")
-    return told
+    a, b = ({name: pair[side] for name, pair in unequal.items()} for side in (0, 1))
+    settings = differences(a, b, nested=True)
+    return [f"{name} is {_short(left)} in A and {_short(right)} in B" for name, (left, right) in settings.items()]
 
 
 def _short(value: Any) -> str:
@@ -133,38 +119,38 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def matched(a: Suite, b: Suite) -> tuple[list[RowPair], list[str]]:
-    """Rows of the same method, KL policy and parameters, in A's order, and a sentence on each row left alone.
+def match_rows(a: SuiteRecords, b: SuiteRecords) -> tuple[list[RowPair], list[str]]:
+    """Pairs of rows with the same method, KL policy and parameters, in A's order; a sentence on each unmatched row.
 
-    Of several rows with the same settings those of the same label belong together.
+    If several rows have the same settings, rows of the same label are matched first.
     """
-    mine, theirs = ([runs for runs in suite.rows if runs.finished] for suite in (a, b))
-    found: dict[str, RowRuns] = {}
+    rows_a, rows_b = ([runs for runs in suite.rows if runs.finished] for suite in (a, b))
+    counterparts: dict[str, RowRuns] = {}
     for by_label in (True, False):
-        for runs in mine:
-            taken = {other.row.label for other in found.values()}
-            alike = [
+        for runs in rows_a:
+            used = {other.row.label for other in counterparts.values()}
+            candidates = [
                 other
-                for other in theirs
-                if other.row.label not in taken
+                for other in rows_b
+                if other.row.label not in used
                 and _settings(other) == _settings(runs)
                 and (not by_label or other.row.label == runs.row.label)
             ]
-            if runs.row.label not in found and alike:
-                found[runs.row.label] = alike[0]
-    pairs = [RowPair(runs, found[runs.row.label]) for runs in mine if runs.row.label in found]
-    alone = [_why_alone(runs, b) for runs in a.rows if runs.row.label not in found]
-    used, named = {other.row.label for other in found.values()}, {runs.row.label for runs in a.rows}
-    lone = [runs.row.label for runs in theirs if runs.row.label not in used | named]
-    return pairs, alone + [f"{label} has no counterpart in A." for label in lone]
+            if runs.row.label not in counterparts and candidates:
+                counterparts[runs.row.label] = candidates[0]
+    pairs = [RowPair(runs, counterparts[runs.row.label]) for runs in rows_a if runs.row.label in counterparts]
+    unmatched = [_why_unmatched(runs, b) for runs in a.rows if runs.row.label not in counterparts]
+    known = {other.row.label for other in counterparts.values()} | {runs.row.label for runs in a.rows}
+    only_b = [runs.row.label for runs in rows_b if runs.row.label not in known]
+    return pairs, unmatched + [f"{label} has no counterpart in A." for label in only_b]
 
 
 def _settings(runs: RowRuns) -> str:
     return canonical_json(row_settings(runs.finished[0].record))
 
 
-def _why_alone(runs: RowRuns, b: Suite) -> str:
-    """A row of the same label with other settings is told by what differs."""
+def _why_unmatched(runs: RowRuns, b: SuiteRecords) -> str:
+    """Why a row of A has no counterpart in B; for a row of the same label in B, the settings that differ."""
     label = runs.row.label
     if not runs.finished:
         return f"{label} has no finished run in A."
@@ -173,16 +159,15 @@ def _why_alone(runs: RowRuns, b: Suite) -> str:
         return f"{label} has no counterpart in B."
     if not same.finished:
         return f"{label} has no finished run in B."
-    left, right = differing_rows(*(row_settings(one.finished[0].record) for one in (runs, same)))
+    left, right = differing_parts(*(row_settings(one.finished[0].record) for one in (runs, same)))
     return f"{label} has other settings in B: {left} against {right}."
 
 
-# numbers ------------------------------------------------------------------------------------------------------
-def load_sides(a: Sequence[int], b: Sequence[int]) -> Sides:
-    """Which seeds of each side a difference uses, and whether it is paired by them.
+def select_seeds(a: Sequence[int], b: Sequence[int]) -> Sides:
+    """The seeds of each side that a difference uses, and whether it is paired by seed.
 
-    Two or more common seeds: these, paired. Else the seeds count as independent; a single common seed then stays on
-    the side that has fewer, since one run cannot be its own independent repetition.
+    With two or more common seeds: these, paired. Otherwise the seeds count as independent; a single common seed then
+    counts only on the side that has fewer seeds, since a run is not an independent repetition of itself.
     """
     common = sorted(set(a) & set(b))
     if len(common) > 1 or list(a) == list(b):
@@ -191,13 +176,15 @@ def load_sides(a: Sequence[int], b: Sequence[int]) -> Sides:
     return Sides(rest_a, list(b), False) if len(a) > len(b) else Sides(list(a), rest_b, False)
 
 
-def differences(a: Suite, b: Suite, pairs: Sequence[RowPair], unequal: Mapping[str, Any]) -> pd.DataFrame:
+def score_differences(
+    a: SuiteRecords, b: SuiteRecords, pairs: Sequence[RowPair], unequal: Mapping[str, Any]
+) -> pd.DataFrame:
     """One line per score of the base and of each pair, in score units.
 
-    Columns: row, score, seeds_a, seeds_b (used), paired (by what); a and b (means over the seeds used) with `_lo`,
+    Columns: row, score, seeds_a, seeds_b (those used), paired (how); a and b (means over the seeds used) with `_lo`,
     `_hi`; diff = a - b with `_lo`, `_hi`, `_p`, `_p_holm` (over the rows of one score), `_mde`; band_lo, band_hi and
-    inside (`prediction_band` of b's seeds, only in the closed division and where no seed of a is in b). The base has
-    no seeds: its means only.
+    inside (`prediction_band` of b's seeds, only in the closed division and if a and b have no common seed). The base
+    has no seeds, so its line has means only.
     """
     same_prompts = "scored videos" not in unequal
     lines = []
@@ -212,7 +199,7 @@ def differences(a: Suite, b: Suite, pairs: Sequence[RowPair], unequal: Mapping[s
     for _, group in table.groupby("score", sort=False):
         table.loc[group.index, "diff_p_holm"] = holm(group["diff_p"].tolist())
     table["inside"] = table["inside"].astype("boolean")
-    order = {BASE: -1, **{pair.name: place for place, pair in enumerate(pairs)}}
+    order = {BASE: -1, **{pair.name: index for index, pair in enumerate(pairs)}}
     return table.sort_values("row", key=lambda names: names.map(order), kind="stable", ignore_index=True)
 
 
@@ -228,9 +215,9 @@ def _base_line(score: str, a: Array, b: Array) -> dict[str, Any]:
 
 
 def _line(pair: RowPair, score: str, same_prompts: bool, closed: bool) -> dict[str, Any]:
-    used = load_sides(pair.a.seeds, pair.b.seeds)
+    used = select_seeds(pair.a.seeds, pair.b.seeds)
     x, y = pair.a.matrix(score, used.a), pair.b.matrix(score, used.b)
-    found = None if x is None or y is None else _difference(x, y, used.paired, same_prompts)
+    estimate = None if x is None or y is None else _difference(x, y, used.paired, same_prompts)
     band = (np.nan, np.nan)
     if x is not None and y is not None and closed and not set(pair.a.seeds) & set(pair.b.seeds):
         band = prediction_band(y.mean(1), len(x))
@@ -239,11 +226,11 @@ def _line(pair: RowPair, score: str, same_prompts: bool, closed: bool) -> dict[s
         **{"row": pair.name, "score": score},
         **{"seeds_a": " ".join(map(str, used.a)), "seeds_b": " ".join(map(str, used.b))},
         "paired": (BOTH if used.paired else PROMPTS) if same_prompts else NOTHING,
-        **triple("a", None if x is None else two_way(x)),
-        **triple("b", None if y is None else two_way(y)),
-        **triple("diff", found),
-        "diff_p": found.p if found else np.nan,
-        "diff_mde": detectable_effect(found.se, found.df) if found else np.nan,
+        **interval_columns("a", None if x is None else two_way(x)),
+        **interval_columns("b", None if y is None else two_way(y)),
+        **interval_columns("diff", estimate),
+        "diff_p": estimate.p if estimate else np.nan,
+        "diff_mde": detectable_effect(estimate.se, estimate.df) if estimate else np.nan,
         **{"band_lo": band[0], "band_hi": band[1], "inside": inside_band(value, *band)},
     }
 
@@ -255,21 +242,21 @@ def _difference(x: Array, y: Array, by_seed: bool, by_prompt: bool) -> Estimate:
 
 
 def equal_runs(pairs: Sequence[RowPair]) -> tuple[int, int, float]:
-    """Of the runs whose row and seed both sides have: how many, how many with equal scores bit for bit, largest gap.
+    """Runs whose row and seed both sides have: their number, how many have bitwise equal scores, and the largest gap.
 
-    The gap is that between the means of Overall of two runs that differ; nan where none does.
+    The gap is the absolute difference of the mean Overall of two runs, score units; NaN if no run differs.
     """
-    twins = [
+    same_seed = [
         (run, other)
         for pair in pairs
         for run in pair.a.finished
         for other in pair.b.finished
         if run.record.seed == other.record.seed
     ]
-    differ = [(run, other) for run, other in twins if run.record.scores_digest != other.record.scores_digest]
+    differ = [(run, other) for run, other in same_seed if run.record.scores_digest != other.record.scores_digest]
     gaps = [
         abs(float(run.cells["overall"].mean() - other.cells["overall"].mean()))
         for run, other in differ
         if "overall" in run.cells and "overall" in other.cells
     ]
-    return len(twins), len(twins) - len(differ), max(gaps, default=float("nan"))
+    return len(same_seed), len(same_seed) - len(differ), max(gaps, default=float("nan"))

@@ -1,4 +1,4 @@
-"""The controls of a suite in its table's footer: training on gold must beat the base, shuffled rewards must not."""
+"""Controls of a suite: training on gold must improve on the base, training on shuffled rewards must not."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pandas as pd
 from bench.core.errors import BenchError
 from bench.core.provenance import ROOT
 from bench.report import formatting
-from bench.report.data.records import Suite, _incomparable, load_suite
+from bench.report.data.records import SuiteRecords, incomparable_setting, load_records
 from bench.report.data.statistics import paired_difference
 from bench.store.record import RUN
 
 CONFIGS = ROOT / "bench" / "configs"
-UNDECIDED = "Undecided: runs are missing or failed, or fewer than two seeds finished."
+UNDECIDED = "Undecided: runs are missing or failed, or fewer than two seeds are finished."
 
 
 class Control(NamedTuple):
@@ -24,9 +24,9 @@ class Control(NamedTuple):
 
     title: str
     suffix: str
-    """What the control's suite is called after the name of the suite that it is a control of."""
+    """Name of the control's suite after the name of the suite that it is a control of."""
     negative: bool
-    """Whether the rewards are shuffled within the group, so that nothing can be learnt."""
+    """Whether the rewards are shuffled within each group, so that nothing can be learned."""
 
 
 CONTROLS = (
@@ -35,21 +35,21 @@ CONTROLS = (
 )
 
 
-def is_control(suite: Suite) -> bool:
+def is_control(suite: SuiteRecords) -> bool:
     """Whether the suite is itself a control, by its name or by its shuffled rewards."""
     return _kind(suite) is not None
 
 
-def _kind(suite: Suite) -> Control | None:
+def _kind(suite: SuiteRecords) -> Control | None:
     shuffled = bool(suite.config.get("shuffle_rewards"))
     return next((kind for kind in CONTROLS if suite.name.endswith(kind.suffix) or (shuffled and kind.negative)), None)
 
 
-def control_notes(suite: Suite, own: Path, stored: Path) -> list[str]:
-    """One line per control of the suite, or what a control suite says of itself.
+def control_notes(suite: SuiteRecords, own: Path, stored: Path) -> list[str]:
+    """One line per control of the suite; for a suite that is itself a control, the line about itself.
 
-    `own` and `stored` are the folders that hold the suites' folders: a control in `own` stands before one in `stored`.
-    A control that is nowhere is named only if its suite comes with the project.
+    `own` and `stored` are the parents of the suites' folders; a control in `own` comes before one in `stored`. A
+    control without runs is named only if the project contains its YAML.
     """
     kind = _kind(suite)
     if kind is not None:
@@ -57,51 +57,53 @@ def control_notes(suite: Suite, own: Path, stored: Path) -> list[str]:
     notes, absent = [], []
     for control in CONTROLS:
         name = suite.name + control.suffix
-        found = _found(own / name, stored / name)
-        if found is not None:
-            notes.append(_loaded(control, suite, *found))
+        runs = _find_runs(own / name, stored / name)
+        if runs is not None:
+            notes.append(_control_line(control, suite, *runs))
         elif (CONFIGS / f"{name}.yaml").is_file():
             absent.append(control)
     if absent:
         commands = " and ".join(f"`bench run bench/configs/{suite.name}{control.suffix}.yaml`" for control in absent)
         title = absent[0].title if len(absent) < len(CONTROLS) else "Controls"
-        notes.append(f"{title}: not run; {commands} would do it.")
+        notes.append(f"{title}: not run. Run {commands}.")
     return notes
 
 
-def _found(own: Path, stored: Path) -> tuple[Path, str] | None:
-    """The first of the two folders that holds trained runs, and whose runs they are."""
-    places = [(own, "your own runs"), (stored, "our stored runs")]
+def _find_runs(own: Path, stored: Path) -> tuple[Path, str] | None:
+    """The first of the two folders that holds trained runs, and a description of their origin."""
+    folders = [(own, "your own runs"), (stored, "our stored runs")]
     if own.resolve() == stored.resolve():
-        places = places[1:]
-    return next(((path, whose) for path, whose in places if any(path.glob(f"*/seed-*/{RUN}"))), None)
+        folders = folders[1:]
+    return next(((path, origin) for path, origin in folders if any(path.glob(f"*/seed-*/{RUN}"))), None)
 
 
-def _loaded(kind: Control, suite: Suite, folder: Path, whose: str) -> str:
-    """The line of a control from its records; records that do not load are a failed control, not a missing one."""
+def _control_line(kind: Control, suite: SuiteRecords, folder: Path, origin: str) -> str:
+    """The line of a control from its records; a control whose records cannot be loaded has failed."""
     try:
-        control = load_suite(folder)
+        control = load_records(folder)
     except BenchError as error:
-        return f"**{kind.title} {folder.name} ({whose}) cannot be judged: {error}**"
-    other = _incomparable(suite, control, ignoring=("reward", "shuffle_rewards"))
-    made = f"; made with ANOTHER {other} than this table" if other else ""
-    return _line(kind, control, f"{kind.title} {control.name} ({whose}{made})")
+        return f"**{kind.title} {folder.name} ({origin}) has no verdict: {error}**"
+    setting = incomparable_setting(suite, control, ignoring=("reward", "shuffle_rewards"))
+    warning = f"; made with ANOTHER {setting} than this table" if setting else ""
+    return _line(kind, control, f"{kind.title} {control.name} ({origin}{warning})")
 
 
-def _line(kind: Control, control: Suite, start: str) -> str:
-    """Seeds, reward, `trained - base` of each row with its 95 % interval, and the verdict; bold if it fails."""
+def _line(kind: Control, control: SuiteRecords, start: str) -> str:
+    """Seeds, reward, `trained - base` of each row with its 95 % interval, and the verdict; in bold if it fails."""
     table = _differences(control)
     digits = formatting.decimals(table, "delta")
     rows = [f"{row['row']} {formatting.interval(row, 'delta', digits)}{row['part']}" for _, row in table.iterrows()]
     reward = " + ".join(f"{weight:g} {name}" for name, weight in control.weights.items()) or "not recorded"
     shuffled = ", shuffled within each group" if control.config.get("shuffle_rewards") else ""
-    passed, why = _judged(kind, control, table)
-    text = f"{start}: {len(control.seeds)} seeds, reward {reward}{shuffled}; trained - base: {', '.join(rows)}. {why}"
+    passed, verdict = _verdict(kind, control, table)
+    text = (
+        f"{start}: {len(control.seeds)} seeds, reward {reward}{shuffled}; trained - base: {', '.join(rows)}. {verdict}"
+    )
     return text if passed is not False else f"**{text}**"
 
 
-def _differences(control: Suite) -> pd.DataFrame:
-    """`trained - base` of each row with its interval, nan where it is unknown, and how many seeds lack."""
+def _differences(control: SuiteRecords) -> pd.DataFrame:
+    """`trained - base` of each row with its interval, NaN if unknown, and a text if seeds are missing."""
     lines = []
     base = control.base.cells.get("trained") if control.base else None
     for runs in control.rows:
@@ -114,17 +116,17 @@ def _differences(control: Suite) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["row", "delta", "delta_lo", "delta_hi", "part"])
 
 
-def _judged(kind: Control, control: Suite, table: pd.DataFrame) -> tuple[bool | None, str]:
-    """Whether the control passes (None: not known yet), and the sentence that says so."""
+def _verdict(kind: Control, control: SuiteRecords, table: pd.DataFrame) -> tuple[bool | None, str]:
+    """Whether the control passes (None: unknown), and the verdict as a sentence."""
     if bool(control.config.get("shuffle_rewards")) != kind.negative:
         has = "are not" if kind.negative else "are"
-        return False, f"It is NO {kind.title.lower()}: its rewards {has} shuffled."
+        return False, f"It is NOT a {kind.title.lower()}: its rewards {has} shuffled."
     above = table["row"][table["delta_lo"] > 0].tolist()
-    open_ = table["delta_lo"].isna().any() or (table["part"] != "").any()
+    undecided = table["delta_lo"].isna().any() or (table["part"] != "").any()
     if kind.negative:
         if above:
-            return False, f"It FAILS: {', '.join(above)} rises although its rewards say nothing."
-        return (None, UNDECIDED) if open_ else (True, "It passes: no interval lies above 0.")
+            return False, f"It FAILS: {', '.join(above)} rises although its rewards are shuffled."
+        return (None, UNDECIDED) if undecided else (True, "It passes: no interval lies above 0.")
     if above:
         return True, "It passes: an interval lies above 0."
-    return (None, UNDECIDED) if open_ else (False, "It FAILS: no interval lies above 0, even on gold.")
+    return (None, UNDECIDED) if undecided else (False, "It FAILS: no interval lies above 0.")

@@ -1,4 +1,4 @@
-"""How training went, from `train.jsonl`: the KL term's share, the spread of the steps' gradients, the setbacks."""
+"""Training dynamics from `train.jsonl`: share of the KL term, spread of the gradients over steps, setbacks."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pydantic import Field
 
 from bench.report.data.records import RowRuns, Run
 from bench.report.data.statistics import Estimate, one_way
-from bench.report.data.summary import triple
+from bench.report.data.summary import interval_columns
 from bench.report.data.training import TrainModel, validated
 from bench.store.files import read_lines
 from bench.store.record import TRAIN
 
 SMOOTH = 5
-"""Updates of the running mean in which a setback is sought, and of the start that gives its unit."""
+"""Updates of the running mean in which setbacks are measured, and of the start of training that gives their unit."""
 
 
 class GradientSummary(TrainModel):
-    """Norms of the two parts of an update's gradient."""
+    """Norms of the two parts of an update's gradient, of the KL term and of the rest."""
 
     kl: float = Field(ge=0)
     policy: float = Field(ge=0)
-    """Of everything that is not the KL term."""
+    """Norm of the gradient without the KL term."""
 
 
 class DynamicsLine(TrainModel):
-    """One update of `train.jsonl`, as far as it is needed here; some updates log the parts of their gradient."""
+    """One line of `train.jsonl`; only some updates record the parts of their gradient."""
 
     kl_gradient: GradientSummary | None = None
     grad_norm_of_step: dict[int, float] = Field(default_factory=dict)
@@ -43,9 +43,9 @@ def lines(run: Run) -> list[DynamicsLine]:
 
 
 def kl_share(updates: Sequence[DynamicsLine]) -> float:
-    """Norm of the KL term's gradient over the norm of the rest, mean over the updates that log both.
+    """Norm of the KL term's gradient over the norm of the rest, mean over the updates that record both.
 
-    Updates whose rest is 0 (all advantages 0) have no ratio and are left out. nan where there is none.
+    Updates whose rest is 0 (all advantages are 0) have no ratio and are left out. NaN if no update is left.
     """
     parts = [line.kl_gradient for line in updates if line.kl_gradient]
     return _mean([part.kl / part.policy for part in parts if part.policy > 0])
@@ -54,7 +54,7 @@ def kl_share(updates: Sequence[DynamicsLine]) -> float:
 def gradient_spread(updates: Sequence[DynamicsLine]) -> float:
     """Largest over smallest gradient norm of the trained steps, each the geometric mean over the updates.
 
-    A perfect equalizer gives 1. Norms of 0 have no logarithm and are left out; nan with fewer than two steps.
+    Equal gradients give 1. Norms of 0 have no logarithm and are left out; NaN with fewer than two steps.
     """
     logs: dict[int, list[float]] = {}
     for line in updates:
@@ -66,10 +66,10 @@ def gradient_spread(updates: Sequence[DynamicsLine]) -> float:
 
 
 def setback(updates: Sequence[DynamicsLine]) -> float:
-    """The deepest fall of the training reward, a running mean over `SMOOTH` updates, below what it had reached.
+    """Largest fall of the training reward (running mean over `SMOOTH` updates) below its earlier maximum.
 
     In units of the reward's standard deviation within a group over the first `SMOOTH` updates, so that reward weights
-    do not matter. 0 for a curve that never falls; nan for fewer than `SMOOTH` updates or a unit of 0.
+    do not matter. 0 for a curve that never falls; NaN for fewer than `SMOOTH` updates or a unit of 0.
     """
     rewards = [line.reward for line in updates if line.reward is not None]
     unit = _mean([line.reward_group_std for line in updates[:SMOOTH] if line.reward_group_std is not None])
@@ -84,20 +84,20 @@ def setbacks(runs: RowRuns) -> dict[int | None, float]:
     return {run.record.seed: setback(lines(run)) for run in runs.finished}
 
 
-def columns(runs: RowRuns, before: Mapping[int | None, float]) -> dict[str, Any]:
+def columns(runs: RowRuns, baseline: Mapping[int | None, float]) -> dict[str, Any]:
     """`kl_share`; `grad_spread` and `setback` with `_lo`, `_hi` over seeds; `to_first_setback`, paired by seed.
 
-    `before`: the setbacks that the last one is against; empty for none.
+    `baseline` has the setback of each seed of the level that `to_first_setback` compares with; it may be empty.
     """
     updates = {run.record.seed: lines(run) for run in runs.finished}
     spreads = [value for value in map(gradient_spread, updates.values()) if np.isfinite(value)]
-    spread = triple("grad_spread", one_way(np.log(spreads)) if spreads else None)
-    falls = {seed: setback(of) for seed, of in updates.items()}
+    spread = interval_columns("grad_spread", one_way(np.log(spreads)) if spreads else None)
+    falls = {seed: setback(update_lines) for seed, update_lines in updates.items()}
     return {
         "kl_share": _mean([x for x in map(kl_share, updates.values()) if np.isfinite(x)]),
         **{name: float(np.exp(value)) for name, value in spread.items()},
-        **triple("setback", _over_seeds(list(falls.values()))),
-        **triple("to_first_setback", _over_seeds([falls[s] - before[s] for s in falls if s in before])),
+        **interval_columns("setback", _over_seeds(list(falls.values()))),
+        **interval_columns("to_first_setback", _over_seeds([falls[s] - baseline[s] for s in falls if s in baseline])),
     }
 
 

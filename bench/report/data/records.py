@@ -1,12 +1,12 @@
-"""The records of one suite, loaded, checked for fairness and cut into cells [seed, prompt]."""
+"""The records of one suite, loaded, checked to be comparable, and averaged to cells [seed, prompt]."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,11 @@ import pandas as pd
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json, digest
 from bench.core.provenance import ROOT
+from bench.report.data.selection import Row, recorded_rows, recorded_seeds
 from bench.store.record import RUN, RunRecord, read_record, read_run
+from bench.suite.difference import differences, differing_parts
 
-BASE = "base"
-
-#: Column of the table to the metric names it adds up, each with weight 1; `trained` adds the suite's own weights.
+#: Column of the table to the metric names that it adds up, each with weight 1; `trained` adds the suite's own weights.
 SUMS = {
     "overall": ("VQ", "MQ", "TA"),
     "vq": ("VQ",),
@@ -29,39 +29,30 @@ SUMS = {
     "pickscore": ("pickscore",),
     "gold_overall": ("gold_VQ", "gold_MQ", "gold_TA"),
 }
-#: Seeds from here on tune settings before the reported seeds are run (protocol); they enter a table only if all do.
-PILOT_SEED = 100
-#: Keys of the configuration, beside the budget, that a closed division holds equal.
+#: Keys of the configuration, besides the budget, that must be equal in the closed division.
 EQUAL_SETTINGS = (
     *("reward", "decode", "last_step", "uncond_branch", "group_noise", "noise_policy", "advantage", "evaluation"),
     *("clip_reference_size", "evaluator_params", "shuffle_rewards"),
 )
-#: The ledger's totals that every run of a closed division spends alike.
+#: Totals of the ledger that must be equal for all runs of the closed division.
 EQUAL_SPENDING = ("nfe_rollout", "nfe_train", "reward_calls")
-
-
-class Row(NamedTuple):
-    """A row of the suite, as its YAML orders it."""
-
-    label: str
-    method: str
-    kl: str
-    variant: bool = False
-    """Whether it sets parameters of the method itself: the published numbers are then not its own."""
+#: Settings in which two suites may differ: their names, and parameters of evaluators, which choose a device.
+#: What decides an evaluator's scores is in its fingerprint.
+SUITE_SPECIFIC = ("suite", "evaluator_params")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: its record and its columns per prompt."""
+    """One finished run: its record and its mean scores per prompt."""
 
     record: RunRecord
     cells: pd.DataFrame
-    """Means over the videos of a prompt. Index: prompt_index; columns: those of `SUMS` that the scores allow,
-    `trained`, and every further metric in lower case."""
+    """Means over the videos of a prompt, score units. Index: prompt_index; columns: those of `SUMS` whose metrics were
+    scored, `trained`, and every further metric in lower case."""
     videos: str
-    """Digest of which prompts and videos were scored."""
+    """Digest of the list of scored prompts and videos."""
     folder: Path
-    """Where the record lies; `train.jsonl` is beside it."""
+    """Folder of the record; `train.jsonl` is in it too."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,7 @@ class RowRuns:
         return [run.record.seed for run in self.finished if run.record.seed is not None]
 
     def matrix(self, column: str, seeds: Sequence[int] | None = None) -> npt.NDArray[np.float64] | None:
-        """x[seed, prompt] of one column, for the given seeds or all; None if there are no runs or no such column."""
+        """x[seed, prompt] of one column, for these seeds or all; None if there are no runs or no such column."""
         runs = [run for run in self.finished if seeds is None or run.record.seed in seeds]
         if not runs or column not in runs[0].cells:
             return None
@@ -86,23 +77,23 @@ class RowRuns:
 
 
 @dataclass(frozen=True)
-class Suite:
-    """Everything a table or a figure of one suite needs."""
+class SuiteRecords:
+    """The records of one suite, for its tables and figures."""
 
     name: str
     config: Mapping[str, Any]
     seeds: list[int]
-    """The seeds that the suite asks for."""
+    """The seeds that the suite plans."""
     weights: dict[str, float]
     """The training reward: metric to weight."""
     base: Run | None
     rows: list[RowRuns]
     ignored: list[str] = field(default_factory=list)
-    """Records that are not of this suite's seeds or rows (pilot runs), as `row/seed-<n>`."""
+    """Records of other seeds or rows than the suite's (pilot runs), as `row/seed-<n>`."""
 
     @cached_property
     def columns(self) -> list[str]:
-        """Columns of the table that the scores allow, in order."""
+        """Columns of the table whose metrics were scored, in order."""
         runs = self.runs
         return list(runs[0].cells.columns) if runs else []
 
@@ -113,26 +104,26 @@ class Suite:
 
     @property
     def nano(self) -> bool:
-        """Whether the model is the miniature one."""
+        """Whether the model is nano, the miniature one."""
         return is_nano(self.name, self.config)
 
 
 def is_nano(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a suite of this name and configuration is of the miniature model."""
+    """Whether a suite of this name and configuration trains the miniature model."""
     backbone = config.get("backbone")
     checkpoint = backbone.get("checkpoint", "") if isinstance(backbone, Mapping) else ""
     return "nano" in name or "nano" in str(checkpoint)
 
 
-def stored_folder(name: str, given: Path | None = None) -> Path:
-    """Where the stored reference runs of the suite `name` lie, if there are any: `given`, or the project's own."""
-    return given or ROOT / "results" / "reference" / name
+def stored_folder(name: str, reference: Path | None = None) -> Path:
+    """Folder of the stored reference runs of the suite `name`: `reference`, or the project's own. It may not exist."""
+    return reference or ROOT / "results" / "reference" / name
 
 
 def failed_gates(record: RunRecord) -> list[str]:
-    """Validity gates that the run fails: recorded as false, or as a mapping whose "passed" is not true.
+    """Names of the validity gates that the run fails: recorded as false, or as a mapping whose "passed" is not true.
 
-    A mapping whose "passed" is None says that the gate was not available, which is no failure.
+    A mapping whose "passed" is None means that the gate was not available, which is not a failure.
     """
     gates = {
         name: gate.get("passed", False) if isinstance(gate, Mapping) else bool(gate)
@@ -141,10 +132,12 @@ def failed_gates(record: RunRecord) -> list[str]:
     return sorted(name for name, passed in gates.items() if passed is not None and not passed)
 
 
-def load_suite(folder: Path | str, rows: Sequence[Row] | None = None, seeds: Sequence[int] | None = None) -> Suite:
-    """Read every record below `results/<suite>`; refuse records that do not compare.
+def load_records(
+    folder: Path | str, rows: Sequence[Row] | None = None, seeds: Sequence[int] | None = None
+) -> SuiteRecords:
+    """Read every record below `results/<suite>`; records that do not compare are a `BenchError`.
 
-    `rows` and `seeds` are the suite's, in YAML order; left out, they are taken from the records' own configuration.
+    `rows` and `seeds` are those of the suite's YAML; left out, they are taken from the records' own configuration.
     """
     records = dict(records_below(folder))
     if not records:
@@ -152,28 +145,34 @@ def load_suite(folder: Path | str, rows: Sequence[Row] | None = None, seeds: Seq
             f"{folder} holds no records (*/{RUN}, */seed-*/{RUN}): run `bench run` on the suite's YAML first."
         )
     config = max((record.config for record in records.values()), key=lambda c: len(c.get("seeds", [])))
-    wanted = sorted(seeds if seeds is not None else _planned_seeds(records.values()))
-    plan = list(rows) if rows is not None else _planned_rows(config, records.values())
-    labels = {row.label for row in plan}
-    weights = _reward_weights(config)
+    wanted = sorted(seeds if seeds is not None else recorded_seeds(records.values()))
+    selected = list(rows) if rows is not None else recorded_rows(config, records.values())
+    labels = {row.label for row in selected}
+    weights = reward_weights(config)
 
     base: Run | None = None
-    by_row: dict[str, RowRuns] = {row.label: RowRuns(row) for row in plan}
+    by_row: dict[str, RowRuns] = {row.label: RowRuns(row) for row in selected}
     ignored: list[str] = []
     for path, record in records.items():
         if record.seed is None:
             if record.status == "finished":
-                base = _run(path, weights)
+                base = _read_run(path, weights)
         elif record.row not in labels or record.seed not in wanted:
             ignored.append(f"{record.row}/seed-{record.seed}")
         elif record.status == "failed":
             by_row[record.row].failed.append(record)
         else:
-            by_row[record.row].finished.append(_run(path, weights))
+            by_row[record.row].finished.append(_read_run(path, weights))
     for runs in by_row.values():
         runs.finished.sort(key=lambda run: run.record.seed or 0)
-    suite = Suite(
-        next(iter(records.values())).suite, config, wanted, weights, base, list(by_row.values()), sorted(ignored)
+    suite = SuiteRecords(
+        name=next(iter(records.values())).suite,
+        config=config,
+        seeds=wanted,
+        weights=weights,
+        base=base,
+        rows=list(by_row.values()),
+        ignored=sorted(ignored),
     )
     refuse_unequal(suite)
     return suite
@@ -181,89 +180,19 @@ def load_suite(folder: Path | str, rows: Sequence[Row] | None = None, seeds: Seq
 
 def records_below(folder: Path | str) -> list[tuple[Path, RunRecord]]:
     """Folder and record of every run of `results/<suite>`, sorted by folder."""
-    found = sorted([*Path(folder).glob(f"*/{RUN}"), *Path(folder).glob(f"*/seed-*/{RUN}")])
-    return [(path.parent, read_record(path.parent)) for path in found]
+    paths = sorted([*Path(folder).glob(f"*/{RUN}"), *Path(folder).glob(f"*/seed-*/{RUN}")])
+    return [(path.parent, read_record(path.parent)) for path in paths]
 
 
-def comparable_rows(run: Run) -> dict[str, Any]:
-    """What the runs of one table must have in common, by name."""
-    record = run.record
-    return {
-        "suite": record.suite,
-        "prompts digest": record.prompts_digest,
-        **{key: _given(record.config.get(key)) for key in EQUAL_SETTINGS},
-        "backbone fingerprint": record.backbone,
-        "evaluator fingerprints": record.evaluators,
-        "budget": record.budget,
-        "budget digest": record.budget_digest,
-        "scored videos": run.videos,
-        "metrics": list(run.cells.columns),
-    }
-
-
-def _given(setting: Any) -> Any:
-    """A setting without the options that are off: a record made before an option existed has it off."""
-    return {k: v for k, v in setting.items() if v is not None} if isinstance(setting, Mapping) else setting
-
-
-def _incomparable(suite: Suite, other: Suite, ignoring: Sequence[str] = ()) -> str | None:
-    """The first thing in which two suites do not compare; None if they do or one has no runs.
-
-    Names may differ, and `evaluator_params` too: beyond the fingerprints they only say where a scorer runs.
-    """
-    if not (suite.runs and other.runs):
-        return None
-    mine, theirs = comparable_rows(suite.runs[0]), comparable_rows(other.runs[0])
-    keys = [key for key in mine if key not in ("suite", "evaluator_params", *ignoring)]
-    return next((key for key in keys if canonical_json(mine[key]) != canonical_json(theirs[key])), None)
-
-
-def row_settings(record: RunRecord) -> dict[str, Any]:
-    """The method, the KL policy and the parameters of both, as the record's own configuration gives them."""
-    entries = [entry for entry in record.config.get("rows", []) if _label(entry) == record.row]
-    _, params = _kl(entries[0]) if entries else (None, {})
-    return {"method": record.method, "params": record.method_params, "kl": record.kl, "kl_params": params}
-
-
-def refuse_unequal(suite: Suite) -> None:
-    """Runs of one table share suite, budget, prompts, model, reward, scorers and videos, and spent alike."""
-    runs = suite.runs
-    for run in runs[1:]:
-        right = comparable_rows(run)
-        for what, left in comparable_rows(runs[0]).items():
-            _refuse(what, runs[0].record, run.record, left, right[what])
-    trained = [run.record for run in runs if run.record.seed is not None]
-    for record in trained:
-        for name in EQUAL_SPENDING:
-            if name not in record.ledger:
-                raise BenchError(f"run {_name(record)} has no {name} in its ledger: run it again with this version.")
-            _refuse(f"ledger {name}", trained[0], record, trained[0].ledger[name], record.ledger[name])
-
-
-def _refuse(what: str, a: RunRecord, b: RunRecord, left: Any, right: Any) -> None:
-    if canonical_json(left) != canonical_json(right):
-        left, right = differing_rows(left, right)
-        raise BenchError(
-            f"runs {_name(a)} and {_name(b)} do not compare: {what} {left} against {right}. Rows of a table must be "
-            "equal in this; run the odd one again with the suite's settings, or move its folder away."
-        )
-
-
-def differing_rows(left: Any, right: Any) -> tuple[Any, Any]:
-    """The parts of two mappings that differ; anything else as it is."""
-    if not (isinstance(left, Mapping) and isinstance(right, Mapping)):
-        return left, right
-    keys = [key for key in sorted({*left, *right}) if left.get(key) != right.get(key)]
-    return {key: left.get(key) for key in keys}, {key: right.get(key) for key in keys}
-
-
-def _name(record: RunRecord) -> str:
-    return record.row if record.seed is None else f"{record.row}/seed-{record.seed}"
-
-
-# one run ------------------------------------------------------------------------------------------------------
-def _run(folder: Path, weights: Mapping[str, float]) -> Run:
+def _read_run(folder: Path, weights: Mapping[str, float]) -> Run:
     record, scores = read_run(folder)
+    videos = scores[["prompt_index", "prompt", "video"]].drop_duplicates()
+    videos_digest = digest([list(key) for key in videos.itertuples(index=False)])
+    return Run(record, mean_scores(scores, weights, folder), videos_digest, folder)
+
+
+def mean_scores(scores: pd.DataFrame, weights: Mapping[str, float], folder: Path) -> pd.DataFrame:
+    """`Run.cells` of the scores of one run; `weights` is the training reward, metric to weight."""
     if scores.groupby("metric")["evaluator"].nunique().max() > 1:
         raise BenchError(
             f"scores in {folder} have one metric from two evaluators: metric names must be unique in a suite."
@@ -281,52 +210,81 @@ def _run(folder: Path, weights: Mapping[str, float]) -> Run:
         columns["trained"] = (videos[list(weights)] * pd.Series(weights)).sum(axis=1)
     shown = {part for name, parts in SUMS.items() if len(parts) == 1 for part in parts}
     columns |= {str(name).lower(): videos[name] for name in sorted(set(videos.columns) - shown)}
-    cells = pd.DataFrame(columns).groupby(level="prompt_index").mean()
-    return Run(record, cells, digest([list(key) for key in videos.index]), folder)
+    return pd.DataFrame(columns).groupby(level="prompt_index").mean()
 
 
-# the plan, from the records -----------------------------------------------------------------------------------
-def _reward_weights(config: Mapping[str, Any]) -> dict[str, float]:
-    """{evaluator: {metric: weight}} as {metric: weight}."""
+def reward_weights(config: Mapping[str, Any]) -> dict[str, float]:
+    """The training reward of a recorded configuration: metric to weight."""
     reward = config.get("reward") or {}
     return {name: float(weight) for weights in reward.values() for name, weight in weights.items()}
 
 
-def _planned_seeds(records: Iterable[RunRecord]) -> set[int]:
-    records = list(records)
-    planned = {int(seed) for record in records for seed in record.config.get("seeds", [])}
-    planned = planned or {record.seed for record in records if record.seed is not None}
-    return {seed for seed in planned if seed < PILOT_SEED} or planned
-
-
-def _planned_rows(config: Mapping[str, Any], records: Iterable[RunRecord]) -> list[Row]:
-    """Rows in the order of the configuration, then those that only the records know, by label."""
-    known = {
-        record.row: Row(record.row, record.method or BASE, record.kl or "none")
-        for record in records
-        if record.seed is not None
+def comparable_settings(run: Run) -> dict[str, Any]:
+    """Everything that must be equal for the runs of one table, by name."""
+    record = run.record
+    return {
+        "suite": record.suite,
+        "prompts digest": record.prompts_digest,
+        **{key: _without_unset(record.config.get(key)) for key in EQUAL_SETTINGS},
+        "backbone fingerprint": record.backbone,
+        "evaluator fingerprints": record.evaluators,
+        "budget": record.budget,
+        "budget digest": record.budget_digest,
+        "scored videos": run.videos,
+        "metrics": list(run.cells.columns),
     }
-    rows: list[Row] = []
-    for entry in config.get("rows", []):
-        method, (kl, kl_params) = str(entry.get("method")), _kl(entry)
-        label = entry.get("label")
-        variant = bool(kl_params) or any(entry[key] for key in entry if key not in ("method", "kl", "label"))
-        matching = [r for r in known.values() if (r.label == label if label else (r.method, r.kl) == (method, kl))]
-        rows += [row._replace(variant=variant) for row in sorted(matching)]
-        rows += [] if matching else [Row(_label(entry), method, kl, variant)]
-    rows += sorted(known.values())
-    first: dict[str, Row] = {}
-    for row in rows:
-        first.setdefault(row.label, row)
-    return list(first.values())
 
 
-def _kl(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Name and parameters of a configured row's KL policy, which is a name or a mapping of both."""
-    kl = entry.get("kl") or "none"
-    return (str(kl["name"]), dict(kl.get("params", {}))) if isinstance(kl, Mapping) else (str(kl), {})
+def _without_unset(setting: Any) -> Any:
+    """A setting without its options that are None: older records do not have the options added later."""
+    return {k: v for k, v in setting.items() if v is not None} if isinstance(setting, Mapping) else setting
 
 
-def _label(entry: Mapping[str, Any]) -> str:
-    """Label of a configured row, which is also its folder's name."""
-    return str(entry.get("label") or f"{str(entry.get('method')).replace(':', '.')}-{_kl(entry)[0]}")
+def differing_settings(a: SuiteRecords, b: SuiteRecords, ignoring: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:
+    """Name to the two values of each comparable setting in which two suites differ; empty if one has no runs.
+
+    The runs of one suite are equal in all of these (`load_records`), so that the first run stands for all. The names
+    in `SUITE_SPECIFIC` and in `ignoring` do not count.
+    """
+    if not (a.runs and b.runs):
+        return {}
+    pairs = differences(comparable_settings(a.runs[0]), comparable_settings(b.runs[0]))
+    return {name: pair for name, pair in pairs.items() if name not in (*SUITE_SPECIFIC, *ignoring)}
+
+
+def incomparable_setting(a: SuiteRecords, b: SuiteRecords, ignoring: Sequence[str] = ()) -> str | None:
+    """Name of the first setting of `differing_settings`; None if the suites compare."""
+    return next(iter(differing_settings(a, b, ignoring)), None)
+
+
+def refuse_unequal(suite: SuiteRecords) -> None:
+    """Raise a `BenchError` unless all runs have equal `comparable_settings` and the same spending."""
+    problem = "do not compare"
+    fix = (
+        "Rows of a table must be equal in this; run the run that differs again with the suite's settings, or move "
+        "its folder away."
+    )
+    runs = suite.runs
+    for run in runs[1:]:
+        values = comparable_settings(run)
+        for setting, value in comparable_settings(runs[0]).items():
+            sides = (_name(runs[0].record), value), (_name(run.record), values[setting])
+            check_equal(setting, *sides, problem=problem, fix=fix)
+    trained = [run.record for run in runs if run.record.seed is not None]
+    for record in trained:
+        for name in EQUAL_SPENDING:
+            if name not in record.ledger:
+                raise BenchError(f"run {_name(record)} has no {name} in its ledger: run it again with this version.")
+            sides = (_name(trained[0]), trained[0].ledger[name]), (_name(record), record.ledger[name])
+            check_equal(f"ledger {name}", *sides, problem=problem, fix=fix)
+
+
+def check_equal(setting: str, a: tuple[str, Any], b: tuple[str, Any], *, problem: str, fix: str) -> None:
+    """Raise a `BenchError` unless two runs, each with its name and its value of `setting`, have equal values."""
+    if canonical_json(a[1]) != canonical_json(b[1]):
+        left, right = differing_parts(a[1], b[1])
+        raise BenchError(f"runs {a[0]} and {b[0]} {problem}: {setting} {left} against {right}. {fix}")
+
+
+def _name(record: RunRecord) -> str:
+    return record.row if record.seed is None else f"{record.row}/seed-{record.seed}"

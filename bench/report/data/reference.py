@@ -1,4 +1,4 @@
-"""A user's numbers beside the stored reference runs: does each fall where a reproduction of them should?"""
+"""A suite's numbers beside those of the stored reference runs: does each lie in the band of a reproduction?"""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ from scipy.special import stdtrit
 
 from bench.core.hashing import canonical_json
 from bench.report import formatting
-from bench.report.data.records import BASE, RowRuns, Suite, _incomparable, row_settings
+from bench.report.data.records import RowRuns, SuiteRecords, incomparable_setting
+from bench.report.data.selection import BASE, row_settings
 from bench.report.data.statistics import CONFIDENCE
 from bench.report.data.summary import summarise
 
-#: Columns of the table that are compared, and their names in the text.
+#: Columns of the table that are compared, and their names in the table of the page.
 SCORES = {
     "overall": "Overall",
     "trained": "trained",
     "gold_overall": "gold Overall",
     "overall_delta": "Overall - base",
 }
-#: Those that the verdict counts: a difference to the base is its score once more, shifted by the base.
+#: Scores that the verdict counts. Overall - base is left out: it is Overall, shifted by the base.
 COUNTED = ("overall", "trained", "gold_overall")
-#: Scores whose distance to the band is below this are inside: sums in another order differ in their last bits.
+#: Scores this close to the band count as inside: sums in another order differ in their last bits.
 ROUNDING = 1e-9
 
 
 def prediction_band(stored: npt.ArrayLike, n: int) -> tuple[float, float]:
-    """Where the mean over n fresh seeds falls with 95 % probability if it reproduces the m stored ones.
+    """Band in which the mean over n new seeds lies with 95 % probability if the runs reproduce the m stored ones.
 
-    `stored[seed]` are means over the prompts, unit of the score. Prompts, evaluation noise and base are the same here
-    and there, so only the training seeds vary: `y[s] = mu + a[s]`, `a ~ N(0, sigma^2)`, the same mu and sigma on both
-    sides. Then mean(here) - mean(stored) has variance `sigma^2 (1/n + 1/m)`, and with `s^2`, the variance (ddof 1)
-    over the stored seeds, in the place of sigma^2 it follows Student's t with m - 1 degrees of freedom:
+    `stored[seed]` are means over the prompts, in score units. Prompts, evaluation noise and base are the same on both
+    sides, so only the training seeds vary: `y[s] = mu + a[s]`, `a ~ N(0, sigma^2)`, with the same mu and sigma on both
+    sides. Then mean(new) - mean(stored) has the variance `sigma^2 (1/n + 1/m)`. With sigma^2 replaced by `s^2`, the
+    variance (ddof 1) over the stored seeds, the ratio follows Student's t with m - 1 degrees of freedom:
 
         mean(stored) +- t[m - 1, .975] s sqrt(1/n + 1/m)
 
-    This is no interval of mu: it covers the noise of both sides. Equal seeds in both would need less. nan with fewer
-    than two stored seeds or no seed here.
+    This is not a confidence interval of mu: it contains the noise of both sides. For seeds that are equal on both
+    sides it is too wide. Returns the lower and the upper limit; NaN with fewer than two stored seeds or n = 0.
     """
     y = np.asarray(stored, dtype=np.float64)
     m = len(y)
@@ -50,8 +51,8 @@ def prediction_band(stored: npt.ArrayLike, n: int) -> tuple[float, float]:
     return float(y.mean()) - half, float(y.mean()) + half
 
 
-def add_reference(table: pd.DataFrame, suite: Suite, stored: Suite | None) -> pd.DataFrame:
-    """Append the stored runs' numbers, matched on the row; empty where there is nothing to compare.
+def add_reference(table: pd.DataFrame, suite: SuiteRecords, stored: SuiteRecords | None) -> pd.DataFrame:
+    """Append the numbers of the stored runs, matched on the row; empty where there is nothing to compare.
 
     `reference_n_seeds`, `reference_overall(_lo, _hi)`, the means `reference_<score>` of the other `SCORES`, and for
     each score `reference_<score>_band_lo`, `_band_hi` (see `prediction_band`) and `_inside` (True or False).
@@ -59,7 +60,7 @@ def add_reference(table: pd.DataFrame, suite: Suite, stored: Suite | None) -> pd
     names = ["n_seeds", "overall", "overall_lo", "overall_hi", *list(SCORES)[1:]]
     known = summarise(stored) if stored else table.iloc[:0]
     table = table.join(known.set_index("row")[names].add_prefix("reference_"), on="row")
-    comparable = _comparable(suite, stored)
+    comparable = _comparable_rows(suite, stored)
     for name in SCORES:
         bands = [_band(comparable.get(row["row"]), stored, name, row["n_seeds"]) for _, row in table.iterrows()]
         table[f"reference_{name}_band_lo"] = [lo for lo, _ in bands]
@@ -69,45 +70,44 @@ def add_reference(table: pd.DataFrame, suite: Suite, stored: Suite | None) -> pd
     return table
 
 
-def _comparable(suite: Suite, stored: Suite | None) -> dict[str, RowRuns]:
-    """Label to the stored runs of each row that both sides have, with the same settings."""
-    if stored is None or _incomparable(suite, stored) is not None:
+def _comparable_rows(suite: SuiteRecords, stored: SuiteRecords | None) -> dict[str, RowRuns]:
+    """Label to stored runs of each row whose settings are the same on both sides; empty if the suites differ."""
+    if stored is None or incomparable_setting(suite, stored) is not None:
         return {}
-    other = set(_other_settings(suite, stored))
-    return {runs.row.label: runs for runs in stored.rows if runs.finished and runs.row.label not in other}
+    differing = set(_differing_rows(suite, stored))
+    return {runs.row.label: runs for runs in stored.rows if runs.finished and runs.row.label not in differing}
 
 
-def _other_settings(suite: Suite, stored: Suite) -> list[str]:
-    """Labels of the rows that have other parameters of the method or of its KL policy there than here."""
-    there = {runs.row.label: runs.finished[0].record for runs in stored.rows if runs.finished}
-    here = {runs.row.label: runs.finished[0].record for runs in suite.rows if runs.finished}
-    return [
-        label
-        for label in here.keys() & there.keys()
-        if canonical_json(row_settings(here[label])) != canonical_json(row_settings(there[label]))
-    ]
+def _differing_rows(suite: SuiteRecords, stored: SuiteRecords) -> list[str]:
+    """Labels of the rows whose method, KL policy or parameters differ between the two sides."""
+    settings, stored_settings = (
+        {runs.row.label: canonical_json(row_settings(runs.finished[0].record)) for runs in one.rows if runs.finished}
+        for one in (suite, stored)
+    )
+    return [label for label in settings.keys() & stored_settings.keys() if settings[label] != stored_settings[label]]
 
 
-def _band(runs: RowRuns | None, stored: Suite | None, name: str, n: int) -> tuple[float, float]:
-    """The band of one score for a mean over n seeds; nan where there is none."""
+def _band(runs: RowRuns | None, stored: SuiteRecords | None, name: str, n: int) -> tuple[float, float]:
+    """The band of one score for a mean over n seeds; NaN if there is none."""
     column = name.removesuffix("_delta")
     x = runs.matrix(column) if runs else None
     base = stored.base if stored else None
     if x is None or (name != column and base is None):
         return math.nan, math.nan
-    against = 0.0 if base is None or name == column else float(base.cells[column].mean())
-    return prediction_band(x.mean(1) - against, int(n))
+    shift = 0.0 if base is None or name == column else float(base.cells[column].mean())
+    return prediction_band(x.mean(1) - shift, int(n))
 
 
 def inside_band(value: float, lo: float, hi: float) -> bool | None:
-    """Whether the value is in the band; None where either is unknown."""
+    """Whether the value is in the band; None if one of them is unknown."""
     return None if math.isnan(value) or math.isnan(lo) else lo - ROUNDING <= value <= hi + ROUNDING
 
 
-# the section --------------------------------------------------------------------------------------------------
-def reference_section(suite: Suite, table: pd.DataFrame, stored: Suite) -> tuple[list[str], list[list[str]]]:
-    """Head and lines: one line per row and score; no band and no verdict where the two do not compare at all."""
-    judged = _incomparable(suite, stored) is None
+def reference_section(
+    suite: SuiteRecords, table: pd.DataFrame, stored: SuiteRecords
+) -> tuple[list[str], list[list[str]]]:
+    """Head and lines, one line per row and score; without band and verdict if the two suites do not compare."""
+    comparable = incomparable_setting(suite, stored) is None
     names = [name for name in SCORES if table[name].notna().any() or table[f"reference_{name}"].notna().any()]
     digits = {name: max(formatting.decimals(table, of) for of in (name, f"reference_{name}_band")) for name in names}
     lines = []
@@ -119,12 +119,12 @@ def reference_section(suite: Suite, table: pd.DataFrame, stored: Suite) -> tuple
                 formatting.number(row[name], digits[name]),
                 formatting.number(row[f"reference_{name}"], digits[name]),
             ]
-            if judged:
+            if comparable:
                 line.append("-" if base else _band_text(row, name, digits[name]))
                 line.append(_base_verdict(suite, stored, name) if base else _verdict(row, name))
             lines.append(line)
     head = ["Row", "score", "seeds here", "seeds stored", "here", "reference"]
-    return [*head, *(["band for the seeds here", "verdict"] if judged else [])], lines
+    return [*head, *(["band for the seeds here", "verdict"] if comparable else [])], lines
 
 
 def _seeds(row: pd.Series[Any]) -> list[str]:
@@ -141,52 +141,55 @@ def _verdict(row: pd.Series[Any], name: str) -> str:
     return formatting.MISSING if pd.isna(inside) else ("inside" if inside else "outside")
 
 
-def _base_verdict(suite: Suite, stored: Suite, name: str) -> str:
-    """The base has no randomness: each prompt's score is equal, or the arithmetic of the platforms differs."""
+def _base_verdict(suite: SuiteRecords, stored: SuiteRecords, name: str) -> str:
+    """Verdict on the base, which has no seeds: equal scores for every prompt, or the difference of the means."""
     if suite.base is None or stored.base is None or name not in suite.base.cells:
         return formatting.MISSING
-    here, there = (one.base.cells[name].to_numpy() for one in (suite, stored) if one.base)
-    return "equal" if np.array_equal(here, there) else f"differs by {here.mean() - there.mean():.1e}"
+    own, reference = (one.base.cells[name].to_numpy() for one in (suite, stored) if one.base)
+    return "equal" if np.array_equal(own, reference) else f"differs by {own.mean() - reference.mean():.1e}"
 
 
-# the notes ----------------------------------------------------------------------------------------------------
-def reference_notes(suite: Suite, table: pd.DataFrame, stored: Suite) -> list[str]:
-    """What the reference is, what its bands mean, how many runs are the same ones, and the verdict."""
-    seeds, other = ", ".join(map(str, stored.seeds)), _incomparable(suite, stored)
-    if other is not None:
-        return [f"Stored reference: our own runs, seeds {seeds}, made with ANOTHER {other}: do not compare."]
+def reference_notes(suite: SuiteRecords, table: pd.DataFrame, stored: SuiteRecords) -> list[str]:
+    """Notes on the reference, its bands, the runs with equal seeds, and the number of scores inside their band."""
+    seeds, setting = ", ".join(map(str, stored.seeds)), incomparable_setting(suite, stored)
+    if setting is not None:
+        return [f"Stored reference: our own runs, seeds {seeds}, made with ANOTHER {setting}: do not compare."]
     notes = [
         f"Stored reference: our own runs with the same budget and prompts, seeds {seeds}.",
-        "Band: where the mean over that many fresh seeds falls with 95 % probability if it reproduces the reference, "
-        "wide where seeds are equal in both: "
-        "mean +- t(m - 1) s sqrt(1/n + 1/m), n seeds here, m stored, s their standard deviation; prompts and "
-        "evaluation noise are the same in both. n/a: fewer than two stored seeds, or no such row. The base has no "
-        "seeds: it is equal, or the platforms compute differently.",
+        "Band: the mean over as many new seeds lies in it with 95 % probability if the runs reproduce the reference: "
+        "mean +- t(m - 1) s sqrt(1/n + 1/m), n seeds here, m stored, s their standard deviation. Prompts and "
+        "evaluation noise are the same in both; for seeds that are equal in both the band is too wide. n/a: fewer "
+        "than two stored seeds, or no such row. The base has no seeds: its scores are equal, or the platforms "
+        "compute differently.",
     ]
-    if labels := sorted(_other_settings(suite, stored)):
-        notes.append(f"Not compared, since their parameters here are not those of the reference: {', '.join(labels)}.")
+    if labels := sorted(_differing_rows(suite, stored)):
+        notes.append(
+            f"Not compared, because their parameters differ from those of the reference: {', '.join(labels)}."
+        )
     return [*notes, *_same_runs(suite, stored), _conclusion(table)]
 
 
-def _same_runs(suite: Suite, stored: Suite) -> list[str]:
-    """How many runs of the same row and seed have exactly the same scores; how far the others are apart."""
-    there = {
-        (label, run.record.seed): run for label, runs in _comparable(suite, stored).items() for run in runs.finished
+def _same_runs(suite: SuiteRecords, stored: SuiteRecords) -> list[str]:
+    """How many runs of the same row and seed have exactly equal scores, and the largest gap of the others."""
+    reference = {
+        (label, run.record.seed): run
+        for label, runs in _comparable_rows(suite, stored).items()
+        for run in runs.finished
     }
     pairs = [
-        (run, there[key])
+        (run, reference[key])
         for runs in suite.rows
         for run in runs.finished
-        if (key := (runs.row.label, run.record.seed)) in there
+        if (key := (runs.row.label, run.record.seed)) in reference
     ]
     if not pairs:
         return []
     differ = [(a, b) for a, b in pairs if a.record.scores_digest != b.record.scores_digest]
     gaps = [abs(a.cells["overall"].mean() - b.cells["overall"].mean()) for a, b in differ if "overall" in a.cells]
-    apart = f", the others' Overall is up to {max(gaps):.2g} apart" if gaps else ""
+    apart = f"; Overall of the others differs by up to {max(gaps):.2g}" if gaps else ""
     return [
-        f"Of the {len(pairs)} runs whose row and seed the reference has too, {len(pairs) - len(differ)} have exactly "
-        f"equal scores{apart}. Equal seeds on the same platform give equal numbers; the band is meant for fresh ones."
+        f"Of the {len(pairs)} runs whose row and seed are also in the reference, {len(pairs) - len(differ)} have "
+        f"exactly equal scores{apart}. Equal seeds on the same platform give equal numbers; the band is for new seeds."
     ]
 
 
@@ -196,6 +199,5 @@ def _conclusion(table: pd.DataFrame) -> str:
         return "No comparison with the reference has a band."
     return (
         f"{int(inside.sum())} of {len(inside)} comparisons (Overall, trained, gold Overall of each row) are inside "
-        "their band. Of a true reproduction about 5 % fall outside by chance; the scores of one row rise and fall "
-        "together."
+        "their band. In a true reproduction about 5 % lie outside by chance; the scores of one row are correlated."
     )

@@ -1,4 +1,4 @@
-"""Gate 7: a row whose reward rises while held-out scores fall, or whose videos drift away from the base's pixels."""
+"""The reward hacking gate: rows whose reward rises while held-out scores fall or their videos degrade."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from typing import Any
 import pandas as pd
 
 from bench.report import formatting
-from bench.report.data.records import Suite
+from bench.report.data.records import SuiteRecords
 
 HELD_OUT = {"gold_overall": "gold Overall", "clipscore": "CLIPScore", "pickscore": "PickScore", "hpsv2": "HPSv2"}
-"""Scores of which more is better, by their column, unless they were the reward."""
+"""Column to name of the scores that should not fall, unless their evaluator gives the reward."""
 DARKER = 0.2
-"""Rise of the share of dark pixels beyond which a row is marked."""
+"""Rise of the share of dark pixels above which a row is marked."""
 FACTOR = 2.0
-"""Factor, up or down, beyond which a row's edge density, colour entropy or motion energy is marked."""
+"""Factor, up or down, above which a change of edge density, colour entropy or motion energy is marked."""
 RATIOS = ("edge_density", "colour_entropy", "motion_energy")
 
 
-def hack_notes(suite: Suite, table: pd.DataFrame) -> list[str]:
-    """One sentence per row whose trained score rises for certain while something held out goes wrong for certain.
+def hack_notes(suite: SuiteRecords, table: pd.DataFrame) -> list[str]:
+    """One sentence per row whose trained score rises while a held-out score falls or a pixel detector moves too far.
 
-    For certain: the 95 % interval of the paired difference to the base excludes 0. Thresholds of the pixel detectors
-    are conventions of this suite, chosen before any full-size run: a reason to look at the videos, no proof.
+    A change counts only if the 95 % interval of the paired difference to the base excludes 0. The thresholds of the
+    pixel detectors are conventions, chosen before any full-size run: a reason to look at the videos, not a proof.
     """
     notes = []
     for _, row in table.iloc[1:].iterrows():
-        found = [*_fallen(suite, row), *_drifted(row, table.iloc[0])]
-        if found and row["trained_delta_lo"] > 0:
+        signs = [*_falling_scores(suite, row), *_drifting_detectors(row, table.iloc[0])]
+        if signs and row["trained_delta_lo"] > 0:
             gain = formatting.interval(row, "trained_delta", formatting.decimals(table, "trained_delta"))
             notes.append(
-                f"{row['row']}: REWARD HACKING SUSPECTED (gate 7): the trained score rises by {gain} over the base, "
-                f"but {'; '.join(found)}. Look at its videos before you believe the reward."
+                f"{row['row']}: REWARD HACKING SUSPECTED: the trained score rises by {gain} over the base, "
+                f"but {'; '.join(signs)}. Look at its videos before you trust the reward."
             )
     return notes
 
 
-def _fallen(suite: Suite, row: pd.Series[Any]) -> list[str]:
+def _falling_scores(suite: SuiteRecords, row: pd.Series[Any]) -> list[str]:
     rewards = {name.partition("_")[0].lower() for name in suite.weights}
     return [
         f"{head} falls ({formatting.interval(row, f'{name}_delta', 3)})"
@@ -45,14 +45,16 @@ def _fallen(suite: Suite, row: pd.Series[Any]) -> list[str]:
     ]
 
 
-def _drifted(row: pd.Series[Any], base: pd.Series[Any]) -> list[str]:
-    """Detectors that moved too far from the base's mean, up or down."""
-    found = []
+def _drifting_detectors(row: pd.Series[Any], base: pd.Series[Any]) -> list[str]:
+    """Pixel detectors whose mean is too far from that of the base, up or down."""
+    signs = []
     for name in ("dark_fraction", *RATIOS):
         if name not in row or not (row[f"{name}_delta_lo"] > 0 or row[f"{name}_delta_hi"] < 0):
             continue
-        here, there = row[name], base[name]
-        far = here - there > DARKER if name == "dark_fraction" else not there / FACTOR <= here <= there * FACTOR
-        if far:
-            found.append(f"{name} goes from {formatting.number(there, 3)} to {formatting.number(here, 3)}")
-    return found
+        value, before = row[name], base[name]
+        too_far = (
+            value - before > DARKER if name == "dark_fraction" else not before / FACTOR <= value <= before * FACTOR
+        )
+        if too_far:
+            signs.append(f"{name} goes from {formatting.number(before, 3)} to {formatting.number(value, 3)}")
+    return signs

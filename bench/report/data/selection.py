@@ -1,73 +1,86 @@
-"""Which rows and seeds a table shows: those of a suite's YAML, or those that its records were made with."""
+"""Which rows and seeds a table shows: those of a suite's YAML, or those that its records name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from bench.core.provenance import ROOT
-from bench.report.data.ablation import AblationLevel, levels_of_study, levels_of_suite
-from bench.report.data.records import Row, Suite, records_below
 from bench.store.record import RunRecord
-from bench.suite.difference import first_difference
-from bench.suite.load import load_all
-from bench.suite.schema import Experiment, RowSpec
+from bench.suite.schema import RowSpec
 
-CONFIGS = ROOT / "bench" / "configs"
+BASE = "base"
+#: Seeds from this one on are pilot seeds, which tune settings before the reported seeds are run. A table shows them
+#: only if the suite has no other seeds.
+PILOT_SEED = 100
+
+
+class Row(NamedTuple):
+    """A row of the suite, in the order of its YAML."""
+
+    label: str
+    method: str
+    kl: str
+    variant: bool = False
+    """Whether the row changes parameters of its method: published numbers are then about another method."""
 
 
 class Selection(NamedTuple):
-    """What a call of `bench table` shows of one suite."""
+    """The rows and seeds that a table of one suite shows."""
 
     rows: list[Row]
     seeds: list[int]
 
 
 def rows_of(specs: Sequence[RowSpec]) -> list[Row]:
-    """A suite's rows as a table needs them."""
+    """The rows of a suite as a table needs them."""
     return [
         Row(row.name, row.method, row.kl_spec.name, variant=bool(row.params or row.kl_spec.params)) for row in specs
     ]
 
 
-def levels_of(suites: Mapping[str, Suite]) -> list[AblationLevel]:
-    """Levels of a study (variant to suite), or of the one suite whose variant is ""; [] where nothing is compared."""
-    return levels_of_suite(suites[""]) if list(suites) == [""] else levels_of_study(suites)
+def recorded_seeds(records: Iterable[RunRecord]) -> set[int]:
+    """The seeds that the records' own configurations name, without pilot seeds if there are others."""
+    records = list(records)
+    planned = {int(seed) for record in records for seed in record.config.get("seeds", [])}
+    planned = planned or {record.seed for record in records if record.seed is not None}
+    return {seed for seed in planned if seed < PILOT_SEED} or planned
 
 
-def candidate_plans(folder: Path) -> Iterator[Selection]:
-    """Every plan that `bench table` may have had for the records below `results/<suite>`, the likeliest first.
-
-    Rows: those of the project's own YAML of this name, if its settings are the records', then those of each
-    configuration that the records were made with. Seeds: all that these configurations name, then those of each one.
-    """
-    records = records_of(folder)
-    configs = [Experiment.model_validate(record.config) for record in records]
-    own = packaged_suites().get(configs[0].suite)
-    fits = own is not None and all(first_difference(record.config, own.shared()) is None for record in records)
-    exps = [*([own] if own is not None and fits else []), *configs]
-    seeds = [sorted({seed for exp in configs for seed in exp.seeds}), *(exp.seeds for exp in exps)]
-    seen = []
-    for rows in (rows_of(exp.rows) for exp in exps):
-        for wanted in seeds:
-            plan = Selection(rows, sorted(wanted))
-            if plan not in seen:
-                seen.append(plan)
-                yield plan
-
-
-def records_of(folder: Path) -> list[RunRecord]:
-    """All records of one suite, sorted by row and seed."""
-    return [record for _, record in records_below(folder)]
+def recorded_rows(config: Mapping[str, Any], records: Iterable[RunRecord]) -> list[Row]:
+    """Rows in the order of the configuration, then rows that only the records have, sorted by label."""
+    known = {
+        record.row: Row(record.row, record.method or BASE, record.kl or "none")
+        for record in records
+        if record.seed is not None
+    }
+    rows: list[Row] = []
+    for entry in config.get("rows", []):
+        method, (kl, kl_params) = str(entry.get("method")), _kl_policy(entry)
+        label = entry.get("label")
+        variant = bool(kl_params) or any(entry[key] for key in entry if key not in ("method", "kl", "label"))
+        matching = [r for r in known.values() if (r.label == label if label else (r.method, r.kl) == (method, kl))]
+        rows += [row._replace(variant=variant) for row in sorted(matching)]
+        rows += [] if matching else [Row(_label(entry), method, kl, variant)]
+    rows += sorted(known.values())
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.label, row)
+    return list(first.values())
 
 
-@cache
-def packaged_suites() -> dict[str, Experiment]:
-    """The suites and variants that come with the project, by name; of two of one name the first file's."""
-    found: dict[str, Experiment] = {}
-    for path in sorted(CONFIGS.glob("*.yaml")):
-        for exp in load_all(path):
-            found.setdefault(exp.suite, exp)
-    return found
+def row_settings(record: RunRecord) -> dict[str, Any]:
+    """The method, the KL policy and the parameters of both, from the record's own configuration."""
+    entries = [entry for entry in record.config.get("rows", []) if _label(entry) == record.row]
+    _, params = _kl_policy(entries[0]) if entries else (None, {})
+    return {"method": record.method, "params": record.method_params, "kl": record.kl, "kl_params": params}
+
+
+def _kl_policy(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and parameters of a configured row's KL policy, which is a name or a mapping of both."""
+    kl = entry.get("kl") or "none"
+    return (str(kl["name"]), dict(kl.get("params", {}))) if isinstance(kl, Mapping) else (str(kl), {})
+
+
+def _label(entry: Mapping[str, Any]) -> str:
+    """Label of a configured row, which is also the name of its folder."""
+    return str(entry.get("label") or f"{str(entry.get('method')).replace(':', '.')}-{_kl_policy(entry)[0]}")

@@ -1,7 +1,7 @@
-"""Intervals and tests over seeds and prompts: how sure a number of the table is, and how sure a difference.
+"""Intervals and tests over seeds and prompts for the numbers and the differences of a table.
 
 A cell `x[s, p]` is the mean over the videos of prompt p of the model trained with seed s. Seeds and prompts are both
-random: another training run and another prompt would give another number, and the interval covers both.
+random: another training run and another prompt give another number, and the intervals cover both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHUNK = 8_000_000
 
 
 class Estimate(NamedTuple):
-    """A mean with its standard error; nan where the data cannot say (fewer than two seeds or two prompts)."""
+    """A mean with its standard error; NaN where the data do not suffice (fewer than two seeds or two prompts)."""
 
     mean: float
     se: float
@@ -34,12 +34,7 @@ class Estimate(NamedTuple):
     hi: float
     """Limits of the two-sided 95 % interval, unit of the data."""
     p: float
-    """Two-sided p-value of "the mean is 0"; of use for differences only."""
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0; an unknown interval does not."""
-        return bool(self.lo > 0 or self.hi < 0)
+    """Two-sided p-value of "the mean is 0"; meaningful for differences only."""
 
 
 class Interval(NamedTuple):
@@ -50,7 +45,6 @@ class Interval(NamedTuple):
     hi: float
 
 
-# means --------------------------------------------------------------------------------------------------------
 def two_way(x: npt.ArrayLike) -> Estimate:
     """Grand mean of x[seed, prompt] and its interval: two-way random effects without replication, Student's t.
 
@@ -58,10 +52,10 @@ def two_way(x: npt.ArrayLike) -> Estimate:
     1992, ch. 4). With the mean squares of seeds, prompts and rest, `Var(mean) = (MS_s + MS_p - MS_e) / (S P)`.
     Where the variance of seeds or of prompts is estimated below 0 (MS_s or MS_p below MS_e) it counts as 0, which can
     only widen the interval: the numerator is at least the largest of the three. Degrees of freedom after Satterthwaite
-    (1946): the numerator squared over the sum of `MS^2 / df`, no fewer than the smaller factor's.
+    (1946): the numerator squared over the sum of `MS^2 / df`, at least those of the smaller factor.
 
     Simulated coverage of the 95 % interval, 16 to 64 prompts, each variance from 0 to dominant: .92 to .99 at 3 seeds,
-    .94 to .99 at 5; above .97 only where seeds and prompts hardly matter beside the rest.
+    .94 to .99 at 5; above .97 only where the variance of seeds and prompts is small compared with the rest.
     """
     x = np.asarray(x, dtype=np.float64)
     if x.ndim != 2:
@@ -107,7 +101,7 @@ def paired_difference(run: npt.ArrayLike, other: npt.ArrayLike) -> Estimate:
 
 
 def independent_difference(run: npt.ArrayLike, other: npt.ArrayLike) -> Estimate:
-    """Mean of run[seed, prompt] - other[seed, prompt]: the seeds of the two are not the same, the prompts are.
+    """Mean of run[seed, prompt] - other[seed, prompt] with its interval: other seeds, the same prompts.
 
     Model: `x[s, p] = mu + a[s] + b[p] + e[s, p]` and `y[t, p] = nu + c[t] + d[p] + f[t, p]`, with S and T seeds and P
     prompts. Seed effects and rests are independent between the two; `b[p]` and `d[p]` are not, so only the spread of
@@ -123,10 +117,10 @@ def independent_difference(run: npt.ArrayLike, other: npt.ArrayLike) -> Estimate
 
     As in `two_way`, a component estimated below 0 counts as 0, which can only widen the interval, and the degrees of
     freedom follow Satterthwaite: the estimate squared over the sum of its squared terms, each over its own degrees of
-    freedom, no fewer than the smallest factor's. Two equal runs paired by seed would need less (`paired_difference`).
+    freedom, at least those of the smallest factor. For equal seeds use `paired_difference`, whose interval is shorter.
 
     Simulated coverage of the 95 % interval, 16 to 64 prompts, each variance from 0 to dominant, the two sides alike or
-    not: .94 to .99 with 3 or 5 seeds on a side, .91 to .99 with 2; above .97 only where seeds hardly matter.
+    not: .94 to .99 with 3 or 5 seeds on a side, .91 to .99 with 2; above .97 only where seeds matter little.
     """
     x, y = np.asarray(run, dtype=np.float64), np.asarray(other, dtype=np.float64)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
@@ -156,10 +150,10 @@ def _seed_squares(x: Array) -> tuple[float, float]:
 
 
 def unpaired_difference(run: npt.ArrayLike, other: npt.ArrayLike) -> Estimate:
-    """Mean of run[seed, prompt] - other[seed, prompt] where neither seeds nor prompts are the same.
+    """Mean of run[seed, prompt] - other[seed, prompt] with its interval: other seeds, other prompts.
 
     The two grand means are independent, so their variances (`two_way`) add, and so do, after Satterthwaite, the
-    variances squared over their degrees of freedom: Welch's t on two means that each have a variance of two ways.
+    variances squared over their degrees of freedom: Welch's t test with two-way variances.
     Simulated coverage as in `independent_difference`: .92 to .97 with 3 or 5 seeds on a side, .86 to .97 with 2.
     """
     one, two = two_way(run), two_way(other)
@@ -183,9 +177,8 @@ def _estimate(mean: float, se: float, df: float) -> Estimate:
     return Estimate(mean, se, float(df), mean - half, mean + half, 2 * float(stdtr(df, -t)))
 
 
-# many tests ---------------------------------------------------------------------------------------------------
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the given order; nan (no test possible) stays nan and is not counted."""
+    """Holm's step-down adjusted p-values, in the same order; NaN (no test possible) stays NaN and does not count."""
     p = np.asarray(p_values, dtype=np.float64)
     adjusted = np.full(len(p), np.nan)
     order = [i for i in np.argsort(p, kind="stable") if not np.isnan(p[i])]
@@ -206,9 +199,8 @@ def detectable_effect(se: float, df: float, power: float = POWER) -> float:
     return float(nctdtrinc(df, 1 - power, stdtrit(df, (1 + CONFIDENCE) / 2))) * se
 
 
-# robust aggregates --------------------------------------------------------------------------------------------
 def interquartile_mean(x: npt.ArrayLike, axis: int | None = None) -> Array:
-    """Mean of the middle half of the values (Agarwal et al. 2021, arXiv 2108.13264): a quarter is cut off each end."""
+    """Mean of the values without the lowest and the highest quarter (Agarwal et al. 2021, arXiv 2108.13264)."""
     x = np.asarray(x, dtype=np.float64)
     if axis is None:
         x, axis = x.reshape(-1), 0
@@ -227,14 +219,14 @@ def improvement(run: npt.ArrayLike, other: npt.ArrayLike) -> Array:
 def bootstrap_iqm(x: npt.ArrayLike, rng: np.random.Generator, draws: int = BOOTSTRAP_DRAWS) -> Interval:
     """Interquartile mean over the cells x[seed, prompt]; seeds and prompts are both drawn again with replacement.
 
-    With three seeds a bootstrap interval is too narrow (protocol: it covers .74 to .96), so no claim rests on it.
+    With three seeds a bootstrap interval is too narrow (simulated coverage .74 to .96), so no claim is based on it.
     """
     x = np.atleast_2d(np.asarray(x, dtype=np.float64))
 
-    def drawn(n: int) -> Array:
+    def statistic(n: int) -> Array:
         return interquartile_mean(_draw(x, *_indices(x.shape, n, rng)).reshape(n, -1), axis=1)
 
-    return _bootstrap(drawn, float(interquartile_mean(x)), x.size, draws)
+    return _bootstrap(statistic, float(interquartile_mean(x)), x.size, draws)
 
 
 def bootstrap_improvement(
@@ -242,18 +234,18 @@ def bootstrap_improvement(
 ) -> Interval:
     """Probability of improvement of run[seed, prompt] over other ([seed, prompt], or [prompt] for the base).
 
-    The seeds of both are drawn independently, the prompts together (both rows see the same prompts).
+    The seeds of both are drawn independently, the prompts together (both rows have the same prompts).
     """
     run, other = np.atleast_2d(np.asarray(run, dtype=np.float64)), np.atleast_2d(np.asarray(other, dtype=np.float64))
     if run.shape[1] != other.shape[1]:
         raise ValueError(f"bootstrap_improvement needs the same prompts, got shapes {run.shape} and {other.shape}")
 
-    def drawn(n: int) -> Array:
+    def statistic(n: int) -> Array:
         rows, columns = _indices(run.shape, n, rng)
         others = rng.integers(other.shape[0], size=(n, other.shape[0]))
         return improvement(_draw(run, rows, columns), _draw(other, others, columns))
 
-    return _bootstrap(drawn, float(improvement(run, other)), run.size * other.shape[0], draws)
+    return _bootstrap(statistic, float(improvement(run, other)), run.size * other.shape[0], draws)
 
 
 def _indices(shape: tuple[int, ...], n: int, rng: np.random.Generator) -> tuple[Indices, Indices]:
@@ -261,12 +253,12 @@ def _indices(shape: tuple[int, ...], n: int, rng: np.random.Generator) -> tuple[
 
 
 def _draw(x: Array, rows: Indices, columns: Indices) -> Array:
-    """[draw, seed, prompt]"""
+    """Cells of each bootstrap draw, [draw, seed, prompt]."""
     return x[rows[:, :, None], columns[:, None, :]]
 
 
 def _bootstrap(statistic: Callable[[int], Array], value: float, size: int, draws: int) -> Interval:
-    """Percentile interval of `statistic(n)`, which returns n draws; chunked, so that memory stays bounded."""
+    """Percentile interval of `statistic(n)`, which returns n draws; in chunks, to bound the memory."""
     chunk = max(1, min(draws, CHUNK // max(1, size)))
     parts = [statistic(min(chunk, draws - start)) for start in range(0, draws, chunk)]
     lo, hi = np.quantile(np.concatenate(parts), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])

@@ -1,4 +1,4 @@
-"""The numbers behind the figures: what the finished runs of a suite wrote down while they trained, as data frames."""
+"""The numbers of the figures: what the finished runs of a suite recorded during training, as data frames."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.core.errors import BenchError
-from bench.report.data.records import SUMS, Row, Run, Suite
+from bench.report.data.records import SUMS, Run, SuiteRecords
+from bench.report.data.selection import Row
 from bench.report.data.statistics import Estimate, one_way
 from bench.store.files import read_lines
 from bench.store.record import RUN, TRAIN, run_folder
 
 Array = npt.NDArray[np.float64]
 
-#: Updates of the centred moving mean that is drawn: every update has other prompts, which moves its raw mean.
+#: Updates of the centred moving mean that is drawn. Every update has other prompts, so its raw mean is noisy.
 WINDOW = 5
-#: Panels of the curves beside the trained reward, if the runs recorded their metrics: names of `SUMS`.
-WATCHED = ("gold_overall", "overall", "clipscore", "pickscore")
-#: Two seeds of a row may have computed its schedule on different machines, in single precision.
+#: Panels of the curves besides the trained reward, if the runs recorded their metrics: names of `SUMS`.
+MONITORED = ("gold_overall", "overall", "clipscore", "pickscore")
+#: Relative tolerance of two schedules of one row, which may come from different machines in single precision.
 SCHEDULE_TOLERANCE = 1e-5
-MEND = "It is from another version of this project: delete the run's folder and run `bench run` again."
+FIX = "It is from another version of this project: delete the run's folder and run `bench run` again."
 
 
 class TrainModel(BaseModel):
-    """A part of a record that figures read; what else stands there is not their business."""
+    """The part of a record that figures read; other fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
-class Spent(TrainModel):
+class LedgerTotals(TrainModel):
     """The ledger's running totals after an update."""
 
     nfe_rollout: int
@@ -46,19 +47,19 @@ class TrainLine(TrainModel):
 
     update: int
     reward: float
-    """Weighted sum of the rewards: mean over the round's videos, score units."""
+    """Weighted sum of the rewards: mean over the videos of the update, score units."""
     rewards: dict[str, float]
     monitor: dict[str, float]
-    """Mean of every metric that watches the round's videos and trains nothing; {} if the suite asks for none."""
-    ledger: Spent
+    """Mean over the videos of the update of every monitored metric, which is not trained; {} if there is none."""
+    ledger: LedgerTotals
     grad_norm_of_step: dict[int, float]
-    """Trained step to the norm of what it adds to the gradient, its weight and the KL term included."""
+    """Trained step to the norm of its part of the gradient, with the step's weight and the KL term."""
 
     @property
     def panels(self) -> dict[str, float]:
-        """Panel to value: `trained`, gold as the reward or watched, and the other watched sums."""
+        """Panel to value: `trained`, `gold_overall` (as reward or monitored), and the other monitored sums."""
         values = {"trained": self.reward}
-        for name in WATCHED:
+        for name in MONITORED:
             known = {**self.rewards, **self.monitor} if name == "gold_overall" else self.monitor
             if set(SUMS[name]) <= set(known):
                 values[name] = sum(known[part] for part in SUMS[name])
@@ -66,21 +67,21 @@ class TrainLine(TrainModel):
 
 
 class Schedule(TrainModel):
-    """What a row's method does at each of the t rollout steps; step 0 is the noisiest."""
+    """Noise and predicted gradient norm of a row's method at each of the t rollout steps; step 0 is the noisiest."""
 
     sigma: list[float]
     """[t + 1], 1 = noise, 0 = video."""
     std: list[Annotated[float, Field(ge=0)]]
-    """[t], injected per latent element; 0 where a step is not noisy."""
+    """[t], injected noise per latent element; 0 for a deterministic step."""
     predicted_grad_norm: list[Annotated[float, Field(gt=0)]]
     """[t], relative: 1 = the lower median of the schedule."""
     step_weight: list[Annotated[float, Field(ge=0)]]
-    """[t], the equalizer's; all 1 where it is off."""
+    """[t], weight by the equalizer; all 1 without it."""
 
     @model_validator(mode="after")
     def _same_length(self) -> Schedule:
         if {len(self.std), len(self.predicted_grad_norm), len(self.step_weight)} != {len(self.sigma) - 1}:
-            raise ValueError("the lists do not have one value per step, sigma one more")
+            raise ValueError("the lists need one value per step, and sigma one more")
         return self
 
     def close_to(self, other: Schedule) -> bool:
@@ -90,42 +91,41 @@ class Schedule(TrainModel):
 
 @dataclass(frozen=True)
 class Training:
-    """What the finished runs of one row recorded while they trained."""
+    """What the finished runs of one row recorded during training."""
 
     row: Row
     index: int
-    """Place of the row in the suite: decides its colour and marker."""
+    """Position of the row in the suite: decides its colour and marker."""
     lines: list[list[TrainLine]]
     """[seed][update], seeds ascending."""
     schedule: Schedule
 
 
-# reading ------------------------------------------------------------------------------------------------------
-def load_training(folder: Path | str, suite: Suite) -> list[Training]:
+def load_training(folder: Path | str, suite: SuiteRecords) -> list[Training]:
     """Rows of `results/<suite>` with a finished run, in the suite's order, from `train.jsonl` and `run.json`."""
-    found: list[Training] = []
+    trainings: list[Training] = []
     for index, runs in enumerate(suite.rows):
         if not runs.finished:
             continue
-        first, *others = [_one_run(Path(folder), run) for run in runs.finished]
+        first, *others = [_read_training(Path(folder), run) for run in runs.finished]
         for path, lines, schedule in others:
             if [line.ledger for line in lines] != [line.ledger for line in first[1]]:
-                raise BenchError(f"{path} does not spend rollout NFE like {first[0]}: run the odd one again.")
+                raise BenchError(f"{path} has other rollout NFE than {first[0]}: run the run that differs again.")
             if not schedule.close_to(first[2]):
-                raise BenchError(f"schedule beside {path} is not that beside {first[0]}: run the odd one again.")
-        found.append(Training(runs.row, index, [first[1], *(lines for _, lines, _ in others)], first[2]))
-        panels = set(found[0].lines[0][0].panels)
+                raise BenchError(f"the schedule of {path} is not that of {first[0]}: run the run that differs again.")
+        trainings.append(Training(runs.row, index, [first[1], *(lines for _, lines, _ in others)], first[2]))
+        panels = set(trainings[0].lines[0][0].panels)
         for path, lines, _ in (first, *others):
             if any(set(line.panels) != panels for line in lines):
-                raise BenchError(f"{path} does not record the metrics of all other runs ({sorted(panels)}). {MEND}")
-    if not found:
+                raise BenchError(f"{path} does not record the metrics of all other runs ({sorted(panels)}). {FIX}")
+    if not trainings:
         raise BenchError(
             f"{folder} holds no finished run: figures need one, run `bench run` on the suite's YAML first."
         )
-    return found
+    return trainings
 
 
-def _one_run(folder: Path, run: Run) -> tuple[Path, list[TrainLine], Schedule]:
+def _read_training(folder: Path, run: Run) -> tuple[Path, list[TrainLine], Schedule]:
     record = run.record
     path = run_folder(folder, record.row, record.seed)
     schedule = validated(Schedule, record.extra.get("schedule", {}), f"record {path / RUN}", "extra.schedule")
@@ -141,24 +141,23 @@ def _one_run(folder: Path, run: Run) -> tuple[Path, list[TrainLine], Schedule]:
         )
     steps = len(schedule.std)
     if any(not 0 <= step < steps for line in lines for step in line.grad_norm_of_step):
-        raise BenchError(f"{path} has gradients of a step that is none of the schedule's {steps}. {MEND}")
+        raise BenchError(f"{path} has gradients of a step outside the schedule of {steps} steps. {FIX}")
     return path, lines, schedule
 
 
 P = TypeVar("P", bound=TrainModel)
 
 
-def validated(kind: type[P], content: Any, file: str, place: str) -> P:
-    """`content` as a `kind`, or a `BenchError` that names the file, the place in it and the remedy."""
+def validated(model: type[P], content: Any, file: str, part: str) -> P:
+    """`content` as a `model`; a `BenchError` names the file, the part of it, the key and the fix."""
     try:
-        return kind.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BenchError(f"{file}, {place}{f', {where}' if where else ''}: {first['msg']}. {MEND}") from error
+        key = ".".join(map(str, first["loc"]))
+        raise BenchError(f"{file}, {part}{f', {key}' if key else ''}: {first['msg']}. {FIX}") from error
 
 
-# curves -------------------------------------------------------------------------------------------------------
 def moving_mean(x: Array, window: int = WINDOW) -> Array:
     """Centred moving mean along the last axis; towards the ends the window shrinks and stays centred."""
     n = x.shape[-1]
@@ -169,8 +168,8 @@ def moving_mean(x: Array, window: int = WINDOW) -> Array:
 def curves(trainings: Sequence[Training], source: str = "here") -> pd.DataFrame:
     """One line per panel, row and update.
 
-    `mean`, `lo`, `hi`: mean over seeds and its Student-t 95 % interval (nan with one seed), score units; `smooth*`:
-    the same of each seed's moving mean. `nfe_rollout` is the total after the update's rollout, one run's.
+    `mean`, `lo`, `hi`: mean over seeds and its Student-t 95 % interval (NaN with one seed), score units; `smooth*`:
+    the same of the moving mean of each seed. `nfe_rollout` is the total of one run after the update's rollout.
     """
     rows: list[dict[str, Any]] = []
     for training in trainings:
@@ -196,7 +195,6 @@ def _columns(estimate: Estimate, *names: str) -> dict[str, float]:
     return dict(zip(names, (estimate.mean, estimate.lo, estimate.hi), strict=True))
 
 
-# noise --------------------------------------------------------------------------------------------------------
 def noise(trainings: Sequence[Training]) -> pd.DataFrame:
     """One line per row and rollout step: injected `std` per latent element; `rss` is its root sum of squares."""
     frames = []
@@ -207,15 +205,14 @@ def noise(trainings: Sequence[Training]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-# gradients ----------------------------------------------------------------------------------------------------
 def gradients(trainings: Sequence[Training]) -> pd.DataFrame:
     """One line per row and step that is noisy or trained: the step's gradient norm, before and after the equalizer.
 
     `measured_after` is the geometric mean over updates, then over seeds, with a Student-t 95 % interval of the log
-    over seeds (nan with one seed); `measured_before` is that over the step's weight. Both are multiplied by the row's
-    `scale`, so that `measured_before` and `predicted_before` have the same geometric mean over the measured steps.
-    Units: 1 = the predicted norm at the schedule's lower median. Norms of 0 and steps of weight 0 have no logarithm;
-    they are left out, and `n_zero` counts them. `*_spread`: largest over smallest of the measured steps.
+    over seeds (NaN with one seed); `measured_before` is the same divided by the step's weight. Both are multiplied by
+    the row's `scale`, so that `measured_before` and `predicted_before` have the same geometric mean over the measured
+    steps. Units: 1 = the predicted norm at the schedule's lower median. Norms of 0 and steps of weight 0 have no
+    logarithm; they are left out, and `n_zero` counts them. `*_spread`: largest over smallest of the measured steps.
     """
     return pd.concat([_gradients(training) for training in trainings], ignore_index=True)
 
@@ -239,11 +236,11 @@ def _gradients(training: Training) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for step in steps:
         estimate = one_way(by_seed[by_seed.index.get_level_values("step") == step].to_numpy())
-        here = norms["step"] == step
+        of_step = norms["step"] == step
         rows.append(
             {
                 **{**_identity(training), "step": step, "sigma": s.sigma[step], "step_weight": weight[step]},
-                **{"n_norms": int((here & usable).sum()), "n_zero": int((here & ~usable).sum())},
+                **{"n_norms": int((of_step & usable).sum()), "n_zero": int((of_step & ~usable).sum())},
                 **{"predicted_before": predicted[step], "predicted_after": predicted[step] * weight[step]},
                 **_columns(estimate, "measured_after", "measured_after_lo", "measured_after_hi"),
             }
@@ -252,7 +249,7 @@ def _gradients(training: Training) -> pd.DataFrame:
 
 
 def _scaled(frame: pd.DataFrame) -> pd.DataFrame:
-    """Logs of one row's measured norms to multiples of the prediction; adds `measured_before*`, spreads, `scale`."""
+    """Logs of one row's measured norms as multiples of the prediction; adds `measured_before*`, spreads, `scale`."""
     ends = ("", "_lo", "_hi")
     known = frame["measured_after"].notna()
     weight = frame["step_weight"].where(known, 1.0)

@@ -12,7 +12,7 @@ from bench.core.errors import BenchError
 from bench.report.data.ablation import AblationLevel, compare_levels
 from bench.report.data.records import is_nano
 from bench.report.figures import plots
-from bench.store.files import write_bytes
+from bench.store.files import write_files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,29 +20,25 @@ if TYPE_CHECKING:
 
 
 FOLDER, NAME = "figures", "ablation"
-#: Score to the name of its difference to the base; each is a column of panels, in its own colour and marker.
+#: Score to the name of its difference to the base; each is a column of panels with its own colour and marker.
 PANELS = {"overall": "Overall - base", "gold_overall": "gold Overall - base"}
-#: Inches of a column of panels, of a level's line, of a panel's title, and of title, axis and legend together.
+#: Inches: width of a column of panels; height of a level's line, of a panel's title, and of title, axis and legend.
 WIDTH, LINE, PANEL, FRAME = 4.6, 0.27, 0.5, 1.3
 
 
 def build_ablation_figure(folder: Path | str, levels: Sequence[AblationLevel]) -> dict[str, Path]:
-    """Write ablation.png, ablation.pdf and ablation.csv, as {file name: path}.
+    """Write ablation.png, ablation.pdf and ablation.csv atomically: {file name: path}.
 
-    A level without a known difference to the base keeps its line, empty. Levels that do not compare are a
-    `BenchError`, and nothing is written. The bytes depend on the records and on matplotlib only.
+    A level without a known difference to the base has an empty line. Levels that do not compare are a `BenchError`.
+    The bytes depend on the records and on matplotlib only.
     """
     if not levels:
         raise BenchError(f"{folder} has no ablation: give one method several rows, or the study several variants.")
-    contents = render_ablation_figure(levels)
-    paths = {name: Path(folder) / FOLDER / name for name in contents}
-    for name, path in paths.items():
-        write_bytes(path, contents[name])
-    return paths
+    return write_files(Path(folder) / FOLDER, render_ablation_figure(levels))
 
 
 def render_ablation_figure(levels: Sequence[AblationLevel]) -> dict[str, bytes]:
-    """{file name: content} of `build_ablation_figure`, nothing written."""
+    """{file name: content} of `build_ablation_figure`."""
     frame = forest_data(levels)
     titles = dict.fromkeys(level.suite.partition("/")[0] for level in levels)
     nano = any(is_nano(level.suite, level.config) for level in levels)
@@ -54,7 +50,7 @@ def render_ablation_figure(levels: Sequence[AblationLevel]) -> dict[str, bytes]:
 def forest_data(levels: Sequence[AblationLevel]) -> pd.DataFrame:
     """One line per level: group, level, n_seeds, n_failed, n_planned, and `<score>_delta` with `_lo`, `_hi`.
 
-    The scores are those of `PANELS` that any level has; differences are to the base, with 95 % intervals.
+    The scores are those of `PANELS` that at least one level has; differences are to the base, with 95 % intervals.
     """
     table = compare_levels(levels)
     planned = {(level.group, level.name): len(level.seeds) for level in levels}
@@ -66,7 +62,7 @@ def forest_data(levels: Sequence[AblationLevel]) -> pd.DataFrame:
 
 
 def forest(title: str, frame: pd.DataFrame) -> Figure:
-    """A panel per group and score: one line per level, the group's first one hollow and its mean dotted."""
+    """A panel per group and score: one line per level; the first level is hollow, with a dotted line at its mean."""
     from matplotlib.figure import Figure
 
     groups = {str(name): lines for name, lines in frame.groupby("group", sort=False)}
@@ -95,15 +91,15 @@ def _label(row: pd.Series[Any]) -> str:
 
 
 def _panel(axis: Axes, lines: pd.DataFrame, name: str, look: dict[str, Any]) -> None:
-    """Means with their intervals; a mean without one (a single seed) stands alone."""
+    """Means with their intervals; with a single seed the mean alone."""
     axis.axvline(0, color=plots.GREY, linewidth=1)
     axis.grid(visible=False, axis="y")
-    for place, (_, row) in enumerate(lines.iterrows()):
-        if place == 0 and pd.notna(row[name]):
+    for y, (_, row) in enumerate(lines.iterrows()):
+        if y == 0 and pd.notna(row[name]):
             axis.axvline(row[name], color=look["color"], linestyle=":", linewidth=1)
         if pd.notna(row[f"{name}_lo"]):
-            axis.hlines(place, row[f"{name}_lo"], row[f"{name}_hi"], color=look["color"], linewidth=1.4)
-        axis.plot(row[name], place, linestyle="none", markerfacecolor="white" if place == 0 else look["color"], **look)
+            axis.hlines(y, row[f"{name}_lo"], row[f"{name}_hi"], color=look["color"], linewidth=1.4)
+        axis.plot(row[name], y, linestyle="none", markerfacecolor="white" if y == 0 else look["color"], **look)
 
 
 def _legend(figure: Figure) -> None:

@@ -1,4 +1,4 @@
-"""How the figures look: frames of `figure_data` in, matplotlib figures out. Nothing is computed here."""
+"""Style and drawing of the figures: data frames of `data.training` in, matplotlib figures out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from bench.report.data.records import SUMS, Suite
+from bench.report.data.records import SUMS, SuiteRecords
 from bench.report.data.training import WINDOW, Training
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-#: Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow, which paper swallows.
+#: Colours of Okabe and Ito, safe for colour-blind readers, without yellow, which is too light on paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*"
 GREY = "#666666"
@@ -40,7 +40,7 @@ DPI = 150
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """matplotlib's defaults and ours, whatever the user's own settings say; saving belongs inside too."""
+    """matplotlib's defaults and `STYLE` in place of the user's settings; draw and save inside this context."""
     from matplotlib import style
 
     with style.context(["default", STYLE]):
@@ -48,7 +48,7 @@ def styled() -> Iterator[None]:
 
 
 def figure_files(name: str, figure: Figure, frame: pd.DataFrame) -> dict[str, bytes]:
-    """`name`.png, .pdf and .csv: the same bytes from the same records, no dates and no versions inside."""
+    """Contents of `name`.png, .pdf and .csv, without dates and versions: the same bytes from the same records."""
     png, pdf = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
     figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
@@ -56,23 +56,24 @@ def figure_files(name: str, figure: Figure, frame: pd.DataFrame) -> dict[str, by
     return {f"{name}.png": png.getvalue(), f"{name}.pdf": pdf.getvalue(), f"{name}.csv": table.encode()}
 
 
-def formula(suite: Suite, panel: str) -> str:
-    """What a panel of the curves adds up, e.g. "0.5 VQ + 1 TA"."""
+def formula(suite: SuiteRecords, panel: str) -> str:
+    """The sum that a panel of the curves shows, such as "0.5 VQ + 1 TA"."""
     if panel == "trained":
         return " + ".join(f"{weight:g} {name}" for name, weight in suite.weights.items())
     return " + ".join(SUMS[panel])
 
 
-def stages(lines: pd.DataFrame) -> dict[str, str]:
-    """Which curves one row of the gradients has, with their names; one where every step weighs 1."""
+def equalizer_stages(lines: pd.DataFrame) -> dict[str, str]:
+    """Column suffix to name of the curves of one row of the gradients; one curve if all weights are 1."""
     if (lines["step_weight"] - 1).abs().max() < 1e-6:
         return {"after": "without equalizer"}
     return {"before": "before", "after": "after"}
 
 
-# parts --------------------------------------------------------------------------------------------------------
-def _grid(suite: Suite, panels: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
-    """An empty figure and its axes, `size` inches each; the title of a nano suite says so."""
+def _grid(
+    suite: SuiteRecords, panels: int, columns: int, size: tuple[float, float], **options: Any
+) -> tuple[Figure, Any]:
+    """An empty figure and its axes, `size` inches each; its title marks a nano suite."""
     from matplotlib.figure import Figure
 
     lines = -(-panels // columns)
@@ -90,26 +91,26 @@ def _style_of(index: int) -> dict[str, Any]:
 
 
 def legend(figure: Figure, handles: Sequence[Any], columns: int) -> None:
+    """One legend below all panels."""
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _step_axis(axis: Axes, sigma: dict[int, float]) -> None:
-    """Step numbers with their noise levels below, thinned out where there are many."""
+    """Step numbers with their noise levels below; with many steps only some of them."""
     shown = list(sigma)[:: -(-len(sigma) // TICKS)]
     axis.set_xticks(shown, [f"{step}\n{sigma[step]:.2f}" for step in shown])
     axis.set_xlabel("rollout step, noise level sigma below (1 = noise)")
 
 
-# figures ------------------------------------------------------------------------------------------------------
-def curves(suite: Suite, trainings: Sequence[Training], frame: pd.DataFrame) -> Figure:
-    """Smoothed means with their bands, one panel per score; stored reference runs dashed in their row's colour."""
+def curves(suite: SuiteRecords, trainings: Sequence[Training], frame: pd.DataFrame) -> Figure:
+    """Smoothed means with their bands, one panel per score; stored reference runs dashed, in their row's colour."""
     panels = list(frame["panel"].unique())
-    places = {runs.row.label: index for index, runs in enumerate(suite.rows)}
+    positions = {runs.row.label: index for index, runs in enumerate(suite.rows)}
     figure, axes = _grid(suite, len(panels), min(len(panels), 3), (4.8, 3.4))
     for panel, axis in zip(panels, axes, strict=False):
         own = frame[frame["panel"] == panel]
         for (row, source), line in own.groupby(["row", "source"], sort=False):
-            look, x = _style_of(places[row]), line["nfe_rollout"]
+            look, x = _style_of(positions[row]), line["nfe_rollout"]
             if source == "reference":
                 label = f"{row} (stored reference)"
                 axis.plot(x, line["smooth"], linestyle="--", linewidth=1, color=look["color"], label=label)
@@ -125,8 +126,8 @@ def curves(suite: Suite, trainings: Sequence[Training], frame: pd.DataFrame) -> 
     return figure
 
 
-def noise(suite: Suite, trainings: Sequence[Training], frame: pd.DataFrame) -> Figure:
-    """Injected std per step; rows with equal noise share a line and its label."""
+def noise(suite: SuiteRecords, trainings: Sequence[Training], frame: pd.DataFrame) -> Figure:
+    """Injected std per step; rows with equal noise share a line and a label."""
     figure, axes = _grid(suite, 1, 1, (6.4, 3.6))
     axis = axes[0]
     same: dict[tuple[float, ...], list[Training]] = {}
@@ -145,8 +146,8 @@ def noise(suite: Suite, trainings: Sequence[Training], frame: pd.DataFrame) -> F
     return figure
 
 
-def gradients(suite: Suite, trainings: Sequence[Training], frame: pd.DataFrame) -> Figure:
-    """One panel per row: gradient norm per step, grey before the equalizer, the row's colour after it."""
+def gradients(suite: SuiteRecords, trainings: Sequence[Training], frame: pd.DataFrame) -> Figure:
+    """One panel per row: gradient norm per step, grey before the equalizer, in the colour of the row after it."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -157,13 +158,13 @@ def gradients(suite: Suite, trainings: Sequence[Training], frame: pd.DataFrame) 
         axis.set_ylabel("gradient norm\n(1 = predicted lower median)")
     for training, axis in zip(trainings, axes, strict=False):
         lines = frame[frame["row"] == training.row.label]
-        told = []
-        for when, name in stages(lines).items():
+        spreads = []
+        for when, name in equalizer_stages(lines).items():
             _norms(
                 axis, lines, when, {"color": GREY, "marker": "."} if when == "before" else _style_of(training.index)
             )
-            told.append(f"{lines[f'measured_{when}_spread'].iloc[0]:.3g} {name}")
-        axis.set_title(f"{training.row.label}\nmax/min measured: {', '.join(told)}")
+            spreads.append(f"{lines[f'measured_{when}_spread'].iloc[0]:.3g} {name}")
+        axis.set_title(f"{training.row.label}\nmax/min measured: {', '.join(spreads)}")
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.yaxis.set_minor_locator(NullLocator())
@@ -178,7 +179,7 @@ def gradients(suite: Suite, trainings: Sequence[Training], frame: pd.DataFrame) 
 
 
 def _norms(axis: Axes, lines: pd.DataFrame, when: str, look: dict[str, Any]) -> None:
-    """Measured norms with their intervals (none with one seed), and the predicted ones dashed."""
+    """Measured norms with their intervals (none with one seed), and predicted norms dashed."""
     known = lines[lines[f"measured_{when}"].notna()]
     middle, low, high = (known[f"measured_{when}{end}"] for end in ("", "_lo", "_hi"))
     bars = None if low.isna().all() else [middle - low, high - middle]

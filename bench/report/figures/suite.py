@@ -10,12 +10,13 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json
-from bench.report.data.records import Row, Suite, _incomparable, load_suite, row_settings, stored_folder
+from bench.report.data.records import SuiteRecords, incomparable_setting, load_records, stored_folder
+from bench.report.data.selection import Row, row_settings
 from bench.report.data.training import WINDOW, Training, curves, gradients, load_training, noise
 from bench.report.figures import plots
 from bench.report.figures.plots import PANELS
-from bench.report.tables.notes import warning
-from bench.store.files import write_bytes
+from bench.report.tables.notes import nano_warning
+from bench.store.files import write_files
 from bench.store.record import RUN
 
 FOLDER, PAGE = "figures", "figures.md"
@@ -27,18 +28,8 @@ def build_figures(
     seeds: Sequence[int] | None = None,
     reference: Path | None = None,
 ) -> dict[str, Path]:
-    """Write curves, noise and gradients as png, pdf and csv, and figures.md with their captions: {file name: path}.
-
-    `rows` and `seeds` are the suite's (from its YAML); left out, the records' own configuration gives them. Only
-    finished runs are drawn. `reference` is a folder of stored runs of the same suite whose curves are drawn beside
-    (default: `results/reference/<suite>`, if there is one). Records that do not compare, or that lack what a figure
-    shows, are a `BenchError`, and no file is written. The bytes depend on the records and on matplotlib only.
-    """
-    contents = render_figures(suite_folder, rows, seeds, reference)[0]
-    paths = {name: Path(suite_folder) / FOLDER / name for name in contents}
-    for name, path in paths.items():
-        write_bytes(path, contents[name])
-    return paths
+    """Write the figures and figures.md with their captions atomically: {file name: path}; see `render_figures`."""
+    return write_files(Path(suite_folder) / FOLDER, render_figures(suite_folder, rows, seeds, reference)[0])
 
 
 def render_figures(
@@ -47,44 +38,51 @@ def render_figures(
     seeds: Sequence[int] | None = None,
     reference: Path | None = None,
 ) -> tuple[dict[str, bytes], dict[str, str]]:
-    """{file name: content} of `build_figures`, nothing written, and {figure: caption}."""
-    suite = load_suite(suite_folder, rows, seeds)
+    """{file name: content} of curves, noise and gradients as png, pdf and csv and of figures.md; {figure: caption}.
+
+    `rows` and `seeds` are those of the suite's YAML; left out, they are taken from the records' own configuration.
+    Only finished runs are drawn. `reference` is a folder of stored runs of the same suite whose curves are drawn too
+    (default: `results/reference/<suite>`, if it exists). Records that do not compare, or that lack the data of a
+    figure, are a `BenchError`. The bytes depend on the records and on matplotlib only.
+    """
+    suite = load_records(suite_folder, rows, seeds)
     trainings = load_training(suite_folder, suite)
-    stored, about_stored = _stored(suite, Path(suite_folder), reference)
+    stored, stored_caption = _stored(suite, Path(suite_folder), reference)
     frames = {"curves": _with_stored(trainings, stored), "noise": noise(trainings), "gradients": gradients(trainings)}
     contents: dict[str, bytes] = {}
     with plots.styled():
-        drawn = {"curves": plots.curves, "noise": plots.noise, "gradients": plots.gradients}
-        for name, draw in drawn.items():
+        plot_functions = {"curves": plots.curves, "noise": plots.noise, "gradients": plots.gradients}
+        for name, draw in plot_functions.items():
             contents |= plots.figure_files(name, draw(suite, trainings, frames[name]), frames[name])
     captions = {
-        "curves": _about_curves(suite, frames["curves"]) + about_stored,
-        "noise": _about_noise(suite),
-        "gradients": _about_gradients(frames["gradients"]),
+        "curves": _curves_caption(suite, frames["curves"]) + stored_caption,
+        "noise": _noise_caption(suite),
+        "gradients": _gradients_caption(frames["gradients"]),
     }
     contents[PAGE] = _page(suite, captions).encode()
     return contents, captions
 
 
-def _stored(suite: Suite, folder: Path, reference: Path | None) -> tuple[list[Training], str]:
-    """Stored runs of the same settings and rows, and a sentence on them for the caption."""
-    place = stored_folder(suite.name, reference)
-    if not any(place.rglob(RUN)):
+def _stored(suite: SuiteRecords, folder: Path, reference: Path | None) -> tuple[list[Training], str]:
+    """Stored runs with the same settings and rows, and a sentence on them for the caption."""
+    stored_path = stored_folder(suite.name, reference)
+    if not any(stored_path.rglob(RUN)):
         if reference is not None:
             raise BenchError(f"reference {reference} holds no records ({RUN}): name a folder of finished runs.")
         return [], ""
-    if place.resolve() == folder.resolve():
+    if stored_path.resolve() == folder.resolve():
         return [], ""
-    stored = load_suite(place, [runs.row for runs in suite.rows])
-    if other := _incomparable(suite, stored):
-        return [], f" The stored reference runs were made with another {other} and are not drawn."
-    here, there = (
+    stored = load_records(stored_path, [runs.row for runs in suite.rows])
+    if setting := incomparable_setting(suite, stored):
+        return [], f" The stored reference runs were made with another {setting} and are not drawn."
+    settings, stored_settings = (
         {runs.row.label: canonical_json(row_settings(runs.finished[0].record)) for runs in one.rows if runs.finished}
         for one in (suite, stored)
     )
-    alike = [one for one in load_training(place, stored) if here.get(one.row.label) == there[one.row.label]]
-    counts = ", ".join(f"{one.row.label} {len(one.lines)} seeds" for one in alike)
-    return alike, f" Dashed: our stored reference runs ({counts}), without their band." if alike else ""
+    trainings = load_training(stored_path, stored)
+    same = [each for each in trainings if settings.get(each.row.label) == stored_settings[each.row.label]]
+    counts = ", ".join(f"{each.row.label} {len(each.lines)} seeds" for each in same)
+    return same, f" Dashed: our stored reference runs ({counts}), without their band." if same else ""
 
 
 def _with_stored(trainings: list[Training], stored: list[Training]) -> pd.DataFrame:
@@ -92,13 +90,16 @@ def _with_stored(trainings: list[Training], stored: list[Training]) -> pd.DataFr
     frame = curves(trainings)
     if not stored:
         return frame
-    beside = curves(stored, "reference")
-    return pd.concat([frame, beside[beside["panel"].isin(frame["panel"])]], ignore_index=True)
+    reference = curves(stored, "reference")
+    return pd.concat([frame, reference[reference["panel"].isin(frame["panel"])]], ignore_index=True)
 
 
-# captions -----------------------------------------------------------------------------------------------------
-def _page(suite: Suite, captions: dict[str, str]) -> str:
-    parts = [f"# {html.escape(suite.name)}: figures", *([warning(suite)] if suite.nano else []), _counts(suite)]
+def _page(suite: SuiteRecords, captions: dict[str, str]) -> str:
+    parts = [
+        f"# {html.escape(suite.name)}: figures",
+        *([nano_warning(suite.name)] if suite.nano else []),
+        _counts(suite),
+    ]
     for name, caption in captions.items():
         parts += [
             f"## {name}",
@@ -108,58 +109,57 @@ def _page(suite: Suite, captions: dict[str, str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _counts(suite: Suite) -> str:
-    """Finished of planned seeds per row; failed runs are counted and shown, never drawn."""
+def _counts(suite: SuiteRecords) -> str:
+    """Finished and planned seeds of each row; failed runs are counted but not drawn."""
     notes = []
     for runs in suite.rows:
         done = len(runs.finished)
         marks = [f"{len(runs.failed)} failed"] if runs.failed else []
         marks += {0: ["not drawn"], 1: ["no band"]}.get(done, [])
-        told = f" ({', '.join(marks)})" if marks else ""
-        notes.append(f"{runs.row.label} {done}/{len(suite.seeds)} seeds{told}")
+        suffix = f" ({', '.join(marks)})" if marks else ""
+        notes.append(f"{runs.row.label} {done}/{len(suite.seeds)} seeds{suffix}")
     return html.escape(f"Finished runs only: {'; '.join(notes)}.")
 
 
-def _about_curves(suite: Suite, frame: pd.DataFrame) -> str:
+def _curves_caption(suite: SuiteRecords, frame: pd.DataFrame) -> str:
     panels = frame["panel"].unique()
     sums = "; ".join(f"{PANELS[panel]} = {plots.formula(suite, panel)}" for panel in panels)
     return (
-        "Mean score of the training videos of each update over the rollout NFE spent so far, that update's included. "
-        f"{sums}. Training prompts, not held-out ones. Lines: mean over seeds of each run's centred moving mean over "
+        f"Mean score of the training videos of each update over the cumulative rollout NFE. {sums}. "
+        "Training prompts, not held-out prompts. Lines: mean over seeds of each run's centred moving mean over "
         f"{WINDOW} updates (fewer at the ends), because every update has other prompts. Bands: Student-t 95 % "
-        "interval of that mean over seeds, point by point; none with one seed. The numbers hold raw and smoothed "
-        "values."
+        "interval of that mean over seeds at each update; none with one seed. The CSV has raw and smoothed values."
     )
 
 
-def _about_noise(suite: Suite) -> str:
+def _noise_caption(suite: SuiteRecords) -> str:
     policy = suite.config.get("noise_policy") or {"kind": "not recorded"}
     values = ", ".join(f"{key} {value}" for key, value in policy.items())
     return (
-        "Standard deviation of the noise that each rollout step injects, from the method's own formula; 0 where a "
-        "step is deterministic. RSS: root of the summed squares. Rows with equal noise share a line. "
-        f"Noise policy: {values}. It does not depend on the seed, so there is no band."
+        "Standard deviation of the noise that each rollout step injects, from the method's own formula; 0 for a "
+        "deterministic step. RSS: root of the summed squares. Rows with equal noise share a line. "
+        f"Noise policy: {values}. The noise does not depend on the seed, so there is no band."
     )
 
 
-def _about_gradients(frame: pd.DataFrame) -> str:
-    told = []
+def _gradients_caption(frame: pd.DataFrame) -> str:
+    spreads = []
     for row, lines in frame.groupby("row", sort=False):
         first = lines.iloc[0]
         parts = [
             f"{first[f'measured_{when}_spread']:.3g} (predicted {first[f'predicted_{when}_spread']:.3g}) {name}"
-            for when, name in plots.stages(lines).items()
+            for when, name in plots.equalizer_stages(lines).items()
         ]
-        told.append(f"{row} {', '.join(parts)}")
+        spreads.append(f"{row} {', '.join(parts)}")
     text = (
-        "Norm of what each trained step adds to an update's gradient. Measured: geometric mean over updates, then "
-        "over seeds; bars: Student-t 95 % interval of the log over seeds, none with one seed. After: as it entered "
-        "the update, KL term included. Before: after, over the step's weight (the weight does not multiply the KL "
-        "term, so with one this is not exactly the gradient of an unweighted step). Predicted: the equalizer's "
-        "relative norm. Units differ, so one factor per row, the same before and after, gives measured and predicted "
-        "norms before the equalizer the same geometric mean over the trained steps: shapes compare, heights do not. "
-        f"Largest over smallest trained step: {'; '.join(told)}."
+        "Norm of the part of an update's gradient that comes from each trained step. Measured: geometric mean over "
+        "updates, then over seeds; bars: Student-t 95 % interval of the log over seeds, none with one seed. After: "
+        "with the step's weight and the KL term. Before: the same divided by the step's weight (which does not "
+        "multiply the KL term, so that with a KL term this is not exactly the gradient of an unweighted step). "
+        "Predicted: the equalizer's relative norm. Units differ: one factor per row gives measured and predicted "
+        "norms before the equalizer the same geometric mean over the trained steps, so compare shapes, not heights. "
+        f"Largest over smallest trained step: {'; '.join(spreads)}."
     )
     if zeros := frame["n_zero"].sum():
-        text += f" Left out, as they have no logarithm: {zeros} norms of 0 or of steps of weight 0."
+        text += f" Left out, because they have no logarithm: {zeros} norms of 0 or of steps of weight 0."
     return text

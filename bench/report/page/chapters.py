@@ -1,4 +1,4 @@
-"""What the report says of one suite, from its records only: every statistic is that of the tables and figures."""
+"""The chapter of one suite in the report page, from its records only, with the numbers of the tables and figures."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ import pandas as pd
 from bench import store
 from bench.core.hashing import canonical_json
 from bench.report import formatting
-from bench.report.data.records import BASE, Suite, failed_gates, records_below
+from bench.report.data.records import SuiteRecords, failed_gates, records_below
+from bench.report.data.selection import BASE
 from bench.report.tables.main import MainTable, Table
 from bench.report.tables.notes import DECODE
 from bench.store.record import RunRecord
+from bench.suite.difference import flatten
 
-#: Gates that a run may pass, in the order of the page, and whether only trained runs have them.
+#: Validity gates in the order of the page, and whether only trained runs have them.
 GATES = {"golden_scores": False, "ratio_audit": True}
 FILES = (store.RUN, store.SCORES, store.TRAIN)
-#: Columns of the first table: score, and its difference to the base with what is said of it.
+#: Scores of the first table, and their names.
 HEADLINE = {"overall": "Overall", "gold_overall": "gold Overall"}
 
 
 @dataclass(frozen=True)
 class GridData:
-    """A table of the page; cells may hold `**bold**` and `code`, and are escaped before that is read."""
+    """A table of the page; cells are escaped, then `**bold**` and `code` in them are marked up."""
 
     title: str
     head: Sequence[str]
@@ -43,7 +45,7 @@ class RunLine:
     status: str
     cells: Sequence[str]
     links: Sequence[tuple[str, str]]
-    """Text and address relative to the page of each file that is there."""
+    """Text and address, relative to the page, of each file of the run."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,10 @@ class Chapter:
     failed: Sequence[tuple[str, str]]
     """Run and error."""
     environments: Sequence[tuple[str, Sequence[tuple[str, str]]]]
-    """Label, and what the runs were made with: name and value."""
+    """Label, and names and values of the software and hardware of its runs."""
     prompts: GridData
     texts: Sequence[tuple[str, str]]
-    """Title and JSON of what is too long for a table: configuration, fingerprints."""
+    """Title and JSON of the configuration and of the fingerprints."""
     pictures: Sequence[Any] = field(default_factory=tuple)
 
 
@@ -75,40 +77,39 @@ RUN_HEAD = (
 )
 
 
-def build_chapter(found: MainTable, folder: Path, page: Path) -> Chapter:
-    """A suite's chapter; `folder` holds its records, `page` is the folder of the page, which links count from."""
-    suite, records = found.suite, records_below(folder)
+def build_chapter(main: MainTable, folder: Path, page: Path) -> Chapter:
+    """The chapter of a suite; `folder` has its records, and links are relative to `page`, the folder of the page."""
+    suite, records = main.suite, records_below(folder)
     environments = _environments([record for _, record in records])
-    sections = found.sections
+    sections = main.sections
     return Chapter(
         name=suite.name,
         nano=suite.nano,
         about=_about(suite, [record for _, record in records]),
-        headline=_headline(suite, found.table, sections["Scores"]),
+        headline=_headline(suite, main.table, sections["Scores"]),
         grids=[GridData(title, *section) for title, section in sections.items()],
-        controls=found.controls,
-        notes=found.notes(),
+        controls=main.controls,
+        notes=main.notes(),
         gates=_gates(records),
         runs=[_run(path, record, environments, page) for path, record in records],
         failed=[
             (_name(record), record.error or "no reason recorded") for _, record in records if record.status == "failed"
         ],
-        environments=[(label, _flat(json.loads(key))) for key, label in environments.items()],
+        environments=[(label, _environment_lines(json.loads(key))) for key, label in environments.items()],
         prompts=_prompts(suite),
         texts=_texts(suite),
     )
 
 
-# the suite ----------------------------------------------------------------------------------------------------
-def _about(suite: Suite, records: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    """What the suite is: name and value of the settings that a reader asks for first."""
+def _about(suite: SuiteRecords, records: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    """Names and values of the most important settings of the suite."""
     config, budget = suite.config, suite.config.get("budget", {})
     backbone, evaluation = config.get("backbone", {}), config.get("evaluation", {})
     reward = " + ".join(f"{weight:g} {name}" for name, weight in suite.weights.items()) or "not recorded"
     shuffled = ", shuffled within each group (a negative control)" if config.get("shuffle_rewards") else ""
     decode = str(config.get("decode", "not recorded"))
     videos = len(suite.runs[0].cells) if suite.runs else 0
-    told = {
+    settings = {
         "Model": f"{backbone.get('name', 'not recorded')}, checkpoint {backbone.get('checkpoint', 'not recorded')}",
         "Rows": ", ".join(runs.row.label for runs in suite.rows),
         "Seeds": f"{', '.join(map(str, suite.seeds))} (a seed is a training run; the base has none)",
@@ -126,10 +127,10 @@ def _about(suite: Suite, records: Sequence[RunRecord]) -> list[tuple[str, str]]:
         + "".join(f", {which} {path}" for which, path in (config.get("prompts") or {}).items()),
         "Not in these tables": ", ".join(suite.ignored),
     }
-    return [(name, value) for name, value in told.items() if value]
+    return [(name, value) for name, value in settings.items() if value]
 
 
-def _headline(suite: Suite, table: pd.DataFrame, scores: Table) -> GridData:
+def _headline(suite: SuiteRecords, table: pd.DataFrame, scores: Table) -> GridData:
     """Overall, its difference to the base with interval, p after Holm and MDE, and the gold score if there is one."""
     names = [name for name in HEADLINE if table[name].notna().any()]
     digits = {name: formatting.decimals(table, name) for name in (*names, "overall_delta", "gold_overall_delta")}
@@ -153,7 +154,7 @@ def _headline(suite: Suite, table: pd.DataFrame, scores: Table) -> GridData:
     return GridData("Result", ["Row", "seeds", "Overall", "Overall - base", "p (Holm)", "MDE", *more], rows)
 
 
-def _prompts(suite: Suite) -> GridData:
+def _prompts(suite: SuiteRecords) -> GridData:
     """Overall of each held-out prompt: mean over the videos, and over the seeds of a row."""
     runs = suite.runs
     if not runs or "overall" not in runs[0].cells:
@@ -165,27 +166,28 @@ def _prompts(suite: Suite) -> GridData:
         if x is not None:
             columns[one.row.label] = x.mean(0).tolist()
     rows = [
-        [text, str(place), *(formatting.number(column[place]) for column in columns.values())]
-        for place, text in enumerate(texts)
+        [text, str(index), *(formatting.number(column[index]) for column in columns.values())]
+        for index, text in enumerate(texts)
     ]
     return GridData("Held-out prompts", ["Prompt", "number", *(f"Overall: {name}" for name in columns)], rows)
 
 
-def _texts(suite: Suite) -> list[tuple[str, str]]:
+def _texts(suite: SuiteRecords) -> list[tuple[str, str]]:
     record = suite.runs[0].record if suite.runs else None
-    told: dict[str, Any] = {"Configuration, defaults filled in": suite.config}
+    values: dict[str, Any] = {"Configuration, defaults filled in": suite.config}
     if record is not None:
-        told |= {"Fingerprint of the model": record.backbone, "Fingerprints of the scorers": record.evaluators}
-    return [(title, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True)) for title, value in told.items()]
+        values |= {"Fingerprint of the model": record.backbone, "Fingerprints of the evaluators": record.evaluators}
+    return [
+        (title, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True)) for title, value in values.items()
+    ]
 
 
-# the runs -----------------------------------------------------------------------------------------------------
 def _name(record: RunRecord) -> str:
     return record.row if record.seed is None else f"{record.row}, seed {record.seed}"
 
 
 def _gates(records: Sequence[tuple[Path, RunRecord]]) -> GridData:
-    """One line per run, one column per gate: passed, failed, absent, or not for this kind of run."""
+    """One line per run, one column per gate: passed, failed, absent, or not trained (for the base)."""
     names = list(dict.fromkeys([*GATES, *(name for _, record in records for name in record.gates)]))
     rows = [[_name(record), *(_gate(record, name) for name in names)] for _, record in records]
     return GridData("Validity gates", ["Run", *names], rows)
@@ -202,12 +204,12 @@ def _gate(record: RunRecord, name: str) -> str:
     else:
         verdict = "passed"
     details = gate.items() if isinstance(gate, Mapping) else ()
-    told = ", ".join(f"{key} {value}" for key, value in details if key != "passed" and not isinstance(value, Mapping))
-    return f"{verdict} ({told})" if told else verdict
+    text = ", ".join(f"{key} {value}" for key, value in details if key != "passed" and not isinstance(value, Mapping))
+    return f"{verdict} ({text})" if text else verdict
 
 
 def _environments(records: Sequence[RunRecord]) -> dict[str, str]:
-    """What runs were made with, as text, to a label; runs made with the same share one."""
+    """Software and hardware of the runs, as text, to a label; runs with the same environment share a label."""
     keys = dict.fromkeys(_environment(record) for record in records)
     return {key: f"E{number}" for number, key in enumerate(keys, 1)}
 
@@ -231,12 +233,7 @@ def _run(path: Path, record: RunRecord, environments: Mapping[str, str], page: P
     return RunLine(_name(record), record.status, texts, links)
 
 
-def _flat(value: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
-    """Dotted names and values of what is recorded; versions that are not installed are left out."""
-    told = []
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            told += _flat(item, f"{above}{name}.")
-        elif item is not None:
-            told.append((f"{above}{name}".removeprefix("packages."), str(item)))
-    return told
+def _environment_lines(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Dotted names and values of an environment, without packages that are not installed."""
+    values = flatten(environment)
+    return [(name.removeprefix("packages."), str(value)) for name, value in values.items() if value is not None]

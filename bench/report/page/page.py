@@ -1,4 +1,4 @@
-"""`bench report`: one page of HTML with everything about a suite or a study, from its records: `report.html`.
+"""`bench report`: one HTML page with all results of a suite or a study, from its records: `report.html`.
 
 The page needs no network and no script, and its bytes depend on the records, the stored gallery and matplotlib only.
 """
@@ -15,15 +15,15 @@ from typing import NamedTuple
 from markupsafe import Markup, escape
 
 from bench.core.errors import BenchError
-from bench.report.data.ablation import AblationLevel
-from bench.report.data.selection import Selection, levels_of
+from bench.report.data.ablation import AblationLevel, levels_of
+from bench.report.data.selection import Selection
 from bench.report.figures import plots
 from bench.report.figures.ablation import NAME as FOREST
 from bench.report.figures.ablation import render_ablation_figure
 from bench.report.figures.suite import FOLDER, render_figures
 from bench.report.page.chapters import RUN_HEAD, Chapter, GridData, build_chapter
 from bench.report.tables.ablation import ablation_sections
-from bench.report.tables.main import MainTable, load_contents
+from bench.report.tables.main import MainTable, load_main_table
 from bench.store.files import write_text
 
 PAGE, GALLERY = "report.html", "gallery.webp"
@@ -39,9 +39,9 @@ ALTS = {
 }
 CAPTIONS = {
     "gallery": "The same held-out prompts and the same noise for the base and for the trained policies of one seed; "
-    "prompts are spread evenly over the list, not picked. Scores under each video.",
+    "prompts are spread evenly over the list, not selected. Scores are under each video.",
     FOREST: "Differences to the base, with 95 % intervals over seeds and prompts; the first level of each group, "
-    "hollow, is its baseline, and the dotted line is its mean.",
+    "hollow, is the baseline, and the dotted line is its mean.",
 }
 
 
@@ -54,11 +54,11 @@ class Picture(NamedTuple):
     alt: str
     caption: str
     width: int | None = None
-    """Where it is known, in CSS pixels of 1/96 inch, so that the text of all figures has one size."""
+    """In CSS pixels of 1/96 inch, so that the text of all figures has one size; None if unknown."""
 
 
 class Ablation(NamedTuple):
-    """The part of a page that compares levels."""
+    """The part of the page that compares the levels of an ablation."""
 
     grids: Sequence[GridData]
     notes: Sequence[str]
@@ -68,8 +68,8 @@ class Ablation(NamedTuple):
 def build_report(folder: Path, suites: Mapping[str, tuple[Path, Selection]]) -> Path:
     """Write `report.html` into `folder`, that of the suite or the study, atomically.
 
-    `suites`: variant to the folder of its records and what is shown of them; "" for a suite that is no study. Records
-    that do not compare are a `BenchError`, and nothing is written.
+    `suites` has for each variant the folder of its records and the rows and seeds to show; the key is "" for a suite
+    that is not a study. Records that do not compare are a `BenchError`, and nothing is written.
     """
     path = folder / PAGE
     write_text(path, render_page(folder, suites))
@@ -77,14 +77,16 @@ def build_report(folder: Path, suites: Mapping[str, tuple[Path, Selection]]) -> 
 
 
 def render_page(folder: Path, suites: Mapping[str, tuple[Path, Selection]]) -> str:
-    """The text of the page, nothing written."""
-    found = {variant: load_contents(place, *plan) for variant, (place, plan) in suites.items()}
-    levels = levels_of({variant: contents.suite for variant, contents in found.items()})
-    chapters = [_chapter(found[variant], place, plan, folder) for variant, (place, plan) in suites.items()]
+    """The text of the page; the arguments are those of `build_report`."""
+    tables = {variant: load_main_table(records, *selection) for variant, (records, selection) in suites.items()}
+    levels = levels_of({variant: main.suite for variant, main in tables.items()})
+    chapters = [
+        _chapter(tables[variant], records, selection, page=folder) for variant, (records, selection) in suites.items()
+    ]
     return _template(
         title=folder.name,
         study="" not in suites,
-        nano=any(one.nano for one in chapters),
+        nano=any(chapter.nano for chapter in chapters),
         chapters=chapters,
         ablation=_ablation(levels, folder.name) if levels else None,
         run_head=RUN_HEAD,
@@ -92,7 +94,7 @@ def render_page(folder: Path, suites: Mapping[str, tuple[Path, Selection]]) -> s
 
 
 def rich(text: str) -> Markup:
-    """Escaped text in which `**bold**` and `code` are marked up, as the notes and cells of the tables write them."""
+    """Escaped text with markup for `**bold**` and `code`, as the notes and cells of the tables use them."""
     out, end = [], 0
     for match in MARKS.finditer(text):
         bold, code = match.groups()
@@ -102,31 +104,30 @@ def rich(text: str) -> Markup:
     return Markup("").join([*out, escape(text[end:])])
 
 
-# parts --------------------------------------------------------------------------------------------------------
-def _chapter(found: MainTable, place: Path, plan: Selection, page: Path) -> Chapter:
-    pictures, why = _pictures(found, place, plan)
-    made = build_chapter(found, place, page)
-    return dataclasses.replace(made, pictures=pictures, notes=[*made.notes, *why])
+def _chapter(main: MainTable, records: Path, selection: Selection, page: Path) -> Chapter:
+    pictures, notes = _pictures(main, records, selection)
+    chapter = build_chapter(main, records, page)
+    return dataclasses.replace(chapter, pictures=pictures, notes=[*chapter.notes, *notes])
 
 
-def _pictures(found: MainTable, place: Path, plan: Selection) -> tuple[list[Picture], list[str]]:
-    """Figures drawn from the records, the stored gallery, and the reason where the figures cannot be drawn."""
-    rows = ", ".join(runs.row.label for runs in found.suite.rows)
-    pictures, why = [], []
+def _pictures(main: MainTable, records: Path, selection: Selection) -> tuple[list[Picture], list[str]]:
+    """Figures drawn from the records and the stored gallery; a note if the figures cannot be drawn."""
+    rows = ", ".join(runs.row.label for runs in main.suite.rows)
+    pictures, notes = [], []
     try:
-        contents, captions = render_figures(place, *plan)
-    except BenchError as error:  # a suite whose runs all failed still has its page, which says so
-        why.append(f"**No figures: {error}**")
+        contents, captions = render_figures(records, *selection)
+    except BenchError as error:  # a suite whose runs all failed still has a page
+        notes.append(f"**No figures: {error}**")
     else:
         pictures = [
             _figure(TITLES[name], contents[f"{name}.png"], f"{ALTS[name]} ({rows}).", caption)
             for name, caption in captions.items()
         ]
-    gallery = place / FOLDER / GALLERY
+    gallery = records / FOLDER / GALLERY
     if gallery.is_file():
         alt = f"{ALTS['gallery']} ({rows})."
         pictures.insert(0, Picture("Videos", _uri("webp", gallery.read_bytes()), alt, CAPTIONS["gallery"]))
-    return pictures, why
+    return pictures, notes
 
 
 def _ablation(levels: Sequence[AblationLevel], title: str) -> Ablation:
@@ -141,7 +142,7 @@ def _ablation(levels: Sequence[AblationLevel], title: str) -> Ablation:
 
 
 def _figure(title: str, png: bytes, alt: str, caption: str) -> Picture:
-    """A drawn figure; bytes 16 to 19 of a PNG are its width in pixels, of which `drawing.DPI` are an inch."""
+    """A drawn figure; bytes 16 to 19 of a PNG are its width in pixels, at `plots.DPI` pixels per inch."""
     width = int.from_bytes(png[16:20], "big") * 96 // plots.DPI
     return Picture(title, _uri("png", png), alt, caption, width)
 

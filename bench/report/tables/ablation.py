@@ -18,33 +18,29 @@ from bench.report.data.ablation import (
     same_runs,
     settings_that_differ,
 )
-from bench.report.data.records import failed_gates, is_nano
-from bench.report.tables.main import HEADS as NAMES
-from bench.report.tables.main import Table
-from bench.report.tables.notes import nano_warning
-from bench.store.files import write_text
+from bench.report.data.records import is_nano
+from bench.report.tables.main import FOLDER, Table
+from bench.report.tables.main import HEADS as MAIN_HEADS
+from bench.report.tables.notes import effect_notes, nano_warning, run_notes
+from bench.store.files import write_files
 
-FOLDER, NAME = "tables", "ablation"
-#: Scores and their heads, those that decide first.
-HEADS = {name: NAMES[name] for name in SCORES}
-#: In place of a difference of the baseline to itself.
+NAME = "ablation"
+#: Scores and their column heads, the most important ones first.
+HEADS = {name: MAIN_HEADS[name] for name in SCORES}
+#: Cell for the difference of the baseline to itself.
 ITSELF = "-"
 
 
 def build_ablation(folder: Path | str, levels: Sequence[AblationLevel], title: str) -> dict[str, Path]:
-    """Write ablation.md, ablation.csv and ablation.tex atomically, as {file name: path}.
-
-    Levels that do not compare are a `BenchError`, and nothing is written; see `render_ablation`.
-    """
-    texts = render_ablation(levels, title)
-    paths = {name: Path(folder) / FOLDER / name for name in texts}
-    for name, path in paths.items():
-        write_text(path, texts[name])
-    return paths
+    """Write ablation.md, ablation.csv and ablation.tex atomically: {file name: path}; see `render_ablation`."""
+    return write_files(Path(folder) / FOLDER, render_ablation(levels, title))
 
 
 def render_ablation(levels: Sequence[AblationLevel], title: str) -> dict[str, str]:
-    """The text of each file, nothing written; `title` is the name of the suite or the study."""
+    """The text of each file; `title` is the name of the suite or the study.
+
+    Levels that do not compare are a `BenchError`.
+    """
     if not levels:
         raise BenchError(f"{title} has no ablation: give one method several rows, or the study several variants.")
     table = compare_levels(levels)
@@ -57,41 +53,37 @@ def render_ablation(levels: Sequence[AblationLevel], title: str) -> dict[str, st
 
 
 def ablation_sections(levels: Sequence[AblationLevel]) -> tuple[dict[str, Table], list[str]]:
-    """Title to head and lines of each part, and the notes."""
+    """Title to heads and lines of each section, and the notes."""
     table = compare_levels(levels)
     return _sections(levels, table), _notes(levels, table)
 
 
-# the parts ----------------------------------------------------------------------------------------------------
 def _sections(levels: Sequence[AblationLevel], table: pd.DataFrame) -> dict[str, Table]:
     return {
         "Scores": _scores(levels, table),
         "Differences": _differences(table),
-        "Single scores": _parts(table),
-        "Training": _course(table),
+        "Single scores": _single_scores(table),
+        "Training": _training(table),
     }
 
 
-def _lead(table: pd.DataFrame) -> list[list[str]]:
-    """Group and level of each line; the baseline is named, and a run that fails a gate is marked."""
-    lead = []
-    for is_first, (_, row) in zip(_firsts(table), table.iterrows(), strict=True):
-        marks = [" (baseline)"] if is_first else []
-        marks += [" †"] if row["failed_gates"] else []
-        lead.append([row["group"], row["level"] + "".join(marks)])
-    return lead
+def _lines(table: pd.DataFrame) -> list[tuple[list[str], bool, pd.Series[Any]]]:
+    """For each level its first two cells (group and level), whether it is the baseline of its group, and its numbers.
 
-
-def _firsts(table: pd.DataFrame) -> list[bool]:
-    """Whether each line is the baseline of its group."""
-    return [not repeated for repeated in table["group"].duplicated()]
+    The baseline and a level with a run that fails a gate are marked.
+    """
+    lines = []
+    for repeated, (_, row) in zip(table["group"].duplicated(), table.iterrows(), strict=True):
+        marks = ("" if repeated else " (baseline)") + (" †" if row["failed_gates"] else "")
+        lines.append(([row["group"], row["level"] + marks], not repeated, row))
+    return lines
 
 
 def _scores(levels: Sequence[AblationLevel], table: pd.DataFrame) -> Table:
     digits = {name: formatting.decimals(table, name) for name in HEADS}
     seeds = {(level.group, level.name): len(level.seeds) for level in levels}
     rows = []
-    for lead, (_, row) in zip(_lead(table), table.iterrows(), strict=True):
+    for lead, _, row in _lines(table):
         failed = f" ({row['n_failed']} failed)" if row["n_failed"] else ""
         count = f"{row['n_seeds']}/{seeds[row['group'], row['level']]}{failed}"
         rows.append([*lead, count, *[formatting.interval(row, name, digits[name]) for name in HEADS]])
@@ -102,7 +94,7 @@ def _differences(table: pd.DataFrame) -> Table:
     names = ("overall_delta", "to_first", "gold_overall_delta", "to_first_gold")
     digits = {name: formatting.decimals(table, name) for name in names}
     rows = []
-    for lead, is_first, (_, row) in zip(_lead(table), _firsts(table), table.iterrows(), strict=True):
+    for lead, is_first, row in _lines(table):
         line = []
         for base, first in (names[:2], names[2:]):
             line += [formatting.interval(row, base, digits[base])]
@@ -117,70 +109,59 @@ def _differences(table: pd.DataFrame) -> Table:
     return ["Group", "level", *heads], rows
 
 
-def _parts(table: pd.DataFrame) -> Table:
-    """The three scores of Overall against the baseline."""
+def _single_scores(table: pd.DataFrame) -> Table:
+    """Differences of VQ, MQ and TA to the baseline."""
     heads = {"to_first_vq": "VQ - baseline", "to_first_mq": "MQ - baseline", "to_first_ta": "TA - baseline"}
     digits = {name: formatting.decimals(table, name) for name in heads}
     rows = []
-    for lead, is_first, (_, row) in zip(_lead(table), _firsts(table), table.iterrows(), strict=True):
+    for lead, is_first, row in _lines(table):
         line = [ITSELF if is_first else formatting.interval(row, name, digits[name]) for name in heads]
         rows.append([*lead, *line])
     return ["Group", "level", *heads.values()], rows
 
 
-def _course(table: pd.DataFrame) -> Table:
-    """How training went: the spread of the steps' gradients, setbacks, how much of the gradient is the KL term's."""
+def _training(table: pd.DataFrame) -> Table:
+    """Training dynamics: gradient spread over steps, setbacks, share of the KL term."""
     names = ("grad_spread", "setback", "to_first_setback")
     digits = {name: formatting.decimals(table, name) for name in names[1:]}
     rows = []
-    for lead, is_first, (_, row) in zip(_lead(table), _firsts(table), table.iterrows(), strict=True):
+    for lead, is_first, row in _lines(table):
         fall = formatting.interval(row, "setback", digits["setback"])
-        beside = ITSELF if is_first else formatting.interval(row, "to_first_setback", digits["to_first_setback"])
-        rows.append([*lead, formatting.interval(row, "grad_spread", 1), fall, beside, _share(row["kl_share"])])
+        change = ITSELF if is_first else formatting.interval(row, "to_first_setback", digits["to_first_setback"])
+        rows.append([*lead, formatting.interval(row, "grad_spread", 1), fall, change, _share(row["kl_share"])])
     return ["Group", "level", "gradient spread", "setback", "setback - baseline", "KL share"], rows
 
 
 def _share(value: Any) -> str:
-    """Two significant digits: KL shares span orders of magnitude."""
+    """Two significant digits, because KL shares span orders of magnitude."""
     return formatting.MISSING if pd.isna(value) else f"{value:.2g}"
 
 
-# the notes ----------------------------------------------------------------------------------------------------
 def _notes(levels: Sequence[AblationLevel], table: pd.DataFrame) -> list[str]:
     tests = {name: int(table[f"{name}_p"].notna().sum()) for name in ("to_first", "to_first_gold")}
     notes = [
         _counts(levels),
         "Overall = VQ + MQ + TA per video; gold Overall = gold_VQ + gold_MQ + gold_TA. The training reward is left "
-        "out, as its weights may differ between levels.",
+        "out, because its weights may differ between levels.",
         "`x [lo, hi]` is a mean and its 95 % interval over seeds x prompts, both random. [n/a]: fewer than two seeds.",
         "The baseline is the first level of its group; differences to it are paired by seed and prompt, over the "
         "seeds that both levels finished. Differences to the base, the untrained model, are paired by prompt.",
         f"p is adjusted after Holm over all comparisons with a baseline: {tests['to_first']} of Overall and, apart "
         f"from these, {tests['to_first_gold']} of gold Overall. Bold only where the interval excludes 0 and the "
         "adjusted p is below 0.05. Differences to the base and those of single scores are not tested.",
-    ]
-    effects = table["to_first_mde"].dropna()
-    if len(effects):
-        notes.append(
-            "MDE: the smallest true difference to the baseline that a two-sided 5 % test, not adjusted, finds with a "
-            f"power of 80 %; for Overall {formatting.number(effects.min())} to {formatting.number(effects.max())}. "
-            "Smaller ones are not ruled out."
-        )
-    notes.append(
+        *effect_notes(table["to_first_mde"], "difference of Overall to the baseline"),
         "Gradient spread: largest over smallest gradient norm of the trained steps, geometric means over updates and "
-        "seeds; 1 is balanced. Setback: the deepest fall of the training reward (running mean of 5 updates) below "
-        "what it had reached, in standard deviations of the reward within a group at the start; mean over seeds. "
-        "Their intervals are Student's t over seeds."
-    )
-    notes.append(
+        "seeds; 1 is balanced. Setback: the largest fall of the training reward (running mean of 5 updates) below its "
+        "earlier maximum, in standard deviations of the reward within a group at the start; mean over seeds. Their "
+        "intervals are Student's t over seeds.",
         "KL share: norm of the KL term's gradient over the norm of the rest of the gradient, mean over the updates "
-        "that log both (a rest of 0 has no ratio), then over seeds. n/a: no update logged it."
-    )
+        "that record both (a rest of 0 has no ratio), then over seeds. n/a: not recorded.",
+    ]
     return [*notes, *_settings(levels), *_runs(levels)]
 
 
 def _counts(levels: Sequence[AblationLevel]) -> str:
-    """How many seeds and prompts stand behind a level."""
+    """Number of seeds and prompts of a level."""
     seeds = {tuple(level.seeds) for level in levels}
     named = ", ".join(map(str, next(iter(seeds)))) if len(seeds) == 1 else "not the same in all levels"
     counts = sorted(map(len, seeds))
@@ -190,43 +171,35 @@ def _counts(levels: Sequence[AblationLevel]) -> str:
 
 
 def _settings(levels: Sequence[AblationLevel]) -> list[str]:
-    """Which keys of the configuration differ within a group; groups that differ alike share a note."""
-    told: dict[str, list[str]] = {}
+    """Settings that differ within a group; groups with the same differences share a note."""
+    groups: dict[str, list[str]] = {}
     for name, group in grouped(levels).items():
         keys = []
         for key, values in settings_that_differ(group).items():
-            given = [f"{value} ({', '.join(names)})" for value, names in values.items()]
-            keys.append(f"`{key}` {', '.join(given)}")
+            texts = [f"{value} ({', '.join(names)})" for value, names in values.items()]
+            keys.append(f"`{key}` {', '.join(texts)}")
         if sum(bool(level.runs.finished) for level in group) > 1:
-            told.setdefault("; ".join(keys) or "none", []).append(name)
-    return [f"Settings that differ between the levels of {', '.join(names)}: {text}." for text, names in told.items()]
+            groups.setdefault("; ".join(keys) or "none", []).append(name)
+    return [
+        f"Settings that differ between the levels of {', '.join(names)}: {text}." for text, names in groups.items()
+    ]
 
 
 def _runs(levels: Sequence[AblationLevel]) -> list[str]:
-    """Runs that failed, fail a gate or have not run yet, and bases without a record."""
+    """Runs that failed, fail a gate or have not run yet; levels with the same runs; bases without a record."""
     notes = []
     for level in levels:
-        label = f"{level.group}, {level.name}"
-        for record in level.runs.failed:
-            notes.append(f"{label}, seed {record.seed} failed: {record.error or 'no reason recorded'}.")
-        waiting = len(level.seeds) - len(level.runs.finished) - len(level.runs.failed)
-        if waiting > 0:
-            notes.append(f"{label}: {waiting} of {len(level.seeds)} seeds have not run yet.")
-        for run in level.runs.finished:
-            if failed := failed_gates(run.record):
-                gates = ", ".join(failed)
-                notes.append(f"† {label}, seed {run.record.seed} fails the validity gate {gates}: do not cite it.")
+        notes += run_notes(f"{level.group}, {level.name}", level.runs, len(level.seeds))
     for group in grouped(levels).values():
         for level in group[1:]:
             if same_runs(level, group[0]):
                 notes.append(f"{level.group}, {level.name}: the same runs as {group[0].name}, nothing to compare.")
-    bare = dict.fromkeys(level.suite for level in levels if level.base is None)
-    if bare:
-        notes.append(f"The base of {', '.join(bare)} has no record yet, so no difference to it is shown.")
+    missing = dict.fromkeys(level.suite for level in levels if level.base is None)
+    if missing:
+        notes.append(f"The base of {', '.join(missing)} has no record yet, so differences to it are not shown.")
     return notes
 
 
-# the files ----------------------------------------------------------------------------------------------------
 def _markdown(levels: Sequence[AblationLevel], table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
     nano = any(is_nano(level.suite, level.config) for level in levels)
     parts = [f"# {title}: ablation", *([nano_warning(title)] if nano else [])]

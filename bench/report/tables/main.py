@@ -10,17 +10,17 @@ import pandas as pd
 
 from bench.report import formatting
 from bench.report.data.controls import control_notes, is_control
-from bench.report.data.pairwise import pairs_section
-from bench.report.data.records import Row, RowRuns, Suite, load_suite, stored_folder
+from bench.report.data.records import RowRuns, SuiteRecords, load_records, stored_folder
 from bench.report.data.reference import add_reference, reference_notes, reference_section
-from bench.report.data.summary import COUNTS, METRICS, PUBLISHED, add_published, summarise
-from bench.report.tables.notes import footnotes, warning
-from bench.store.files import write_text
+from bench.report.data.selection import BASE, Row
+from bench.report.data.summary import COUNTS, METRICS, PAIR_SCORES, PUBLISHED, add_published, pairs_of_rows, summarise
+from bench.report.tables.notes import footnotes, nano_warning
+from bench.store.files import write_files
 from bench.store.record import RUN
 
 FOLDER, NAME = "tables", "main"
 
-#: Metrics of the first table and their heads; `trained` and the differences follow in the second.
+#: Metrics of the section Scores and their column heads.
 HEADS = {
     "overall": "Overall",
     "vq": "VQ",
@@ -30,115 +30,99 @@ HEADS = {
     "pickscore": "PickScore",
     "gold_overall": "gold Overall",
 }
-#: Heads of what one run spent: the totals of `summary.COUNTS`, then time and memory.
+#: Column heads of the cost of one run: the totals of `summary.COUNTS`, then time and memory.
 COST_HEADS = (
     *("rollout NFE", "train NFE", "anchor NFE", "reward calls", "videos", "decodes", "updates"),
     *("minutes", "peak MB"),
 )
 Table = tuple[list[str], list[list[str]]]
-"""Head and lines of cells."""
+"""Column heads, and lines of cells."""
 
 
 class MainTable(NamedTuple):
-    """The numbers of a main table, and what stands beside them."""
+    """The numbers of a main table, the stored reference and the controls."""
 
-    suite: Suite
+    suite: SuiteRecords
     table: pd.DataFrame
-    """Columns of main.csv, one line per row, the base first."""
-    stored: Suite | None
+    """The columns of main.csv, one line per row, the base first."""
+    stored: SuiteRecords | None
     """The stored reference runs, if there are any."""
     controls: list[str]
     """One line per control."""
 
     @property
     def sections(self) -> dict[str, Table]:
-        """Title to head and lines of each section that has any."""
+        """Title to heads and lines of each section that has lines."""
         suite, table, stored = self.suite, self.table, self.stored
-        found: dict[str, Table] = {
+        sections: dict[str, Table] = {
             "Scores": _scores(suite, table),
             "Differences": _differences(table),
-            "Pairs of rows": pairs_section(suite),
+            "Pairs of rows": _pairs(suite),
             "Aggregates": _aggregates(table),
             "Further metrics": _others(suite, table),
             "What one run spent": _cost(suite, table),
             "Beside the stored reference": reference_section(suite, table, stored) if stored else ([], []),
             "Beside the published numbers": _published(table),
         }
-        return {title: section for title, section in found.items() if section[1]}
+        return {title: section for title, section in sections.items() if section[1]}
 
     def notes(self, controls: Sequence[str] = ()) -> list[str]:
-        """The notes under the table, `controls` among them."""
-        beside = reference_notes(self.suite, self.table, self.stored) if self.stored else []
-        return footnotes(self.suite, self.table, controls, beside)
+        """The notes under the table, with the lines of `controls`."""
+        reference = reference_notes(self.suite, self.table, self.stored) if self.stored else []
+        return [*footnotes(self.suite, self.table), *controls, *reference]
 
 
 def build_table(
-    suite_folder: Path | str,
-    rows: Sequence[Row] | None = None,
-    seeds: Sequence[int] | None = None,
-    reference: Path | None = None,
-    published: Path | None = None,
+    suite_folder: Path | str, rows: Sequence[Row] | None = None, seeds: Sequence[int] | None = None
 ) -> dict[str, Path]:
-    """Write main.md, main.csv and main.tex of a suite atomically, as {file name: path}; see `render_table`."""
-    texts = render_table(suite_folder, rows, seeds, reference, published)
-    paths = {name: Path(suite_folder) / FOLDER / name for name in texts}
-    for name, path in paths.items():
-        write_text(path, texts[name])
-    return paths
+    """Write main.md, main.csv and main.tex of a suite atomically: {file name: path}; see `load_main_table`."""
+    return write_files(Path(suite_folder) / FOLDER, render_table(load_main_table(suite_folder, rows, seeds)))
 
 
-def render_table(
-    suite_folder: Path | str,
-    rows: Sequence[Row] | None = None,
-    seeds: Sequence[int] | None = None,
-    reference: Path | None = None,
-    published: Path | None = None,
-) -> dict[str, str]:
-    """The text of each file, nothing written: {"main.md": ..., "main.csv": ..., "main.tex": ...}.
-
-    `rows` and `seeds` are the suite's (from its YAML); left out, the records' own configuration gives them.
-    `reference` is a folder of stored runs of the same suite (default: `results/reference/<suite>`, if there is one),
-    `published` the folder of published numbers. The suite's controls are looked up beside its own folder, then beside
-    the stored one. Unequal budgets, prompts, scorers or spending are a `BenchError`.
-    """
-    found = load_contents(suite_folder, rows, seeds, reference, published)
-    return {
-        f"{NAME}.md": _markdown(found),
-        f"{NAME}.csv": found.table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
-        f"{NAME}.tex": _tex(found.suite, found.table, found.controls),
-    }
-
-
-def load_contents(
+def load_main_table(
     suite_folder: Path | str,
     rows: Sequence[Row] | None = None,
     seeds: Sequence[int] | None = None,
     reference: Path | None = None,
     published: Path | None = None,
 ) -> MainTable:
-    """What the main table says, before it is text; the arguments are those of `render_table`."""
-    suite = load_suite(suite_folder, rows, seeds)
-    place = stored_folder(suite.name, reference)
+    """The numbers of a suite's main table, from its records.
+
+    `rows` and `seeds` are those of the suite's YAML; left out, they are taken from the records' own configuration.
+    `reference` is a folder of stored runs of the same suite (default: `results/reference/<suite>`, if it exists),
+    `published` the folder of published numbers. Controls are looked up beside the suite's folder, then beside
+    `reference`. Runs with other budgets, prompts, evaluators or spending are a `BenchError`.
+    """
+    suite = load_records(suite_folder, rows, seeds)
+    folder = stored_folder(suite.name, reference)
     stored = None
-    if any(place.rglob(RUN)) and place.resolve() != Path(suite_folder).resolve():
-        stored = load_suite(place, [runs.row for runs in suite.rows])
+    if any(folder.rglob(RUN)) and folder.resolve() != Path(suite_folder).resolve():
+        stored = load_records(folder, [runs.row for runs in suite.rows])
     table = add_reference(add_published(summarise(suite), suite, published), suite, stored)
-    return MainTable(suite, table, stored, control_notes(suite, Path(suite_folder).parent, place.parent))
+    return MainTable(suite, table, stored, control_notes(suite, Path(suite_folder).parent, folder.parent))
 
 
-# the parts ----------------------------------------------------------------------------------------------------
+def render_table(main: MainTable) -> dict[str, str]:
+    """The text of each file: {"main.md": ..., "main.csv": ..., "main.tex": ...}."""
+    return {
+        f"{NAME}.md": _markdown(main),
+        f"{NAME}.csv": main.table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
+        f"{NAME}.tex": _tex(main),
+    }
+
+
 def _label(row: pd.Series[Any]) -> str:
     return f"{row['row']} †" if row["failed_gates"] else str(row["row"])
 
 
-def _seeds(row: pd.Series[Any], suite: Suite) -> str:
-    if row["method"] == "base":
+def _seeds(row: pd.Series[Any], suite: SuiteRecords) -> str:
+    if row["method"] == BASE:
         return "-"
     failed = f" ({row['n_failed']} failed)" if row["n_failed"] else ""
     return f"{row['n_seeds']}/{len(suite.seeds)}{failed}"
 
 
-def _scores(suite: Suite, table: pd.DataFrame) -> Table:
+def _scores(suite: SuiteRecords, table: pd.DataFrame) -> Table:
     digits = {name: formatting.decimals(table, name) for name in HEADS}
     rows = [
         [
@@ -176,6 +160,22 @@ def _differences(table: pd.DataFrame) -> Table:
     return [*head, "Overall - best other", "p (Holm)", "best other row"], rows
 
 
+def _pairs(suite: SuiteRecords) -> Table:
+    """Every pair of trained rows; no lines with fewer than two rows or too many of them."""
+    table = pairs_of_rows(suite)
+    if table.empty:
+        return [], []
+    digits = {score: formatting.decimals(table, f"{score}_diff") for score in PAIR_SCORES}
+    lines = []
+    for _, row in table.iterrows():
+        line = [f"{row['row']} - {row['other']}"]
+        for score in PAIR_SCORES:
+            line.append(formatting.difference_cell(row, f"{score}_diff", digits[score]))
+            line.append(formatting.p_value(row[f"{score}_diff_p_holm"]))
+        lines.append(line)
+    return ["Pair", *[head for name in PAIR_SCORES.values() for head in (name, "p (Holm)")]], lines
+
+
 def _aggregates(table: pd.DataFrame) -> Table:
     names = {"trained": "trained score", "overall_iqm": "IQM of Overall", "improvement": "P(Overall > base)"}
     digits = {name: formatting.decimals(table, name) for name in names}
@@ -185,8 +185,8 @@ def _aggregates(table: pd.DataFrame) -> Table:
     return ["Row", *names.values()], rows
 
 
-def _others(suite: Suite, table: pd.DataFrame) -> Table:
-    """Every further metric that was scored: single gold scores, detectors of reward hacking."""
+def _others(suite: SuiteRecords, table: pd.DataFrame) -> Table:
+    """All further metrics that were scored: single gold scores, detectors of reward hacking."""
     names = [name for name in suite.columns if name not in METRICS]
     digits = {name: formatting.decimals(table, name) for name in names}
     rows = [
@@ -195,7 +195,7 @@ def _others(suite: Suite, table: pd.DataFrame) -> Table:
     return ["Row", *names], rows if names else []
 
 
-def _cost(suite: Suite, table: pd.DataFrame) -> Table:
+def _cost(suite: SuiteRecords, table: pd.DataFrame) -> Table:
     rows = []
     for (_, row), runs in zip(table.iloc[1:].iterrows(), suite.rows, strict=True):
         counts = [formatting.count(row[name]) for name in COUNTS]
@@ -204,7 +204,7 @@ def _cost(suite: Suite, table: pd.DataFrame) -> Table:
 
 
 def minutes_and_memory(runs: RowRuns) -> list[str]:
-    """Minutes per run (mean) and peak memory in MB (largest) of the finished runs."""
+    """Mean minutes per run and largest peak memory in MB of the finished runs, as text."""
     seconds = [sum(run.record.seconds.values()) for run in runs.finished if run.record.seconds]
     memory = [run.record.peak_memory_mb for run in runs.finished if run.record.peak_memory_mb is not None]
     minutes = formatting.number(sum(seconds) / len(seconds) / 60, 1) if seconds else formatting.MISSING
@@ -222,20 +222,20 @@ def _published(table: pd.DataFrame) -> Table:
     return ["Row", *heads], rows
 
 
-# the files ----------------------------------------------------------------------------------------------------
-def _markdown(found: MainTable) -> str:
-    suite, controls = found.suite, found.controls
-    parts = [f"# {suite.name}: main table", *([warning(suite)] if suite.nano else [])]
-    if is_control(suite):  # what a control is for stands above its numbers
+def _markdown(main: MainTable) -> str:
+    suite, controls = main.suite, main.controls
+    parts = [f"# {suite.name}: main table", *([nano_warning(suite.name)] if suite.nano else [])]
+    if is_control(suite):  # the verdict on a control comes before its numbers
         parts, controls = [*parts, *controls], []
-    for title, (header, rows) in found.sections.items():
+    for title, (header, rows) in main.sections.items():
         parts += [f"## {title}", formatting.markdown(header, rows)]
-    parts += ["## Notes", "\n".join(f"- {note}" for note in found.notes(controls))]
+    parts += ["## Notes", "\n".join(f"- {note}" for note in main.notes(controls))]
     return "\n\n".join(parts) + "\n"
 
 
-def _tex(suite: Suite, table: pd.DataFrame, controls: Sequence[str]) -> str:
-    notes = footnotes(suite, table, controls)
+def _tex(main: MainTable) -> str:
+    suite, table = main.suite, main.table
+    notes = [*footnotes(suite, table), *main.controls]
     head = "% Written by `bench table` from the run records; needs the package booktabs.\n"
     scores = formatting.tex_table(*_scores(suite, table), f"{suite.name}: scores", f"tab:{suite.name}-scores", notes)
     differences = formatting.tex_table(

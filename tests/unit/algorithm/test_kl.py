@@ -29,9 +29,9 @@ def coefficients(policy: KLPolicy, values: list[float], term: Any = "anchor") ->
 @pytest.mark.parametrize("policy", ["fixed", "moving", "dual"])
 def test_released_controller_follows_the_released_traces(name: str, policy: str) -> None:
     trace = TRACES[name]
-    made = kl_policy(policy, weight=trace["kl_weight"], min_weight=trace["kl_min_coef"])
-    got, want = coefficients(made, trace["kl_sequence"]), trace["coef_after_each_update"]
-    parity.within("methods: controller", got, want, 1e-12, relative=True)  # float64: a few roundings per tick
+    kl = kl_policy(policy, weight=trace["kl_weight"], min_weight=trace["kl_min_coef"])
+    actual, expected = coefficients(kl, trace["kl_sequence"]), trace["coef_after_each_update"]
+    parity.within("methods: controller", actual, expected, 1e-12, relative=True)  # float64: a few roundings per tick
 
 
 def test_the_weight_in_use_is_the_one_before_the_tick() -> None:
@@ -75,8 +75,8 @@ def test_terms_add_up_to_the_released_effective_kl() -> None:
     for name, want in GOLDEN["expected"]["sage"].items():
         logs = {"anchor": want["kl_moving_or_fixed"], "stepwise": want["kl_stepwise"]}
         for policy, key in (("dual", "effective_dual"), ("moving", "effective_single"), ("fixed", "effective_single")):
-            made = kl_policy(policy)
-            state = made.next_state(made.init_state(), logs)
+            kl = kl_policy(policy)
+            state = kl.next_state(kl.init_state(), logs)
             assert state["recent"] == [pytest.approx(want[key], rel=1e-6)], (name, policy)  # float32 origin
 
 

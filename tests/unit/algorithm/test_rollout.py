@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.algorithm.rollout import Rollout, RolloutConfig, noise, noisy_steps, sample, trained_steps
+from bench.algorithm.rollout import (
+    NoiseSource,
+    Rollout,
+    RolloutConfig,
+    Sampler,
+    noisy_steps,
+    trained_steps,
+)
 from bench.api import BenchError, Budget, DivergedError, Gaussian, Method
 from bench.core.ledger import Ledger
 from bench.flow import euler, predicted_x0
@@ -31,7 +38,7 @@ def settings(**changes: Any) -> RolloutConfig:
     return dataclasses.replace(RolloutConfig(BUDGET, "predicted_x0", "distinct", 7), **changes)
 
 
-def roll(
+def sample(
     method: Method,
     update: int = 0,
     anchors: tuple[str, ...] = (),
@@ -39,11 +46,18 @@ def roll(
     **changes: Any,
 ) -> Rollout:
     backbone = backbone or ToyBackbone()
-    return sample(backbone, method, backbone.encode(PROMPTS), settings(**changes), update, anchors, Ledger())
+    sampler = Sampler(backbone, method, settings(**changes), Ledger())
+    return sampler.sample(backbone.encode(PROMPTS), update, anchors)
+
+
+def noise(config: RolloutConfig, update: int, kind: str, step: int, shape: Any) -> Tensor:
+    """Noise of all samples of an update."""
+    samples = range(config.budget.prompts * config.budget.group_size)
+    return NoiseSource(config, update, shape).draw(kind, step, samples)
 
 
 def fresh_noise(rollout: Rollout, method: Method) -> Tensor:
-    """The standard normal draws behind the trained steps, solved from what the rollout kept."""
+    """The standard normal draws behind the trained steps, solved from what the rollout stored."""
     backbone, drawn = ToyBackbone(), []
     for n, i in enumerate(rollout.view.steps.tolist()):
         sigma, sigma_next = (rollout.sigmas[k].expand(6) for k in (i, i + 1))
@@ -56,7 +70,7 @@ def fresh_noise(rollout: Rollout, method: Method) -> Tensor:
 @pytest.mark.usefixtures("global_random_state_is_left_alone")
 def test_all_methods_see_the_same_noise_and_train_the_same_steps() -> None:
     first_step = settings(budget=dataclasses.replace(BUDGET, train_steps=4))
-    rollouts = {cls: (cls(), roll(cls(), budget=first_step.budget)) for cls in OURS}
+    rollouts = {cls: (cls(), sample(cls(), budget=first_step.budget)) for cls in OURS}
     expected = noise(first_step, 0, "initial", 0, ToyBackbone.latent_shape)
     fresh = torch.stack([noise(first_step, 0, "step", i, ToyBackbone.latent_shape) for i in range(4)])
     for method, rollout in rollouts.values():
@@ -68,7 +82,7 @@ def test_all_methods_see_the_same_noise_and_train_the_same_steps() -> None:
 
 @pytest.mark.parametrize("update", range(6))
 def test_trained_steps_are_the_same_for_all_methods(update: int) -> None:
-    chosen = {tuple(roll(cls(), update).view.steps.tolist()) for cls in OURS}
+    chosen = {tuple(sample(cls(), update).view.steps.tolist()) for cls in OURS}
     (steps,) = chosen
     assert len(steps) == 2
     assert list(steps) == sorted(set(steps))
@@ -76,11 +90,11 @@ def test_trained_steps_are_the_same_for_all_methods(update: int) -> None:
 
 
 def test_trained_steps_change_from_update_to_update_and_from_seed_to_seed() -> None:
-    assert len({tuple(roll(CPS(), u).view.steps.tolist()) for u in range(12)}) > 2
-    assert len({tuple(roll(CPS(), 0, seed=s).view.steps.tolist()) for s in range(12)}) > 2
+    assert len({tuple(sample(CPS(), u).view.steps.tolist()) for u in range(12)}) > 2
+    assert len({tuple(sample(CPS(), 0, seed=s).view.steps.tolist()) for s in range(12)}) > 2
 
 
-def test_noise_depends_on_prompt_member_step_round_and_seed_alone() -> None:
+def test_noise_depends_on_prompt_member_step_update_and_seed_alone() -> None:
     base, shape = settings(), ToyBackbone.latent_shape
     drawn = [
         noise(base, 0, "initial", 0, shape),
@@ -99,8 +113,8 @@ def test_noise_depends_on_prompt_member_step_round_and_seed_alone() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_micro_batch_changes_no_bit_of_a_rollout(method: Method, size: int) -> None:
     backbone = ToyBackbone()
-    whole = roll(method, anchors=("fixed",))
-    parts = roll(method, anchors=("fixed",), backbone=backbone, budget=dataclasses.replace(BUDGET, micro_batch=size))
+    whole = sample(method, anchors=("fixed",))
+    parts = sample(method, anchors=("fixed",), backbone=backbone, budget=dataclasses.replace(BUDGET, micro_batch=size))
     assert max(backbone.calls) == size
     for name in ("x", "x_next", "logp_old", "x0"):
         assert torch.equal(getattr(parts, name), getattr(whole, name)), name
@@ -109,20 +123,20 @@ def test_the_micro_batch_changes_no_bit_of_a_rollout(method: Method, size: int) 
 
 def test_group_noise_shared_gives_a_group_one_start_and_different_ends() -> None:
     all_steps = dataclasses.replace(BUDGET, train_steps=4)
-    shared = roll(CPS(), budget=all_steps, group_noise="shared")
+    shared = sample(CPS(), budget=all_steps, group_noise="shared")
     starts = shared.x[0].unflatten(0, (2, 3))
     assert torch.equal(starts, starts[:, :1].expand_as(starts))
     assert not torch.equal(starts[0], starts[1])
     assert len({tuple(row.flatten().tolist()) for row in shared.x0}) == 6
-    distinct = roll(CPS(), budget=all_steps)
+    distinct = sample(CPS(), budget=all_steps)
     assert torch.equal(distinct.x[0].unflatten(0, (2, 3))[:, 0], starts[:, 0])
     assert len({tuple(row.flatten().tolist()) for row in distinct.x[0]}) == 6
 
 
 @pytest.mark.parametrize("cls", OURS)
 def test_predicted_x0_ends_in_x_minus_sigma_v(cls: Any) -> None:
-    """With all noisy steps trained, the last kept x_next is the input of the last, deterministic step."""
-    rollout = roll(cls(), budget=dataclasses.replace(BUDGET, train_steps=4))
+    """With all noisy steps trained, the last stored x_next is the input of the last, deterministic step."""
+    rollout = sample(cls(), budget=dataclasses.replace(BUDGET, train_steps=4))
     x, sigma = rollout.x_next[-1], rollout.sigmas[4].expand(6)
     v = ToyBackbone().velocity(x, sigma, rollout.cond, 1.0).detach()
     assert torch.equal(rollout.x0, euler(x, v, sigma, torch.zeros(6)))
@@ -131,20 +145,20 @@ def test_predicted_x0_ends_in_x_minus_sigma_v(cls: Any) -> None:
 
 def test_final_latent_noises_and_trains_the_last_step() -> None:
     every = dataclasses.replace(BUDGET, train_steps=5)
-    rollout = roll(SAGEGRPO(), budget=every, decode="final_latent")
+    rollout = sample(SAGEGRPO(), budget=every, decode="final_latent")
     assert rollout.view.steps.tolist() == [0, 1, 2, 3, 4]
     assert torch.equal(rollout.x0, rollout.x_next[-1])
     last = fresh_noise(rollout, SAGEGRPO())[-1]
     torch.testing.assert_close(last, noise(settings(), 0, "step", 4, ToyBackbone.latent_shape), rtol=0, atol=1e-3)
     with pytest.raises(BenchError, match=r"SAGEGRPO makes 4 of 5 steps noisy, but budget\.train_steps is 5"):
-        roll(SAGEGRPO(), budget=every)
+        sample(SAGEGRPO(), budget=every)
 
 
 def test_anchor_velocities_are_those_of_the_frozen_base() -> None:
     backbone = ToyBackbone()
     with torch.no_grad():
         backbone.gain.add_(1.0)
-    rollout = roll(FlowGRPO(), anchors=("fixed",), backbone=backbone)
+    rollout = sample(FlowGRPO(), anchors=("fixed",), backbone=backbone)
     base = ToyBackbone()
     for n, i in enumerate(rollout.view.steps.tolist()):
         expected = base.velocity(rollout.x[n], rollout.sigmas[i].expand(6), rollout.cond, 1.0)
@@ -156,7 +170,7 @@ def test_a_rollout_counts_what_it_spends(guidance: float) -> None:
     ledger, times = Ledger(), 1 if guidance == 1 else 2
     budget = dataclasses.replace(BUDGET, guidance=guidance)
     backbone = ToyBackbone()
-    sample(backbone, CPS(), backbone.encode(PROMPTS), settings(budget=budget), 0, ("fixed",), ledger)
+    Sampler(backbone, CPS(), settings(budget=budget), ledger).sample(backbone.encode(PROMPTS), 0, ("fixed",))
     assert ledger.counts == {"nfe_rollout": 30 * times, "nfe_anchor": 12 * times, "videos": 6, "prompts": 2}
     assert sum(backbone.calls) == 30 + 12
 
@@ -199,18 +213,18 @@ class NoVariance(FlowGRPO):
 
 
 def test_a_method_chooses_among_its_noisy_steps_only() -> None:
-    assert roll(Window()).view.steps.tolist() == [1, 2]
-    assert roll(NamesItsOwn()).view.steps.tolist() == [1, 2]
+    assert sample(Window()).view.steps.tolist() == [1, 2]
+    assert sample(NamesItsOwn()).view.steps.tolist() == [1, 2]
     for faulty in (NamesAQuietStep, NamesOneTwice, NamesTooMany):
-        with pytest.raises(BenchError, match=rf"{faulty.__name__}\.train_steps returned .* 2 different noisy steps"):
-            roll(faulty())
+        with pytest.raises(BenchError, match=rf"{faulty.__name__}\.train_steps returned .*: return 2 different"):
+            sample(faulty())
     with pytest.raises(BenchError, match=r"WrongMask\.stochastic returned torch\.bool \[6\]: return bool \[5\]"):
-        roll(WrongMask())
+        sample(WrongMask())
 
 
 def test_the_quiet_steps_of_a_window_are_plain_euler() -> None:
     """Step 3 follows the window: from its input to the last step's, nothing random happens."""
-    rollout = roll(Window())
+    rollout = sample(Window())
     x, backbone = rollout.x_next[-1], ToyBackbone()
     for i in (3, 4):
         sigma, sigma_next = (rollout.sigmas[k].expand(6) for k in (i, i + 1))
@@ -220,7 +234,7 @@ def test_the_quiet_steps_of_a_window_are_plain_euler() -> None:
 
 def test_a_log_probability_that_is_not_finite_stops_the_run() -> None:
     with pytest.raises(DivergedError, match=r"log-probability of rollout step .* is not finite"):
-        roll(NoVariance())
+        sample(NoVariance())
 
 
 def test_the_mask_of_the_decode_rule() -> None:

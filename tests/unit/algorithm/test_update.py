@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from bench.algorithm.kl import KLPolicy, kl_policy
-from bench.algorithm.rollout import Rollout, RolloutConfig, sample
-from bench.algorithm.update import PROBE_EVERY, Advantages, Updater, UpdateStats, minibatches
+from bench.algorithm.rollout import Rollout, RolloutConfig, Sampler
+from bench.algorithm.update import PROBE_EVERY, Advantages, UpdateConfig, Updater, UpdateStats, minibatches
 from bench.api import BenchError, Budget, DivergedError, Method, Rewards
-from bench.core.ledger import Ledger, planned
+from bench.core.ledger import Ledger, planned_counts
 from methods.cps import CPS
 from methods.dance_grpo import DanceGRPO
 from methods.flow_grpo import FlowGRPO
@@ -30,8 +30,8 @@ LOOSE = 1e6  # a clip range that never acts
 
 
 @dataclasses.dataclass
-class Round:
-    """One rollout, its update, and all that they left."""
+class Outcome:
+    """One rollout and the results of its update."""
 
     backbone: ToyBackbone
     rollout: Rollout
@@ -44,20 +44,20 @@ class Round:
         return torch.cat([p.grad.flatten() for p in self.backbone.parameters() if p.grad is not None])
 
 
-def rewards(p: int, g: int, weights: dict[str, float] | None = None) -> Rewards:
+def make_rewards(p: int, g: int, weights: dict[str, float] | None = None) -> Rewards:
     values = torch.randn(2, p, g, generator=torch.Generator().manual_seed(3))
     return Rewards({"a": values[0], "b": values[1]}, weights or {"a": 0.5, "b": 2.0})
 
 
-def go(
+def run_update(
     method: Method,
     policy: KLPolicy | None = None,
-    given: Rewards | None = None,
+    rewards: Rewards | None = None,
     state: dict[str, Any] | None = None,
     start: float = 0.0,
     index: int = 0,
     **changes: Any,
-) -> Round:
+) -> Outcome:
     """A rollout of the base (shifted by `start`), then one update by plain gradient descent at rate 1."""
     backbone, ledger, policy = ToyBackbone(), Ledger(), policy or kl_policy("none")
     with torch.no_grad():
@@ -66,21 +66,20 @@ def go(
     anchors = [name for name, rule in policy.anchors().items() if rule.network]
     settings = RolloutConfig(budget, "predicted_x0", "distinct", 0)
     cond = backbone.encode(["one", "three", "a third"][: budget.prompts])
-    rollout = sample(backbone, method, cond, settings, 0, anchors, ledger)
+    rollout = Sampler(backbone, method, settings, ledger).sample(cond, 0, anchors)
     backbone.base = backbone._copy() if start else backbone.base
-    updater = Updater(
-        backbone, method, policy, torch.optim.SGD(backbone.parameters(), lr=1.0), budget, seed=0, ledger=ledger
-    )
-    given = given or rewards(budget.prompts, budget.group_size)
-    done, log = updater(rollout, given, state or policy.init_state(), index)
-    return Round(backbone, rollout, ledger, done, log)
+    optimizer = torch.optim.SGD(backbone.parameters(), lr=1.0)
+    updater = Updater(backbone, method, policy, optimizer, UpdateConfig(budget, seed=0), ledger)
+    rewards = rewards or make_rewards(budget.prompts, budget.group_size)
+    done, log = updater(rollout, rewards, state or policy.init_state(), index)
+    return Outcome(backbone, rollout, ledger, done, log)
 
 
 def test_loss_and_gradient_by_hand_for_two_samples() -> None:
     """FlowGRPO's update written out again in float64 for one prompt and two samples."""
     method = FlowGRPO(eta=0.7, clip_range=1e-4, equalizer="off")
-    given = Rewards({"a": torch.tensor([[1.0, 3.0]])}, {"a": 1.0})
-    done = go(method, given=given, prompts=1, group_size=2, micro_batch=2)
+    rewards = Rewards({"a": torch.tensor([[1.0, 3.0]])}, {"a": 1.0})
+    done = run_update(method, rewards=rewards, prompts=1, group_size=2, micro_batch=2)
     adv = torch.tensor([-1.0, 1.0], dtype=torch.float64) / (1 + 1e-4)  # mean 2, std (ddof 0) 1
 
     gain = torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True)
@@ -109,7 +108,7 @@ def test_loss_and_gradient_by_hand_for_two_samples() -> None:
 @pytest.mark.parametrize("cls", OURS)
 @pytest.mark.usefixtures("global_random_state_is_left_alone")
 def test_the_ratio_is_exactly_one_before_the_first_step(cls: Any) -> None:
-    done = go(cls(), start=0.05)
+    done = run_update(cls(), start=0.05)
     assert done.log.ratio_error == dict.fromkeys(done.rollout.view.steps.tolist(), 0.0)
     assert done.log.clipped == 0
     assert done.gradient().abs().max() > 0
@@ -119,8 +118,8 @@ def test_the_ratio_is_exactly_one_before_the_first_step(cls: Any) -> None:
 @pytest.mark.parametrize("policy", ["none", "fixed", "dual"])
 @pytest.mark.parametrize("size", [2, 4])
 def test_the_micro_batch_changes_the_gradient_by_rounding_only(cls: Any, policy: str, size: int) -> None:
-    made = kl_policy(policy, **({} if policy == "none" else {"controller": "constant", "weight": 0.3}))
-    whole, parts = (go(cls(), made, micro_batch=micro, start=0.05) for micro in (8, size))
+    kl = kl_policy(policy, **({} if policy == "none" else {"controller": "constant", "weight": 0.3}))
+    whole, parts = (run_update(cls(), kl, micro_batch=micro, start=0.05) for micro in (8, size))
     assert max(parts.backbone.calls) == size
     # the same numbers are added in another order: a few roundings of float32 (6e-8 each)
     error = float((parts.gradient() - whole.gradient()).abs().max() / whole.gradient().abs().max())
@@ -135,8 +134,8 @@ def test_the_micro_batch_changes_the_gradient_by_rounding_only(cls: Any, policy:
 
 
 def test_minibatches_make_their_own_steps_and_move_the_ratio() -> None:
-    one = go(CPS(clip_range=1e-4))
-    two = go(CPS(clip_range=1e-4), minibatches=2, micro_batch=4)
+    one = run_update(CPS(clip_range=1e-4))
+    two = run_update(CPS(clip_range=1e-4), minibatches=2, micro_batch=4)
     assert len(one.log.grad_norm) == one.ledger.counts["optimizer_steps"] == 1
     assert len(two.log.grad_norm) == two.ledger.counts["optimizer_steps"] == 2
     assert two.log.ratio_error == dict.fromkeys(two.rollout.view.steps.tolist(), 0.0)  # of the first step only
@@ -165,16 +164,16 @@ class Weighted(FlowGRPO):
 
 
 def test_step_weights_scale_the_policy_loss_and_not_the_kl() -> None:
-    plain, weighted = go(FlowGRPO()), go(Weighted())
+    plain, weighted = run_update(FlowGRPO()), run_update(Weighted())
     torch.testing.assert_close(weighted.gradient(), 3 * plain.gradient(), rtol=1e-5, atol=0)
     strong = kl_policy("fixed", controller="constant", weight=0.5)
-    still = Rewards({"a": torch.zeros(2, 4)}, {"a": 1.0})
-    (plain, weighted) = (go(m, strong, given=still, start=0.2) for m in (FlowGRPO(), Weighted()))
+    tied = Rewards({"a": torch.zeros(2, 4)}, {"a": 1.0})
+    (plain, weighted) = (run_update(m, strong, rewards=tied, start=0.2) for m in (FlowGRPO(), Weighted()))
     assert plain.gradient().abs().max() > 5e-5
     assert torch.equal(plain.gradient(), weighted.gradient())
 
 
-def anchor_terms(done: Round, method: Method) -> list[Tensor]:
+def anchor_terms(done: Outcome, method: Method) -> list[Tensor]:
     """The anchor's distance per trained step and sample, and the stepwise term, with gradient, by hand."""
     base, terms = ToyBackbone(), []
     for n, i in enumerate(done.rollout.view.steps.tolist()):
@@ -190,9 +189,9 @@ def anchor_terms(done: Round, method: Method) -> list[Tensor]:
 
 def test_the_fixed_anchor_enters_with_its_weight_before_the_tick() -> None:
     """With equal rewards the policy's loss has no gradient: what is left is the KL's, by hand for DanceGRPO."""
-    still = Rewards({"a": torch.ones(2, 4)}, {"a": 1.0})
+    tied = Rewards({"a": torch.ones(2, 4)}, {"a": 1.0})
     method, policy = DanceGRPO(), kl_policy("fixed", weight=0.5, min_weight=0.1)
-    done = go(method, policy, given=still, start=0.2)
+    done = run_update(method, policy, rewards=tied, start=0.2)
     terms = anchor_terms(done, method)
     expected = [float(term.mean()) for term in terms]
     assert done.state["recent"] == pytest.approx(expected, rel=1e-5)
@@ -213,7 +212,7 @@ def test_the_fixed_anchor_enters_with_its_weight_before_the_tick() -> None:
 def test_the_controller_ticks_once_per_trained_step_whatever_the_micro_batch() -> None:
     policy = kl_policy("fixed", weight=0.5, min_weight=0.1)
     for size, steps in ((8, 1), (2, 1), (2, 2)):
-        done = go(FlowGRPO(), policy, start=0.2, micro_batch=size, minibatches=steps)
+        done = run_update(FlowGRPO(), policy, start=0.2, micro_batch=size, minibatches=steps)
         assert done.state["ticks"] == 2 * steps
         assert done.state["coefficient"] == pytest.approx(0.1 + 0.4 * 2 * steps / 100)
         assert len(done.state["recent"]) == 2 * steps
@@ -221,11 +220,11 @@ def test_the_controller_ticks_once_per_trained_step_whatever_the_micro_batch() -
 
 def test_dual_has_an_anchor_and_a_stepwise_term() -> None:
     """The stepwise term is 0 in value at the first step, and its gradient adds its weight to every advantage."""
-    still = Rewards({"a": torch.ones(2, 4)}, {"a": 1.0})
+    tied = Rewards({"a": torch.ones(2, 4)}, {"a": 1.0})
     shared = {"controller": "constant", "weight": 0.2}
-    anchor = go(CPS(), kl_policy("fixed", **shared), given=still, start=0.2)
-    step = go(CPS(), kl_policy("stepwise", **shared, step_weight=0.5), given=still, start=0.2)
-    dual = go(CPS(), kl_policy("dual", **shared, anchor="fixed", step_weight=0.5), given=still, start=0.2)
+    anchor = run_update(CPS(), kl_policy("fixed", **shared), rewards=tied, start=0.2)
+    step = run_update(CPS(), kl_policy("stepwise", **shared, step_weight=0.5), rewards=tied, start=0.2)
+    dual = run_update(CPS(), kl_policy("dual", **shared, anchor="fixed", step_weight=0.5), rewards=tied, start=0.2)
     assert step.log.means()["kl_stepwise"] == dual.log.means()["kl_stepwise"] == 0.0
     assert dual.log.means()["kl_anchor"] == anchor.log.means()["kl_anchor"] > 0
     assert min(float(r.gradient().abs().max()) for r in (anchor, step)) > 1e-4
@@ -240,7 +239,7 @@ def test_dual_has_an_anchor_and_a_stepwise_term() -> None:
         def advantages(self, rewards: Rewards) -> Tensor:
             return torch.full((1, 2, 4), 0.1)
 
-    plus = go(PlusOne(clip_range=LOOSE), kl_policy("none"), given=still, start=0.2)
+    plus = run_update(PlusOne(clip_range=LOOSE), kl_policy("none"), rewards=tied, start=0.2)
     torch.testing.assert_close(step.gradient(), plus.gradient(), rtol=1e-5, atol=1e-7)
 
 
@@ -253,8 +252,8 @@ class PerReward(FlowGRPO):
 
 
 def test_one_advantage_per_reward_is_summed_with_the_suite_weights() -> None:
-    given = rewards(2, 4, {"a": 0.5, "b": 2.0})
-    both = go(PerReward(), given=given)
+    rewards = make_rewards(2, 4, {"a": 0.5, "b": 2.0})
+    both = run_update(PerReward(), rewards=rewards)
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Summed(FlowGRPO):
@@ -262,13 +261,13 @@ def test_one_advantage_per_reward_is_summed_with_the_suite_weights() -> None:
             total = 0.5 * rewards["a"] + 2.0 * rewards["b"]
             return (total - total.mean(1, keepdim=True))[None]
 
-    one = go(Summed(), given=given)
+    one = run_update(Summed(), rewards=rewards)
     torch.testing.assert_close(both.gradient(), one.gradient(), rtol=1e-4, atol=1e-6)  # linear where the ratio is 1
     assert both.gradient().abs().max() > 1e-3
-    credit = Advantages.of(PerReward(), given)
-    assert credit.adv.shape == (2, 8)
-    assert credit.weights == [0.5, 2.0]
-    assert Advantages.of(FlowGRPO(), given).weights == [1.0]
+    advantages = Advantages.compute(PerReward(), rewards)
+    assert advantages.adv.shape == (2, 8)
+    assert advantages.weights == [0.5, 2.0]
+    assert Advantages.compute(FlowGRPO(), rewards).weights == [1.0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -277,50 +276,53 @@ class BestHalf(FlowGRPO):
         return adv[0] >= adv[0].median(1, keepdim=True).values
 
 
-def test_select_trains_on_the_kept_samples_alone() -> None:
-    """Dropping samples equals giving them no advantage and dividing by the kept ones only."""
-    given = rewards(2, 4)
-    credit = Advantages.of(BestHalf(), given)
-    kept = credit.keep.float()
-    assert 0 < kept.sum() < 8
+def test_select_trains_on_the_selected_samples_alone() -> None:
+    """Dropping samples equals giving them no advantage and dividing by the number of selected ones."""
+    rewards = make_rewards(2, 4)
+    advantages = Advantages.compute(BestHalf(), rewards)
+    keep = advantages.keep.float()
+    assert 0 < keep.sum() < 8
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Zeroed(FlowGRPO):
         def advantages(self, rewards: Rewards) -> Tensor:
-            return super().advantages(rewards) * kept.reshape(1, 2, 4) * 8 / kept.sum()
+            return super().advantages(rewards) * keep.reshape(1, 2, 4) * 8 / keep.sum()
 
     torch.testing.assert_close(
-        go(BestHalf(), given=given).gradient(), go(Zeroed(), given=given).gradient(), rtol=1e-4, atol=1e-6
+        run_update(BestHalf(), rewards=rewards).gradient(),
+        run_update(Zeroed(), rewards=rewards).gradient(),
+        rtol=1e-4,
+        atol=1e-6,
     )
 
 
-def test_an_update_spends_its_budget_exactly() -> None:
-    done = go(SAGEGRPO(), minibatches=2, micro_batch=2)
+def test_an_update_spends_exactly_its_budget() -> None:
+    done = run_update(SAGEGRPO(), minibatches=2, micro_batch=2)
     done.ledger.spend("decodes", 8)
     done.ledger.call_reward("r", 8)
     done.ledger.settle(dataclasses.replace(BUDGET, minibatches=2, micro_batch=2), 1, 1)
-    assert done.ledger.counts["nfe_train"] == planned(BUDGET, 1, 1)["nfe_train"] == 3 * 8 * 2
+    assert done.ledger.counts["nfe_train"] == planned_counts(BUDGET, 1, 1)["nfe_train"] == 3 * 8 * 2
 
 
 def test_the_gradient_is_clipped_to_the_budget_norm() -> None:
-    free, bound = go(FlowGRPO()), go(FlowGRPO(), grad_clip=1e-3)
+    free, bound = run_update(FlowGRPO()), run_update(FlowGRPO(), grad_clip=1e-3)
     assert bound.log.grad_norm == free.log.grad_norm  # the norm before clipping
     assert float(bound.gradient().norm()) == pytest.approx(1e-3, rel=2e-4)  # torch adds 1e-6 to the norm it divides by
     assert float(free.gradient().norm()) > 5e-3
 
 
 def test_means_are_over_samples_and_trained_steps() -> None:
-    done = go(FlowGRPO(), start=0.05)
+    done = run_update(FlowGRPO(), start=0.05)
     assert done.log.count == 8 * 2
     assert done.log.means()["log_prob"] == pytest.approx(float(done.rollout.logp_old.mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_reward_that_is_not_finite_stops_the_run(bad: float) -> None:
-    given = rewards(2, 4)
-    given["b"][1, 2] = bad
+    rewards = make_rewards(2, 4)
+    rewards["b"][1, 2] = bad
     with pytest.raises(DivergedError, match="reward b is not finite"):
-        go(FlowGRPO(), given=given)
+        run_update(FlowGRPO(), rewards=rewards)
 
 
 class NoEpsilon(FlowGRPO):
@@ -361,9 +363,9 @@ class Explodes(FlowGRPO):
     ids=lambda value: type(value).__name__ if isinstance(value, Method) else "",
 )
 def test_a_faulty_hook_is_named(method: Method, error: type[BenchError], sentence: str) -> None:
-    given = Rewards({"a": torch.zeros(2, 4), "b": torch.zeros(2, 4)}, {"a": 1.0, "b": 1.0})
+    rewards = Rewards({"a": torch.zeros(2, 4), "b": torch.zeros(2, 4)}, {"a": 1.0, "b": 1.0})
     with pytest.raises(error, match=sentence) as raised:
-        go(method, given=given if isinstance(method, NoEpsilon) else None)
+        run_update(method, rewards=rewards if isinstance(method, NoEpsilon) else None)
     assert type(raised.value) is error
 
 
@@ -375,23 +377,23 @@ def test_a_policy_without_gradient_is_an_error_and_not_a_quiet_run() -> None:
 
     backbone, ledger = Frozen(), Ledger()
     settings = RolloutConfig(BUDGET, "predicted_x0", "distinct", 0)
-    rollout = sample(backbone, FlowGRPO(), backbone.encode(["one", "three"]), settings, 0, (), ledger)
+    rollout = Sampler(backbone, FlowGRPO(), settings, ledger).sample(backbone.encode(["one", "three"]), 0)
     optimizer = torch.optim.SGD(backbone.parameters(), lr=1.0)
-    updater = Updater(backbone, FlowGRPO(), kl_policy("none"), optimizer, BUDGET, 0, ledger)
+    updater = Updater(backbone, FlowGRPO(), kl_policy("none"), optimizer, UpdateConfig(BUDGET, seed=0), ledger)
     with pytest.raises(BenchError, match="no trained parameter got a gradient"):
-        updater(rollout, rewards(2, 4), {}, 0)
+        updater(rollout, make_rewards(2, 4), {}, 0)
 
 
 def test_the_gradient_norms_of_the_steps_are_those_of_their_parts() -> None:
     """Parts of the gradient by step, with the KL term off: all other steps' weights are set to zero."""
-    whole = go(FlowGRPO())
+    whole = run_update(FlowGRPO())
     for n, step in enumerate(whole.rollout.view.steps.tolist()):
 
         class Alone(FlowGRPO):
             def step_weights(self, sigmas: Tensor, only: int = step) -> Tensor:
                 return torch.nn.functional.one_hot(torch.tensor(only), len(sigmas) - 1).float()
 
-        alone = go(Alone())
+        alone = run_update(Alone())
         assert whole.log.grad_norm_of_step[step] == pytest.approx(float(alone.gradient().norm()), rel=1e-5)
         assert list(whole.log.grad_norm_of_step)[n] == step
 
@@ -405,8 +407,8 @@ def test_the_probe_splits_the_gradient_into_kl_and_policy(name: str, micro_batch
     """Against two further updates: one without the KL, whose gradient is the policy's part, and their difference."""
     params = {"anchor": "fixed"} if name == "dual" else {}
     policy = kl_policy(name, weight=0.5, controller="constant", **params)
-    both = go(SAGEGRPO(clip_range=LOOSE), policy, start=0.2, index=PROBED, micro_batch=micro_batch)
-    alone = go(SAGEGRPO(clip_range=LOOSE), start=0.2, index=PROBED, micro_batch=micro_batch)
+    both = run_update(SAGEGRPO(clip_range=LOOSE), policy, start=0.2, index=PROBED, micro_batch=micro_batch)
+    alone = run_update(SAGEGRPO(clip_range=LOOSE), start=0.2, index=PROBED, micro_batch=micro_batch)
     assert both.log.kl_gradient is not None
     assert both.log.kl_gradient["policy"] == pytest.approx(float(alone.gradient().norm()), rel=1e-5)
     kl = both.gradient() - alone.gradient()
@@ -417,7 +419,7 @@ def test_the_probe_splits_the_gradient_into_kl_and_policy(name: str, micro_batch
 def test_the_probe_changes_no_gradient() -> None:
     policy = kl_policy("dual", weight=0.5, controller="constant", anchor="fixed")
     probed, not_probed = (
-        go(SAGEGRPO(clip_range=LOOSE), policy, start=0.2, index=index, micro_batch=2) for index in (PROBED, 0)
+        run_update(SAGEGRPO(clip_range=LOOSE), policy, start=0.2, index=index, micro_batch=2) for index in (PROBED, 0)
     )
     assert not_probed.log.kl_gradient is None
     assert torch.equal(probed.gradient(), not_probed.gradient())
@@ -425,13 +427,12 @@ def test_the_probe_changes_no_gradient() -> None:
 
 @pytest.mark.parametrize(("every", "probed"), [(0, []), (2, [1, 3]), (3, [2])])
 def test_how_often_is_the_suites_choice(every: int, probed: list[int]) -> None:
-    optimizer = torch.optim.SGD(ToyBackbone().parameters(), lr=1.0)
-    updater = Updater(ToyBackbone(), FlowGRPO(), kl_policy("none"), optimizer, BUDGET, 0, Ledger(), probe_every=every)
-    assert [index for index in range(4) if updater._probes(index)] == probed
+    config = UpdateConfig(BUDGET, seed=0, probe_every=every)
+    assert [update for update in range(4) if config.probes(update)] == probed
 
 
 def test_without_a_kl_nothing_is_split() -> None:
-    assert go(FlowGRPO(), index=PROBED).log.kl_gradient is None
+    assert run_update(FlowGRPO(), index=PROBED).log.kl_gradient is None
 
 
 def test_a_detached_uncond_branch_reaches_the_velocity(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -443,19 +444,17 @@ def test_a_detached_uncond_branch_reaches_the_velocity(monkeypatch: pytest.Monke
         return velocity(self, x, sigma, cond, guidance, uncond_grad)
 
     monkeypatch.setattr(ToyBackbone, "velocity", spy)
-    done = go(FlowGRPO())
+    done = run_update(FlowGRPO())
     assert all(seen)
     updater = Updater(
         done.backbone,
         FlowGRPO(),
         kl_policy("none"),
         torch.optim.SGD(done.backbone.parameters(), lr=1.0),
-        BUDGET,
-        seed=0,
-        ledger=Ledger(),
-        uncond_grad=False,
+        UpdateConfig(BUDGET, seed=0, uncond_grad=False),
+        Ledger(),
     )
     seen.clear()
-    updater(done.rollout, rewards(2, 4), {}, 0)
+    updater(done.rollout, make_rewards(2, 4), {}, 0)
     assert seen == [False] * len(seen)
     assert seen

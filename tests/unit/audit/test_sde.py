@@ -22,11 +22,12 @@ from torch import Tensor
 
 from bench.api import BenchError, Gaussian, Method
 from bench.audit.sde import study
-from bench.audit.sde.kernel import ODE, QUIET, Kernel, Last, euler_kernel, read, refined_variance, terminal, with_eta
+from bench.audit.sde.kernel import ODE, QUIET, Kernel, Last, euler_kernel, read, refined_variance, terminal
 from bench.audit.sde.study import DATA_STDS, EULER, Contender, contenders, matched, solve_eta, summary
 from bench.backbones.gaussian import GaussianData, flow_line, marginal_variance, velocity_line
 from bench.cli import main
 from bench.flow import euler, predicted_noise, sigma_schedule
+from bench.suite.methods import with_eta
 from methods.cps import CPS
 from methods.dance_grpo import DanceGRPO
 from methods.flow_grpo import FlowGRPO

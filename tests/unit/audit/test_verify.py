@@ -13,15 +13,16 @@ import pandas as pd
 import pytest
 
 from bench import store
-from bench.audit.verify import verify
+from bench.audit.verify import packaged_suites, verify
 from bench.cli import main
 from bench.core.provenance import ROOT
-from bench.report.data.records import load_suite
-from bench.report.data.selection import levels_of, packaged_suites, rows_of
+from bench.report.data.ablation import levels_of
+from bench.report.data.records import load_records
+from bench.report.data.selection import rows_of
 from bench.report.tables.ablation import build_ablation
 from bench.report.tables.main import build_table
 from bench.store.replay import REPLAY
-from bench.suite.schema import Experiment
+from bench.suite.schema import Suite
 from tests.helpers.toy_records import CONFIG, ledger, write, write_suite
 
 RUN = "cps-fixed/seed-1"
@@ -80,7 +81,7 @@ def test_the_committed_reference_passes_for_its_controls() -> None:
 
 
 def test_a_failed_run_is_a_finding_and_the_exit_code_1(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spent = ledger(Experiment.model_validate(CONFIG), 6)
+    spent = ledger(Suite.model_validate(CONFIG), 6)
     write(results / "toy", "cps-fixed", 1, status="failed", error="reward is not finite.", ledger=spent)
     assert main(["verify", str(results)]) == 1
     out = capsys.readouterr().out.splitlines()
@@ -96,9 +97,9 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.Capture
 
 # one run ------------------------------------------------------------------------------------------------------
 Spoil = Callable[[Path], None]
-BUDGET = json.loads(Experiment.model_validate(CONFIG).model_dump_json())["budget"]
-TOLD = Experiment.model_validate(CONFIG).model_dump(mode="json")
-SPENT = ledger(Experiment.model_validate(CONFIG), 6)
+BUDGET = json.loads(Suite.model_validate(CONFIG).model_dump_json())["budget"]
+TOLD = Suite.model_validate(CONFIG).model_dump(mode="json")
+SPENT = ledger(Suite.model_validate(CONFIG), 6)
 
 
 def edit(name: str, old: str, new: str) -> Spoil:
@@ -127,13 +128,13 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "half a record": (lambda path: (path / store.RUN).write_text("{") and None, "is not valid at"),
     "unknown key": (lambda path: rewrite(path, extras=1), "is not valid at extras"),
     "no scores": (lambda path: (path / store.SCORES).unlink(), "scores.parquet cannot be read"),
-    "no scores named": (lambda path: rewrite(path, scores_digest=None), "names no scores"),
+    "no scores named": (lambda path: rewrite(path, scores_digest=None), "has no scores"),
     "other scores": (lambda path: rewrite(path, scores_digest="0" * 16), "do not belong to their record"),
     "no record": (lambda path: (path / store.RUN).unlink(), "an unfinished run"),
     "checkpoint": (put(store.CHECKPOINT), "checkpoint.pt: a checkpoint beside a finished record"),
-    "job": (put(store.JOB), "job.json: what a launcher told processes that are gone"),
-    "half a file": (put(".run.json.12.tmp"), ".run.json.12.tmp: no file of a run"),
-    "sample of no failure": (put(store.OFFENDING), "offending_sample.safetensors: no file of a run"),
+    "job": (put(store.JOB), "job.json: a job file for processes that have ended"),
+    "half a file": (put(".run.json.12.tmp"), ".run.json.12.tmp: not a file of a run"),
+    "sample of no failure": (put(store.OFFENDING), "offending_sample.safetensors: not a file of a run"),
     "replay": (put(REPLAY, "{}"), "replay.json is not valid"),
     "other folder": (move, "the record is of cps-fixed/seed-1"),
     "other start": (put(store.STARTED, "0123\n"), "was started with digest 0123"),
@@ -170,7 +171,7 @@ def test_a_planted_error_of_a_run_is_found(results: Path, name: str) -> None:
     spoil(results / "toy" / RUN)
     found = lines(results)
     assert any(message in line for line in found), found
-    unread = [line for line in lines(results, wrong=False) if "toy: not checked, since a run" in line]
+    unread = [line for line in lines(results, wrong=False) if "toy: not checked, because a run" in line]
     assert len(unread) == (name in BLOCKING)
     assert all("cps-fixed" in line for line in found), "only what was spoilt is told"
 
@@ -179,7 +180,7 @@ SCORES: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = {
     "no prompt": (lambda f: f[f["prompt_index"] != 35], "420 rows for 35 prompts, expected 432 = 36"),
     "no video": (lambda f: f[(f["prompt_index"] != 3) | (f["video"] != 1)], "432 = 36 prompts x 2 videos x 6"),
     "other video": (lambda f: f.assign(video=f["video"] + 1), "numbered from 0"),
-    "other prompt": (lambda f: f.assign(prompt=f["prompt"] + "!"), "scores.parquet calls prompt 0"),
+    "other prompt": (lambda f: f.assign(prompt=f["prompt"] + "!"), "prompt 0 is '"),
     "no evaluator": (lambda f: f[f["evaluator"] != "gold"], "scores are by ['videoalign'], not by ['gold',"),
 }  # fmt: skip
 
@@ -195,7 +196,7 @@ def test_prompts_that_changed_since_are_a_note(tmp_path: Path) -> None:
     write(tmp_path / "toy", "cps-fixed", 0, prompts_digest="of another commit")
     report = verify([tmp_path])
     assert [finding.wrong for finding in report.findings] == [False]
-    assert "they are checked for gaps only" in report.text
+    assert "only the numbers of prompts and videos are checked" in report.text
     assert report.text.endswith("all well, 1 to note")
     rescore(tmp_path / "toy" / "cps-fixed" / "seed-0", lambda f: f[f["prompt_index"] != 3])
     assert verify([tmp_path]).wrong == 1
@@ -242,8 +243,8 @@ def test_a_study_is_checked_with_the_order_of_its_variants(tmp_path: Path) -> No
         write(folder, "base", None, settings)
         for seed in (0, 1):
             write(folder, "cps-fixed", seed, settings, lift=0.1)
-        exp = Experiment.model_validate({**CONFIG, **settings})
-        suites[variant] = load_suite(folder, rows_of(exp.rows), exp.seeds)
+        suite = Suite.model_validate({**CONFIG, **settings})
+        suites[variant] = load_records(folder, rows_of(suite.rows), suite.seeds)
     paths = build_ablation(tmp_path / "toys", levels_of(suites), "toys")
     assert lines(tmp_path) == []
     text = paths["ablation.csv"].read_text(encoding="utf-8")

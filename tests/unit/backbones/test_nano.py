@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.api import BenchError, Conditioning
-from bench.backbones.hunyuanvideo15.backbone import HunyuanVideo15
+from bench.backbones.hunyuanvideo15 import HunyuanOptions, HunyuanVideo15
 from bench.core.rng import normal, stream
 from tests.helpers.nano_suite import CHECKPOINT
 
@@ -298,7 +299,7 @@ def test_a_prompt_with_a_special_token_is_refused(backbone: HunyuanVideo15, toke
 
 
 def test_a_prompt_that_is_too_long_is_refused(backbone: HunyuanVideo15) -> None:
-    with pytest.raises(BenchError, match=r"tokens, the model reads 1000: shorten it"):
+    with pytest.raises(BenchError, match=r"tokens, the model accepts 1000: shorten it"):
         backbone.encode(["red circle " * 1200])
 
 
@@ -354,3 +355,12 @@ def test_a_missing_weight_or_file_is_refused(copy: Path, part: str) -> None:
 def test_settings_that_do_not_fit_are_refused(params: dict[str, Any], sentence: str) -> None:
     with pytest.raises(BenchError, match=sentence):
         HunyuanVideo15(CHECKPOINT, **params)
+
+
+def test_the_constructor_lists_the_options_with_their_defaults() -> None:
+    """The harness checks the keys of `backbone.train` by this signature."""
+    parameters = inspect.signature(HunyuanVideo15).parameters
+    options = inspect.signature(HunyuanOptions).parameters
+    assert list(parameters) == ["checkpoint", "shard", *options]
+    assert all(parameters[name].default == option.default for name, option in options.items())
+    assert "settings" not in parameters

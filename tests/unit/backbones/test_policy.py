@@ -26,8 +26,7 @@ from bench.core.budget import Budget
 from bench.core.rng import stream
 from bench.store import record
 from bench.train import trainer
-from bench.train.run import execute
-from bench.train.trainer import Job, Trainer
+from bench.train.trainer import Trainer
 from tests.helpers.full_size import LONG, SHORT, gradients, latents, released, same, shake, velocity
 from tests.helpers.nano_suite import CHECKPOINT, run, tiny
 
@@ -190,8 +189,8 @@ def test_one_update_of_all_weights(tmp_path: Path) -> None:
     """Through the harness, with an anchor, to a record and a folder that diffusers loads."""
     from diffusers import HunyuanVideo15Transformer3DModel
 
-    exp = tiny("rows=[{method: sage_grpo, kl: fixed}]", *ONE_UPDATE, "backbone.train.lora_rank=0")
-    record = run(exp, tmp_path / "run")
+    suite = tiny("rows=[{method: sage_grpo, kl: fixed}]", *ONE_UPDATE, "backbone.train.lora_rank=0")
+    record = run(suite, tmp_path / "run")
     assert record.gates["ratio_audit"]["passed"]
     assert json.loads(record.backbone["settings"])["r"] == 0
     policy = load_file(tmp_path / "run" / "policy.safetensors")
@@ -262,7 +261,7 @@ def test_export_refuses_what_is_no_policy_of_this_record(
         other / "policy.safetensors",
     )
     assert main(["export", str(other), str(tmp_path / "out")]) == 2
-    assert "is of rank 4, but its record says 8: restore both files" in capsys.readouterr().err
+    assert "has rank 4, but its record has rank 8: restore both files" in capsys.readouterr().err
     (other / "policy.safetensors").unlink()
     assert main(["export", str(other), str(tmp_path / "out")]) == 2
     assert "cannot be read" in capsys.readouterr().err
@@ -274,7 +273,8 @@ def test_export_refuses_what_is_no_policy_of_this_record(
 def test_a_policy_of_another_rank_is_one_sentence(folder: Path) -> None:
     states = {rank: HunyuanVideo15(folder, lora_rank=rank).state_dict() for rank in (4, 8, 0)}
     wrong = (
-        r"other LoRA weights than this suite's backbone \({} there, rank 8 here\): give backbone.train the lora_rank"
+        r"other LoRA weights than this suite's backbone \({}, the suite has rank 8\): "
+        r"give backbone.train the lora_rank"
     )
     backbone = fresh(folder, lora_rank=8)
     before = [p.detach().clone() for p in backbone.parameters()]
@@ -367,16 +367,16 @@ class KilledError(Exception):
 
 @pytest.fixture
 def kill_in_the_second_update(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    whole, killed = Trainer._round, []
+    run_update, killed = Trainer.run_update, []
     monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 1)
 
-    def dying(self: Trainer, index: int, prompts: list[str]) -> None:
+    def dying(self: Trainer, index: int) -> None:
         if index == 1 and not killed:
             killed.append(index)
             raise KilledError
-        whole(self, index, prompts)
+        run_update(self, index)
 
-    monkeypatch.setattr(Trainer, "_round", dying)
+    monkeypatch.setattr(Trainer, "run_update", dying)
     return
 
 
@@ -391,11 +391,11 @@ MOVING = "rows=[{method: sage_grpo, kl: {name: dual, params: {every: 1, weight: 
 @pytest.mark.parametrize("name", RESUMED)
 @pytest.mark.usefixtures("kill_in_the_second_update")
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, name: str) -> None:
-    exp = tiny(MOVING, "evaluation.steps=1", *RESUMED[name])
+    suite = tiny(MOVING, "evaluation.steps=1", *RESUMED[name])
     with pytest.raises(KilledError):
-        run(exp, tmp_path / "killed")
+        run(suite, tmp_path / "killed")
     assert (tmp_path / "killed" / record.CHECKPOINT).exists()
-    resumed, whole = run(exp, tmp_path / "killed"), run(exp, tmp_path / "whole")
+    resumed, whole = run(suite, tmp_path / "killed"), run(suite, tmp_path / "whole")
     assert (resumed.ledger["restarts"], whole.ledger["restarts"]) == (1, 0)
     assert resumed.scores_digest == whole.scores_digest
     first, second = (load_file(tmp_path / part / "policy.safetensors") for part in ("killed", "whole"))
@@ -406,12 +406,12 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, name: str) -> Non
 @pytest.mark.usefixtures("kill_in_the_second_update")
 def test_resuming_with_another_rank_is_one_sentence(tmp_path: Path) -> None:
     """The digest already tells the runs apart; here it is made equal."""
-    exp = tiny("evaluation.steps=1")
+    suite = tiny("evaluation.steps=1")
     with pytest.raises(KilledError):
-        run(exp, tmp_path)
+        run(suite, tmp_path)
     other = tiny("evaluation.steps=1", "backbone.train.lora_rank=4")
-    with pytest.raises(BenchError, match=r"rank 8 there, rank 4 here"):
-        execute(Job(other, other.rows[0], 0, tmp_path, "d"), lambda phase, done, total: None)
+    with pytest.raises(BenchError, match=r"rank 8, the suite has rank 4"):
+        run(other, tmp_path)
 
 
 def test_tensors_of_a_policy_are_copies(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The promises of a backbone: the real one keeps them all, and each broken one is found."""
+"""The checks of a backbone: HunyuanVideo-1.5 passes all of them, and each planted fault is found."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.toy import ToyBackbone
 
 
 class Sound(ToyBackbone):
-    """The toy with all that is promised: guidance against an empty prompt, pixels, anchors in its state."""
+    """The toy with guidance against an empty prompt, pixels in [0, 1], and anchors in its state: it passes."""
 
     latent_shape = (2, 2, 2, 2)
     EMPTY = 0.5
@@ -57,46 +57,46 @@ def test_a_sound_backbone_passes() -> None:
 
 
 class Half(Sound):
-    def velocity(self, *given: Any) -> Tensor:
-        return super().velocity(*given).half()
+    def velocity(self, *inputs: Any) -> Tensor:
+        return super().velocity(*inputs).half()
 
 
 class Mixed(Sound):
-    """Latents less the batch's mean."""
+    """Subtracts the mean over the batch from its latents."""
 
-    def velocity(self, x: Tensor, *given: Any) -> Tensor:
-        return super().velocity(x - x.mean(0, keepdim=True), *given)
+    def velocity(self, x: Tensor, *inputs: Any) -> Tensor:
+        return super().velocity(x - x.mean(0, keepdim=True), *inputs)
 
 
 class Changing(Sound):
-    def velocity(self, x: Tensor, *given: Any) -> Tensor:
-        return super().velocity(x.add_(1), *given)
+    def velocity(self, x: Tensor, *inputs: Any) -> Tensor:
+        return super().velocity(x.add_(1), *inputs)
 
 
 class Noisy(Sound):
-    def velocity(self, x: Tensor, *given: Any) -> Tensor:
-        return super().velocity(x, *given) + 1e-4 * torch.randn(x.shape)
+    def velocity(self, x: Tensor, *inputs: Any) -> Tensor:
+        return super().velocity(x, *inputs) + 1e-4 * torch.randn(x.shape)
 
 
 class Timeless(Sound):
-    def velocity(self, x: Tensor, sigma: Tensor, *given: Any) -> Tensor:
-        return super().velocity(x, torch.ones_like(sigma), *given)
+    def velocity(self, x: Tensor, sigma: Tensor, *inputs: Any) -> Tensor:
+        return super().velocity(x, torch.ones_like(sigma), *inputs)
 
 
 class Scaled(Sound):
-    """The toy's own mistake: guidance multiplies the velocity."""
+    """Guidance multiplies the velocity."""
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Conditioning, guidance: float, uncond_grad: bool = True) -> Any:
         return super().velocity(x, sigma, cond, guidance) * guidance**2
 
 
 class Detached(Sound):
-    def velocity(self, *given: Any) -> Tensor:
-        return super().velocity(*given).detach().requires_grad_(True)
+    def velocity(self, *inputs: Any) -> Tensor:
+        return super().velocity(*inputs).detach().requires_grad_(True)
 
 
 class Adding(Sound):
-    """A fresh policy is the old one."""
+    """`reset` does nothing."""
 
     def reset(self, rng: torch.Generator) -> None:
         pass
@@ -118,7 +118,7 @@ class Left(Sound):
 
 
 class Trap(Sound):
-    """An anchor takes the policy's gradient away, as an adapter's switch does."""
+    """After an anchor's pass the policy has no gradient, as when an adapter is switched."""
 
     @contextmanager
     def as_anchor(self, name: str) -> Iterator[None]:
@@ -150,11 +150,11 @@ class Bright(Sound):
 
 
 class Padded(Sound):
-    """A prompt's states are cut to the shortest of the call, here: scaled by the number of prompts."""
+    """A prompt's states depend on the number of prompts in the call."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        found = super().encode(prompts)
-        return Conditioning([text * len(prompts) for text in found.text], found.glyph)
+        cond = super().encode(prompts)
+        return Conditioning([text * len(prompts) for text in cond.text], cond.glyph)
 
 
 class Nameless(Sound):
@@ -167,37 +167,37 @@ class Flat(Sound):
 
 
 @pytest.mark.parametrize(
-    ("made", "check", "says"),
+    ("faulty", "check", "message"),
     [
         (Half, "velocity", "velocity is torch.float16"),
         (Mixed, "independent samples", "the velocity of sample 0 alone and in a batch: they differ by"),
         (Changing, "repeatable", "two calls with the same inputs give different velocities"),
         (Noisy, "repeatable", "two calls with the same inputs give different velocities"),
-        (Noisy, "no global randomness", "moves torch's or numpy's global random state"),
+        (Noisy, "no global randomness", "changes torch's or numpy's global random state"),
         (Timeless, "inputs count", "the noise level changes no velocity"),
         (Scaled, "guidance", "guided velocities off the line through 1"),
         (Detached, "gradients", "only 0 of 2 trained tensors get a gradient"),
         (Adding, "reset", "reset with the same generator gives another policy"),
         (Stale, "anchors", "a refreshed anchor and the policy that it was made from"),
-        (Left, "anchors", "as_anchor does not give the policy back"),
+        (Left, "anchors", "as_anchor does not restore the policy"),
         (Trap, "anchor in between", "leaves no gradient"),
         (Leaky, "anchor in between", "changes the policy's gradient"),
-        (Forgetful, "state", "load_state_dict does not bring the policy of state_dict back"),
+        (Forgetful, "state", "load_state_dict does not restore the policy of state_dict"),
         (Bright, "decode", "decoded pixels leave [0, 1]"),
         (Padded, "prompts", "depend on the other prompts of the call"),
-        (Nameless, "fingerprint", "nothing says which weights made a video"),
+        (Nameless, "fingerprint", "fingerprint is empty"),
         (Flat, "declaration", "expected (c, f, h, w)"),
     ],
 )
-def test_each_broken_promise_is_found(made: Any, check: str, says: str) -> None:
-    found = {finding.check: finding.found for finding in backbone_violations(made())}
-    assert check in found, found
-    assert says in found[check]
+def test_each_broken_promise_is_found(faulty: Any, check: str, message: str) -> None:
+    messages = {violation.check: violation.message for violation in backbone_violations(faulty())}
+    assert check in messages, messages
+    assert message in messages[check]
     with pytest.raises(BenchError, match="fails the check"):
-        check_backbone(made())
+        check_backbone(faulty())
 
 
-def test_the_command_says_what_passed_and_what_did_not(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_passed_and_failed_checks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "hunyuanvideo15", "--params", "lora_rank=4"]) == 0
     assert f"hunyuanvideo15: {len(CHECKS)} checks passed (declaration, fingerprint," in capsys.readouterr().out
     assert main(["check", "tests.unit.checks.test_backbones:Bright"]) == 1

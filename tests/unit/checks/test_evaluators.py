@@ -16,7 +16,7 @@ from bench.api import BenchError, Evaluator, Metric
 from bench.checks.evaluators import CHECKS, check_evaluator, evaluator_violations
 from bench.checks.golden import GOLDEN
 from bench.cli import main
-from bench.suite.schema import resolve
+from bench.suite.paths import resolve
 
 
 class Sound(Evaluator):
@@ -32,7 +32,7 @@ class Sound(Evaluator):
 
     def score(self, videos: Tensor, prompts: Sequence[str], fps: float) -> dict[str, Tensor]:
         if videos.isnan().any():
-            raise BenchError("a pixel is no number: mend the generator.")
+            raise BenchError("a pixel is not a number: fix the generator.")
         with torch.no_grad():
             glow = torch.stack([self.net(video.flatten(1).mean(1))[0] for video in videos])
         return {"glow": glow, "fit": glow - torch.tensor([len(prompt) / 100 for prompt in prompts])}
@@ -90,8 +90,8 @@ class FirstDiffers(Sound):
     """The score depends on the place in the batch, as with a mask of the first row only."""
 
     def score(self, videos: Tensor, prompts: Sequence[str], fps: float) -> dict[str, Tensor]:
-        place = 1e-3 * (torch.arange(len(videos)) > 0)
-        return {name: values + place for name, values in super().score(videos, prompts, fps).items()}
+        offset = 1e-3 * (torch.arange(len(videos)) > 0)
+        return {name: values + offset for name, values in super().score(videos, prompts, fps).items()}
 
 
 class PromptMovesAll(Sound):
@@ -150,7 +150,7 @@ class FreshFingerprint(Sound):
 
 
 class DeadWeights(Sound):
-    """A second network that nothing asks, as when a head is loaded beside the one that is used."""
+    """A second network that is never called, as when a head is loaded beside the one that is used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,8 +178,8 @@ class OddSize(Sound):
 
 
 BROKEN: list[tuple[type[Evaluator], str, str]] = [
-    (NoUnit, "declaration", "glow names no unit"),
-    (NoMetrics, "declaration", "metrics is no mapping"),
+    (NoUnit, "declaration", "glow has no unit"),
+    (NoMetrics, "declaration", "metrics is not a mapping"),
     (UnknownPromptFree, "declaration", "prompt_free names ['MQ']"),
     (EmptyFingerprint, "fingerprint", "is empty"),
     (NumberFingerprint, "fingerprint", "holds ['frames']"),
@@ -192,7 +192,7 @@ BROKEN: list[tuple[type[Evaluator], str, str]] = [
     (Counts, "repeatable", "two calls with the same videos"),
     (Neighbours, "independent videos", "of a video alone differs"),
     (FirstDiffers, "independent videos", "differs by 0.001"),
-    (PromptMovesAll, "prompts", "glow is declared prompt_free, and another prompt moves it"),
+    (PromptMovesAll, "prompts", "glow is declared prompt_free, but another prompt changes it"),
     (PromptIgnored, "prompts", "fit is the same with other prompts"),
     (InPlace, "input unchanged", "changes the videos"),
     (EatsPrompts, "input unchanged", "changes the list of prompts"),
@@ -211,12 +211,12 @@ def test_a_sound_evaluator_passes() -> None:
     assert check_evaluator(Sound()) == CHECKS
 
 
-@pytest.mark.parametrize(("toy", "check", "found"), BROKEN, ids=lambda value: getattr(value, "__name__", None))
-def test_a_broken_promise_is_found_and_no_other(toy: type[Evaluator], check: str, found: str) -> None:
+@pytest.mark.parametrize(("toy", "check", "message"), BROKEN, ids=lambda value: getattr(value, "__name__", None))
+def test_a_broken_promise_is_found_and_no_other(toy: type[Evaluator], check: str, message: str) -> None:
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
-    findings = list(evaluator_violations(toy()))
-    assert [finding.check for finding in findings] == [check]
-    assert found in findings[0].found
+    violations = list(evaluator_violations(toy()))
+    assert [violation.check for violation in violations] == [check]
+    assert message in violations[0].message
     with pytest.raises(BenchError, match=f"{toy.__name__} fails the check '{check}'"):
         check_evaluator(toy())
     torch.set_rng_state(torch_state)
@@ -234,7 +234,6 @@ def test_weights_are_as_they_were_after_the_check() -> None:
     assert torch.equal(sound.net.weight, before)
 
 
-# the command --------------------------------------------------------------------------------------------------
 def check(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str], str]:
     code = main(["check", *words])
     out = capsys.readouterr()
@@ -297,7 +296,7 @@ def test_a_constructor_that_raises_is_a_finding(capsys: pytest.CaptureFixture[st
     code, lines, _ = check(capsys, "tests.unit.checks.test_evaluators:Unmade")
     assert code == 1
     assert "construction: KeyError: 'weights'" in lines[0]
-    assert lines[1] == "tests.unit.checks.test_evaluators:Unmade: cannot be checked further before that is mended"
+    assert lines[1] == "tests.unit.checks.test_evaluators:Unmade: cannot be checked further before that is fixed"
 
 
 class Unmade(Sound):
@@ -312,14 +311,14 @@ class Unmade(Sound):
         (["zzz"], "'zzz' is neither a method nor an evaluator nor a backbone: methods are cps, dance_grpo"),
         (["cps", "--nano"], "cps is a method: --params, --nano and --write-golden are not for methods"),
         (["clipscore", "--params", "checkpoint"], "--params takes KEY=VALUE, got 'checkpoint'"),
-        (["clipscore", "--params", "prefix=[a"], "a value is no YAML"),
+        (["clipscore", "--params", "prefix=[a"], "a value is not YAML"),
         (["clipscore", "--params", "prefx=a"], "did you mean 'prefix'?"),
         (["clipscore", "--nano", "--params", "checkpoint=x"], "--nano takes the packaged checkpoint"),
-        (["clipscore", "--params", "checkpoint=nowhere"], "folder nowhere does not exist"),
+        (["clipscore", "--params", "checkpoint=nowhere"], "nowhere does not exist"),
         (["tests.unit.checks.test_evaluators:Sound", "--write-golden"], "has no folder for golden scores"),
     ],
 )
 def test_a_wrong_call_is_exit_code_2(capsys: pytest.CaptureFixture[str], words: list[str], sentence: str) -> None:
-    code, _, said = check(capsys, *words)
+    code, _, stderr = check(capsys, *words)
     assert code == 2
-    assert sentence in said
+    assert sentence in stderr

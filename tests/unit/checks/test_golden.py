@@ -1,4 +1,4 @@
-"""Validity gate 2: an evaluator that does not reproduce its golden scores starts no run."""
+"""The golden-score gate: a run does not start with an evaluator that does not reproduce its golden scores."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bench.api import BenchError
 from bench.checks.golden import (
     CLIPS,
     GOLDEN,
-    _clips_digest,
     check_golden,
+    clips_digest,
     farthest_score,
     golden_path,
     measure_golden,
@@ -24,11 +24,12 @@ from bench.checks.golden import (
     write_golden,
 )
 from bench.cli import main
-from bench.core.manifest import verify_manifest, write_manifest
-from bench.launch.jobs import checkpoint_digest
+from bench.core.hashing import verify_manifest, write_manifest
 from bench.nano.gold import VQ_UNIT, Gold
 from bench.report.data.records import failed_gates
-from bench.suite.schema import NANO, resolve
+from bench.suite.paths import resolve
+from bench.suite.prepared import Checkpoint
+from bench.suite.schema import NANO
 from evaluators.clipscore import ClipScore
 from tests.helpers.nano_suite import run, tiny
 from tests.helpers.toy import NotANumberLater
@@ -58,10 +59,10 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def test_clips_are_the_same_numbers_everywhere() -> None:
-    """By formula: what is stored here was computed once; any change would change every golden score."""
+    """The sums here are stored: a change of a clip would change every golden score."""
     sums = {clip.name: int(clip.levels().long().sum()) for clip in CLIPS}
     assert sums == SUMS
-    assert _clips_digest(list(CLIPS)) == DIGEST
+    assert clips_digest(CLIPS) == DIGEST
     assert {(clip.size[0], clip.fps) for clip in CLIPS} == {(13, 8.0), (49, 24.0), (25, 12.0)}
     assert len({clip.name for clip in CLIPS}) == len(CLIPS)
 
@@ -69,8 +70,8 @@ def test_clips_are_the_same_numbers_everywhere() -> None:
 def test_clips_are_what_their_names_say() -> None:
     pixels = {clip.name: clip.pixels() for clip in CLIPS}
     assert (pixels["still"] == pixels["still"][:, :1]).all()
-    moved = (pixels["square"][0, 1:] != pixels["square"][0, :-1]).flatten(1).any(1)
-    assert moved.tolist() == [t != 5 for t in range(12)]  # it stands still where it turns
+    changed = (pixels["square"][0, 1:] != pixels["square"][0, :-1]).flatten(1).any(1)
+    assert changed.tolist() == [t != 5 for t in range(12)]  # it stands still where it turns
     red = (pixels["square"][0] > 0.5).sum((1, 2))
     assert (red == 25).all()  # it never leaves the frame
     assert pixels["wide texture"].std() > 0.25
@@ -83,12 +84,12 @@ def test_golden_scores_do_not_depend_on_the_order_of_work() -> None:
     assert farthest_score(together, alone)[0] < 1e-5
 
 
-def test_a_record_says_what_the_gate_found(tmp_path: Path) -> None:
+def test_a_record_has_the_result_of_the_gate(tmp_path: Path) -> None:
     record = run(tiny("evaluation.evaluators=[gold, clipscore]", "budget.updates=1"), tmp_path)
-    found = record.gates["golden_scores"]
-    assert found["passed"] is True
-    assert {name: entry["clips"] for name, entry in found["evaluators"].items()} == {"gold": 3, "clipscore": 7}
-    assert all(entry["largest"] <= entry["tolerance"] == 1e-5 for entry in found["evaluators"].values())
+    gate = record.gates["golden_scores"]
+    assert gate["passed"] is True
+    assert {name: entry["clips"] for name, entry in gate["evaluators"].items()} == {"gold": 3, "clipscore": 7}
+    assert all(entry["largest"] <= entry["tolerance"] == 1e-5 for entry in gate["evaluators"].values())
     assert failed_gates(record) == []
 
 
@@ -110,13 +111,13 @@ def test_an_evaluator_without_golden_scores_runs_and_the_record_says_so(tmp_path
     record = run(
         tiny("evaluation.evaluators=[gold, 'tests.helpers.toy:NotANumberLater']", "budget.updates=1"), tmp_path
     )
-    found = record.gates["golden_scores"]
-    assert found["passed"] is None
-    assert found["evaluators"]["tests.helpers.toy:NotANumberLater"] == {
+    gate = record.gates["golden_scores"]
+    assert gate["passed"] is None
+    assert gate["evaluators"]["tests.helpers.toy:NotANumberLater"] == {
         "passed": None,
         "not_available": "the checkpoint has no golden_scores.json",
     }
-    assert found["evaluators"]["gold"]["passed"] is True
+    assert gate["evaluators"]["gold"]["passed"] is True
     assert failed_gates(record) == []
 
 
@@ -133,7 +134,6 @@ def test_not_available_is_no_failure(gates: dict[str, Any], failed: list[str], t
     assert failed_gates(record) == failed
 
 
-# the file -----------------------------------------------------------------------------------------------------
 def test_every_packaged_scorer_has_golden_scores_of_its_dtype() -> None:
     for params in NANO["evaluator_params"].values():
         stored = read_golden(resolve(params["checkpoint"]) / GOLDEN)
@@ -218,9 +218,9 @@ def test_golden_scores_are_no_part_of_a_manifest_nor_of_a_digest(copy: Path) -> 
     write_manifest(copy)
     assert GOLDEN not in verify_manifest(copy)
     (copy / "manifest.json").unlink()
-    before = checkpoint_digest(str(copy))
+    before = Checkpoint(str(copy)).digest
     (copy / GOLDEN).unlink()
-    assert checkpoint_digest(str(copy)) == before
+    assert Checkpoint(str(copy)).digest == before
 
 
 def test_bench_nano_golden_writes_what_is_committed(tmp_path: Path) -> None:

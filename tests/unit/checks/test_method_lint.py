@@ -54,14 +54,14 @@ def test_every_broken_promise_is_a_line_and_the_next_method_is_checked(
     (folder / "bad_a.py").write_text(BAD)
     code, lines = check(capsys, "bad_a:Bad", "cps")
     assert code == 1
-    found = [tuple(line.split(": ")[:2]) for line in lines[:-2]]
-    assert found[0] == ("bad_a.py:6", "paper")  # the class, from its decorator on
-    assert ("bad_a.py:10", "transition") in found
-    assert ("bad_a.py:10", "affine-in-v") in found
-    assert ("bad_a.py:10", "no-noise-limit") in found
-    assert ("bad_a.py:13", "step_weights") in found
-    assert len({name for _, name in found}) == len(found)
-    assert lines[-2] == f"bad_a:Bad: {len(found)} of {len(CHECKS)} checks failed"
+    findings = [tuple(line.split(": ")[:2]) for line in lines[:-2]]
+    assert findings[0] == ("bad_a.py:6", "paper")  # the class, from its decorator on
+    assert ("bad_a.py:10", "transition") in findings
+    assert ("bad_a.py:10", "affine-in-v") in findings
+    assert ("bad_a.py:10", "no-noise-limit") in findings
+    assert ("bad_a.py:13", "step_weights") in findings
+    assert len({name for _, name in findings}) == len(findings)
+    assert lines[-2] == f"bad_a:Bad: {len(findings)} of {len(CHECKS)} checks failed"
     assert lines[-1].startswith("cps: ")
     (line,) = [line for line in lines if ": transition: " in line]
     assert "std is not finite" in line
@@ -91,7 +91,7 @@ def test_a_suite_adds_its_schedule(capsys: pytest.CaptureFixture[str], folder: P
         (
             "bad_c",
             "from bench.api import Method\n\nclass A(Method):\n    paper = 'none'\n",
-            "bad_c.py:3: construction: with its defaults the class cannot be made: Can't instantiate abstract class A",
+            "bad_c.py:3: construction: with its defaults the class cannot be constructed: Can't instantiate abstract",
         ),
         (
             "bad_d",
@@ -102,14 +102,14 @@ def test_a_suite_adds_its_schedule(capsys: pytest.CaptureFixture[str], folder: P
         ("bad_e", "import torch\nclass A(:\n", "bad_e.py:2: construction: SyntaxError"),
     ],
 )
-def test_a_class_that_cannot_be_made_is_a_finding(
+def test_a_class_that_cannot_be_constructed_is_a_finding(
     capsys: pytest.CaptureFixture[str], folder: Path, module: str, source: str, line: str
 ) -> None:
     (folder / f"{module}.py").write_text(source)
     code, lines = check(capsys, f"{module}:A", "cps")
     assert code == 1
     assert lines[0].startswith(line)
-    assert lines[1] == f"{module}:A: cannot be checked further before that is mended"
+    assert lines[1] == f"{module}:A: cannot be checked further before that is fixed"
     assert lines[2].startswith("cps: ")
 
 
@@ -118,7 +118,7 @@ def test_a_class_that_cannot_be_made_is_a_finding(
     [
         (["flow_gpro"], "did you mean 'flow_grpo'?"),
         (["nowhere:Thing"], "module 'nowhere' cannot be imported"),
-        (["pathlib:Path"], "no class that derives from bench.api.Method"),
+        (["pathlib:Path"], "is not a class that derives from bench.api.Method"),
         (["cps", "--suite", "none.yaml"], "suite none.yaml cannot be read"),
     ],
 )

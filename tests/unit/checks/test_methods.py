@@ -40,14 +40,14 @@ def test_check_takes_milliseconds(cls: Any) -> None:
     assert time.process_time() - start < 0.1
 
 
-def test_refused_schedule_keeps_the_remedy() -> None:
+def test_a_refused_schedule_is_reported_with_its_fix() -> None:
     with pytest.raises(BenchError, match=r"SAGEGRPO.*fewer steps or a smaller shift"):
         check_method(SAGEGRPO(), sigma_schedule(50, 9.0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sound(Method):
-    """A correct method in four lines; each faulty one below changes a single hook."""
+    """A correct method; each faulty one below changes one hook."""
 
     paper: ClassVar[str] = "none"
     eta: float = 0.3
@@ -249,7 +249,7 @@ FAULTS = {
     StdPerElement: ("transition", "std has shape"),
     AlwaysDouble: ("transition", "float32 in gives torch.float64"),
     WholeBatch: ("independent samples", "depends on the other samples"),
-    FirstIsSpecial: ("independent samples", "place in the batch"),
+    FirstIsSpecial: ("independent samples", "position in the batch"),
     Detached: ("gradient reaches v", "no gradient"),
     InPlace: ("purity", "transition changes its inputs"),
     OwnNoise: ("determinism", "two calls of transition with the same inputs differ"),
@@ -280,11 +280,11 @@ def test_the_sound_method_conforms() -> None:
 
 @pytest.mark.parametrize("cls", FAULTS, ids=lambda cls: cls.__name__)
 def test_a_broken_method_is_named_with_its_fault(cls: type[Sound]) -> None:
-    check, found = FAULTS[cls]
+    check, message = FAULTS[cls]
     with pytest.raises(BenchError) as error:
         check_method(cls())
     assert f"{cls.__name__} fails the check '{check}'" in str(error.value)
-    assert found in str(error.value)
+    assert message in str(error.value)
 
 
 class Undecorated(Sound):
@@ -313,13 +313,13 @@ def test_a_class_without_its_declarations_is_refused(cls: type[Method], sentence
 def test_all_broken_promises_are_found_and_none_spoils_another() -> None:
     """A method that changes its inputs, and one whose transition raises, still get every other check."""
     sigmas = sigma_schedule(10, 5.0)
-    assert [finding.check for finding in method_violations(InPlace(), sigmas)] == ["purity"]
-    assert {finding.check for finding in method_violations(OwnNoise(), sigmas)} >= {
+    assert [violation.check for violation in method_violations(InPlace(), sigmas)] == ["purity"]
+    assert {violation.check for violation in method_violations(OwnNoise(), sigmas)} >= {
         "determinism",
         "no global randomness",
     }
     refused = list(method_violations(SAGEGRPO(), sigma_schedule(50, 9.0)))
-    assert [finding.check for finding in refused] == ["transition", "steps"]
+    assert [violation.check for violation in refused] == ["transition", "steps"]
     assert isinstance(refused[0].cause, BenchError)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +13,9 @@ import yaml
 
 from bench import store
 from bench.cli import main
-from bench.core.manifest import write_manifest
+from bench.core.hashing import write_manifest
 from bench.launch import jobs
+from bench.suite.paths import PATH_RULE
 from tests.helpers.nano_suite import CHECKPOINT, NANO, TINY
 
 ROWS = "rows=[{method: flow_grpo, kl: fixed}, {method: cps}]"
@@ -24,7 +23,7 @@ ROWS = "rows=[{method: flow_grpo, kl: fixed}, {method: cps}]"
 
 def refused(capsys: pytest.CaptureFixture[str], results: Path, *overrides: str, suite: Path = NANO) -> str:
     """The one sentence with which `bench run` and `bench run --dry-run` refuse a suite, with exit code 2."""
-    said = set()
+    sentences = set()
     for extra in (["--dry-run"], []):
         assert main(["run", str(suite), *TINY, *overrides, "--results", str(results), *extra]) == 2
         out, err = capsys.readouterr()
@@ -32,8 +31,8 @@ def refused(capsys: pytest.CaptureFixture[str], results: Path, *overrides: str, 
         assert err.startswith("bench run: ")
         assert err.count("\n") == 1
         assert "Traceback" not in err
-        said.add(err)
-    (sentence,) = said
+        sentences.add(err)
+    (sentence,) = sentences
     return sentence
 
 
@@ -62,7 +61,7 @@ def refused_untouched(capsys: pytest.CaptureFixture[str], results: Path, *overri
         ("backbone.train={lora_rnk: 8}", "has no parameter 'lora_rnk': did you mean 'lora_rank'?"),
         ("budget.train_steps=4", "makes 3 of 4 steps noisy, but budget.train_steps is 4"),
         ("budget.micro_batch=3", "choose a budget.micro_batch that divides 4"),
-        ("seeds=[0, 0]", "hold one twice"),
+        ("seeds=[0, 0]", "contain one twice"),
         ("noise_policy={kind: matched_rss, rss: 50}", "lower rss"),
         ("nonsense=", "unknown key 'nonsense'"),
     ],
@@ -74,8 +73,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 
 
 def test_unknown_method_suggests_the_nearest(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    said = refused_untouched(capsys, tmp_path / "results", "rows=[{method: dance_gpro}]")
-    assert "known are cps, dance_grpo, flow_grpo, sage_grpo; did you mean 'dance_grpo'?" in said
+    sentence = refused_untouched(capsys, tmp_path / "results", "rows=[{method: dance_gpro}]")
+    assert "known are cps, dance_grpo, flow_grpo, sage_grpo; did you mean 'dance_grpo'?" in sentence
 
 
 def test_a_method_that_sets_the_budget_is_refused(
@@ -89,9 +88,9 @@ def test_a_method_that_sets_the_budget_is_refused(
         "    group_size: int = 64\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    said = refused_untouched(capsys, tmp_path / "results", "rows=[{method: 'greedy:Greedy'}]")
-    assert "greedy:Greedy declares the field 'group_size', which belongs to the suite's budget" in said
-    assert "under 'budget:' in the YAML" in said
+    sentence = refused_untouched(capsys, tmp_path / "results", "rows=[{method: 'greedy:Greedy'}]")
+    assert "greedy:Greedy declares the field 'group_size', which belongs to the suite's budget" in sentence
+    assert "under 'budget:' in the YAML" in sentence
 
 
 PROMPTS = "prompts={train: bench/prompts/nano_train.txt, heldout: bench/prompts/nano_heldout.txt}"
@@ -116,12 +115,12 @@ def test_a_good_copy_of_the_checkpoint_is_accepted(
 
 
 def test_a_missing_checkpoint_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path, checkpoint: Path) -> None:
-    said = refused_untouched(capsys, tmp_path / "results", PROMPTS, f"backbone.checkpoint={tmp_path / 'nothing'}")
-    assert f"checkpoint {tmp_path / 'nothing'} does not exist" in said
+    sentence = refused_untouched(capsys, tmp_path / "results", PROMPTS, f"backbone.checkpoint={tmp_path / 'nothing'}")
+    assert f"checkpoint {tmp_path / 'nothing'} does not exist" in sentence
     lost = checkpoint / "vae" / "diffusion_pytorch_model.safetensors"
     lost.unlink()
-    said = refused_untouched(capsys, tmp_path / "results", PROMPTS, f"backbone.checkpoint={checkpoint}")
-    assert "vae/diffusion_pytorch_model.safetensors cannot be read: No such file or directory" in said
+    sentence = refused_untouched(capsys, tmp_path / "results", PROMPTS, f"backbone.checkpoint={checkpoint}")
+    assert "vae/diffusion_pytorch_model.safetensors cannot be read: No such file or directory" in sentence
 
 
 def test_one_flipped_bit_in_a_checkpoint_is_named(
@@ -131,17 +130,50 @@ def test_one_flipped_bit_in_a_checkpoint_is_named(
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
-    said = refused_untouched(capsys, tmp_path / "results", PROMPTS, f"backbone.checkpoint={checkpoint}")
-    assert f"checkpoint file {weights} was altered: expected sha256" in said
+    sentence = refused_untouched(capsys, tmp_path / "results", PROMPTS, f"backbone.checkpoint={checkpoint}")
+    assert f"checkpoint file {weights} was altered: expected sha256" in sentence
 
 
 def test_a_suite_that_is_no_suite(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     results, path = tmp_path / "results", tmp_path / "suite.yaml"
-    assert "cannot be read (No such file or directory)" in refused(capsys, results, suite=path)
+    sentence = refused(capsys, results, suite=path)
+    assert f"suite {path} cannot be read (No such file or directory)" in sentence
+    assert PATH_RULE in sentence
     path.write_text("suite: [")
     assert "is not YAML" in refused(capsys, results, suite=path)
     path.write_text("- a\n- b\n")
-    assert "holds no mapping" in refused(capsys, results, suite=path)
+    assert "is not a mapping" in refused(capsys, results, suite=path)
+
+
+def test_packaged_suites_are_read_from_any_folder_and_results_lie_below_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["bench/configs/nano.yaml", *TINY]
+    assert main(["run", *words, "--dry-run"]) == 0
+    assert "suite tiny: 5 runs" in capsys.readouterr().out
+    assert main(["table", *words]) == 2
+    assert "bench table: results/tiny holds no records" in capsys.readouterr().err
+    (tmp_path / "nano").mkdir()
+    (tmp_path / "nano" / "mine.yaml").write_text("suite: [")  # a folder of this name is not the packaged checkpoint
+    assert main(["run", "nano/mine.yaml"]) == 2
+    assert "suite nano/mine.yaml is not YAML" in capsys.readouterr().err
+    assert main(["verify"]) == 2
+    assert "bench verify: results holds no run" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_the_message_of_the_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.suite.load.load_variants", interrupt)
+    monkeypatch.setattr("bench.audit.verify.verify", interrupt)
+    assert main(["run", str(NANO)]) == 130
+    assert capsys.readouterr().err.startswith("interrupted; finished runs are kept, and the same command continues")
+    assert main(["verify", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "interrupted; run the same command again\n"
 
 
 def test_dry_run_prints_rows_and_costs_and_trains_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -178,7 +210,6 @@ def test_arguments_that_cannot_be_meant_are_refused(
     assert sentence in capsys.readouterr().err
 
 
-# a whole suite ------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def same_sources() -> Iterator[None]:
     """Someone who edits a source while the tests run makes another suite of it; here the sources stay."""
@@ -217,7 +248,10 @@ def test_a_second_call_trains_nothing(finished: Path, capsys: pytest.CaptureFixt
     before = {path: path.stat().st_mtime_ns for path in files}
     assert any(path.name == store.TRAIN for path in before)
     assert main(again(finished)) == 0
-    assert "3 of 3 runs are finished already" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "3 of 3 runs are finished already" in err
+    table = shlex.split(err.splitlines()[-1].partition("print the table with: ")[2])
+    assert table == ["bench", "table", str(NANO), *TINY, ROWS, "--results", str(finished)]
     assert {path: path.stat().st_mtime_ns for path in files} == before
     assert main(again(finished, "--dry-run")) == 0
     out = capsys.readouterr().out
@@ -227,9 +261,9 @@ def test_a_second_call_trains_nothing(finished: Path, capsys: pytest.CaptureFixt
 
 def test_another_suite_in_the_same_folder_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "tiny/base/run.json").read_bytes()
-    said = refused(capsys, finished, ROWS, "budget.lr=1e-3")
-    assert "holds another run: " in said
-    assert "write elsewhere with --results" in said
+    sentence = refused(capsys, finished, ROWS, "budget.lr=1e-3")
+    assert "holds another run: " in sentence
+    assert "write elsewhere with --results" in sentence
     assert (finished / "tiny/base/run.json").read_bytes() == before
 
 
@@ -292,34 +326,6 @@ def test_a_record_that_was_cut_is_refused(finished: Path, capsys: pytest.Capture
     path.write_text(path.read_text()[:100])
     assert main(again(copy)) == 2
     assert f"record {path} is not valid" in capsys.readouterr().err
-
-
-# start-up -----------------------------------------------------------------------------------------------------
-HEAVY = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_clip", "scipy", "pandas")
-
-
-def python(code: str) -> str:
-    """What this code prints in a process of its own."""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import bench.cli",
-        "from bench.cli import main\ntry: main(['--help'])\nexcept SystemExit as stop: assert stop.code == 0",
-        f"from bench.suite.load import load\nload({str(NANO)!r})",
-    ],
-    ids=["import", "--help", "load a suite"],
-)
-def test_starting_imports_nothing_heavy(code: str) -> None:
-    out = python(f"import sys, json\n{code}\nprint(json.dumps([n for n in {HEAVY} if n in sys.modules]))")
-    assert json.loads(out.splitlines()[-1]) == []
-
-
-def test_help_names_every_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "bench.cli", "--help"], capture_output=True, text=True, check=True)
-    assert all(command in done.stdout for command in ("run", "table", "check", "nano"))
 
 
 def test_the_nano_suite_itself_is_valid(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

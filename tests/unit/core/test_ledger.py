@@ -8,7 +8,7 @@ import pytest
 
 from bench.core.budget import Budget
 from bench.core.errors import BenchError
-from bench.core.ledger import Ledger, planned
+from bench.core.ledger import Ledger, planned_counts
 
 BUDGET = Budget(
     updates=2,
@@ -26,7 +26,7 @@ BUDGET = Budget(
 
 def spent(updates: int = 1) -> Ledger:
     ledger = Ledger()
-    for name, amount in planned(BUDGET, 1, updates).items():
+    for name, amount in planned_counts(BUDGET, 1, updates).items():
         if name == "reward_calls":
             ledger.call_reward("videoalign", amount)
         else:
@@ -35,7 +35,7 @@ def spent(updates: int = 1) -> Ledger:
 
 
 def test_planned_numbers_of_a_budget() -> None:
-    assert planned(BUDGET, 2, 3) == {
+    assert planned_counts(BUDGET, 2, 3) == {
         "nfe_rollout": 3 * 8 * 5,
         "nfe_train": 3 * 3 * 8 * 3,
         "reward_calls": 2 * 3 * 8,
@@ -49,8 +49,8 @@ def test_planned_numbers_of_a_budget() -> None:
 
 def test_guidance_doubles_the_network_calls() -> None:
     guided = Budget(updates=1, prompts=1, group_size=2, steps=4, train_steps=2, shift=5.0, guidance=6.0, lr=1e-3)
-    assert planned(guided, 1, 1)["nfe_rollout"] == 2 * 4 * 2
-    assert planned(guided, 1, 1)["nfe_train"] == 3 * 2 * 2 * 2
+    assert planned_counts(guided, 1, 1)["nfe_rollout"] == 2 * 4 * 2
+    assert planned_counts(guided, 1, 1)["nfe_train"] == 3 * 2 * 2 * 2
 
 
 def test_what_the_budget_says_settles() -> None:
@@ -64,7 +64,7 @@ def test_what_the_budget_says_settles() -> None:
 def test_any_surplus_or_shortfall_is_refused(name: str, amount: int) -> None:
     ledger = spent()
     ledger.spend(name, amount)
-    with pytest.raises(BenchError, match=f"{name} is {planned(BUDGET, 1, 1)[name] + amount} after 1 updates"):
+    with pytest.raises(BenchError, match=f"{name} is {planned_counts(BUDGET, 1, 1)[name] + amount} after 1 updates"):
         ledger.settle(BUDGET, 1, 1)
 
 

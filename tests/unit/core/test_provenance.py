@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import subprocess
 from pathlib import Path
@@ -11,9 +12,8 @@ import pytest
 
 from bench.api import BenchError
 from bench.core import provenance
-from bench.core.hashing import canonical_json, digest, plain, sha256_file
-from bench.core.manifest import MANIFEST, verify_manifest, write_manifest
-from bench.core.provenance import git_state, lock_digest, package_versions, source_digest
+from bench.core.hashing import MANIFEST, canonical_json, digest, plain, sha256_file, verify_manifest, write_manifest
+from bench.core.provenance import ROOT, SOURCE_ROOMS, git_state, lock_digest, package_versions, source_digest
 
 
 def test_digest_is_canonical() -> None:
@@ -25,10 +25,10 @@ def test_digest_is_canonical() -> None:
     assert digest({"a": 1}) == hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def test_digest_refuses_what_json_cannot_say() -> None:
+def test_digest_refuses_what_json_cannot_hold() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         digest({"a": float("nan")})
-    with pytest.raises(TypeError, match="object has no place"):
+    with pytest.raises(TypeError, match="object cannot be stored in a record"):
         digest(object())
 
 
@@ -52,8 +52,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_manifest_accepts_what_it_was_written_for(checkpoint: Path) -> None:
-    found = verify_manifest(checkpoint)
-    assert found == {
+    assert verify_manifest(checkpoint) == {
         "config.json": hashlib.sha256(b"{}").hexdigest(),
         "part/weights.bin": hashlib.sha256(b"12345678").hexdigest(),
     }
@@ -67,8 +66,8 @@ def test_manifest_names_a_missing_file(checkpoint: Path) -> None:
 
 def test_manifest_names_a_changed_bit(checkpoint: Path) -> None:
     (checkpoint / "part" / "weights.bin").write_bytes(b"12345679")
-    expected, found = (hashlib.sha256(text).hexdigest() for text in (b"12345678", b"12345679"))
-    with pytest.raises(BenchError, match=rf"weights\.bin was altered: expected sha256 {expected}, found {found}"):
+    expected, actual = (hashlib.sha256(text).hexdigest() for text in (b"12345678", b"12345679"))
+    with pytest.raises(BenchError, match=rf"weights\.bin was altered: expected sha256 {expected}, found {actual}"):
         verify_manifest(checkpoint)
 
 
@@ -79,7 +78,7 @@ def test_manifest_names_a_truncated_file(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"a": 1}', '{"a": {"bytes": 1}}'])
-def test_manifest_that_is_none_is_refused(checkpoint: Path, text: str) -> None:
+def test_an_invalid_manifest_is_refused(checkpoint: Path, text: str) -> None:
     (checkpoint / MANIFEST).write_text(text)
     with pytest.raises(BenchError, match="checkpoint manifest"):
         verify_manifest(checkpoint)
@@ -90,18 +89,69 @@ def test_manifest_that_is_missing_is_refused(tmp_path: Path) -> None:
         verify_manifest(tmp_path)
 
 
-def test_source_digest_sees_content_and_names(tmp_path: Path) -> None:
-    (tmp_path / "bench").mkdir()
-    file = tmp_path / "bench" / "a.py"
-    file.write_text("x = 1\n")
-    (tmp_path / "bench" / "notes.md").write_text("not a source")
-    first = source_digest(tmp_path)
-    (tmp_path / "bench" / "notes.md").write_text("changed")
-    assert source_digest(tmp_path) == first
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A small project: one file in a room that counts, one outside."""
+    for name in ("bench/core/a.py", "bench/report/page.py"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("x = 1\n")
+    return tmp_path
+
+
+def test_source_digest_depends_on_code_and_names(sources: Path) -> None:
+    file = sources / "bench" / "core" / "a.py"
+    first = source_digest(sources)
     file.write_text("x = 2\n")
-    second = source_digest(tmp_path)
-    file.rename(tmp_path / "bench" / "b.py")
-    assert len({first, second, source_digest(tmp_path)}) == 3
+    second = source_digest(sources)
+    file.rename(file.with_name("b.py"))
+    assert len({first, second, source_digest(sources)}) == 3
+
+
+def test_source_digest_ignores_comments_docstrings_and_blank_lines(sources: Path) -> None:
+    file = sources / "bench" / "core" / "a.py"
+    bare = 'class A:\n    x: str = "# \u00e9"\n    def f(self):\n        return f"{self.x}"\n'
+    full = (
+        '"""Module \u00e9."""\n\n# a comment\nclass A:  # \u00e9\n    """What it is."""\n\n'
+        '    x: str = "# \u00e9"  # why\n    """The field.\n\n    Two lines."""\n\n'
+        '    def f(self):\n        """Gives x."""\n        return f"{self.x}"\n'
+    )
+    file.write_text(bare, encoding="utf-8")
+    digest = source_digest(sources)
+    file.write_text(full, encoding="utf-8")
+    assert source_digest(sources) == digest
+    file.write_text(full.replace("return f", "return 2 * f"), encoding="utf-8")
+    assert source_digest(sources) != digest
+
+
+def test_a_file_outside_the_source_rooms_does_not_change_the_digest(sources: Path) -> None:
+    first = source_digest(sources)
+    (sources / "bench" / "report" / "page.py").write_text("x = 2\n")
+    (sources / "bench" / "core" / "notes.md").write_text("not a source")
+    assert source_digest(sources) == first
+
+
+def imported(path: Path) -> list[tuple[str, ...]]:
+    """Dotted names that a file imports, as parts; of `from a import b`, a.b."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return [tuple(name.split(".")) for name in names]
+
+
+def test_source_rooms_exist_and_import_nothing_that_does_not_count() -> None:
+    """Rooms outside the list decide no number, so no room of the list imports them; checks only let a run start."""
+    rooms = {tuple(room.removesuffix(".py").split("/")) for room in SOURCE_ROOMS} | {("bench", "checks")}
+    for room in SOURCE_ROOMS:
+        assert (ROOT / room).exists(), room
+        for path in [ROOT / room] if room.endswith(".py") else (ROOT / room).rglob("*.py"):
+            for name in imported(path):
+                packages = {name[:length] for length in range(1, len(name) + 1)}
+                assert (
+                    name[0] != "bench" or name[1:] == ("store",) or packages & rooms or name == ("bench", "plugins")
+                ), f"{path} imports {'.'.join(name)}"
 
 
 def test_git_state_tells_clean_from_dirty(tmp_path: Path) -> None:
@@ -124,10 +174,10 @@ def test_git_state_tells_clean_from_dirty(tmp_path: Path) -> None:
 
 
 def test_provenance_fits_into_a_record() -> None:
-    found = provenance.provenance(device={"name": "cpu"})
-    canonical_json(found)
-    assert found["packages"]["numpy"] == np.__version__
-    assert found["hardware"]["cores"] >= 1
-    assert found["device"] == {"name": "cpu"}
+    record = provenance.provenance(device={"name": "cpu"})
+    canonical_json(record)
+    assert record["packages"]["numpy"] == np.__version__
+    assert record["hardware"]["cores"] >= 1
+    assert record["device"] == {"name": "cpu"}
     assert package_versions(["no-such-distribution"]) == {"no-such-distribution": None}
     assert lock_digest(Path("no-such-folder")) is None

@@ -37,9 +37,9 @@ def test_a_draw_does_not_depend_on_its_batch() -> None:
 
 def test_draws_are_standard_normal() -> None:
     """10,000 draws: the mean is within 4 standard errors (0.04) of 0, the standard deviation within 0.03 of 1."""
-    found = normal(0, [("n", i) for i in range(10)], (1000,))
-    assert abs(float(found.mean())) < 0.04
-    assert abs(float(found.std()) - 1) < 0.03
+    draws = normal(0, [("n", i) for i in range(10)], (1000,))
+    assert abs(float(draws.mean())) < 0.04
+    assert abs(float(draws.std()) - 1) < 0.03
 
 
 @pytest.mark.usefixtures("global_random_state_is_left_alone")

@@ -59,7 +59,6 @@ def copy(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-# Parity with the original ------------------------------------------------------------------------------------------
 def test_clipscore_is_that_of_the_original(clip: ClipScore) -> None:
     prefixed = load(prefix=HESSEL["prefix"])
     for i, (image, prompt) in enumerate(zip(images(), PROMPTS, strict=True)):
@@ -96,8 +95,8 @@ def test_transformers_and_open_clip_agree_on_the_same_weights(tmp_path: Path) ->
     """The tiny transformers model under open_clip's names, on the same tokens and pixels."""
     import open_clip
 
-    theirs = ClipScore(HUGGING_FACE, device="cpu")
-    model, config = theirs._clip.model, theirs._clip.model.config
+    hugging_face = ClipScore(HUGGING_FACE, device="cpu")
+    model, config = hugging_face._clip.model, hugging_face._clip.model.config
     text, vision = config.text_config, config.vision_config
     small = open_clip.CLIP(
         embed_dim=config.projection_dim,
@@ -123,11 +122,11 @@ def test_transformers_and_open_clip_agree_on_the_same_weights(tmp_path: Path) ->
     small.eval()
     with torch.no_grad():
         for image, prompt in zip(images(), PROMPTS, strict=True):
-            pixels = theirs._rule.pixels(to_uint8(image[:, :, 0]))
-            ids, _ = theirs._text.batch([prompt])
+            pixels = hugging_face._rule.pixels(to_uint8(image[:, :, 0]))
+            ids, _ = hugging_face._text.batch([prompt])
             ids = nn.functional.pad(ids, (0, 77 - ids.shape[1]), value=0)
             cosine = (small.encode_image(pixels, normalize=True) * small.encode_text(ids, normalize=True)).sum()
-            got = theirs.score(image, [prompt], 1.0)["clip_cosine"][0]
+            got = hugging_face.score(image, [prompt], 1.0)["clip_cosine"][0]
             parity.within("CLIPScore: transformers and open_clip", got, cosine, COSINE)
 
 
@@ -155,23 +154,22 @@ def open_clip_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         for i in range(count):
             old, new = f"{tower}.encoder.layers.{i}", f"{prefix}transformer.resblocks.{i}"
             for part in ("weight", "bias"):
-                for theirs, ours in parts.items():
-                    out[f"{new}.{ours}.{part}"] = state[f"{old}.{theirs}.{part}"]
+                for source, target in parts.items():
+                    out[f"{new}.{target}.{part}"] = state[f"{old}.{source}.{part}"]
                 out[f"{new}.attn.in_proj_{part}"] = torch.cat(
                     [state[f"{old}.self_attn.{x}_proj.{part}"] for x in "qkv"]
                 )
     return out
 
 
-# Where model and activation come from ------------------------------------------------------------------------------
 def test_the_configuration_beside_the_weights_is_used(copy: Callable[..., Path], clip: ClipScore) -> None:
     video = noise(1)
     want = clip.score(video, ["a cat"], 8.0)["clip_cosine"]
     root = copy()
     for checkpoint in (root, root / "open_clip_pytorch_model.bin", copy(preprocess={})):
-        found = ClipScore(checkpoint, device="cpu")
-        assert torch.equal(found.score(video, ["a cat"], 8.0)["clip_cosine"], want)
-        assert found.fingerprint()["activation"] == "quick_gelu"
+        evaluator = ClipScore(checkpoint, device="cpu")
+        assert torch.equal(evaluator.score(video, ["a cat"], 8.0)["clip_cosine"], want)
+        assert evaluator.fingerprint()["activation"] == "quick_gelu"
 
 
 def test_the_numbers_of_openais_files_are_checked(copy: Callable[..., Path], clip: ClipScore) -> None:
@@ -180,11 +178,11 @@ def test_the_numbers_of_openais_files_are_checked(copy: Callable[..., Path], cli
     def add(state: dict[str, Any], **other: int) -> None:
         state.update({name: torch.tensor(value) for name, value in (numbers | other).items()})
 
-    found = ClipScore(copy(add))
+    evaluator = ClipScore(copy(add))
     assert torch.equal(
-        found.score(noise(1), ["a cat"], 8.0)["clip_cosine"], clip.score(noise(1), ["a cat"], 8.0)["clip_cosine"]
+        evaluator.score(noise(1), ["a cat"], 8.0)["clip_cosine"], clip.score(noise(1), ["a cat"], 8.0)["clip_cosine"]
     )
-    with pytest.raises(BenchError, match="says input_resolution 336, the open_clip config 224"):
+    with pytest.raises(BenchError, match="has input_resolution 336, the open_clip config 224"):
         ClipScore(copy(lambda state: add(state, input_resolution=336)))
     with pytest.raises(BenchError, match="OpenAI's release, whose models use QuickGELU"):
         ClipScore(copy(add, lambda config: config.update(quick_gelu=False)))
@@ -213,7 +211,6 @@ def test_bfloat16_is_close(clip: ClipScore) -> None:
     np.testing.assert_allclose(rough, clip.score(noise(), PROMPTS[:3], 8.0)["clip_cosine"], atol=0.05)
 
 
-# Refusals ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -237,7 +234,7 @@ def test_broken_weights_are_refused(copy: Callable[..., Path], change: Any, mess
         (lambda c: c["vision_cfg"].update(timm_model_name="vit"), r"vision_cfg\.timm_model_name"),
         (lambda c: c["text_cfg"].update(hf_model_name="bert"), r"text_cfg\.hf_model_name"),
         (lambda c: c.update(custom_text=True), "custom_text"),
-        (lambda c: c["text_cfg"].update(depth=3), "makes no model"),
+        (lambda c: c["text_cfg"].update(depth=3), "does not describe a model"),
         (lambda c: c["text_cfg"].update(vocab_size=100), "100 token embeddings|has shape"),
         (lambda c: c.update(embed_dim=17), "has shape"),
     ],
@@ -266,7 +263,7 @@ def test_weights_without_a_model_are_refused(tmp_path: Path) -> None:
 def test_a_program_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "ViT-B-32.pt"
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
-    with pytest.raises(BenchError, match="is a TorchScript program, which is not run here"):
+    with pytest.raises(BenchError, match="is a TorchScript program, which is not executed"):
         ClipScore(path, model=TINY)
 
 

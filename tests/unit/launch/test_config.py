@@ -21,15 +21,15 @@ def test_a_launch_file_gives_the_settings_and_the_command_line_changes_them(tmp_
     assert load_launch_config(path, launcher=None, nproc=4, processes=None) == LaunchConfig(
         "slurm", None, 4, {"slurm_partition": "gpu"}, "full"
     )
-    assert load_launch_config(path, shard="grads").spread == ProcessLayout(8, "grads")
-    for text, says in {
+    assert load_launch_config(path, shard="grads").layout == ProcessLayout(8, "grads")
+    for text, message in {
         "launcher: slurm\nnprocs: 8\n": "unknown key 'nprocs'",
         "launcher: torchrun\nnproc: many\n": "nproc is 'many'",
         "launcher: torchrun\nnproc: true\n": "nproc is True",
-        "[]\n": "holds no mapping",
+        "[]\n": "is not a mapping",
     }.items():
         path.write_text(text, encoding="utf-8")
-        with pytest.raises(BenchError, match=says):
+        with pytest.raises(BenchError, match=message):
             load_launch_config(path)
     with pytest.raises(BenchError, match=r"launch file .* cannot be read"):
         load_launch_config(tmp_path / "none.yaml")
@@ -40,9 +40,9 @@ EXAMPLES = PROJECT / "examples" / "launch"
 
 @pytest.mark.parametrize("name", ["local", "torchrun", "slurm", "slurm_nodes"])
 def test_the_examples_are_read(name: str) -> None:
-    found = load_launch_config(EXAMPLES / f"{name}.yaml")
-    assert found.launcher == name.partition("_")[0]
-    assert found.nodes == (2 if name == "slurm_nodes" else 1)
+    config = load_launch_config(EXAMPLES / f"{name}.yaml")
+    assert config.launcher == name.partition("_")[0]
+    assert config.nodes == (2 if name == "slurm_nodes" else 1)
 
 
 @pytest.mark.parametrize(("name", "shard"), [("accelerate_ddp", None), ("accelerate_fsdp2", "full")])
@@ -55,7 +55,7 @@ def test_accelerates_own_file_is_a_launch_file(name: str, shard: str | None, tmp
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"mixed_precision": "bf16"}, "mixed_precision is 'bf16', but precision belongs to the suite"),
         ({"num_machines": 2}, "num_machines is 2, .*use the slurm launcher with its key 'nodes'"),
@@ -67,24 +67,27 @@ def test_accelerates_own_file_is_a_launch_file(name: str, shard: str | None, tmp
         ({"deepspeed_config": {"zero_stage": 3}}, "deepspeed_config is .*choose FSDP with fsdp_version 2"),
         ({"parallelism_config": {"parallelism_config_cp_size": 2}}, "parallelism_config is .*backbone.train.parallel"),
         ({"distributed_type": "MULTI_GPU"}, "fsdp_config is .*but distributed_type is MULTI_GPU"),
-        ({"distributed_type": "MULTI_NPU"}, "distributed_type is 'MULTI_NPU', runs know NO, MULTI_GPU, MULTI_CPU and"),
+        (
+            {"distributed_type": "MULTI_NPU"},
+            "distributed_type is 'MULTI_NPU': choose one of NO, MULTI_GPU, MULTI_CPU, or FSDP",
+        ),
         ({"distributed_type": "FSPD"}, "accelerate cannot read it: 'FSPD' is not a valid"),
         ({"num_procs": 8}, r"accelerate cannot read it: .*unknown keys \(\['num_procs'\]\)"),
         ({"compute_environment": "AMAZON_SAGEMAKER"}, "accelerate cannot read it"),
-        ({"fsdp_version": 1}, r"fsdp_config\.fsdp_version is 1, but runs know version 2 only"),
-        ({"fsdp_version": None}, r"fsdp_config\.fsdp_version is 1, but runs know version 2 only"),
+        ({"fsdp_version": 1}, r"fsdp_config\.fsdp_version is 1, but only version 2 is supported"),
+        ({"fsdp_version": None}, r"fsdp_config\.fsdp_version is 1, but only version 2 is supported"),
         ({"fsdp_offload_params": True}, r"fsdp_config\.fsdp_offload_params is True, but weights stay on their GPU"),
         ({"fsdp_activation_checkpointing": True}, "it belongs to the suite, backbone.train.gradient_checkpointing"),
         ({"fsdp_auto_wrap_policy": "SIZE_BASED_WRAP"}, "weights are gathered block by block"),
-        ({"fsdp_transformer_layer_cls_to_wrap": "Block"}, "is 'Block', but the backbone knows its blocks"),
+        ({"fsdp_transformer_layer_cls_to_wrap": "Block"}, "is 'Block', but the backbone chooses its blocks itself"),
         ({"fsdp_reshard_after_forward": "FULL_SHARD"}, "is 'FULL_SHARD': write true or false"),
-        ({"fsdp_min_num_params": 100}, r"fsdp_config\.fsdp_min_num_params is 100, but runs do not follow it"),
+        ({"fsdp_min_num_params": 100}, r"fsdp_config\.fsdp_min_num_params is 100, but it has no effect on a run"),
     ],
 )
-def test_what_a_run_would_not_follow_of_accelerates_file_is_refused(
-    change: dict[str, Any], says: str, tmp_path: Path
+def test_keys_of_accelerates_file_that_a_run_would_not_follow_are_refused(
+    change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(BenchError, match=says) as refused:
+    with pytest.raises(BenchError, match=message) as refused:
         load_launch_config(changed(tmp_path, change))
     assert str(refused.value).startswith(f"launch file {tmp_path}")
     assert "\n" not in str(refused.value)
@@ -104,7 +107,7 @@ def changed(folder: Path, change: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("change", "spread"),
+    ("change", "layout"),
     [
         ({"fsdp_reshard_after_forward": False}, ProcessLayout(8, "grads")),
         ({"fsdp_reshard_after_forward": None}, ProcessLayout(8, "full")),
@@ -118,7 +121,7 @@ def changed(folder: Path, change: dict[str, Any]) -> Path:
         ),
     ],
 )
-def test_accelerates_words_for_what_a_run_can_do(
-    change: dict[str, Any], spread: ProcessLayout, tmp_path: Path
+def test_accelerates_settings_become_a_process_layout(
+    change: dict[str, Any], layout: ProcessLayout, tmp_path: Path
 ) -> None:
-    assert load_launch_config(changed(tmp_path, change)).spread == spread
+    assert load_launch_config(changed(tmp_path, change)).layout == layout

@@ -10,6 +10,7 @@ from bench import store
 from bench.launch.jobs import copy_finished, suite_jobs, unfinished, unique_by_digest
 from bench.store.record import POLICY, STARTED
 from bench.suite.job import Job
+from bench.suite.prepared import prepare
 from tests.helpers import nano_suite
 
 ONE = ("suite=one", "rows=[{method: sage_grpo}]", "seeds=[0]", "noise_policy={kind: native}", "budget.updates=1")
@@ -23,13 +24,13 @@ OTHER = (
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Suite `one` finished; `other` names the same row differently and gets the same eta from its noise policy."""
     results = tmp_path_factory.mktemp("results")
-    _, job = suite_jobs(nano_suite.tiny(*ONE), results)
-    nano_suite.run(job.exp, job.folder, job.digest)
+    _, job = suite_jobs(prepare(nano_suite.tiny(*ONE)), results)
+    nano_suite.run(job.suite, job.folder, job.digest)
     return results
 
 
 def other(results: Path, *more: str) -> list[Job]:
-    return suite_jobs(nano_suite.tiny(*OTHER, *more), results)
+    return suite_jobs(prepare(nano_suite.tiny(*OTHER, *more)), results)
 
 
 def test_equal_runs_have_equal_digests_whatever_they_are_called(results: Path) -> None:
@@ -68,5 +69,5 @@ def test_stored_reference_runs_are_never_taken(results: Path, tmp_path: Path) ->
 
 
 def test_one_job_of_each_digest_is_done(results: Path) -> None:
-    jobs = suite_jobs(nano_suite.tiny(*ONE), results) + other(results)
+    jobs = suite_jobs(prepare(nano_suite.tiny(*ONE)), results) + other(results)
     assert [job.label for job in unique_by_digest(jobs)] == ["base", "sage_grpo-none seed 0", "mine seed 1"]

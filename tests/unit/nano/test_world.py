@@ -21,8 +21,8 @@ CLEAN = {"gold_VQ": -0.1, "gold_MQ": -0.05, "gold_TA": -0.005}
 
 def captions() -> world.Captions:
     """The held-out captions, four starts each."""
-    held = world.split()[1]
-    return world.Captions(*(getattr(held, field.name).repeat(4) for field in fields(held)))
+    held_out = world.split()[1]
+    return world.Captions(*(getattr(held_out, field.name).repeat(4) for field in fields(held_out)))
 
 
 def render(truth: world.Captions, **strength: float) -> Tensor:
@@ -88,15 +88,15 @@ def test_wrong_words_lower_the_text_score_alone() -> None:
 @pytest.mark.parametrize("which", ["colour", "shape", "direction", "speed"])
 def test_each_attribute_counts_and_is_read_back(which: str) -> None:
     truth = captions()
-    clips, found = render(truth), gold.fit(render(truth))
+    clips, fits = render(truth), gold.fit(render(truth))
     size = {"colour": 6, "shape": 3, "direction": 4, "speed": 2}[which]
     parts = {field.name: getattr(truth, field.name) for field in fields(truth)}
     wrong = world.Captions(**{**parts, which: (parts[which] + 1) % size})
     column = ["colour", "shape", "direction", "speed"].index(which)
-    right = gold.caption_correct(found, wrong).mean(0)
+    right = gold.caption_correct(fits, wrong).mean(0)
     assert right[column] == 0
     assert right.sum() == 3
-    fall = Gold().score(clips, truth.texts(), world.FPS)["gold_TA"] - gold.text_alignment(found, wrong)
+    fall = Gold().score(clips, truth.texts(), world.FPS)["gold_TA"] - gold.text_alignment(fits, wrong)
     assert fall.min() > 0.25, fall.min()  # in every single clip, by a fair share of the attribute's 1 (speed: 0.5)
 
 
@@ -129,19 +129,19 @@ def test_the_renderer_is_a_pure_function_of_its_stream() -> None:
 
 
 def test_the_split_is_disjoint_complete_and_balanced() -> None:
-    train, held = world.split()
-    texts, others = train.texts(), held.texts()
+    train, held_out = world.split()
+    texts, others = train.texts(), held_out.texts()
     assert len(set(texts)) == 108
     assert len(set(others)) == 36
     assert set(texts) | set(others) == set(world.all_captions().texts())
     assert not set(texts) & set(others)
-    for part in (train, held):
+    for part in (train, held_out):
         for field in fields(part):
             counts = torch.bincount(getattr(part, field.name))
             assert len(set(counts.tolist())) == 1, field.name
-    exp = tiny()
-    assert sorted(exp.prompt_list("train")) == sorted(texts)
-    assert sorted(exp.prompt_list("heldout")) == sorted(others)
+    suite = tiny()
+    assert sorted(suite.prompt_list("train")) == sorted(texts)
+    assert sorted(suite.prompt_list("heldout")) == sorted(others)
 
 
 def test_captions_parse_back() -> None:

@@ -17,16 +17,18 @@ from bench.algorithm.rollout import local_samples
 from bench.algorithm.sampling import micro_batches
 from bench.cli import main
 from bench.core.errors import BenchError
-from bench.core.ledger import planned
+from bench.core.ledger import planned_counts
 from bench.core.provenance import ROOT
 from bench.core.world import World
-from bench.plan import estimate, flops, page
-from bench.plan.estimate import largest_share, samples_per_gpu
+from bench.plan import flops
+from bench.plan.estimate import largest_share, plan_suite, samples_per_gpu
 from bench.plan.hardware import gpu_hardware
+from bench.plan.page import plan_page
 from bench.plan.probe import ProbeTimings
 from bench.plan.workload import UnitCost, phase_costs, run_counts, suite_model, unit_flops
-from bench.suite.load import load
-from bench.suite.schema import Experiment
+from bench.suite.load import load_suite
+from bench.suite.prepared import prepare
+from bench.suite.schema import Suite
 from tests.helpers import nano_suite
 
 PAPER = ROOT / "bench" / "configs" / "hunyuanvideo15_480p.yaml"
@@ -62,7 +64,7 @@ def small() -> Any:
 
 # the formulas -------------------------------------------------------------------------------------------------
 def test_parameters_are_those_of_the_class(small: Any) -> None:
-    assert flops.Transformer.of(small.config).parameters == sum(p.numel() for p in small.parameters())
+    assert flops.Transformer.from_config(small.config).parameters == sum(p.numel() for p in small.parameters())
     assert RELEASED.parameters == 8_326_608_160
 
 
@@ -76,7 +78,7 @@ def test_forward_flops_are_what_torch_counts(small: Any, latent: tuple[int, ...]
     x, states = torch.zeros(1, 8, *latent), [torch.zeros(text, SMALL["text_embed_dim"])]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         velocity(small, x, torch.tensor([0.5]), states, [torch.zeros(0, SMALL["text_embed_2_dim"])])
-    assert flops.Transformer.of(small.config).forward(math.prod(latent), text) == counter.get_total_flops()
+    assert flops.Transformer.from_config(small.config).forward(math.prod(latent), text) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("latents", [*TOKENS.values(), 1_590])
@@ -110,9 +112,9 @@ def test_lora_sizes() -> None:
 def test_lora_parameters_are_those_of_the_backbone(targets: str, rank: int) -> None:
     from bench.backbones.hunyuanvideo15.backbone import HunyuanVideo15
 
-    backbone = HunyuanVideo15(nano_suite.CHECKPOINT, lora_rank=rank, lora_targets=targets, device="cpu")  # type: ignore[arg-type]
+    backbone = HunyuanVideo15(nano_suite.CHECKPOINT, lora_rank=rank, lora_targets=targets, device="cpu")
     counted = sum(p.numel() for p in backbone.parameters())
-    assert flops.Transformer.of(backbone.transformer.config).lora_parameters(rank, targets) == counted
+    assert flops.Transformer.from_config(backbone.transformer.config).lora_parameters(rank, targets) == counted
 
 
 def test_vae_decoding() -> None:
@@ -126,18 +128,18 @@ def test_vae_decoding() -> None:
 
 
 # one iteration of the paper arithmetic ------------------------------------------------------------------------
-def iteration(*overrides: str) -> Experiment:
+def iteration(*overrides: str) -> Suite:
     """One update of one prompt with four samples, 20 steps that all train, without a KL term."""
     sizes = ("updates=1", "prompts=1", "group_size=4", "steps=20", "train_steps=20")
     wide = [f"budget.{size}" for size in sizes]
     rest = ["variant=setting_b", "rows=[{method: flow_grpo, kl: none}]", "decode=final_latent", "seeds=[0]"]
-    return load(PAPER, [*wide, *rest, *overrides])
+    return load_suite(PAPER, [*wide, *rest, *overrides])
 
 
-def spent(exp: Experiment) -> dict[str, float]:
+def spent(suite: Suite) -> dict[str, float]:
     """Seconds by phase at 400 TFLOP/s."""
-    found = suite_model(exp, TEXT)
-    return phase_costs(run_counts(exp, exp.rows[0]), unit_flops(found).at(400e12))
+    found = suite_model(prepare(suite), TEXT)
+    return phase_costs(run_counts(prepare(suite), prepare(suite).rows[0]), unit_flops(found).at(400e12))
 
 
 @pytest.mark.parametrize(
@@ -169,8 +171,8 @@ def test_an_iteration_takes_the_paper_arithmetics_time(
 
 def test_what_a_row_adds_to_that_iteration() -> None:
     """An anchor costs a forward pass per trained step; here every third update probes the KL by a backward pass."""
-    exp = iteration("rows=[{method: flow_grpo, kl: fixed}]", "budget.updates=3", "kl_probe_every=3")
-    seconds = spent(exp)
+    suite = iteration("rows=[{method: flow_grpo, kl: fixed}]", "budget.updates=3", "kl_probe_every=3")
+    seconds = spent(suite)
     assert seconds["anchor"] == pytest.approx(3 * 271, rel=0.01)
     assert seconds["kl_probe"] == pytest.approx((seconds["train"] - 3 * 271) / 3, rel=0.01)
     assert seconds["decode"] == pytest.approx(3 * 4 * 1361 / 400, rel=0.01)
@@ -178,16 +180,16 @@ def test_what_a_row_adds_to_that_iteration() -> None:
 
 # counts -------------------------------------------------------------------------------------------------------
 def test_counts_are_the_ledgers_and_those_of_a_finished_run(tmp_path: Path) -> None:
-    exp = nano_suite.tiny("rows=[{method: cps, kl: fixed}]")
-    record = nano_suite.run(exp, tmp_path)
-    count = run_counts(exp, exp.rows[0])
+    suite = nano_suite.tiny("rows=[{method: cps, kl: fixed}]")
+    record = nano_suite.run(suite, tmp_path)
+    count = run_counts(prepare(suite), prepare(suite).rows[0])
     names = ("nfe_rollout", "nfe_anchor", "nfe_train", "decodes")
     assert {name: count[name] for name in names} == {name: record.ledger[name] for name in names}
-    assert count["nfe_rollout"] == planned(exp.budget, 1, exp.budget.updates)["nfe_rollout"]
+    assert count["nfe_rollout"] == planned_counts(suite.budget, 1, suite.budget.updates)["nfe_rollout"]
 
 
 def test_totals_count_seeds_and_the_base_once() -> None:
-    made = estimate.plan(load(PAPER, ["variant=setting_a"]), ROOT, gpu_hardware(gpus=64))
+    made = plan_suite(prepare(load_suite(PAPER, ["variant=setting_a"])), ROOT, gpu_hardware(gpus=64))
     rows, total = made["rows"], made["total"]
     assert [line["row"] for line in rows] == [
         *("base", "dance_grpo-fixed", "flow_grpo-fixed", "cps-fixed", "cps-none", "sage_grpo-dual")
@@ -200,9 +202,10 @@ def test_totals_count_seeds_and_the_base_once() -> None:
 
 
 # time on machines ---------------------------------------------------------------------------------------------
-def hours(*overrides: str, scorers: float = 0.0, **words: Any) -> float:
-    exp = load(SINGLE, list(overrides))
-    total: float = estimate.plan(exp, ROOT, gpu_hardware(**words), scorers, TEXT)["total"]["hours"]
+def hours(*overrides: str, evaluator_seconds: float = 0.0, **words: Any) -> float:
+    prepared = prepare(load_suite(SINGLE, list(overrides)))
+    plan = plan_suite(prepared, ROOT, gpu_hardware(**words), evaluator_seconds=evaluator_seconds, text=TEXT)
+    total: float = plan["total"]["hours"]
     return total
 
 
@@ -217,16 +220,16 @@ def test_gpus_share_samples_as_processes_do() -> None:
 
 @pytest.mark.parametrize(("number", "batch", "groups"), [(64, 1, 64), (36, 4, 2), (10, 4, 3), (10, 4, 2), (5, 8, 2)])
 def test_the_fullest_group_is_that_of_the_world(number: int, batch: int, groups: int) -> None:
-    dealt = [World(rank, groups).mine(micro_batches(number, batch)) for rank in range(groups)]
+    dealt = [World(rank, groups).local_items(micro_batches(number, batch)) for rank in range(groups)]
     assert largest_share(number, batch, groups) == max(
         sum(part.stop - part.start for part in parts) for parts in dealt
     )
 
 
 def test_the_plan_deals_what_a_process_holds() -> None:
-    exp = load(SINGLE, ["budget.micro_batch=2", "backbone.train.size=[21, 480, 832]"])
-    found = samples_per_gpu(exp, gpu_hardware(gpus=4, context=2))
-    assert found["samples"] == len(local_samples(exp.budget, World(0, 4, copies=2))) == 8
+    suite = load_suite(SINGLE, ["budget.micro_batch=2", "backbone.train.size=[21, 480, 832]"])
+    found = samples_per_gpu(prepare(suite), gpu_hardware(gpus=4, context=2))
+    assert found["samples"] == len(local_samples(suite.budget, World(0, 4, cp_degree=2))) == 8
     assert found["evaluation_videos"] == 32
 
 
@@ -235,8 +238,8 @@ def test_context_parallelism_is_the_suites_and_splits_no_decoding(capsys: pytest
     assert main(["plan", str(SINGLE), *wide, "--gpus", "4", "--json"]) == 0
     (made,) = json.loads(capsys.readouterr().out)
     assert (made["machine"]["context"], made["machine"]["samples"]) == (2, 8)
-    exp = load(SINGLE, wide)
-    alone, two = (estimate.plan(exp, ROOT, gpu_hardware(tflops=100, gpus=n, context=n)) for n in (1, 2))
+    suite = load_suite(SINGLE, wide)
+    alone, two = (plan_suite(prepare(suite), ROOT, gpu_hardware(tflops=100, gpus=n, context=n)) for n in (1, 2))
     gained = alone["rows"][1]["hours_per_run"] - two["rows"][1]["hours_per_run"]
     flops = alone["rows"][1]["flops"]
     evaluated = alone["rows"][1]["nfe_evaluation"] * alone["flops"]["forward"]
@@ -256,17 +259,22 @@ def test_64_gpus_take_a_sample_each_and_48_do_not_fit(capsys: pytest.CaptureFixt
     assert "use N processes that divide 64" in err
 
 
-def test_scorers_are_counted_when_given() -> None:
+def test_evaluators_are_counted_with_their_seconds() -> None:
     videos = 6 * 64 + 5 * 40 * 16
-    assert hours(tflops=100, scorers=2.0) - hours(tflops=100) == pytest.approx(videos * 2 / 3600)
+    assert hours(tflops=100, evaluator_seconds=2.0) - hours(tflops=100) == pytest.approx(videos * 2 / 3600)
 
 
 def test_the_assumed_pace_is_the_measured_share_of_the_peak() -> None:
     h100 = gpu_hardware()
-    assert h100.pace(33_390)[0] == pytest.approx(0.40 * 989e12)
-    assert h100.pace(9_540)[0] == h100.pace(100)[0] == pytest.approx(0.30 * 989e12)
-    assert h100.pace(20_000)[0] < h100.pace(30_000)[0] < h100.pace(10**6)[0] == h100.pace(33_390)[0]
-    assert "40% of h100's dense bf16 peak of 989, assumed" in h100.pace(33_390)[1]
+    assert h100.throughput(33_390)[0] == pytest.approx(0.40 * 989e12)
+    assert h100.throughput(9_540)[0] == h100.throughput(100)[0] == pytest.approx(0.30 * 989e12)
+    assert (
+        h100.throughput(20_000)[0]
+        < h100.throughput(30_000)[0]
+        < h100.throughput(10**6)[0]
+        == h100.throughput(33_390)[0]
+    )
+    assert "40% of h100's dense bf16 peak of 989, assumed" in h100.throughput(33_390)[1]
 
 
 def test_a_day_on_one_gpu_buys_what_the_suite_says() -> None:
@@ -283,7 +291,7 @@ def test_a_day_on_one_gpu_buys_what_the_suite_says() -> None:
         (("--gpus", "32", "--context-parallel", "32", "backbone.train.size=[81, 512, 832]"), "16 attention heads"),
         (("--gpus", "6", "--context-parallel", "4"), "a degree that divides the number of GPUs"),
         (("--gpus", "0"), "give at least 1 of each"),
-        (("--shard", "full"), "--shard full spreads one run's weights over several GPUs: give --gpus 2 or more"),
+        (("--shard", "full"), "--shard full shards one run's weights over several GPUs: give --gpus 2 or more"),
         (("--gpu", "abacus"), "--gpu abacus is not in the table"),
         (("--tflops", "-1"), "--tflops is -1.0: give a finite number above 0"),
         (("--scorer-seconds", "nan"), "--scorer-seconds is nan"),
@@ -312,7 +320,7 @@ def test_the_page_says_what_was_assumed(capsys: pytest.CaptureFixture[str]) -> N
         "checkpoint folder not found: the released 480p model is assumed",
         "297 TFLOP/s per GPU: 30% of h100's dense bf16 peak of 989, assumed",
         "8 data-parallel groups",
-        "scorers' time: not counted",
+        "evaluators' time: not counted",
         "sage_grpo-dual",
         "memory per GPU: about",
     ):
@@ -323,20 +331,20 @@ def test_json_is_the_same_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(PAPER), "--json", "--gpus", "64"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert [each["suite"] for each in made] == ["hunyuanvideo15_480p/setting_b", "hunyuanvideo15_480p/setting_a"]
-    assert page.plan_page(made[0]).startswith("suite hunyuanvideo15_480p/setting_b: 54 layers x 2048 wide")
+    assert plan_page(made[0]).startswith("suite hunyuanvideo15_480p/setting_b: 54 layers x 2048 wide")
     assert made[0]["machine"]["gpus"] == 64
 
 
 def test_nano_takes_its_time_from_finished_runs(tmp_path: Path) -> None:
-    exp = nano_suite.tiny()
-    before = estimate.plan(exp, tmp_path, None)
+    suite = nano_suite.tiny()
+    before = plan_suite(prepare(suite), tmp_path, None)
     assert before["total"]["hours"] is None
-    assert "unknown until one run" in page.plan_page(before)
-    record = nano_suite.run(exp, tmp_path / "tiny" / exp.rows[0].name / "seed-0")
-    after = estimate.plan(exp, tmp_path, None)
+    assert "unknown until one run" in plan_page(before)
+    record = nano_suite.run(suite, tmp_path / "tiny" / suite.rows[0].name / "seed-0")
+    after = plan_suite(prepare(suite), tmp_path, None)
     assert after["rows"][1]["hours_per_run"] == pytest.approx(sum(record.seconds.values()) / 3600)
     assert "measured on 1 finished runs" in after["pace"]
-    other = estimate.plan(nano_suite.tiny("budget.updates=3"), tmp_path, None)
+    other = plan_suite(prepare(nano_suite.tiny("budget.updates=3")), tmp_path, None)
     assert other["total"]["hours"] is None, "a run of other settings is no measure"
 
 
@@ -356,13 +364,13 @@ def test_a_probe_without_a_checkpoint_is_refused(capsys: pytest.CaptureFixture[s
 def test_a_probes_seconds_become_prices() -> None:
     """Four samples with guidance: 8 evaluations in a step; of a trained step's 6 s, 2 are its forward pass."""
     measured = ProbeTimings(samples=4, rollout=2.0, train=6.0, decode=1.0, device="x", peak_bytes=None)
-    exp = iteration()
-    assert measured.price(exp) == UnitCost(0.25, 0.5, 0.25)
-    assert measured.price(iteration("uncond_branch=detached")) == replace(measured.price(exp), backward=1.0)
+    suite = iteration()
+    assert measured.unit_cost(suite) == UnitCost(0.25, 0.5, 0.25)
+    assert measured.unit_cost(iteration("uncond_branch=detached")) == replace(measured.unit_cost(suite), backward=1.0)
 
 
 def test_sizes_of_a_folder_are_read_from_its_files() -> None:
-    found = suite_model(load(nano_suite.NANO))
+    found = suite_model(prepare(load_suite(nano_suite.NANO)))
     assert found.source == "configs of the checkpoint folder"
     assert found.latent_shape == (8, 4, 4, 4)
     assert flops.stored_parameters(nano_suite.CHECKPOINT / "transformer") == found.transformer.parameters

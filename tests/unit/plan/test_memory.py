@@ -13,7 +13,8 @@ from bench.plan import flops
 from bench.plan.hardware import gpu_hardware
 from bench.plan.memory import ADAM_BYTES, Memory, activation_bytes, memory_use, workspace_bytes
 from bench.plan.workload import suite_model
-from bench.suite.load import load
+from bench.suite.load import load_suite
+from bench.suite.prepared import prepare
 
 PAPER = ROOT / "bench" / "configs" / "hunyuanvideo15_480p.yaml"
 RELEASED = flops.Transformer()
@@ -30,14 +31,13 @@ backbone here, without autocast, takes 141), one branch, and neither text encode
 def test_memory_is_that_of_the_paper_arithmetic(video: str) -> None:
     tokens, (checkpoints, block, total) = TOKENS[video], MEMORY[video]
     each = 104_000 / 2048
-    kept = activation_bytes(RELEASED, tokens, 1, True, 2, each)
+    kept = activation_bytes(RELEASED, tokens, branches=1, checkpoint_bytes=2, block_bytes=each)
     assert kept / 1e9 == pytest.approx(checkpoints + block, abs=0.15)
     trained = RELEASED.lora_parameters(32, "attention+ff") * ADAM_BYTES
     used = Memory(RELEASED.parameters * 2, trained, activations=kept, workspace=workspace_bytes(RELEASED, tokens))
     assert used.peak / 1e9 == pytest.approx(total, abs=1)
-    assert activation_bytes(RELEASED, tokens, 1, False, 2, 92_000 / 2048) / 1e9 == pytest.approx(
-        tokens * 4.968e-3, rel=1e-3
-    )
+    stored = activation_bytes(RELEASED, tokens, branches=1, checkpoint_bytes=None, block_bytes=92_000 / 2048)
+    assert stored / 1e9 == pytest.approx(tokens * 4.968e-3, rel=1e-3)
 
 
 FULL = ("backbone.train.lora_rank=0", "backbone.train.dtype=float32")
@@ -48,7 +48,7 @@ RELEASE = "set backbone.train.text_encoders=released"
     ("words", "message"),
     [
         (("--gpu-memory", "40"), f"about 67 GB, and h100 x 1 has 40 GB each: {RELEASE} and use 4 GPUs with --shard"),
-        (("--gpu-memory", "48", "--gpus", "8"), r"spread the weights with --shard full\."),
+        (("--gpu-memory", "48", "--gpus", "8"), r"shard the weights with --shard full\."),
         (("backbone.train.gradient_checkpointing=false",), r"set backbone.train.gradient_checkpointing=true\."),
         (("backbone.train.vae_tiling=null",), r"or set backbone.train.vae_tiling='\[256, 256, 16, 16\]'\."),
         (("budget.micro_batch=8",), r"set budget.micro_batch=1\."),
@@ -88,8 +88,8 @@ def test_what_is_proposed_is_enough(words: tuple[str, ...], gpus: int, shard: An
 
 # memory over several GPUs -------------------------------------------------------------------------------------
 def used(*overrides: str, **words: Any) -> Memory:
-    exp = load(PAPER, ["variant=setting_b", *overrides])
-    return memory_use(exp, suite_model(exp), gpu_hardware(**words))[0]
+    suite = load_suite(PAPER, ["variant=setting_b", *overrides])
+    return memory_use(prepare(suite), suite_model(prepare(suite)), gpu_hardware(**words))[0]
 
 
 def test_full_training_on_eight_gpus_by_hand() -> None:
@@ -148,20 +148,20 @@ def test_loading_puts_the_whole_transformer_on_each_gpu() -> None:
 
 def test_copies_of_all_weights_lie_where_the_suite_says() -> None:
     """The base and SAGE's moving anchor: on the host by default, where one of them visits the GPU at a time."""
-    exp = load(PAPER, ["variant=setting_b", *FULL])
-    waiting, host = memory_use(exp, suite_model(exp), gpu_hardware())
+    suite = load_suite(PAPER, ["variant=setting_b", *FULL])
+    waiting, host = memory_use(prepare(suite), suite_model(prepare(suite)), gpu_hardware())
     beside = used(*FULL, "backbone.train.anchors_on=model")
     copy = 8_326_608_160 * 4
     assert (host["anchors"], waiting.visiting) == (2 * copy, copy)
     assert (beside.trained - waiting.trained, beside.visiting) == (2 * copy, 0)
-    lonely = load(PAPER, ["variant=setting_b", *FULL, "rows=[{method: cps, kl: none}]"])
-    without, host = memory_use(lonely, suite_model(lonely), gpu_hardware())
+    lonely = load_suite(PAPER, ["variant=setting_b", *FULL, "rows=[{method: cps, kl: none}]"])
+    without, host = memory_use(prepare(lonely), suite_model(prepare(lonely)), gpu_hardware())
     assert (host["anchors"], without.visiting, without.gradients) == (copy, 0, copy)
 
 
 def test_context_parallelism_splits_activations() -> None:
-    exp = load(PAPER, ["variant=setting_b", "backbone.train.size=[81, 480, 832]"])
-    found = suite_model(exp)
-    alone, split = (memory_use(exp, found, gpu_hardware(gpus=n, context=n))[0].activations for n in (1, 8))
+    suite = load_suite(PAPER, ["variant=setting_b", "backbone.train.size=[81, 480, 832]"])
+    found = suite_model(prepare(suite))
+    alone, split = (memory_use(prepare(suite), found, gpu_hardware(gpus=n, context=n))[0].activations for n in (1, 8))
     latents, text = found.latents, found.text  # every GPU has the whole text
     assert alone / split == pytest.approx((latents + text) / (latents / 8 + text))

@@ -21,19 +21,13 @@ from bench.cli import main
 from bench.core.provenance import ROOT
 from bench.report.data import dynamics, statistics
 from bench.report.data.ablation import AblationLevel, compare_levels, levels_of_study, levels_of_suite
-from bench.report.data.records import load_suite, stored_folder
+from bench.report.data.records import load_records, stored_folder
 from bench.report.figures.ablation import build_ablation_figure
 from bench.report.tables.ablation import _notes, build_ablation
-from bench.store.record import RunRecord
-from bench.suite.load import load_all
-from bench.suite.schema import Experiment
+from bench.suite.load import load_variants
+from bench.suite.schema import Suite
+from tests.helpers.records import make_record, make_scores, write_lines, write_run
 
-METRICS = {
-    "videoalign": ["VQ", "MQ", "TA"],
-    "clipscore": ["clipscore"],
-    "pickscore": ["pickscore"],
-    "gold": ["gold_VQ", "gold_MQ", "gold_TA"],
-}
 PROMPTS, UPDATES, NFE = 6, 3, 320
 EASE = np.linspace(-1, 1, PROMPTS)
 SWAY = {None: 0.0, 0: -0.1, 1: 0.0, 2: 0.1}
@@ -62,36 +56,17 @@ SCHEDULE = {"sigma": [1.0, 0.6, 0.0], "std": [0.4, 0.0], "predicted_grad_norm": 
 
 def write(folder: Path, row: str, seed: int | None, lift: float = 0.0, sway: bool = False, **changes: Any) -> Path:
     """A run whose every score of prompt p is EASE[p] + lift, and the seed's sway if asked for."""
-    method, _, kl = row.partition("-")
-    name = f"{changes.get('suite', 'toy-nano')}/{row}"
-    values: dict[str, Any] = {
-        **{"suite": "toy-nano", "row": row, "method": method if kl else None, "kl": kl or None, "seed": seed},
-        **{"status": "finished", "digest": f"{sum(name.encode()):04x}{seed or 0:012x}", "updates_done": UPDATES},
-        **{"budget": CONFIG["budget"], "budget_digest": "b", "prompts_digest": "p", "config": CONFIG},
-        **{"evaluators": {name: {"weights": "1"} for name in METRICS}, "backbone": {"weights": "2"}},
-        **{"ledger": {"nfe_rollout": NFE * UPDATES, "nfe_train": 9, "reward_calls": {}} if seed is not None else {}},
-        **{"gates": {"ratio_audit": {"passed": True}}, "extra": {"schedule": SCHEDULE}},
-        **changes,
-    }
+    ledger = {"nfe_rollout": NFE * UPDATES, "nfe_train": 9, "reward_calls": {}} if seed is not None else {}
+    record = make_record(CONFIG, row, seed, **{"ledger": ledger, "extra": {"schedule": SCHEDULE}, **changes})
     level = lift + (SWAY[seed] if sway else 0)
-    rows = [
-        (p, f"prompt {p}", 0, evaluator, metric, EASE[p] + level)
-        for p in range(PROMPTS)
-        for evaluator, metrics in METRICS.items()
-        for metric in metrics
-    ]
-    record = RunRecord(**values)
-    frame = pd.DataFrame(rows, columns=store.SCORE_COLUMNS)
-    path = store.run_folder(folder, row, seed)
-    store.write_run(path, record, None if record.status == "failed" else frame)
-    return path
+    prompts = [f"prompt {p}" for p in range(PROMPTS)]
+    return write_run(folder, record, make_scores(prompts, 1, lambda p, k, metric: EASE[p] + level))
 
 
 def put(path: Path, *parts: dict[str, float] | None, **more: Any) -> None:
     """`train.jsonl` of a run: one line per update, with its `kl_gradient` where one is given."""
     logged = [{"kl_gradient": part} if part else {} for part in parts]
-    lines = [{"update": update, **more, **part} for update, part in enumerate(logged)]
-    (path / store.TRAIN).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_lines(path, [{"update": update, **more, **part} for update, part in enumerate(logged)])
 
 
 @pytest.fixture(autouse=True)
@@ -121,12 +96,12 @@ def study(folder: Path, changes: dict[str, dict[str, Any]], **records: dict[str,
         for seed in range(3):
             write(folder / variant, "cps-none", seed, lift, **more)
         lift += 1.0
-    return levels_of_study({variant: load_suite(folder / variant) for variant in changes})
+    return levels_of_study({variant: load_records(folder / variant) for variant in changes})
 
 
 # groups -------------------------------------------------------------------------------------------------------
 def test_a_suite_gives_one_group_per_method_with_several_rows(suite: Path) -> None:
-    levels = levels_of_suite(load_suite(suite))
+    levels = levels_of_suite(load_records(suite))
     assert [(level.group, level.name) for level in levels] == [
         ("sage_grpo", "sage_grpo-none"),
         ("sage_grpo", "sage_grpo-fixed"),
@@ -150,15 +125,15 @@ def test_a_study_needs_two_variants_with_the_same_rows(tmp_path: Path) -> None:
         study(tmp_path, {"a": {}})
     study(tmp_path, {"a": {}, "b": {}})
     rows = [{"method": "cps", "kl": "none"}, {"method": "cps", "kl": "fixed"}]
-    other = load_suite(tmp_path / "b")
+    other = load_records(tmp_path / "b")
     write(tmp_path / "b", "cps-fixed", 0, suite="toy-nano/b", config=other.config | {"rows": rows})
     with pytest.raises(BenchError, match=r"a and b do not have the same rows \(cps-none against cps-none, cps-fixed"):
-        levels_of_study({variant: load_suite(tmp_path / variant) for variant in ("a", "b")})
+        levels_of_study({variant: load_records(tmp_path / variant) for variant in ("a", "b")})
 
 
 # numbers ------------------------------------------------------------------------------------------------------
 def test_a_known_difference_has_its_sign_and_its_interval(suite: Path) -> None:
-    found = compare_levels(levels_of_suite(load_suite(suite))).set_index("level")
+    found = compare_levels(levels_of_suite(load_records(suite))).set_index("level")
     first, fixed, dual = (found.loc[name] for name in ("sage_grpo-none", "sage_grpo-fixed", "sage_grpo-dual"))
     for name in ("to_first", "to_first_gold"):
         assert [fixed[name + end] for end in ("", "_lo", "_hi")] == pytest.approx([3.0, 3.0 - HALF, 3.0 + HALF])
@@ -182,7 +157,7 @@ def test_a_known_difference_has_its_sign_and_its_interval(suite: Path) -> None:
 def test_holm_counts_every_comparison_of_the_table(suite: Path) -> None:
     for seed in range(3):
         write(suite, "sage_grpo-dual", seed, 2.0, sway=True)
-    found = compare_levels(levels_of_suite(load_suite(suite))).set_index("level")
+    found = compare_levels(levels_of_suite(load_records(suite))).set_index("level")
     p = found["to_first_p"]
     assert p["sage_grpo-dual"] < p["sage_grpo-fixed"]
     assert found["to_first_p_holm"]["sage_grpo-dual"] == pytest.approx(2 * p["sage_grpo-dual"])
@@ -191,7 +166,7 @@ def test_holm_counts_every_comparison_of_the_table(suite: Path) -> None:
 
 def test_a_failed_run_is_counted_and_its_seed_left_out_of_both(suite: Path) -> None:
     write(suite, "sage_grpo-fixed", 2, status="failed", error="reward is not finite", ledger={})
-    levels = levels_of_suite(load_suite(suite))
+    levels = levels_of_suite(load_records(suite))
     found = compare_levels(levels).set_index("level").loc["sage_grpo-fixed"]
     assert [found["n_seeds"], found["n_failed"], found["to_first_seeds"]] == [2, 1, 2]
     assert found["to_first"] == pytest.approx(3 * (1.0 - 0.05))  # seeds 0 and 1 alone
@@ -203,7 +178,7 @@ def test_a_failed_run_is_counted_and_its_seed_left_out_of_both(suite: Path) -> N
 def test_a_first_level_that_failed_leaves_no_difference(suite: Path) -> None:
     for seed in range(3):
         write(suite, "sage_grpo-none", seed, status="failed", error="loss is not finite", ledger={})
-    found = compare_levels(levels_of_suite(load_suite(suite)))
+    found = compare_levels(levels_of_suite(load_records(suite)))
     assert found["to_first"].isna().all()
     assert found["overall_delta"].notna().tolist() == [False, True, True]
 
@@ -211,7 +186,7 @@ def test_a_first_level_that_failed_leaves_no_difference(suite: Path) -> None:
 def test_one_seed_has_no_interval_and_no_base_no_difference_to_it(tmp_path: Path) -> None:
     for row in ("sage_grpo-none", "sage_grpo-fixed"):
         write(tmp_path, row, 0, LIFTS[row])
-    levels = levels_of_suite(load_suite(tmp_path))
+    levels = levels_of_suite(load_records(tmp_path))
     found = compare_levels(levels).set_index("level").loc["sage_grpo-fixed"]
     assert found["to_first"] == pytest.approx(3.0)
     assert found[["to_first_lo", "to_first_p_holm", "to_first_mde", "overall_delta"]].isna().all()
@@ -230,7 +205,7 @@ def test_kl_share_is_the_mean_over_updates_then_seeds(suite: Path) -> None:
     put(paths[2], None, None)
     put(store.run_folder(suite, "sage_grpo-none", 0), None, None)
     put(store.run_folder(suite, "sage_grpo-dual", 0), {"kl": 0.0, "policy": 2.0})
-    found = compare_levels(levels_of_suite(load_suite(suite))).set_index("level")["kl_share"]
+    found = compare_levels(levels_of_suite(load_records(suite))).set_index("level")["kl_share"]
     assert found["sage_grpo-fixed"] == pytest.approx((0.2 + 0.6) / 2)
     assert np.isnan(found["sage_grpo-none"])
     assert found["sage_grpo-dual"] == 0
@@ -242,7 +217,7 @@ def test_a_broken_kl_gradient_is_refused(suite: Path, part: dict[str, Any]) -> N
     with pytest.raises(
         BenchError, match=r"seed-0/train\.jsonl, line 2, kl_gradient\.(policy|kl): .*`bench run` again"
     ):
-        dynamics.columns(load_suite(suite).rows[2], {})
+        dynamics.columns(load_records(suite).rows[2], {})
 
 
 # fairness -----------------------------------------------------------------------------------------------------
@@ -261,10 +236,10 @@ def test_variants_that_must_not_be_mixed_are_refused(tmp_path: Path, changes: di
     levels = study(tmp_path / "study", {"a": {}, "b": {}}, b=changes)
     for call in (lambda: compare_levels(levels), lambda: build_ablation(tmp_path, levels, "t")):
         with pytest.raises(
-            BenchError, match=rf"toy-nano/a/.* and toy-nano/b/.* are no levels of one ablation: {message}.*again"
+            BenchError, match=rf"toy-nano/a/.* and toy-nano/b/.* are not levels of one ablation: {message}.*again"
         ):
             call()
-    with pytest.raises(BenchError, match="no levels of one ablation"):
+    with pytest.raises(BenchError, match="not levels of one ablation"):
         build_ablation_figure(tmp_path, levels)
     assert [path.name for path in tmp_path.iterdir()] == ["study"]
 
@@ -277,7 +252,7 @@ def test_another_evaluation_or_other_videos_are_refused(tmp_path: Path) -> None:
         record, frame = store.read_run(path.parent)
         store.write_run(path.parent, record, frame[frame["prompt_index"] > 0])
     with pytest.raises(BenchError, match="scored videos"):
-        compare_levels(levels_of_study({variant: load_suite(tmp_path / "two" / variant) for variant in ("a", "b")}))
+        compare_levels(levels_of_study({variant: load_records(tmp_path / "two" / variant) for variant in ("a", "b")}))
 
 
 def test_variants_may_differ_in_reward_and_reward_calls(tmp_path: Path) -> None:
@@ -288,7 +263,7 @@ def test_variants_may_differ_in_reward_and_reward_calls(tmp_path: Path) -> None:
 
 # files --------------------------------------------------------------------------------------------------------
 def test_the_table_says_what_must_be_said(suite: Path) -> None:
-    path = build_ablation(suite, levels_of_suite(load_suite(suite)), "toy-nano")["ablation.md"]
+    path = build_ablation(suite, levels_of_suite(load_records(suite)), "toy-nano")["ablation.md"]
     assert path == suite / "tables" / "ablation.md"
     text = path.read_text(encoding="utf-8")
     for phrase in [
@@ -323,20 +298,20 @@ def test_a_difference_that_says_nothing_is_not_bold(suite: Path) -> None:
     for seed in range(3):
         write(suite, "sage_grpo-fixed", seed, 0.05, sway=True)
         write(suite, "sage_grpo-dual", seed, 0.0)
-    text = build_ablation(suite, levels_of_suite(load_suite(suite)), "toy-nano")["ablation.md"].read_text()
+    text = build_ablation(suite, levels_of_suite(load_records(suite)), "toy-nano")["ablation.md"].read_text()
     assert "**" not in text.partition("## Scores")[2]
 
 
 def test_a_run_that_fails_a_gate_is_marked(suite: Path) -> None:
     write(suite, "sage_grpo-dual", 1, gates={"ratio_audit": {"passed": False}})
-    text = build_ablation(suite, levels_of_suite(load_suite(suite)), "toy-nano")["ablation.md"].read_text()
+    text = build_ablation(suite, levels_of_suite(load_records(suite)), "toy-nano")["ablation.md"].read_text()
     assert "sage_grpo-dual †" in text
     assert "† sage_grpo, sage_grpo-dual, seed 1 fails the validity gate ratio_audit: do not cite it." in text
 
 
 def test_a_second_call_writes_the_same_bytes(suite: Path) -> None:
     def build() -> dict[str, bytes]:
-        levels = levels_of_suite(load_suite(suite))
+        levels = levels_of_suite(load_records(suite))
         built = (build_ablation(suite, levels, "toy-nano"), build_ablation_figure(suite, levels))
         return {str(path.relative_to(suite)): path.read_bytes() for paths in built for path in paths.values()}
 
@@ -372,13 +347,13 @@ NANO = ROOT / "bench" / "configs" / "nano.yaml"
 ROWS = [{"method": "cps"}, {"method": "cps", "kl": "fixed"}]
 
 
-def finish(exp: Experiment, results: Path, lift: float) -> None:
+def finish(suite: Suite, results: Path, lift: float) -> None:
     """Records of all runs of a suite, with what the figures need; each row lifts the scores by 0.1 more."""
-    shared = {"suite": exp.suite, "config": exp.model_dump(mode="json")}
-    folder = results / exp.suite
+    shared = {"suite": suite.name, "config": suite.model_dump(mode="json")}
+    folder = results / suite.name
     write(folder, "base", None, **shared)
-    for place, row in enumerate(exp.rows):
-        for seed in exp.seeds:
+    for place, row in enumerate(suite.rows):
+        for seed in suite.seeds:
             path = write(folder, row.name, seed, lift + place / 10, sway=True, **shared)
             spent = {"ledger": {"nfe_rollout": NFE}, "grad_norm_of_step": {"0": 1.0}}
             put(path, *[{"kl": 1.0, "policy": 4.0}] * UPDATES, reward=lift, rewards={}, monitor={}, **spent)
@@ -389,8 +364,8 @@ def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     variants = {"native": {}, "common": {"noise_policy": {"kind": "common_eta", "eta": 0.5}}}
     content = {"extends": str(NANO), "suite": "noise", "rows": ROWS, "variants": variants}
     path.write_text(yaml.safe_dump(content, sort_keys=False))
-    for lift, exp in enumerate(load_all(path, [])):
-        finish(exp, results, lift)
+    for lift, suite in enumerate(load_variants(path, [])):
+        finish(suite, results, lift)
     words = [str(path), "--results", str(results)]
 
     assert main(["table", *words]) == 0
@@ -423,8 +398,8 @@ def test_a_suite_with_two_rows_of_a_method_shows_its_ablation_below(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(NANO), "suite=two", "seeds=[0, 1]", f"rows={json.dumps([*ROWS, {'method': 'dance_grpo'}])}"]
-    (exp,) = load_all(NANO, words[1:])
-    finish(exp, tmp_path, 0.0)
+    (suite,) = load_variants(NANO, words[1:])
+    finish(suite, tmp_path, 0.0)
     assert main(["table", *words, "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     tables = tmp_path / "two" / "tables"
@@ -460,12 +435,12 @@ def test_the_spread_is_of_geometric_means_and_leaves_zeros_out() -> None:
 
 
 def test_a_course_without_lines_says_nothing(suite: Path) -> None:
-    found = compare_levels(levels_of_suite(load_suite(suite)))
+    found = compare_levels(levels_of_suite(load_records(suite)))
     assert found[["grad_spread", "setback", "to_first_setback"]].isna().all(axis=None)
 
 
 def test_a_level_that_shares_the_baselines_runs_is_not_tested(suite: Path) -> None:
-    levels = levels_of_suite(load_suite(suite))
+    levels = levels_of_suite(load_records(suite))
     group = [level for level in levels if level.group == levels[0].group]
     twin = dataclasses.replace(group[1], runs=dataclasses.replace(group[1].runs, finished=group[0].runs.finished))
     table = compare_levels([group[0], twin]).set_index("level")

@@ -16,8 +16,8 @@ from scipy import stats as scipy_stats
 from bench import store
 from bench.cli import main
 from bench.report.data import statistics
-from bench.report.data.comparison import load_sides
-from bench.report.data.records import load_suite
+from bench.report.data.comparison import select_seeds
+from bench.report.data.records import load_records
 from bench.report.data.reference import prediction_band
 from tests.helpers.toy_records import CONFIG, write, write_suite
 
@@ -68,7 +68,7 @@ def test_a_copy_is_equal_bit_for_bit(capsys: pytest.CaptureFixture[str], written
     assert (table.loc["cps-fixed", "diff_hi"] == 0).all()
     assert (table.loc["base", "paired"] == "equal").all()
     assert (table.loc["cps-fixed", "paired"] == "seed, prompt").all()
-    assert "6 runs have the same row and seed in both; 6 of them have equal scores bit for bit." in text
+    assert "6 runs have the same row and seed in both; 6 of them have bitwise equal scores." in text
     assert "No verdict inside or outside" in text
 
 
@@ -82,14 +82,14 @@ def test_a_planted_difference_is_found_paired(capsys: pytest.CaptureFixture[str]
     assert found["diff_hi"] - found["diff"] == pytest.approx(half, rel=1e-5)
     assert found["diff_p_holm"] == pytest.approx(2 * found["diff_p"])
     assert table.loc["sage_grpo-dual", "overall"]["diff"] == 0
-    assert "3 of them have equal scores bit for bit; the others' Overall is up to 0.66 apart." in text
+    assert "3 of them have bitwise equal scores; Overall of the others differs by up to 0.66." in text
     assert re.search(r"\| cps-fixed +\| +Overall \|.*\*\*0\.63", text)
 
 
 def test_fresh_seeds_are_independent_and_judged_by_the_band(capsys: pytest.CaptureFixture[str], written: Path) -> None:
     table, text = compared(capsys, written / "fresh", written / "old")
     x, y = (
-        next(runs for runs in load_suite(written / name).rows if runs.row.label == "cps-fixed").matrix("overall")
+        next(runs for runs in load_records(written / name).rows if runs.row.label == "cps-fixed").matrix("overall")
         for name in ("fresh", "old")
     )
     assert x is not None
@@ -127,7 +127,7 @@ def test_a_planted_shift_of_fresh_seeds_is_outside(
 def test_seeds_are_paired_where_they_are_the_same(
     a: list[int], b: list[int], used: tuple[list[int], list[int], bool]
 ) -> None:
-    assert tuple(load_sides(a, b)) == used
+    assert tuple(select_seeds(a, b)) == used
 
 
 # rows ---------------------------------------------------------------------------------------------------------

@@ -10,10 +10,12 @@ import pytest
 from bench.core.provenance import ROOT
 from bench.report.data.statistics import one_way
 from bench.store.record import read_run
-from bench.suite.load import load
-from bench.suite.schema import Experiment
+from bench.suite.job import BaseRun
+from bench.suite.load import load_suite
+from bench.suite.prepared import prepare
+from bench.suite.schema import Suite
 from bench.train.run import execute
-from bench.train.trainer import Job
+from tests.helpers.nano_suite import first_run
 
 CONFIGS = ROOT / "bench" / "configs"
 SHORT = (
@@ -27,23 +29,23 @@ SHORT = (
 """8 updates instead of 60, at a learning rate that shows an effect in them; 72 held-out videos."""
 
 
-def gains(exp: Experiment, folder: Path) -> np.ndarray:
+def gains(suite: Suite, folder: Path) -> np.ndarray:
     """Reward of the trained policy less that of the base, per held-out prompt."""
     means = []
     for name, job in (
-        ("base", Job(exp, None, None, folder / "base", "d")),
-        ("row", Job(exp, exp.rows[0], 0, folder / "row", "d")),
+        ("base", BaseRun(prepare(suite), folder / "base", "d")),
+        ("row", first_run(suite, folder / "row")),
     ):
         execute(job, lambda phase, done, total: None)
         _, scores = read_run(folder / name)
-        weighted = scores["value"] * scores["metric"].map(exp.weights)
-        means.append(weighted.groupby(scores["prompt_index"]).sum().to_numpy() / exp.evaluation.videos_per_prompt)
+        weighted = scores["value"] * scores["metric"].map(suite.weights)
+        means.append(weighted.groupby(scores["prompt_index"]).sum().to_numpy() / suite.evaluation.videos_per_prompt)
     return means[1] - means[0]
 
 
 @pytest.mark.parametrize("suite", ["nano_control_gold", "nano_control_shuffled"])
 def test_the_control_does_what_it_must(suite: str, tmp_path: Path) -> None:
-    exp = load(CONFIGS / f"{suite}.yaml", SHORT)
+    exp = load_suite(CONFIGS / f"{suite}.yaml", SHORT)
     gain = gains(exp, tmp_path)
     found = one_way(gain)
     print(suite, found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -19,11 +18,11 @@ from bench import store
 from bench.api import BenchError
 from bench.cli import main
 from bench.core.provenance import ROOT
-from bench.report.data.records import load_suite
+from bench.report.data.records import load_records
 from bench.report.data.training import curves, gradients, load_training, moving_mean, noise
 from bench.report.figures import plots
 from bench.report.figures.suite import build_figures
-from bench.store.record import RunRecord
+from tests.helpers.records import METRICS, make_record, make_scores, write_lines, write_run
 
 UPDATES, NFE = 7, 320
 CONFIG: dict[str, Any] = {
@@ -62,23 +61,10 @@ def line(seed: int, update: int) -> dict[str, Any]:
 
 
 def write(folder: Path, row: str, seed: int, schedule: dict[str, Any], **changes: Any) -> Path:
-    method, _, kl = row.partition("-")
-    values: dict[str, Any] = {
-        **{"suite": "toy-nano", "row": row, "method": method, "kl": kl, "seed": seed, "status": "finished"},
-        **{"digest": f"{sum(row.encode()):04x}{seed:012x}", "budget": {}, "budget_digest": "b"},
-        **{"prompts_digest": "p", "config": CONFIG, "updates_done": UPDATES, "extra": {"schedule": schedule}},
-        **{"ledger": {"nfe_rollout": NFE * UPDATES, "nfe_train": 1, "reward_calls": {"videoalign": 1}}, **changes},
-    }
-    scores = [(0, "p", 0, "videoalign", metric, 0.5) for metric in ("VQ", "MQ", "TA")]
-    frame = pd.DataFrame(scores, columns=store.SCORE_COLUMNS)
-    path = store.run_folder(folder, row, seed)
-    store.write_run(path, RunRecord(**values), None if values["status"] == "failed" else frame)
-    put(path, [line(seed, update) for update in range(UPDATES)])
-    return path
-
-
-def put(path: Path, lines: list[dict[str, Any]]) -> None:
-    (path / store.TRAIN).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    ledger = {"nfe_rollout": NFE * UPDATES, "nfe_train": 1, "reward_calls": {"videoalign": 1}}
+    record = make_record(CONFIG, row, seed, **{"ledger": ledger, "extra": {"schedule": schedule}, **changes})
+    scores = make_scores(["p"], 1, lambda p, k, metric: 0.5, {"videoalign": METRICS["videoalign"]})
+    return write_run(folder, record, scores, [line(seed, update) for update in range(UPDATES)])
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +172,8 @@ def test_a_norm_of_zero_is_counted_and_left_out(suite: Path) -> None:
     path = store.run_folder(suite, "cps-fixed", 0)
     lines = store.read_lines(path / store.TRAIN)
     lines[0]["grad_norm_of_step"]["0"] = 0.0
-    put(path, lines)
-    found = gradients(load_training(suite, load_suite(suite)))
+    write_lines(path, lines)
+    found = gradients(load_training(suite, load_records(suite)))
     found = found[found["row"] == "cps-fixed"]
     assert found["n_zero"].tolist() == [1, 0, 0]
     assert found["n_norms"].tolist() == [6, 7, 4]
@@ -206,7 +192,7 @@ def test_the_page_counts_seeds_and_says_what_is_drawn(drawn: Path) -> None:
         "moving mean over 5 updates",
         "Student-t 95 % interval",
         "kind common_eta, eta 0.5",
-        "KL term included",
+        "with the step's weight and the KL term",
         "sage_grpo-dual 2 (predicted 16) before, 8 (predicted 1) after",
     ]:
         assert phrase in text
@@ -227,8 +213,8 @@ def test_gold_as_the_reward_stands_beside_what_watches(suite: Path) -> None:
         lines = store.read_lines(path / store.TRAIN)
         for one in lines:
             one["rewards"], one["monitor"] = one["monitor"], {"VQ": 1.0, "MQ": 2.0, "TA": 3.0}
-        put(path, lines)
-    found = curves(load_training(suite, load_suite(suite)))
+        write_lines(path, lines)
+    found = curves(load_training(suite, load_records(suite)))
     assert list(found["panel"].unique()) == ["trained", "gold_overall", "overall"]
     assert found.loc[found["panel"] == "overall", "mean"].unique() == [6.0]
     gold = found[(found["panel"] == "gold_overall") & (found["row"] == "cps-fixed")]
@@ -260,7 +246,7 @@ def test_lines_that_lack_a_key_are_refused(suite: Path, key: str) -> None:
     path = store.run_folder(suite, "sage_grpo-dual", 1)
     lines = store.read_lines(path / store.TRAIN)
     del lines[4][key]
-    put(path, lines)
+    write_lines(path, lines)
     with pytest.raises(BenchError, match=rf"seed-1/train\.jsonl, line 5, {key}: .*run `bench run` again"):
         build_figures(suite)
     assert not (suite / "figures").exists()
@@ -268,7 +254,7 @@ def test_lines_that_lack_a_key_are_refused(suite: Path, key: str) -> None:
 
 def test_a_metric_that_one_run_lacks_is_refused(suite: Path) -> None:
     path = store.run_folder(suite, "cps-fixed", 0)
-    put(path, [one | {"monitor": {}} for one in store.read_lines(path / store.TRAIN)])
+    write_lines(path, [one | {"monitor": {}} for one in store.read_lines(path / store.TRAIN)])
     with pytest.raises(BenchError, match=r"cps-fixed/seed-0/train\.jsonl does not record the metrics.*gold_overall"):
         build_figures(suite)
 
@@ -290,17 +276,17 @@ def test_a_record_without_its_schedule_is_refused(suite: Path, extra: dict[str, 
 def test_curves_that_are_missing_cut_short_or_odd_are_refused(suite: Path) -> None:
     path = store.run_folder(suite, "sage_grpo-dual", 1)
     lines = store.read_lines(path / store.TRAIN)
-    put(path, lines[:-1])
+    write_lines(path, lines[:-1])
     with pytest.raises(BenchError, match=r"train\.jsonl does not hold updates 0 to 6"):
         build_figures(suite)
-    put(path, [one | {"ledger": {"nfe_rollout": 1}} for one in lines])
-    with pytest.raises(BenchError, match=r"seed-1/train\.jsonl does not spend rollout NFE like .*seed-0"):
+    write_lines(path, [one | {"ledger": {"nfe_rollout": 1}} for one in lines])
+    with pytest.raises(BenchError, match=r"seed-1/train\.jsonl has other rollout NFE than .*seed-0"):
         build_figures(suite)
     (path / store.TRAIN).unlink()
     with pytest.raises(BenchError, match=r"train\.jsonl is missing or empty"):
         build_figures(suite)
     write(suite, "sage_grpo-dual", 1, CPS)
-    with pytest.raises(BenchError, match=r"schedule beside .*seed-1.* is not that beside .*seed-0"):
+    with pytest.raises(BenchError, match=r"schedule of .*seed-1.* is not that of .*seed-0"):
         build_figures(suite)
 
 
@@ -319,7 +305,7 @@ def test_the_command_says_what_to_run_first(capsys: pytest.CaptureFixture[str], 
 
 def test_failed_runs_need_no_curves(suite: Path) -> None:
     (store.run_folder(suite, "sage_grpo-dual", 2) / store.TRAIN).unlink()
-    found = noise(load_training(suite, load_suite(suite)))
+    found = noise(load_training(suite, load_records(suite)))
     assert found.groupby("row")["n_seeds"].first().to_dict() == {"cps-fixed": 1, "sage_grpo-dual": 2}
 
 

@@ -17,8 +17,8 @@ from bench import store
 from bench.cli import main
 from bench.report.data.selection import Selection, rows_of
 from bench.report.page.page import build_report, render_page, rich
-from bench.report.tables.main import render_table
-from bench.suite.schema import Experiment
+from bench.report.tables.main import load_main_table, render_table
+from bench.suite.schema import Suite
 from tests.helpers.toy_records import CONFIG, write, write_suite
 
 EVIL = "<script>alert('x')</script>"
@@ -83,8 +83,8 @@ def page(written: Path, suite_yaml: Path) -> str:
 
 
 def plan() -> Selection:
-    exp = Experiment.model_validate(CONFIG)
-    return Selection(rows_of(exp.rows), exp.seeds)
+    suite = Suite.model_validate(CONFIG)
+    return Selection(rows_of(suite.rows), suite.seeds)
 
 
 def rendered(folder: Path) -> str:
@@ -133,7 +133,7 @@ def test_anchors_and_links_lead_somewhere(page: str, written: Path) -> None:
 
 def test_the_page_says_what_the_table_says(page: str, written: Path) -> None:
     text = Page(page).text
-    table = render_table(written / "toy", *plan())["main.md"]
+    table = render_table(load_main_table(written / "toy", *plan()))["main.md"]
     cells = {cell.strip().strip("*") for cell in re.findall(r"(?<=\|)[^|\n]+(?=\|)", table)}
     numbers = {cell for cell in cells if re.fullmatch(r"-?\d.*", cell)}
     assert len(numbers) > 40
@@ -141,9 +141,9 @@ def test_the_page_says_what_the_table_says(page: str, written: Path) -> None:
     record = store.read_record(written / "toy" / "cps-fixed" / "seed-1")
     for told in (record.digest, record.prompts_digest, record.scores_digest, "c0ffee000000", "python", "3.12.1"):
         assert str(told) in text
-    assert "nothing here is about HunyuanVideo-1.5 at full size" in text
+    assert "nothing here is a result about HunyuanVideo-1.5 at full size" in text
     assert "No recorded run failed." in text
-    assert "No control of this suite is known." in text
+    assert "No controls of this suite were found." in text
     assert "a red circle" in text
 
 

@@ -17,19 +17,15 @@ from bench import store
 from bench.api import BenchError
 from bench.report import formatting
 from bench.report.data import controls, statistics
-from bench.report.data.pairwise import pairs
-from bench.report.data.records import Row, load_suite
+from bench.report.data.records import load_records
 from bench.report.data.reference import prediction_band
-from bench.report.tables.main import build_table, render_table
-from bench.store.record import RunRecord
+from bench.report.data.selection import Row
+from bench.report.data.summary import pairs_of_rows
+from bench.report.tables.main import build_table, load_main_table, render_table
+from tests.helpers.records import METRICS, make_record, make_scores, noisy_value, write_run
 
-METRICS = {
-    "videoalign": ["VQ", "MQ", "TA"],
-    "clipscore": ["clipscore"],
-    "pickscore": ["pickscore"],
-    "gold": ["gold_VQ", "gold_MQ", "gold_TA"],
-}
-PROMPTS, VIDEOS = 12, 2
+VIDEOS = 2
+PROMPTS = [f"prompt {p}" for p in range(12)]
 CONFIG: dict[str, Any] = {
     "suite": "toy-nano",
     "backbone": {"name": "toy", "checkpoint": "nano"},
@@ -44,34 +40,13 @@ LEDGER = {"nfe_rollout": 1280, "nfe_train": 1920, "nfe_anchor": 0, "reward_calls
 LIFTS = {"cps-fixed": 0.0, "sage_grpo-dual": 0.5}
 
 
-def scores(row: str, seed: int | None, lift: float) -> pd.DataFrame:
-    rng = np.random.default_rng([sum(row.encode()), 0 if seed is None else seed + 1])
-    easy = np.random.default_rng(0).normal(size=PROMPTS)
-    drift = rng.normal(0, 0.02)
-    rows = [
-        (p, f"prompt {p}", k, evaluator, metric, easy[p] + lift + drift + rng.normal(0, 0.05))
-        for p in range(PROMPTS)
-        for k in range(VIDEOS)
-        for evaluator, metrics in METRICS.items()
-        for metric in metrics
-    ]
-    return pd.DataFrame(rows, columns=store.SCORE_COLUMNS)
-
-
 def write(folder: Path, row: str, seed: int | None, lift: float = 0.0, **changes: Any) -> None:
-    method, _, kl = row.partition("-")
-    values: dict[str, Any] = {
-        **{"suite": "toy-nano", "row": row, "method": method if kl else None, "kl": kl or None, "seed": seed},
-        **{"status": "finished", "digest": f"{sum(row.encode()):04x}{seed or 0:012x}"},
-        **{"budget": CONFIG["budget"], "budget_digest": "b", "prompts_digest": "p", "config": CONFIG},
-        **{"evaluators": {name: {"weights": "1"} for name in METRICS}, "backbone": {"weights": "2"}},
+    scores = make_scores(PROMPTS, VIDEOS, noisy_value(row, seed, lift, len(PROMPTS)))
+    values = {
         **{"ledger": LEDGER if seed is not None else {}, "seconds": {"rollout": 60.0, "update": 30.0}},
-        **{"peak_memory_mb": 900.4, "updates_done": 2, "gates": {"ratio_audit": {"passed": True}}},
-        **changes,
+        **{"peak_memory_mb": 900.4, **changes},
     }
-    record = RunRecord(**values)
-    kept = None if record.status == "failed" else scores(row, seed, lift)
-    store.write_run(store.run_folder(folder, row, seed), record, kept)
+    write_run(folder, make_record(CONFIG, row, seed, **values), scores)
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +65,12 @@ def suite(written: Path, tmp_path: Path) -> Path:
     return shutil.copytree(written, tmp_path / "toy-nano")
 
 
+def render(folder: Path, **options: Any) -> dict[str, str]:
+    return render_table(load_main_table(folder, **options))
+
+
 def table(folder: Path, **arguments: Any) -> pd.DataFrame:
-    return pd.read_csv(io.StringIO(render_table(folder, **arguments)["main.csv"]))
+    return pd.read_csv(io.StringIO(render(folder, **arguments)["main.csv"]))
 
 
 def test_three_files_are_written_from_the_records(suite: Path) -> None:
@@ -147,18 +126,18 @@ def test_the_base_has_an_interval_over_prompts(suite: Path) -> None:
 
 
 def test_markdown_says_what_must_be_said(suite: Path) -> None:
-    text = render_table(suite)["main.md"]
+    text = render(suite)["main.md"]
     assert re.search(r"\| sage_grpo-dual +\| +3/3 \| +-?\d\.\d\d \[-?\d\.\d\d, -?\d\.\d\d\]", text)
     for phrase in [
         "nothing here is a result about HunyuanVideo-1.5",
-        "the ratio is 1 and the clip never acts",
+        "the ratio is 1, and the clip has no effect",
         "variance components of seeds x prompts",
         "n = 3 seeds (0, 1, 2)",
         "predicted_x0",
         "common_eta (eta 0.5)",
         "MDE",
         "0.5 VQ + 0.5 MQ + 1 TA",
-        "compare with nothing measured on nano",
+        "do not compare with nano",
         "cps-none: 3 of 3 seeds have not run yet",
         "0.8066",
     ]:
@@ -167,7 +146,7 @@ def test_markdown_says_what_must_be_said(suite: Path) -> None:
 
 
 def test_bold_needs_an_interval_that_excludes_zero(suite: Path) -> None:
-    lines = render_table(suite)["main.md"].partition("## Differences")[2].partition("##")[0].splitlines()
+    lines = render(suite)["main.md"].partition("## Differences")[2].partition("##")[0].splitlines()
     by_row = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
     assert "**" in by_row["sage_grpo-dual"]
     assert "**" not in by_row["cps-fixed"].partition("n/a")[0].split("|")[2]
@@ -191,13 +170,13 @@ def test_a_variant_of_a_method_has_no_published_number(suite: Path) -> None:
 def test_failed_and_missing_runs_are_counted(suite: Path) -> None:
     write(suite, "cps-none", 0, 0.1)
     write(suite, "cps-none", 1, status="failed", error="reward is not finite", ledger={})
-    rendered = render_table(suite)
+    rendered = render(suite)
     found = pd.read_csv(io.StringIO(rendered["main.csv"])).set_index("row").loc["cps-none"]
     assert (found["n_seeds"], found["n_failed"]) == (1, 1)
     assert np.isfinite(found["overall"])
     assert np.isnan(found["overall_lo"])
     assert "1/3 (1 failed)" in rendered["main.md"]
-    assert "cps-none seed 1 failed: reward is not finite." in rendered["main.md"]
+    assert "cps-none, seed 1 failed: reward is not finite." in rendered["main.md"]
     assert "cps-none: 1 of 3 seeds have not run yet." in rendered["main.md"]
 
 
@@ -205,12 +184,12 @@ def test_pilot_seeds_stay_out(suite: Path) -> None:
     before = table(suite)
     write(suite, "cps-fixed", 100, 9.0, config=CONFIG | {"seeds": [100]})
     pd.testing.assert_frame_equal(table(suite), before)
-    assert "not in this table: cps-fixed/seed-100" in render_table(suite)["main.md"]
+    assert "not in this table: cps-fixed/seed-100" in render(suite)["main.md"]
 
 
 def test_a_run_that_fails_a_gate_is_marked(suite: Path) -> None:
     write(suite, "cps-none", 0, gates={"ratio_audit": {"passed": False}, "golden": True})
-    text = render_table(suite)["main.md"]
+    text = render(suite)["main.md"]
     assert "| cps-none †" in text
     assert "fails the validity gate ratio_audit" in text
 
@@ -235,7 +214,7 @@ def test_a_run_that_fails_a_gate_is_marked(suite: Path) -> None:
 def test_unequal_rows_are_refused(suite: Path, changes: dict[str, Any], message: str) -> None:
     write(suite, "cps-none", 0, **changes)
     with pytest.raises(BenchError, match=rf"cps-none/seed-0.*{message}"):
-        render_table(suite)
+        render(suite)
 
 
 def drop_prompt(frame: pd.DataFrame) -> pd.DataFrame:
@@ -265,7 +244,7 @@ def test_other_videos_or_metrics_are_refused(
     record, frame = store.read_run(folder)
     store.write_run(folder, record, change(frame))
     with pytest.raises(BenchError, match=message):
-        render_table(suite)
+        render(suite)
 
 
 def test_a_folder_without_records_says_what_to_run(tmp_path: Path) -> None:
@@ -277,12 +256,12 @@ def test_a_folder_without_records_says_what_to_run(tmp_path: Path) -> None:
 def test_without_a_base_there_are_no_differences(suite: Path) -> None:
     for name in (store.RUN, store.SCORES):
         (suite / "base" / name).unlink()
-    rendered = render_table(suite)
+    rendered = render(suite)
     assert "The base has no record yet" in rendered["main.md"]
     assert pd.read_csv(io.StringIO(rendered["main.csv"]))["overall_delta"].isna().all()
 
 
-def test_a_suite_with_fewer_scorers_shows_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_suite_with_fewer_evaluators_shows_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("gold", "pickscore"):
         monkeypatch.delitem(METRICS, name)
     write(tmp_path / "s", "base", None)
@@ -290,14 +269,14 @@ def test_a_suite_with_fewer_scorers_shows_gaps(tmp_path: Path, monkeypatch: pyte
     found = table(tmp_path / "s")
     assert found["gold_overall"].isna().all()
     assert found["vq"].notna().sum() == 2
-    assert "[n/a]" in render_table(tmp_path / "s")["main.md"]
+    assert "[n/a]" in render(tmp_path / "s")["main.md"]
 
 
 def test_the_stored_reference_stands_beside(suite: Path, tmp_path: Path) -> None:
     stored = tmp_path / "stored"
     for seed in range(5):
         write(stored, "sage_grpo-dual", seed, 0.5, config=CONFIG | {"seeds": list(range(5))})
-    rendered = render_table(suite, reference=stored)
+    rendered = render(suite, reference=stored)
     found = pd.read_csv(io.StringIO(rendered["main.csv"])).set_index("row")
     assert found.loc["sage_grpo-dual", "reference_n_seeds"] == 5
     low, mean, high = (found.loc["sage_grpo-dual", f"reference_overall{end}"] for end in ("_lo", "", "_hi"))
@@ -306,7 +285,7 @@ def test_the_stored_reference_stands_beside(suite: Path, tmp_path: Path) -> None
     assert "Stored reference: our own runs with the same budget and prompts" in rendered["main.md"]
     for seed in range(5):
         write(stored, "sage_grpo-dual", seed, 0.5, budget_digest="c")
-    assert "ANOTHER budget" in render_table(suite, reference=stored)["main.md"]
+    assert "ANOTHER budget" in render(suite, reference=stored)["main.md"]
 
 
 def flat(folder: Path, row: str, seed: int | None, value: float, **changes: Any) -> None:
@@ -317,7 +296,7 @@ def flat(folder: Path, row: str, seed: int | None, value: float, **changes: Any)
 
 
 def beside(suite: Path, stored: Path) -> tuple[pd.DataFrame, str]:
-    rendered = render_table(suite, reference=stored)
+    rendered = render(suite, reference=stored)
     return pd.read_csv(io.StringIO(rendered["main.csv"])).set_index("row"), rendered["main.md"]
 
 
@@ -372,8 +351,8 @@ def test_inside_and_outside_the_band(pair: tuple[Path, Path]) -> None:
     )
     assert re.search(r"\| base +\| +Overall +\| +- \| +- \| +3.00 \| +3.00 \| +- \| +equal", text)
     assert "3 of 3 comparisons (Overall, trained, gold Overall of each row) are inside their band" in text
-    assert "Of the 3 runs whose row and seed the reference has too, 0 have exactly equal scores" in text
-    assert "the others' Overall is up to 9 apart" in text
+    assert "Of the 3 runs whose row and seed are also in the reference, 0 have exactly equal scores" in text
+    assert "Overall of the others differs by up to 9" in text
 
     flat(pair[0], "cps-fixed", 2, 20.0)  # mean 9.33, band up to 6.21
     found, text = beside(*pair)
@@ -388,7 +367,9 @@ def test_equal_runs_are_counted_and_equal_scores_are_inside(pair: tuple[Path, Pa
     shutil.copytree(suite, stored)
     found, text = beside(suite, stored)  # the seeds do not differ at all: a band of no width
     assert str(found.loc["cps-fixed", "reference_overall_inside"]) == "True"
-    assert "Of the 3 runs whose row and seed the reference has too, 3 have exactly equal scores. Equal seeds" in text
+    assert (
+        "Of the 3 runs whose row and seed are also in the reference, 3 have exactly equal scores. Equal seeds" in text
+    )
 
 
 def test_one_stored_seed_gives_no_band(pair: tuple[Path, Path]) -> None:
@@ -442,7 +423,7 @@ def test_a_row_with_other_parameters_is_not_compared(pair: tuple[Path, Path], ch
         flat(pair[0], "cps-fixed", seed, 4.0, **changes)
     found, text = beside(*pair)
     assert np.isnan(found.loc["cps-fixed", "reference_overall_band_lo"])
-    assert "Not compared, since their parameters here are not those of the reference: cps-fixed." in text
+    assert "Not compared, because their parameters differ from those of the reference: cps-fixed." in text
 
 
 # controls -----------------------------------------------------------------------------------------------------
@@ -459,7 +440,7 @@ def control(folder: Path, which: str, lift: float, seeds: int = 3, shuffled: boo
 
 
 def control_lines(suite: Path) -> list[str]:
-    text = render_table(suite, reference=suite.parent / "stored" / "toy-nano")["main.md"]
+    text = render(suite, reference=suite.parent / "stored" / "toy-nano")["main.md"]
     return [
         line
         for line in text.splitlines()
@@ -486,7 +467,7 @@ def test_controls_that_fail_are_bold(suite: Path, tmp_path: Path) -> None:
         assert line.startswith("- **")
         assert line.endswith("**")
         assert f"It FAILS: {why}" in line
-    assert r"\textbf{Negative control toy-nano\_control\_shuffled" in render_table(suite)["main.tex"]
+    assert r"\textbf{Negative control toy-nano\_control\_shuffled" in render(suite)["main.tex"]
 
 
 def test_own_controls_stand_before_stored_ones(suite: Path, tmp_path: Path) -> None:
@@ -508,8 +489,8 @@ def test_a_control_with_the_wrong_rewards_or_broken_records_is_named(suite: Path
     control(tmp_path, "gold", 0.5)
     (tmp_path / "toy-nano_control_gold" / "base" / store.SCORES).unlink()
     positive, negative = control_lines(suite)
-    assert "**Positive control toy-nano_control_gold (your own runs) cannot be judged: scores" in positive
-    assert "It is NO negative control: its rewards are not shuffled.**" in negative
+    assert "**Positive control toy-nano_control_gold (your own runs) has no verdict: scores" in positive
+    assert "It is NOT a negative control: its rewards are not shuffled.**" in negative
 
 
 def test_absent_controls_are_named_if_the_project_has_them(
@@ -520,9 +501,9 @@ def test_absent_controls_are_named_if_the_project_has_them(
     for which in ("gold", "shuffled"):
         (tmp_path / f"toy-nano_control_{which}.yaml").touch()
     commands = [f"`bench run bench/configs/toy-nano_control_{which}.yaml`" for which in ("gold", "shuffled")]
-    assert control_lines(suite) == [f"- Controls: not run; {' and '.join(commands)} would do it."]
+    assert control_lines(suite) == [f"- Controls: not run. Run {' and '.join(commands)}."]
     control(tmp_path, "gold", 0.5)
-    assert control_lines(suite)[1:] == [f"- Negative control: not run; {commands[1]} would do it."]
+    assert control_lines(suite)[1:] == [f"- Negative control: not run. Run {commands[1]}."]
     assert not any("not run" in line for line in control_lines(tmp_path / "toy-nano_control_gold"))
 
 
@@ -534,7 +515,7 @@ def test_a_control_says_so_above_its_own_table(tmp_path: Path) -> None:
 
 
 def test_tex_is_escaped_and_balanced(suite: Path) -> None:
-    text = render_table(suite)["main.tex"]
+    text = render(suite)["main.tex"]
     assert r"sage\_grpo-dual" in text
     assert "sage_grpo" not in text.replace(r"\_", "")
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == text.count(r"\end{tabular}") == 2
@@ -544,12 +525,12 @@ def test_tex_is_escaped_and_balanced(suite: Path) -> None:
 
 
 def test_loading_gives_figures_what_they_need(suite: Path) -> None:
-    loaded = load_suite(suite)
+    loaded = load_records(suite)
     assert loaded.seeds == [0, 1, 2]
     assert loaded.nano
     matrix = loaded.rows[0].matrix("overall")
     assert matrix is not None
-    assert matrix.shape == (3, PROMPTS)
+    assert matrix.shape == (3, len(PROMPTS))
     assert {"gold_vq", "gold_mq", "gold_ta", "trained"} <= set(loaded.columns)
 
 
@@ -575,21 +556,21 @@ def test_small_texts() -> None:
 
 # prompts that a scorer cuts -----------------------------------------------------------------------------------
 def test_the_notes_say_how_many_prompts_are_cut_where_the_records_do(suite: Path) -> None:
-    assert "prompts are cut" not in render_table(suite)["main.md"]
+    assert "prompts are cut" not in render(suite)["main.md"]
     found = {"clipscore": 0.0, "pickscore": 0.25, "videoalign": 0.0}
     limits = {"clipscore": 77, "pickscore": 77}
     write(suite, "sage_grpo-dual", 1, 0.5, extra={"prompts_cut": found, "token_limit": limits})
-    for text in render_table(suite).values():
+    for text in render(suite).values():
         told = re.findall(r"(\S+): (\S+) \\?% of the prompts are cut at (\d+) tokens", text)
         assert told in ([], [("CLIPScore", "0", "77"), ("PickScore", "25", "77")])
-    assert "CLIPScore: 0 % of the prompts are cut at 77 tokens." in render_table(suite)["main.md"]
+    assert "CLIPScore: 0 % of the prompts are cut at 77 tokens." in render(suite)["main.md"]
 
 
 # pairs ----------------------------------------------------------------------------------------------------------
 def test_every_pair_of_rows_is_compared_by_hand(suite: Path) -> None:
-    loaded = load_suite(suite)
+    loaded = load_records(suite)
     rows = {runs.row.label: runs for runs in loaded.rows}
-    found = pairs(loaded).set_index(["row", "other"])
+    found = pairs_of_rows(loaded).set_index(["row", "other"])
     line = found.loc[("sage_grpo-dual", "cps-fixed")]
     x, y = (rows[name].matrix("overall") for name in ("sage_grpo-dual", "cps-fixed"))
     assert x is not None
@@ -598,22 +579,22 @@ def test_every_pair_of_rows_is_compared_by_hand(suite: Path) -> None:
     assert (line["overall_diff"], line["overall_diff_lo"]) == (by_hand.mean, by_hand.lo)
     assert line["overall_diff"] == pytest.approx(3 * 0.5, abs=0.2)
     assert line["overall_diff_p_holm"] >= line["overall_diff_p"]
-    shown = render_table(suite)["main.md"]
+    shown = render(suite)["main.md"]
     assert "## Pairs of rows" in shown
     assert "sage_grpo-dual - cps-fixed" in shown
 
 
 def test_a_pair_without_common_seeds_says_nothing(suite: Path) -> None:
-    loaded = load_suite(suite)
+    loaded = load_records(suite)
     lone = [runs for runs in loaded.rows if not runs.finished]
     assert lone, "the suite's third row has not run"
-    found = pairs(loaded)
+    found = pairs_of_rows(loaded)
     assert (
         found[found["other"].eq(lone[0].row.label) | found["row"].eq(lone[0].row.label)]["overall_diff"].isna().all()
     )
 
 
 def test_many_rows_have_no_pairs(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.report.data.pairwise.MOST_ROWS", 1)
-    assert pairs(load_suite(suite)).empty
-    assert "Pairs of rows" not in render_table(suite)["main.md"]
+    monkeypatch.setattr("bench.report.data.summary.MOST_ROWS_FOR_PAIRS", 1)
+    assert pairs_of_rows(load_records(suite)).empty
+    assert "Pairs of rows" not in render(suite)["main.md"]

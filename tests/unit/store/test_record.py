@@ -14,29 +14,17 @@ import pytest
 from bench import store
 from bench.api import BenchError
 from bench.store.record import RunRecord
+from tests.helpers.records import make_record, make_scores
 
 
 def record(**changes: Any) -> RunRecord:
-    values: dict[str, Any] = {
-        **{
-            "suite": "toy",
-            "row": "a",
-            "method": "a",
-            "kl": "fixed",
-            "seed": 0,
-            "status": "finished",
-            "digest": "d" * 16,
-        },
-        **{"budget": {"updates": 2}, "budget_digest": "b", "prompts_digest": "p", "config": {"seeds": [0]}},
-        **changes,
-    }
-    return RunRecord(**values)
+    config = {"suite": "toy", "seeds": [0], "budget": {"updates": 2}}
+    return make_record(config, "a-fixed", 0, **{"row": "a", "digest": "d" * 16, **changes})
 
 
 def scores(shift: float = 0.0) -> pd.DataFrame:
-    keys = [(p, k, m) for p in range(3) for k in range(2) for m in ("VQ", "MQ")]
-    rows = [(p, f"prompt {p}", k, "videoalign", m, p + k / 7 + shift) for p, k, m in keys]
-    return pd.DataFrame(rows, columns=store.SCORE_COLUMNS)
+    prompts = [f"prompt {p}" for p in range(3)]
+    return make_scores(prompts, 2, lambda p, k, metric: p + k / 7 + shift, {"videoalign": ["VQ", "MQ"]})
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""`bench assets`: what is known, what is missing, and whether what is there is what it should be."""
+"""`bench assets`: known facts, missing files, and comparison of present files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from bench.cli import main
 from bench.plugins import available
 from bench.suite import assets
 from bench.suite.assets import DATA, resolve
-from bench.suite.schema import PATHS
+from bench.suite.paths import PATHS
 from evaluators.videoalign.scorer import OFFICIAL_TEMPLATE, OFFICIAL_WEIGHTS
 from tests.helpers.nano_suite import NANO, TINY
 
@@ -55,14 +56,14 @@ def suite(tmp_path: Path) -> Path:
 
 
 def fill(folder: Path) -> None:
-    """Every file that the suite needs, small, in the place that the suite names."""
-    places = {"VideoReward": "VideoReward", "Qwen2-VL-2B-Instruct": "qwen", "PickScore_v1": "PickScore_v1"}
-    places |= {"CLIP-ViT-H-14-laion2B-s32B-b79K": "laion", "clip-vit-large-patch14": "clip"}
-    places |= {"VideoReward-template": "VideoReward"}
-    places |= {name: name for name in ["HunyuanVideo-1.5-Diffusers-720p_t2v"]}
-    for name, place in places.items():
+    """Every file that the suite needs, small, at the path that the suite sets."""
+    folders = {"VideoReward": "VideoReward", "Qwen2-VL-2B-Instruct": "qwen", "PickScore_v1": "PickScore_v1"}
+    folders |= {"CLIP-ViT-H-14-laion2B-s32B-b79K": "laion", "clip-vit-large-patch14": "clip"}
+    folders |= {"VideoReward-template": "VideoReward"}
+    folders |= {name: name for name in ["HunyuanVideo-1.5-Diffusers-720p_t2v"]}
+    for name, subfolder in folders.items():
         for file in assets.known()[name].files:
-            path = folder / place / file.path / ("config.json" if file.path.endswith("/") else "")
+            path = folder / subfolder / file.path / ("config.json" if file.path.endswith("/") else "")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}")
 
@@ -140,8 +141,8 @@ def test_what_is_missing_has_its_command(capsys: pytest.CaptureFixture[str], tmp
     assert main(["assets", str(suite)]) == 1
     out = capsys.readouterr().out
     models = tmp_path / "models"
-    found = {words[2]: words[words.index("--local-dir") + 1] for words in commands(out)}
-    assert found == {
+    targets = {words[2]: words[words.index("--local-dir") + 1] for words in commands(out)}
+    assert targets == {
         "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v": f"{models}/HunyuanVideo-1.5-Diffusers-720p_t2v",
         "KlingTeam/VideoReward": f"{models}/VideoReward",
         "Qwen/Qwen2-VL-2B-Instruct": f"{models}/qwen",
@@ -191,7 +192,7 @@ def test_a_place_that_the_suite_does_not_name(capsys: pytest.CaptureFixture[str]
     assert "add evaluator_params.videoalign.checkpoint=checkpoints/VideoReward" in out
     assert "add evaluator_params.pickscore.checkpoint=checkpoints/PickScore_v1" in out
     laion = next(words for words in commands(out) if words[2].startswith("laion/"))
-    assert laion[-1].endswith("checkpoints/PickScore_v1")  # a scorer without a processor reads its checkpoint's
+    assert laion[-1].endswith("checkpoints/PickScore_v1")  # by default the processor is in the checkpoint
 
 
 def test_a_plug_in_of_ones_own_has_no_facts(capsys: pytest.CaptureFixture[str], tmp_path: Path, suite: Path) -> None:
@@ -214,7 +215,7 @@ def test_a_plug_in_of_ones_own_has_no_facts(capsys: pytest.CaptureFixture[str], 
 def test_a_run_without_its_checkpoint_points_here(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = [*TINY, f"backbone.checkpoint={tmp_path / 'nothing'}", f"prompts={json.dumps(FULL['prompts'])}"]
     assert main(["run", str(NANO), *words, "--results", str(tmp_path / "results"), "--dry-run"]) == 2
-    assert "does not exist: `bench assets SUITE` lists what belongs there" in capsys.readouterr().err
+    assert re.search("does not exist .*`bench assets SUITE` lists its files", capsys.readouterr().err)
     assert main(["assets", str(tmp_path / "no.yaml")]) == 2
 
 
@@ -229,6 +230,6 @@ def test_assets_import_nothing_heavy() -> None:
 
 def test_the_variants_of_a_study_are_listed_together(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["assets", str(NANO.parent / "nano_decode.yaml")]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("suite nano_decode\n")
-    assert said.count("backbone.checkpoint") == 1
+    out = capsys.readouterr().out
+    assert out.startswith("suite nano_decode\n")
+    assert out.count("backbone.checkpoint") == 1

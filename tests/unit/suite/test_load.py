@@ -1,4 +1,4 @@
-"""A suite's YAML: what is refused, with which words, and what enters the digest."""
+"""A suite's YAML: what is refused, with which message, and what the digest covers."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import yaml
 
 from bench.core.errors import BenchError
 from bench.core.provenance import ROOT
-from bench.suite.load import load, load_all
-from bench.train.preflight import check_names
+from bench.suite.load import load_suite, load_variants
+from bench.suite.prepared import prepare
 
 NANO = ROOT / "bench" / "configs" / "nano.yaml"
 
 
 def test_the_nano_suite_loads() -> None:
-    exp = load(NANO)
-    assert exp.scale == "nano"
-    assert [row.name for row in exp.rows] == ["flow_grpo-fixed", "dance_grpo-fixed", "cps-fixed", "sage_grpo-dual"]
-    assert exp.weights == {"VQ": 0.5, "MQ": 0.5, "TA": 1.0}
-    assert len(exp.prompt_list("train")) == 108
-    assert len(exp.prompt_list("heldout")) == 36
+    suite = load_suite(NANO)
+    assert suite.scale == "nano"
+    assert [row.name for row in suite.rows] == ["flow_grpo-fixed", "dance_grpo-fixed", "cps-fixed", "sage_grpo-dual"]
+    assert suite.weights == {"VQ": 0.5, "MQ": 0.5, "TA": 1.0}
+    assert len(suite.prompt_list("train")) == 108
+    assert len(suite.prompt_list("heldout")) == 36
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_the_nano_suite_loads() -> None:
         ("budget.updates=many", "key 'budget.updates'"),
         ("budget.group_size=1", "group_size is 1"),
         ("seeds=[]", "key 'seeds'"),
-        ("seeds=[1, 1]", "hold one twice"),
+        ("seeds=[1, 1]", "contain one twice"),
         ("rows=[{method: cps}, {method: cps}]", "two rows are called 'cps-none'"),
         ("rows=[{method: cps, params: {eta: 0.5}}]", "give it a 'label:'"),
         ("rows=[{method: cps, label: base}]", "names a folder"),
@@ -50,12 +50,12 @@ def test_the_nano_suite_loads() -> None:
         ("advantage.eps=.nan", "advantage.eps is nan"),
         ("budget.weight_decay=-1", "budget.weight_decay is -1"),
         ("budget", "has no '='"),
-        ("suite.x=1", "is no mapping"),
+        ("suite.x=1", "is not a mapping"),
     ],
 )
 def test_a_mistake_is_one_sentence(override: str, message: str) -> None:
     with pytest.raises(BenchError) as caught:
-        load(NANO, [override])
+        load_suite(NANO, [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -66,116 +66,118 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
     path = tmp_path / "suite.yaml"
     path.write_text(yaml.safe_dump(data), encoding="utf-8")
     with pytest.raises(BenchError, match=r"key 'budget\.lr' is missing"):
-        load(path)
+        load_suite(path)
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: [", "is not YAML"), ("- 1", "holds no mapping")])
-def test_a_file_that_is_no_suite(tmp_path: Path, text: str, message: str) -> None:
+@pytest.mark.parametrize(("text", "message"), [("a: [", "is not YAML"), ("- 1", "is not a mapping")])
+def test_a_file_that_is_not_a_suite(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "suite.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(BenchError, match=message):
-        load(path)
+        load_suite(path)
 
 
-def test_a_file_that_is_not_there() -> None:
+def test_a_missing_file() -> None:
     with pytest.raises(BenchError, match="cannot be read"):
-        load("nowhere.yaml")
+        load_suite("nowhere.yaml")
 
 
 def test_yaml_tags_run_no_code(tmp_path: Path) -> None:
     path = tmp_path / "suite.yaml"
     path.write_text(f"suite: !!python/object/apply:os.mkdir ['{tmp_path}/made']\n", encoding="utf-8")
     with pytest.raises(BenchError, match="is not YAML"):
-        load(path)
+        load_suite(path)
     assert not (tmp_path / "made").exists()
 
 
 def test_overrides_reach_nested_keys_and_read_numbers() -> None:
-    exp = load(NANO, ["budget.lr=1e-4", "budget.updates=3", "seeds=[5]", "noise_policy={kind: common_eta, eta: 0.5}"])
-    assert exp.budget.lr == 1e-4
-    assert exp.budget.updates == 3
-    assert exp.seeds == [5]
-    assert exp.noise_policy.kind == "common_eta"
+    suite = load_suite(
+        NANO, ["budget.lr=1e-4", "budget.updates=3", "seeds=[5]", "noise_policy={kind: common_eta, eta: 0.5}"]
+    )
+    assert suite.budget.lr == 1e-4
+    assert suite.budget.updates == 3
+    assert suite.seeds == [5]
+    assert suite.noise_policy.kind == "common_eta"
 
 
-def test_what_runs_share_knows_neither_seeds_nor_rows_nor_the_name() -> None:
-    one = load(NANO)
-    other = load(NANO, ["seeds=[7]", "rows=[{method: cps}]", "suite=mine"])
+def test_shared_settings_exclude_seeds_rows_and_name() -> None:
+    one = load_suite(NANO)
+    other = load_suite(NANO, ["seeds=[7]", "rows=[{method: cps}]", "suite=mine"])
     assert one.shared() == other.shared()
-    assert one.shared() != load(NANO, ["budget.lr=1e-4"]).shared()
+    assert one.shared() != load_suite(NANO, ["budget.lr=1e-4"]).shared()
 
 
 def test_a_prompt_in_both_lists_is_refused(tmp_path: Path) -> None:
     train, heldout = tmp_path / "train.txt", tmp_path / "heldout.txt"
     train.write_text("a\nb\nc\nd\n", encoding="utf-8")
     heldout.write_text("e\nb\n", encoding="utf-8")
-    exp = load(NANO, [f"prompts={{train: {train}, heldout: {heldout}}}"])
+    suite = load_suite(NANO, [f"prompts={{train: {train}, heldout: {heldout}}}"])
     with pytest.raises(BenchError, match="prompt 'b' is in the training and in the held-out list"):
-        exp.check_prompts()
+        suite.prompt_lists()
 
 
 def test_a_prompt_twice_in_a_list_is_refused(tmp_path: Path) -> None:
     train = tmp_path / "train.txt"
     train.write_text("a\na\n", encoding="utf-8")
-    exp = load(NANO, [f"prompts.train={train}", "prompts.heldout=bench/prompts/nano_heldout.txt"])
-    with pytest.raises(BenchError, match="empty or holds a prompt twice"):
-        exp.prompt_list("train")
+    suite = load_suite(NANO, [f"prompts.train={train}", "prompts.heldout=bench/prompts/nano_heldout.txt"])
+    with pytest.raises(BenchError, match="empty or contains a prompt twice"):
+        suite.prompt_list("train")
 
 
-def test_more_prompts_a_round_than_there_are_is_refused() -> None:
-    with pytest.raises(BenchError, match="the training list holds 108"):
-        load(NANO, ["budget.prompts=128"]).check_prompts()
+def test_more_prompts_per_update_than_there_are_is_refused() -> None:
+    with pytest.raises(BenchError, match="the training list has 108"):
+        load_suite(NANO, ["budget.prompts=128"]).prompt_lists()
 
 
 def test_another_checkpoint_gets_no_nano_defaults() -> None:
     with pytest.raises(BenchError, match="key 'prompts' is missing"):
-        load(NANO, ["backbone.checkpoint=somewhere"])
+        load_suite(NANO, ["backbone.checkpoint=somewhere"])
 
 
-def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+def test_a_repeated_key_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "suite.yaml"
     path.write_text(
         NANO.read_text(encoding="utf-8").replace("  lr: 3.0e-4\n", "  lr: 3.0e-4\n  lr: 1.0e-4\n"), "utf-8"
     )
     with pytest.raises(BenchError, match="key 'lr' is given twice"):
-        load(path)
+        load_suite(path)
 
 
-def test_a_scorer_parameter_keeps_the_nano_checkpoints() -> None:
-    exp = load(NANO, ["evaluator_params.videoalign.normalise=false"])
+def test_an_evaluator_parameter_keeps_the_nano_checkpoints() -> None:
+    suite = load_suite(NANO, ["evaluator_params.videoalign.normalise=false"])
     nano = {"device": "cpu", "checkpoint": "nano/videoreward"}
-    assert exp.evaluator_params["videoalign"] == {**nano, "normalise": False}
-    assert exp.evaluator_params["clipscore"] == {"device": "cpu", "checkpoint": "nano/clip"}
+    assert suite.evaluator_params["videoalign"] == {**nano, "normalise": False}
+    assert suite.evaluator_params["clipscore"] == {"device": "cpu", "checkpoint": "nano/clip"}
 
 
 def test_a_suite_extends_another_key_by_key(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(NANO.read_text())
     child = tmp_path / "child.yaml"
     child.write_text("extends: base.yaml\nsuite: child\nbudget: {lr: 0.001}\nreward: {gold: {gold_TA: 1.0}}\n")
-    exp, base = load(child), load(NANO)
-    assert (exp.suite, exp.budget.lr, exp.budget.updates) == ("child", 0.001, base.budget.updates)
-    assert exp.reward == {"gold": {"gold_TA": 1.0}}  # replaced, not merged
-    assert exp.rows == base.rows
+    suite, base = load_suite(child), load_suite(NANO)
+    assert (suite.name, suite.budget.lr, suite.budget.updates) == ("child", 0.001, base.budget.updates)
+    assert suite.reward == {"gold": {"gold_TA": 1.0}}  # replaced, not merged
+    assert suite.rows == base.rows
 
 
 def test_suites_that_extend_each_other_are_refused(tmp_path: Path) -> None:
     for one, other in (("a", "b"), ("b", "a")):
         (tmp_path / f"{one}.yaml").write_text(f"extends: {other}.yaml\nsuite: {one}\n")
     with pytest.raises(BenchError, match=r"extends a\.yaml, which extends it in turn"):
-        load(tmp_path / "a.yaml")
+        load_suite(tmp_path / "a.yaml")
 
 
 def test_a_missing_parent_suite_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("extends: none.yaml\nsuite: a\n")
     with pytest.raises(BenchError, match=r"none\.yaml cannot be read"):
-        load(tmp_path / "a.yaml")
+        load_suite(tmp_path / "a.yaml")
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in NANO.parent.glob("*.yaml")))
 def test_every_suite_that_comes_with_the_project_loads(name: str) -> None:
-    for exp in load_all(NANO.parent / name):
-        assert exp.study == name.removesuffix(".yaml")
-        check_names(exp)
+    for suite in load_variants(NANO.parent / name):
+        assert suite.study == name.removesuffix(".yaml")
+        prepare(suite)
 
 
 STUDY = """
@@ -195,40 +197,45 @@ def study(tmp_path: Path, text: str = STUDY) -> Path:
 
 
 def test_a_study_is_one_suite_per_variant(tmp_path: Path) -> None:
-    native, quiet = load_all(study(tmp_path), ["budget.updates=7", "seeds=[4]"])
+    native, quiet = load_variants(study(tmp_path), ["budget.updates=7", "seeds=[4]"])
     assert (native.suite, native.study, native.variant) == ("noise/native", "noise", "native")
     assert (quiet.suite, quiet.variant, quiet.budget.lr) == ("noise/quiet", "quiet", 1e-3)
-    assert native.budget.lr == load(NANO).budget.lr
+    assert native.budget.lr == load_suite(NANO).budget.lr
     assert native.budget.updates == quiet.budget.updates == 7, "an override reaches every variant"
     assert native.seeds == quiet.seeds == [4]
     assert (native.noise_policy.kind, quiet.noise_policy.kind) == ("native", "common_eta")
 
 
 def test_one_variant_of_a_study_can_be_picked(tmp_path: Path) -> None:
-    assert load(study(tmp_path), ["variant=quiet"]).suite == "noise/quiet"
+    assert load_suite(study(tmp_path), ["variant=quiet"]).suite == "noise/quiet"
     with pytest.raises(BenchError, match=r"is a study of 2 variants: pick one with variant=NAME \(native, quiet\)"):
-        load(study(tmp_path))
+        load_suite(study(tmp_path))
     with pytest.raises(BenchError, match="has no variant 'loud': choose one of native, quiet"):
-        load_all(study(tmp_path), ["variant=loud"])
+        load_variants(study(tmp_path), ["variant=loud"])
     with pytest.raises(BenchError, match="has no variants: remove variant=quiet"):
-        load_all(NANO, ["variant=quiet"])
+        load_variants(NANO, ["variant=quiet"])
 
 
 @pytest.mark.parametrize("key", ["seeds: [1]", "rows: [{method: cps}]", "suite: other"])
 def test_variants_share_name_seeds_and_rows(tmp_path: Path, key: str) -> None:
     text = STUDY + f"  odd: {{{{{key.replace('{', '{{').replace('}', '}}')}}}}}\n"
     with pytest.raises(BenchError, match=rf"variant 'odd' sets '{key.partition(':')[0]}', which all variants share"):
-        load_all(study(tmp_path, text))
+        load_variants(study(tmp_path, text))
 
 
 @pytest.mark.parametrize("variants", ["[a, b]", "{}", "{a: 3}"])
 def test_variants_are_a_mapping_of_settings(tmp_path: Path, variants: str) -> None:
     path = tmp_path / "noise.yaml"
     path.write_text(f"extends: {NANO}\nsuite: noise\nvariants: {variants}\n", encoding="utf-8")
-    with pytest.raises(BenchError, match="'variants' is no mapping of names to settings"):
-        load_all(path)
+    with pytest.raises(BenchError, match="'variants' is not a mapping of names to settings"):
+        load_variants(path)
 
 
 def test_a_mistake_in_a_variant_is_named(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="unknown key 'decod'; did you mean 'decode'"):
-        load_all(study(tmp_path, STUDY + "  odd: {{decod: final_latent}}\n"))
+        load_variants(study(tmp_path, STUDY + "  odd: {{decod: final_latent}}\n"))
+
+
+def test_a_checkpoint_among_the_settings_of_the_backbone_is_refused() -> None:
+    with pytest.raises(BenchError, match=r"backbone\.train\.checkpoint is not a setting: write the folder as"):
+        prepare(load_suite(NANO, ["backbone.train.checkpoint=nano"]))

@@ -22,8 +22,8 @@ ALL = torch.ones(20, dtype=torch.bool)
 )
 def test_the_root_sum_square_at_eta_one_half_is_the_protocols(name: str, rss: float) -> None:
     """sqrt(sum S), printed with two decimals; the sums are 5.927, 1.356, 1.202 and 0.250."""
-    found = float(injected_variance(plugins.method(name, eta=0.5), SIGMAS).sum().sqrt())
-    assert found == pytest.approx(rss, abs=0.006)
+    rss_at_half = float(injected_variance(plugins.method(name, eta=0.5), SIGMAS).sum().sqrt())
+    assert rss_at_half == pytest.approx(rss, abs=0.006)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -45,6 +45,6 @@ def test_common_eta_sets_eta_and_native_leaves_it() -> None:
     assert apply_noise_policy(method, Native(), SIGMAS, ALL) is method
 
 
-def test_an_rss_out_of_reach_is_refused_and_says_what_is_reachable() -> None:
+def test_an_rss_out_of_reach_is_refused_with_the_largest_possible_one() -> None:
     with pytest.raises(BenchError, match=r"DanceGRPO injects at most 1\.000 at eta 1.*lower rss"):
         apply_noise_policy(plugins.method("dance_grpo"), MatchedRSS(kind="matched_rss", rss=3.0), SIGMAS, ALL)

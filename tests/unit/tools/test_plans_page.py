@@ -8,18 +8,19 @@ import pytest
 import torch
 
 from bench.core.errors import BenchError
-from bench.plan.probe import _timed, time
+from bench.plan.probe import _median_seconds, time
 from bench.plan.workload import UnitCost
-from bench.suite.load import load_all
-from bench.suite.schema import resolve
+from bench.suite.load import load_variants
+from bench.suite.paths import resolve
+from bench.suite.prepared import prepare
 from tests.helpers.nano_suite import NANO, tiny
 from tools import plans_page
 from tools.plans_page import PAGE, output
-from tools.probe_error import predicted
+from tools.probe_error import predicted_seconds
 
 
 def test_the_stored_plans_are_those_of_the_suites() -> None:
-    folder = load_all(NANO.with_name("hunyuanvideo15_480p.yaml"))[0].backbone.checkpoint
+    folder = load_variants(NANO.with_name("hunyuanvideo15_480p.yaml"))[0].backbone.checkpoint
     if resolve(folder).exists():
         pytest.skip(f"{folder} is here: its sizes stand in for the released ones")
     assert PAGE.read_text(encoding="utf-8") == plans_page.page(), "run `make plans`"
@@ -38,7 +39,7 @@ def test_the_stored_plans_are_the_issues() -> None:
 
 
 def test_a_plan_that_is_refused_is_not_stored(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(BenchError, match=r"--gpus 48` ended with exit code 2: mend the suite"):
+    with pytest.raises(BenchError, match=r"--gpus 48` ended with exit code 2: fix the suite"):
         output(f"{NANO.with_name('hunyuanvideo15_480p.yaml')} --gpus 48")
     assert "48 processes cannot share the 64 micro-batches" in capsys.readouterr().err
 
@@ -54,9 +55,9 @@ def test_the_probes_error_is_worked_out_turn_by_turn(tmp_path: Path) -> None:
 
 def test_what_is_predicted_is_every_second_of_an_update() -> None:
     """2 prompts x 2 samples, 4 steps of which 2 train, guidance 1, an anchor: 16 + 8 evaluations to roll out."""
-    exp = tiny("rows=[{method: cps, kl: fixed}]", "kl_probe_every=0")
-    found = predicted(exp, UnitCost(forward=1.0, backward=10.0, decode=100.0))
-    assert found == {"rollout": 16 + 8, "decode": 400, "update": 8 + 80}
+    suite = tiny("rows=[{method: cps, kl: fixed}]", "kl_probe_every=0")
+    seconds = predicted_seconds(prepare(suite), UnitCost(forward=1.0, backward=10.0, decode=100.0))
+    assert seconds == {"rollout": 16 + 8, "decode": 400, "update": 8 + 80}
 
 
 def test_a_short_step_is_timed_several_times_and_a_long_one_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,5 +69,5 @@ def test_a_short_step_is_timed_several_times_and_a_long_one_once(monkeypatch: py
         def work(now: list[float] = now, left: list[float] = left) -> None:
             now[0] += left.pop(0)
 
-        assert _timed(torch.device("cpu"), work) == pytest.approx(median)
+        assert _median_seconds(torch.device("cpu"), work) == pytest.approx(median)
         assert len(lengths) - len(left) == number

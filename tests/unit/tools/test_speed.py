@@ -19,11 +19,11 @@ from bench.core.budget import PROBE_EVERY
 from bench.core.ledger import Ledger
 from bench.store.files import read_lines
 from bench.store.record import TRAIN
-from bench.suite.build import make_backbone, make_evaluator
-from bench.suite.job import Job
-from bench.suite.load import load
+from bench.suite.load import load_suite
+from bench.suite.prepared import make_backbone, make_evaluator, prepare
 from bench.train.rewards import update_prompts
 from bench.train.trainer import Trainer
+from tests.helpers.nano_suite import first_run
 from tools.speed import compare_loops, page, stock
 from tools.speed.__main__ import main
 from tools.speed.compare_loops import (
@@ -34,17 +34,17 @@ from tools.speed.compare_loops import (
     Case,
     RandomVideo15,
     Work,
-    fresh,
+    check_gradients,
     gradient,
-    harness,
+    harness_loop,
+    measure_peak,
     naive_loop,
-    own_peak,
-    prepared,
-    same_gradient,
+    peak_in_fresh_process,
+    prepare_work,
 )
-from tools.speed.full_size import TINY_MODEL, Measure
+from tools.speed.full_size import TINY_MODEL, GPUBenchmark
 from tools.speed.naive_trainer import NaiveTrainer
-from tools.speed.overhead import NANO, TINY_OVERHEAD, Alternation, Bare, summary
+from tools.speed.overhead import NANO, TINY_OVERHEAD, Alternation, BareCalls, summary
 from tools.speed.page import FILE, PAGE, SECTIONS, read, write
 from tools.speed.stock import PIPELINE, PIPELINE_LATENTS, scaled
 
@@ -62,7 +62,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=TINY_LOOPS, ids=lambda case: case.method)
 def work(request: pytest.FixtureRequest) -> Work:
-    return prepared(request.param, CPU)
+    return prepare_work(request.param, CPU)
 
 
 def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
@@ -75,8 +75,8 @@ def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
 
 
 # the straightforward loop -------------------------------------------------------------------------------------
-def test_both_loops_end_in_the_same_gradient(work: Work) -> None:
-    assert same_gradient(work, [harness(work), naive_loop(work)]) <= BOUND
+def test_both_loops_end_in_the_check_gradients(work: Work) -> None:
+    assert check_gradients(work, [harness_loop(work), naive_loop(work)]) <= BOUND
     assert gradient(work).norm() > 0
 
 
@@ -84,24 +84,24 @@ def test_a_loop_without_the_kl_is_found_out(work: Work) -> None:
     loop = NaiveTrainer(work.backbone, work.method, work.policy, work.optimizer, work.settings, scaled(32, TEXT))
     loop.weights = {}
     with pytest.raises(BenchError, match="gradients of the two loops differ"):
-        same_gradient(work, [harness(work), lambda: loop(work.cond, work.rewards)])
+        check_gradients(work, [harness_loop(work), lambda: loop(work.cond, work.rewards)])
 
 
 def test_a_loop_that_attends_to_its_padding_is_found_out(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     def unmasked(*args: Any) -> Any:
-        states, mask = padded(*args)
+        states, mask = pad_states(*args)
         return states, torch.ones_like(mask)
 
-    padded = stock.padded
-    monkeypatch.setattr(stock, "padded", unmasked)
+    pad_states = stock.pad_states
+    monkeypatch.setattr(stock, "pad_states", unmasked)
     with pytest.raises(BenchError, match="gradients of the two loops differ"):
-        same_gradient(work, [harness(work), naive_loop(work)])
+        check_gradients(work, [harness_loop(work), naive_loop(work)])
 
 
 def test_the_loops_leave_policy_and_attention_as_they_were(work: Work) -> None:
     before = [p.detach().clone() for p in work.backbone.parameters()]
     processors = {type(block.attn.processor) for block in work.backbone.transformer.transformer_blocks}
-    harness(work)()
+    harness_loop(work)()
     naive_loop(work)()
     assert all(torch.equal(old, new) for old, new in zip(before, work.backbone.parameters(), strict=True))
     assert processors == {type(block.attn.processor) for block in work.backbone.transformer.transformer_blocks}
@@ -112,12 +112,12 @@ def test_a_fresh_process_tells_its_peak(monkeypatch: pytest.MonkeyPatch) -> None
 
     def here(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
         assert command[1:3] == ["-m", "tools.speed.compare_loops"]
-        monkeypatch.setattr(compare_loops, "held_gb", lambda device: -1.0)
-        return subprocess.CompletedProcess(command, 0, f"a library's line\n{own_peak(command[3])}\n", "")
+        monkeypatch.setattr(compare_loops, "current_gb", lambda device: -1.0)
+        return subprocess.CompletedProcess(command, 0, f"a library's line\n{measure_peak(command[3])}\n", "")
 
     monkeypatch.setattr(subprocess, "run", here)
     for loop in ("harness", "straightforward"):
-        assert 1 < fresh(TINY_LOOPS[0], loop, CPU) < 20
+        assert 1 < peak_in_fresh_process(TINY_LOOPS[0], loop, CPU) < 20
 
 
 def test_a_peak_is_not_handed_down_by_the_process_that_started_this_one() -> None:
@@ -131,8 +131,8 @@ def test_a_peak_is_not_handed_down_by_the_process_that_started_this_one() -> Non
 def test_a_fresh_process_that_stops_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = subprocess.CompletedProcess([], -9, "", "out of memory")
     monkeypatch.setattr(subprocess, "run", lambda *args, **settings: stopped)
-    with pytest.raises(BenchError, match="of tiny, sage_grpo, micro-batch 4 stopped"):
-        fresh(TINY_LOOPS[0], "harness", CPU)
+    with pytest.raises(BenchError, match="of tiny, sage_grpo, micro-batch 4 failed"):
+        peak_in_fresh_process(TINY_LOOPS[0], "harness", CPU)
 
 
 def test_padding_is_the_pipelines_at_full_size() -> None:
@@ -144,17 +144,19 @@ def test_padding_is_the_pipelines_at_full_size() -> None:
 @pytest.fixture(scope="module")
 def trainer() -> Callable[[Path], Trainer]:
     """A trainer of three tiny updates in a folder; all of them share one backbone, which each resets."""
-    exp = load(NANO, ["suite=speed", "seeds=[0]", "budget.updates=3", *TINY_OVERHEAD])
-    backbone, evaluators = make_backbone(exp), {name: make_evaluator(exp, name) for name in exp.judges}
+    suite = load_suite(NANO, ["suite=speed", "seeds=[0]", "budget.updates=3", *TINY_OVERHEAD])
+    prepared = prepare(suite)
+    backbone = make_backbone(prepared)
+    evaluators = {name: make_evaluator(prepared, name) for name in suite.all_evaluators}
 
-    def made(folder: Path) -> Trainer:
-        return Trainer.new(Job(exp, exp.rows[0], 0, folder, "speed"), backbone, evaluators)
+    def make_trainer(folder: Path) -> Trainer:
+        return Trainer.new(first_run(suite, folder, "speed"), backbone, evaluators)
 
-    return made
+    return make_trainer
 
 
-def bare_of(made: Trainer) -> Bare:
-    return Bare(made.exp, made.backbone, made.evaluators, ["moving"])
+def bare_calls(trainer: Trainer) -> BareCalls:
+    return BareCalls(trainer.suite, trainer.backbone, trainer.evaluators, ["moving"])
 
 
 def test_bare_calls_are_those_of_the_harness(
@@ -175,9 +177,9 @@ def test_bare_calls_are_those_of_the_harness(
     watched(made.backbone, "velocity")
     watched(made.backbone, "decode")
     watched(made.evaluators["gold"], "score")
-    made._round(0, made.exp.prompt_list("train"))
+    made.run_update(0)
     expected, calls[:] = sorted(calls), []
-    bare_of(made)(update_prompts(made.exp, made.exp.prompt_list("train"), 0, 0))
+    bare_calls(made)(update_prompts(made.suite.prompt_list("train"), made.suite.budget.prompts, 0, 0))
     assert sorted(calls) == expected
     assert len(expected) == 4 + 2 + 2 + 1 + 1
 
@@ -186,7 +188,7 @@ def test_replaying_bare_calls_changes_nothing_of_the_run(trainer: Callable[[Path
     lines = []
     for name in ("alone", "watched"):
         made = trainer(tmp_path / name)
-        made.train(Alternation(made, bare_of(made)) if name == "watched" else lambda *args: None)
+        made.train(Alternation(made, bare_calls(made)) if name == "watched" else lambda *args: None)
         found = read_lines(tmp_path / name / TRAIN)
         lines.append([{key: value for key, value in line.items() if key != "seconds"} for line in found])
     assert len(lines[0]) == 3
@@ -203,7 +205,7 @@ def test_a_probe_and_a_checkpoint_are_spread_over_the_updates(
         harness.append({"update": update, "other": other, "total": update + other, "cpu": 3.0})
         bare.append({"update": 1.0, "other": 0.0, "total": 1.0, "cpu": 2.0})
     made = trainer(tmp_path)
-    found = summary(made.exp, made, harness, bare)
+    found = summary(made.suite, made, harness, bare)
     assert found["ratio"] == found["ratio_of_medians"] == 2
     assert found["ratio_of_cpu"] == 1.5
     assert found["ratio_all"] == 2 + 3 / 3 + 5 / 5
@@ -233,7 +235,7 @@ def test_the_page_is_made_of_the_stored_figures(stored: Path) -> None:
     assert f"| {row['row']} | " in text
     assert f"{row['ratio']:.3f}" in text
     assert "Goal: at most 1.10" in text
-    assert text.count("Miniature run") == 3
+    assert text.count("Tiny run") == 3
 
 
 def test_what_was_not_measured_is_kept(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +255,7 @@ def test_what_was_not_measured_is_kept(stored: Path, tmp_path: Path, monkeypatch
 
 def test_without_a_gpu_the_page_says_so() -> None:
     text = page.page({})
-    assert "No GPU was at hand" in text
+    assert "No GPU was available" in text
     assert "417 TFLOP/s" in text
 
 
@@ -261,7 +263,7 @@ def test_goals_are_judged_by_the_figures(stored: Path) -> None:
     result = read(stored)["overhead"]["result"]
     for ratio, word in ((1.05, "**Reached.**"), (1.2, "**Not reached.**")):
         result["rows"][0] |= {"ratio": 1.0, "ratio_all": ratio, "ratio_of_cpu": 1.0}
-        assert word in "\n".join(page.overhead(result))
+        assert word in "\n".join(page.overhead_section(result))
 
 
 @pytest.mark.parametrize(
@@ -291,17 +293,19 @@ def test_damaged_figures_are_not_written_over(tmp_path: Path) -> None:
 
 def test_other_methods_and_odd_heads_are_refused() -> None:
     with pytest.raises(BenchError, match="'cps' is not compared"):
-        prepared(Case("tiny", "cps", 1), CPU)
+        prepare_work(Case("tiny", "cps", 1), CPU)
     with pytest.raises(BenchError, match="multiple of 32"):
-        RandomVideo15(replace(WIDE, attention_head_dim=16), (32, 2, 4, 4), 12, 2, torch.float32, CPU)
+        RandomVideo15(
+            replace(WIDE, attention_head_dim=16), (32, 2, 4, 4), text=12, rank=2, dtype=torch.float32, device=CPU
+        )
 
 
 def test_an_update_at_full_size_uses_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
     """The measured update is that of `bench.algorithm.update.Updater`, with two trained steps of one sample each."""
     spent: list[tuple[str, int]] = []
     monkeypatch.setattr(Ledger, "spend", lambda self, name, amount: spent.append((name, amount)))
-    measure = Measure(TINY_MODEL, CPU)
-    before = [p.detach().clone() for p in measure.backbone.parameters()]
-    measure.update("tiny", 1.0)
+    benchmark = GPUBenchmark(TINY_MODEL, CPU)
+    before = [p.detach().clone() for p in benchmark.backbone.parameters()]
+    benchmark.update("tiny", 1.0)
     assert [amount for name, amount in spent if name == "nfe_train"] == [3] * 4  # two samples x two steps, one by one
-    assert any(not torch.equal(old, new) for old, new in zip(before, measure.backbone.parameters(), strict=True))
+    assert any(not torch.equal(old, new) for old, new in zip(before, benchmark.backbone.parameters(), strict=True))

@@ -1,4 +1,4 @@
-"""What two processes do with one policy spread over them (FSDP2), and what one process does alone."""
+"""Training of a policy that is sharded over two processes (FSDP2), and of the same policy in one process."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from bench.algorithm.kl import kl_policy
 from bench.algorithm.optimizers import full_state, load_full_state, make_optimizer
-from bench.algorithm.rollout import RolloutConfig, sample
-from bench.algorithm.update import Updater
+from bench.algorithm.rollout import RolloutConfig, Sampler
+from bench.algorithm.update import UpdateConfig, Updater
 from bench.api import Budget, Rewards
 from bench.backbones.hunyuanvideo15.backbone import HunyuanVideo15
 from bench.core.ledger import Ledger
@@ -36,25 +36,25 @@ class Case(NamedTuple):
     params: dict[str, Any]
     shard: Shard
     context: int = 1
-    moved: float = 2e-3
-    """Bound on the difference of a weight after two updates, relative to the learning rate, which AdamW's steps are as
-    long as: it divides a gradient by its own size, so that roundings count more where the gradient is small."""
+    bound: float = 2e-3
+    """Bound on the difference of a weight after two updates, relative to the learning rate. AdamW divides a gradient
+    by its size, so a step is as long as the learning rate, and rounding matters more for small gradients."""
 
 
 CASES = {
     "LoRA": Case({"lora_rank": 4, "gradient_checkpointing": True}, "full"),
-    "LoRA on bfloat16, gathered till backward": Case({"lora_rank": 4, "dtype": "bfloat16"}, "grads"),
+    "LoRA on bfloat16, gathered until backward": Case({"lora_rank": 4, "dtype": "bfloat16"}, "grads"),
     "all weights": Case({"lora_rank": 0, "gradient_checkpointing": True}, "full"),
-    "all weights, gathered till backward": Case({"lora_rank": 0}, "grads"),
-    "all weights and context": Case({"lora_rank": 0}, "full", context=2, moved=2e-2),
+    "all weights, gathered until backward": Case({"lora_rank": 0}, "grads"),
+    "all weights and context": Case({"lora_rank": 0}, "full", context=2, bound=2e-2),
 }
 SIZE = (5, 8, 8)
 ANCHORED = {"LoRA": {"lora_rank": 4, "gradient_checkpointing": True}, "all": {"lora_rank": 0}}
 
 
 def make(folder: Path, world: World, params: dict[str, Any]) -> HunyuanVideo15:
-    """The backbone as `world` holds it."""
-    parallel = {"context": world.copies} if world.shard else None
+    """The backbone of one process of `world`."""
+    parallel = {"context": world.cp_degree} if world.shard else None
     backbone = HunyuanVideo15(folder, size=SIZE, **params, parallel=parallel, shard=world.shard)
     backbone.reset(stream(0, "initial_policy"))
     return backbone
@@ -64,19 +64,21 @@ def updates(folder: Path, case: Case, world: World) -> dict[str, Any]:
     """Two updates with a moving anchor and the KL's share of the gradient."""
     backbone = make(folder, world, case.params)
     policy = kl_policy("dual", controller="constant", weight=0.3, every=1)
-    ledger, method, state, found = Ledger(), SAGEGRPO(), policy.init_state(), []
-    taken = make_optimizer(BUDGET, backbone.parameters())
+    ledger, method, state, rounds = Ledger(), SAGEGRPO(), policy.init_state(), []
+    optimizer = make_optimizer(BUDGET, backbone.parameters())
     settings = RolloutConfig(BUDGET, "predicted_x0", "distinct", 0, world=world)
     for index in range(BUDGET.updates):
         backbone.refresh_anchor("moving")
-        rollout = sample(backbone, method, backbone.encode(PROMPTS), settings, index, ["moving"], ledger)
+        rollout = Sampler(backbone, method, settings, ledger).sample(backbone.encode(PROMPTS), index, ["moving"])
         rewards = Rewards({"r": normal(0, [("rewards", index)], (2, 4))[0]}, {"r": 1.0})
-        updater = Updater(backbone, method, policy, taken, BUDGET, 0, ledger, probe_every=1, world=world)
+        updater = Updater(
+            backbone, method, policy, optimizer, UpdateConfig(BUDGET, seed=0, probe_every=1, world=world), ledger
+        )
         state, log = updater(rollout, rewards, state, index)
-        found.append({"own": rollout.own, "x": rollout.x, "logp": rollout.logp_old, "log": log})
+        rounds.append({"own": rollout.samples, "x": rollout.x, "logp": rollout.logp_old, "log": log})
     with backbone.as_anchor("fixed"):
         base = backbone.velocity(*_point(2), backbone.encode(PROMPTS), 1.0)
-    return {"rounds": found, "policy": backbone.state_dict(), "base": base, "ledger": ledger.totals()}
+    return {"rounds": rounds, "policy": backbone.state_dict(), "base": base, "ledger": ledger.totals()}
 
 
 def _point(b: int) -> tuple[Tensor, Tensor]:
@@ -84,22 +86,22 @@ def _point(b: int) -> tuple[Tensor, Tensor]:
 
 
 def muon(folder: Path, world: World, checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Two steps of Muon on given gradients, from the start or from a checkpoint; all that they leave."""
+    """Policy and optimizer state after two steps of Muon on fixed gradients, from the start or from a checkpoint."""
     backbone = make(folder, world, {"lora_rank": 0})
-    spread = backbone if world.shard else None
-    optimizer = make_optimizer(dataclasses.replace(BUDGET, optimizer="muon"), backbone.parameters(), spread)
+    sharded = backbone if world.shard else None
+    optimizer = make_optimizer(dataclasses.replace(BUDGET, optimizer="muon"), backbone.parameters(), sharded)
     if checkpoint is not None:
         backbone.load_state_dict(checkpoint["policy"])
-        load_full_state(optimizer, checkpoint["optimizer"], spread)
+        load_full_state(optimizer, checkpoint["optimizer"], sharded)
     for step in range(2):
         for i, p in enumerate(backbone.parameters()):
             p.grad = backbone.part_of(torch.randn(p.shape, generator=stream(step, "gradient", i)), p)
         optimizer.step()
-    return {"policy": backbone.state_dict(), "optimizer": full_state(optimizer, spread)}
+    return {"policy": backbone.state_dict(), "optimizer": full_state(optimizer, sharded)}
 
 
 def gradients(folder: Path, world: World, params: dict[str, Any], *, between: bool) -> Tensor:
-    """All gradients in one row; `between`: with an anchor's forward pass between forward and backward."""
+    """All gradients as one vector. `between`: run anchors between the forward and the backward pass."""
     backbone = make(folder, world, params)
     with torch.no_grad():
         for i, p in enumerate(backbone.parameters()):
@@ -116,7 +118,7 @@ def gradients(folder: Path, world: World, params: dict[str, Any], *, between: bo
 
 
 def lengths(folder: Path, world: World) -> Tensor:
-    """Gradient where the processes' micro-batches hold texts of one and of two lengths."""
+    """The gradient, with texts of two lengths in one process's micro-batch and of one length in the other's."""
     backbone = make(folder, world, {"lora_rank": 0})
     texts = [PROMPTS, [SHORT, SHORT]]
     for share in [world.rank] if world.shard else [0, 1]:
@@ -126,22 +128,22 @@ def lengths(folder: Path, world: World) -> Tensor:
 
 
 def scenario(world: World, folder: Path) -> dict[str, Any]:
-    """Everything that the tests look at, in one start of two processes."""
-    found: dict[str, Any] = {}
+    """All results that the tests compare, from one start of two processes."""
+    results: dict[str, Any] = {}
     for name, case in CASES.items():
-        found[name] = updates(folder, case, dataclasses.replace(world, shard=case.shard, copies=case.context))
+        results[name] = updates(folder, case, dataclasses.replace(world, shard=case.shard, cp_degree=case.context))
     full = dataclasses.replace(world, shard="full")
-    found["muon"] = muon(folder, full)
-    found["muon resumed"] = muon(folder, full, torch.load(folder / "muon.pt", weights_only=True))
+    results["muon"] = muon(folder, full)
+    results["muon resumed"] = muon(folder, full, torch.load(folder / "muon.pt", weights_only=True))
     for shard in ("full", "grads"):
-        there = dataclasses.replace(world, shard=shard)
+        layout = dataclasses.replace(world, shard=shard)
         for kind, params in ANCHORED.items():
-            pair = [gradients(folder, there, params, between=between) for between in (False, True)]
-            found[f"anchored {kind} {shard}"] = pair
-    found["lengths"] = lengths(folder, full)
-    if world.rank == 0:  # the other process ends meanwhile
+            plain_and_between = [gradients(folder, layout, params, between=between) for between in (False, True)]
+            results[f"anchored {kind} {shard}"] = plain_and_between
+    results["lengths"] = lengths(folder, full)
+    if world.rank == 0:  # the other process has ended
         try:
             lengths(folder, full)
         except RuntimeError as error:
-            found["lost"] = (is_peer_loss(error), str(error))
-    return found
+            results["lost"] = (is_peer_loss(error), str(error))
+    return results

@@ -1,0 +1,39 @@
+"""`bench compare`: two folders of records of one suite."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench.cli.command import Command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", type=Path, metavar="A", help="folder of records, e.g. results/nano")
+    parser.add_argument("b", type=Path, metavar="B", help="folder to compare with, e.g. results/reference/nano")
+    parser.add_argument(
+        "--open", action="store_true", help="allow other budgets or settings, and print the ledgers of both"
+    )
+    parser.add_argument("--csv", type=Path, default=None, metavar="FILE", help="also write the numbers to this file")
+
+
+def execute(args: argparse.Namespace) -> int:
+    from bench.report.tables.comparison import compare_folders
+
+    print(compare_folders(args.a, args.b, args.open, args.csv))
+    if args.csv is not None:
+        print(f"written: {args.csv}", file=sys.stderr)
+    return 0
+
+
+COMMAND = Command(
+    name="compare",
+    help="compare two folders of one suite's records: differences with intervals",
+    add_arguments=add_arguments,
+    execute=execute,
+    examples=(
+        "bench compare results/nano results/reference/nano",
+        "bench compare results/reference/nano results/reference/nano_pilot --open --csv differences.csv",
+    ),
+)

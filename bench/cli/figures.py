@@ -1,0 +1,38 @@
+"""`bench figures`: the figures of a suite, or of all variants of a study with their forest plot."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench.cli.command import Command
+from bench.cli.suite_arguments import add_suite_arguments
+from bench.cli.suite_records import ablation_levels, recorded_suites
+
+
+def execute(args: argparse.Namespace) -> int:
+    from bench.report.figures.ablation import build_ablation_figure
+    from bench.report.figures.suite import build_figures
+
+    recorded = recorded_suites(args)
+    written: list[Path] = []
+    for each in recorded:
+        written += build_figures(each.folder, rows=each.rows, seeds=each.suite.seeds).values()
+    levels = ablation_levels(recorded)
+    if levels:
+        written += build_ablation_figure(recorded[0].study_folder, levels).values()
+    print("written: " + ", ".join(map(str, written)), file=sys.stderr)
+    return 0
+
+
+COMMAND = Command(
+    name="figures",
+    help="write the suite's figures and their numbers from its records",
+    add_arguments=add_suite_arguments,
+    execute=execute,
+    examples=(
+        "bench figures bench/configs/nano.yaml",
+        "bench figures bench/configs/nano_equalizer.yaml  # also the ablation's forest plot",
+    ),
+)

@@ -1,0 +1,45 @@
+"""`bench gallery`: held-out videos of the base and of the trained policies."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from bench.cli.command import Command
+from bench.cli.suite_arguments import add_suite_arguments
+from bench.cli.suite_records import recorded_suites
+from bench.core.errors import BenchError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_suite_arguments(parser)
+    parser.add_argument("--seed", type=int, default=0, help="training seed whose policies are shown (default: 0)")
+    parser.add_argument("--videos", type=int, default=6, help="held-out prompts shown (default: 6)")
+
+
+def execute(args: argparse.Namespace) -> int:
+    import torch
+
+    torch.set_num_threads(1)
+    from bench.audit.gallery import build_gallery
+    from bench.suite.prepared import prepare
+
+    suite = recorded_suites(args)[0].suite
+    if suite.variant:
+        raise BenchError(f"{args.suite} is a study: name one suite, `bench gallery` shows no variants.")
+    if args.seed not in suite.seeds or args.videos < 1:
+        raise BenchError(f"--seed {args.seed} must be one of {suite.seeds}, and --videos at least 1.")
+    print(f"written: {build_gallery(prepare(suite), args.results, args.seed, args.videos)}", file=sys.stderr)
+    return 0
+
+
+COMMAND = Command(
+    name="gallery",
+    help="show videos of the base and of the trained policies side by side",
+    add_arguments=add_arguments,
+    execute=execute,
+    examples=(
+        "bench gallery bench/configs/nano.yaml",
+        "bench gallery bench/configs/nano.yaml --seed 1 --videos 12",
+    ),
+)

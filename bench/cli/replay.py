@@ -1,0 +1,52 @@
+"""`bench replay`: repeat a recorded run and compare every number."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from bench.cli.command import Command
+from bench.core.errors import BenchError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="folder of the run, e.g. results/nano/cps-fixed/seed-0")
+    parser.add_argument(
+        "--updates", type=int, default=None, metavar="N", help="only the first N updates, without the evaluation"
+    )
+    parser.add_argument("--out", type=Path, default=None, help="folder of the second run (default: a temporary one)")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.0, metavar="X", help="largest allowed difference of a number (default: 0)"
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    import torch
+
+    torch.set_num_threads(1)  # as in a run
+    from bench.audit.replay import replay, replay_page, write_verdict
+
+    if not 0 <= args.tolerance < math.inf:
+        raise BenchError(f"--tolerance is {args.tolerance}: give a finite number of at least 0.")
+    verdict = replay(args.run, args.updates, args.out)
+    print(replay_page(verdict, args.tolerance))
+    if verdict.whole:
+        print(f"written: {write_verdict(verdict)}", file=sys.stderr)
+    return 0 if verdict.largest <= args.tolerance else 1
+
+
+COMMAND = Command(
+    name="replay",
+    help="repeat a recorded run: equal bits, or the first difference",
+    add_arguments=add_arguments,
+    execute=execute,
+    examples=(
+        "bench replay results/reference/nano/cps-fixed/seed-0",
+        "bench replay results/nano/cps-fixed/seed-0 --updates 2",
+        "bench replay results/nano/cps-fixed/seed-0 --out again --tolerance 1e-6",
+    ),
+    exit_codes="0 for equal bits or differences within --tolerance, 1 for larger differences, 2 for a mistake",
+    interrupted="with --out the same command continues from the last checkpoint, without it nothing is kept",
+)

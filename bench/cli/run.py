@@ -1,0 +1,75 @@
+"""`bench run`: train and evaluate a suite."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from bench.cli.command import Command
+from bench.cli.suite_arguments import add_suite_arguments, command_line, prepare_suites
+from bench.core.parallelism import SHARDS
+from bench.launch.config import LAUNCHERS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_suite_arguments(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what will run and what it will cost, and stop")
+    parser.add_argument("--processes", type=int, default=None, help="runs at a time (default: one per core)")
+    parser.add_argument("--launcher", choices=LAUNCHERS, default=None, help="how runs are started (default: local)")
+    parser.add_argument("--nproc", type=int, default=None, help="processes of one run, with torchrun or slurm")
+    parser.add_argument(
+        "--shard",
+        choices=SHARDS,
+        default=None,
+        help="shard each run's weights over its processes: full gathers them for each pass, grads once for both",
+    )
+    parser.add_argument(
+        "--launch", type=Path, default=None, metavar="FILE", help="YAML of these settings, or of accelerate"
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    from bench.launch.config import load_launch_config
+    from bench.launch.jobs import all_jobs
+    from bench.launch.run import describe, run_suites
+    from bench.train.preflight import check_suite
+
+    suites = prepare_suites(args)
+    launch = load_launch_config(
+        args.launch, launcher=args.launcher, nproc=args.nproc, processes=args.processes, shard=args.shard
+    )
+    if args.dry_run:
+        for prepared in suites:
+            check_suite(prepared)
+        jobs = all_jobs(suites, args.results)
+        for prepared in suites:
+            print(describe(prepared, [job for job in jobs if job.prepared is prepared]))
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is handled like Ctrl-C
+    outcome = run_suites(suites, args.results, launch)
+    print(
+        f"records: {args.results / suites[0].suite.study}; print the table with: {command_line('table', args)}",
+        file=sys.stderr,
+    )
+    if outcome.errors or outcome.failed:
+        print(f"{outcome.failed} run(s) failed and {outcome.errors} stopped with an error, see above", file=sys.stderr)
+    return 2 if outcome.errors else int(outcome.failed > 0)
+
+
+COMMAND = Command(
+    name="run",
+    help="train and evaluate the suite's unfinished runs",
+    add_arguments=add_arguments,
+    execute=execute,
+    examples=(
+        "bench run bench/configs/nano.yaml --dry-run",
+        "bench run bench/configs/nano.yaml",
+        "bench run bench/configs/nano.yaml suite=mine budget.updates=10 seeds='[0]' rows='[{method: cps, kl: fixed}]'",
+        "bench run mine.yaml --launcher torchrun --nproc 8",
+        "bench run mine.yaml --launch examples/launch/slurm.yaml",
+    ),
+    exit_codes="0 if every run finished, 1 if some diverged, 2 for a mistake or a run that stopped with an error",
+    interrupted="finished runs are kept, and the same command continues each other run from its last checkpoint",
+)

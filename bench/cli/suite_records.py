@@ -1,0 +1,81 @@
+"""The records of a suite or study, which `bench table`, `figures`, `report` and `gallery` read."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.core.errors import BenchError
+
+if TYPE_CHECKING:
+    from bench.report.data.ablation import AblationLevel
+    from bench.report.data.selection import Row
+    from bench.suite.schema import Suite
+
+
+@dataclass(frozen=True)
+class RecordedSuite:
+    """A suite, or one variant of a study, whose records have its settings."""
+
+    suite: Suite
+    rows: list[Row]
+    """The suite's rows as its table shows them."""
+    results: Path
+    """Folder of all suites' records."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of this suite's records."""
+        return self.results / self.suite.name
+
+    @property
+    def study_folder(self) -> Path:
+        """Folder of the study that the variant belongs to; of the suite itself if it is not a variant."""
+        return self.results / self.suite.study
+
+
+def recorded_suites(args: argparse.Namespace) -> list[RecordedSuite]:
+    """The suite, or every variant of the study; records of other settings are a `BenchError`."""
+    from bench.report.data.selection import rows_of
+    from bench.suite.load import load_variants
+
+    recorded = []
+    for suite in load_variants(args.suite, args.overrides):
+        recorded.append(RecordedSuite(suite, rows_of(suite.rows), args.results))
+        _check_settings(recorded[-1], args.command)
+    return recorded
+
+
+def ablation_levels(recorded: list[RecordedSuite]) -> list[AblationLevel]:
+    """The levels that the suite or study compares; empty if no method has two rows."""
+    from bench.report.data.ablation import levels_of
+    from bench.report.data.records import load_records
+
+    return levels_of({each.suite.variant: load_records(each.folder, each.rows, each.suite.seeds) for each in recorded})
+
+
+def _check_settings(recorded: RecordedSuite, command: str) -> None:
+    """Refuse records of other settings than the suite's; print a note if their sources are other ones."""
+    from bench import store
+    from bench.core.provenance import source_digest
+    from bench.suite.difference import first_difference
+
+    suite, folder = recorded.suite, recorded.folder
+    sources, stale = source_digest(), 0
+    runs = [folder / "base", *(store.run_folder(folder, row.name, seed) for row in suite.rows for seed in suite.seeds)]
+    for run in runs:
+        if not (run / store.RUN).exists():
+            continue
+        record = store.read_record(run)
+        change = first_difference(record.config, suite.shared())
+        if change:
+            raise BenchError(
+                f"record {run} was made with other settings: {change}. Give `bench {command}` the YAML and the "
+                "overrides of that run, or run the suite under a name of its own with suite=NAME."
+            )
+        stale += record.provenance.get("source_digest") != sources
+    if stale:
+        print(f"note: the sources have changed since {stale} of these runs were made", file=sys.stderr)

@@ -1,0 +1,172 @@
+"""The prepared suite: methods, KL policies, prompts, checkpoints and parallelism, made once from the YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bench import plugins
+from bench.algorithm.kl import KLPolicy, kl_policy
+from bench.algorithm.rollout import RolloutConfig
+from bench.api import Backbone, Evaluator, Method, ShardsWeights
+from bench.core.errors import BenchError
+from bench.core.hashing import GOLDEN, MANIFEST, sha256_file, verify_manifest
+from bench.core.world import SINGLE_PROCESS, World
+from bench.suite.devices import cp_degree
+from bench.suite.methods import make_method, recorded_params, rollout_config
+from bench.suite.paths import PATH_RULE, packaged, path_parameters, resolve, resolve_parameters
+from bench.suite.prompts import PromptLists
+from bench.suite.schema import RowSpec, Suite
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder or file that the suite names."""
+
+    name: str
+    """Its name or path in the suite."""
+
+    @property
+    def path(self) -> Path:
+        return resolve(self.name)
+
+    def require(self) -> Path:
+        """The path; a missing checkpoint is a `BenchError`."""
+        if not self.path.exists():
+            raise BenchError(
+                f"checkpoint {self.path} does not exist ({PATH_RULE}): `bench assets SUITE` lists its files and how "
+                "to fetch them; fix the path in the suite, or build a part of nano with `bench nano`."
+            )
+        return self.path
+
+    @cached_property
+    def digest(self) -> Any:
+        """sha256 of every file but the golden scores; a checkpoint with a manifest is verified against it."""
+        path = self.require()
+        if (path / MANIFEST).exists():
+            return verify_manifest(path)
+        if packaged(self.name):
+            raise BenchError(
+                f"checkpoint {path} has no {MANIFEST}: restore it with `git checkout`, or by `bench nano manifest`."
+            )
+        inside = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name != GOLDEN]
+        files = [path] if path.is_file() else inside
+        return [[file.relative_to(path.parent).as_posix(), sha256_file(file)] for file in files]
+
+
+@dataclass(frozen=True)
+class PreparedRow:
+    """One row of the table, with its method and its KL policy."""
+
+    spec: RowSpec
+    method: Method
+    """With the eta of the suite's noise policy; its clip range is not scaled yet (`PreparedSuite.method`)."""
+    kl_policy: KLPolicy
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def kl_name(self) -> str:
+        return self.spec.kl_spec.name
+
+    def identity(self) -> dict[str, Any]:
+        """Method and KL policy with all parameters, without the label; equal rows of two suites share their runs."""
+        return {
+            "method": self.spec.method,
+            "params": recorded_params(self.method),
+            "kl": self.kl_name,
+            "kl_params": dataclasses.asdict(self.kl_policy),
+        }
+
+
+@dataclass(frozen=True)
+class PreparedSuite:
+    """A suite with the objects that its YAML names. Made by `prepare`; pickled and compared by its settings."""
+
+    suite: Suite
+    rows: tuple[PreparedRow, ...] = field(compare=False)
+    prompts: PromptLists = field(compare=False)
+    checkpoints: dict[str, Checkpoint] = field(compare=False)
+    """By use: "backbone", or an evaluator and its parameter, such as "videoalign.base_model"."""
+    cp_degree: int = field(compare=False)
+    """Processes that work on the same samples: the degree of the backbone's context parallelism."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return prepare, (self.suite,)  # a class "module:Class" can be unpickled only after `plugins` has imported it
+
+    def row(self, name: str) -> PreparedRow:
+        """The row with this name (its label)."""
+        return next(row for row in self.rows if row.name == name)
+
+    def method(self, row: PreparedRow, latent_elements: int) -> Method:
+        """The row's method, its clip range times sqrt(`clip_reference_size` / latent elements), if that is set."""
+        reference = self.suite.clip_reference_size
+        if reference is None:
+            return row.method
+        scale = math.sqrt(reference / latent_elements)
+        return dataclasses.replace(row.method, clip_range=row.method.clip_range * scale)
+
+    def rollout_config(self, seed: int, world: World = SINGLE_PROCESS) -> RolloutConfig:
+        """The settings of the suite's rollouts."""
+        return rollout_config(self.suite, seed, world)
+
+
+def prepare(suite: Suite, checkpoints_by_name: dict[str, Checkpoint] | None = None) -> PreparedSuite:
+    """Check every name and parameter of the suite and make its objects; checkpoints may be absent.
+
+    `checkpoints_by_name`: a cache, read and extended, so that the variants of a study hash each checkpoint once.
+    Raises `BenchError` for a wrong name or parameter of a plug-in or a KL policy, and for wrong prompt lists.
+    """
+    for name in [*suite.all_evaluators, *suite.evaluator_params]:
+        plugins.check("evaluators", name, suite.evaluator_params.get(name, {}))
+    plugins.check("backbones", suite.backbone.name, suite.backbone.train)
+    if "checkpoint" in suite.backbone.train:
+        raise BenchError("backbone.train.checkpoint is not a setting: write the folder as backbone.checkpoint.")
+    if "shard" in suite.backbone.train:
+        raise BenchError(
+            "backbone.train.shard belongs to the launch, as no result depends on it: "
+            "take it out of the YAML and use --shard."
+        )
+    rows = tuple(
+        PreparedRow(row, make_method(suite, row), kl_policy(row.kl_spec.name, **row.kl_spec.params))
+        for row in suite.rows
+    )
+    names = {"backbone": suite.backbone.checkpoint}
+    for name in suite.all_evaluators:
+        params = suite.evaluator_params.get(name, {})
+        names |= {f"{name}.{key}": path for key, path in path_parameters(params).items()}
+    cache = {} if checkpoints_by_name is None else checkpoints_by_name
+    checkpoints = {use: cache.setdefault(name, Checkpoint(name)) for use, name in sorted(names.items())}
+    return PreparedSuite(suite, rows, suite.prompt_lists(), checkpoints, cp_degree(suite))
+
+
+def prepare_all(suites: Sequence[Suite]) -> list[PreparedSuite]:
+    """A suite, or all variants of a study, which share their checkpoints."""
+    checkpoints_by_name: dict[str, Checkpoint] = {}
+    return [prepare(suite, checkpoints_by_name) for suite in suites]
+
+
+def make_backbone(prepared: PreparedSuite, world: World = SINGLE_PROCESS) -> Backbone:
+    """The suite's backbone; its weights are sharded over the processes if `world.shard` is set.
+
+    Raises `BenchError` for a backbone that cannot shard its weights.
+    """
+    name, params = prepared.suite.backbone.name, prepared.suite.backbone.train
+    shard: dict[str, Any] = {}
+    if world.shard is not None:
+        shard["shard"] = world.shard
+        if not issubclass(plugins.find("backbones", name), ShardsWeights):
+            raise BenchError(f"backbone {name} cannot shard its weights over processes: run it without --shard.")
+    return plugins.backbone(name, checkpoint=prepared.checkpoints["backbone"].path, **shard, **params)
+
+
+def make_evaluator(prepared: PreparedSuite, name: str) -> Evaluator:
+    """One of the suite's evaluators."""
+    return plugins.evaluator(name, **resolve_parameters(prepared.suite.evaluator_params.get(name, {})))
