@@ -85,11 +85,11 @@ def run_probe(prepared: PreparedSuite) -> ProbeTimings:
         cond = backbone.encode([texts[i // budget.group_size % len(texts)] for i in range(samples)])
         x = normal(0, [("probe", i) for i in range(samples)], latent)
         _step(suite, backbone, x, cond, 0)
-        rollout = _median_seconds(device, lambda: [_step(suite, backbone, x, cond, i) for i in range(STEPS)]) / STEPS
+        rollout = median_seconds(device, lambda: [_step(suite, backbone, x, cond, i) for i in range(STEPS)]) / STEPS
     _train(suite, backbone, method, x, cond)
-    train = _median_seconds(device, lambda: _train(suite, backbone, method, x, cond))
+    train = median_seconds(device, lambda: _train(suite, backbone, method, x, cond))
     backbone.decode(x)
-    decode = _median_seconds(device, lambda: backbone.decode(x))
+    decode = median_seconds(device, lambda: backbone.decode(x))
     on_gpu = device.type == "cuda"
     return ProbeTimings(
         samples,
@@ -116,7 +116,7 @@ def _train(suite: Suite, backbone: Backbone, method: Method, x: torch.Tensor, co
         parameter.grad = None
 
 
-def _median_seconds(device: torch.device, work: Callable[[], Any]) -> float:
+def median_seconds(device: torch.device, work: Callable[[], Any]) -> float:
     """Median wall-clock seconds of the repeats."""
     seconds: list[float] = []
     while len(seconds) < MAX_REPEATS and sum(seconds) < MIN_SECONDS:

@@ -44,6 +44,7 @@ def test_the_wheel_has_the_data_that_commands_read(wheel: zipfile.ZipFile) -> No
         "bench/prompts": "*.txt",
         "bench/nano/checkpoints": "*",
         "bench/report/page/templates": "*",
+        "bench/report/published": "*.csv",
         "bench/suite": "*.yaml",
         "evaluators/golden": "*.json",
     }

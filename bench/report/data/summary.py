@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from bench.core.errors import BenchError
-from bench.core.provenance import ROOT
 from bench.report.data.records import RowRuns, Run, SuiteRecords, failed_gates
 from bench.report.data.selection import BASE
 from bench.report.data.statistics import (
@@ -29,7 +28,7 @@ from bench.report.data.statistics import (
 #: Columns that main.csv always has, in this order; NaN if their metrics were not scored.
 METRICS = ("overall", "trained", "vq", "mq", "ta", "clipscore", "pickscore", "gold_overall")
 PUBLISHED = ("overall", "vq", "mq", "ta", "clipscore", "pickscore")
-PUBLISHED_FILE = "sage_grpo_setting_b.csv"
+PUBLISHED_FOLDER, PUBLISHED_FILE = Path(__file__).parents[1] / "published", "sage_grpo_setting_b.csv"
 #: Ledger totals that are counts; `reward_calls` is summed over the evaluators.
 COUNTS = ("nfe_rollout", "nfe_train", "nfe_anchor", "reward_calls", "videos", "decodes", "updates")
 #: Seed of the bootstrap's own generator: the same draws for every row.
@@ -184,7 +183,7 @@ def add_published(table: pd.DataFrame, suite: SuiteRecords, folder: Path | None 
 
     A row that changes parameters of its method is not the published method and stays empty.
     """
-    path = (folder or ROOT / "results" / "published") / PUBLISHED_FILE
+    path = (folder or PUBLISHED_FOLDER) / PUBLISHED_FILE
     if not path.is_file():
         raise BenchError(f"published numbers {path} are missing: restore them with `git checkout -- {path.parent}`.")
     published = pd.read_csv(path).set_index(["method", "kl"])[list(PUBLISHED)].add_prefix("published_")

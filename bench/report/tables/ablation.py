@@ -44,7 +44,7 @@ def render_ablation(levels: Sequence[AblationLevel], title: str) -> dict[str, st
     if not levels:
         raise BenchError(f"{title} has no ablation: give one method several rows, or the study several variants.")
     table = compare_levels(levels)
-    notes = _notes(levels, table)
+    notes = ablation_notes(levels, table)
     return {
         f"{NAME}.md": _markdown(levels, table, title, notes),
         f"{NAME}.csv": table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
@@ -55,7 +55,7 @@ def render_ablation(levels: Sequence[AblationLevel], title: str) -> dict[str, st
 def ablation_sections(levels: Sequence[AblationLevel]) -> tuple[dict[str, Table], list[str]]:
     """Title to heads and lines of each section, and the notes."""
     table = compare_levels(levels)
-    return _sections(levels, table), _notes(levels, table)
+    return _sections(levels, table), ablation_notes(levels, table)
 
 
 def _sections(levels: Sequence[AblationLevel], table: pd.DataFrame) -> dict[str, Table]:
@@ -137,7 +137,7 @@ def _share(value: Any) -> str:
     return formatting.MISSING if pd.isna(value) else f"{value:.2g}"
 
 
-def _notes(levels: Sequence[AblationLevel], table: pd.DataFrame) -> list[str]:
+def ablation_notes(levels: Sequence[AblationLevel], table: pd.DataFrame) -> list[str]:
     tests = {name: int(table[f"{name}_p"].notna().sum()) for name in ("to_first", "to_first_gold")}
     notes = [
         _counts(levels),

@@ -23,7 +23,7 @@ from bench.report.data import dynamics, statistics
 from bench.report.data.ablation import AblationLevel, compare_levels, levels_of_study, levels_of_suite
 from bench.report.data.records import load_records, stored_folder
 from bench.report.figures.ablation import build_ablation_figure
-from bench.report.tables.ablation import _notes, build_ablation
+from bench.report.tables.ablation import ablation_notes, build_ablation
 from bench.suite.load import load_variants
 from bench.suite.schema import Suite
 from tests.helpers.records import make_record, make_scores, write_lines, write_run
@@ -446,4 +446,6 @@ def test_a_level_that_shares_the_baselines_runs_is_not_tested(suite: Path) -> No
     table = compare_levels([group[0], twin]).set_index("level")
     assert table.loc[twin.name, "to_first_seeds"] == 0
     assert math.isnan(table.loc[twin.name, "to_first"])
-    assert any("the same runs as" in note for note in _notes([group[0], twin], compare_levels([group[0], twin])))
+    assert any(
+        "the same runs as" in note for note in ablation_notes([group[0], twin], compare_levels([group[0], twin]))
+    )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.core.errors import BenchError
-from bench.plan.probe import _median_seconds, time
+from bench.plan.probe import median_seconds, time
 from bench.plan.workload import UnitCost
 from bench.suite.load import load_variants
 from bench.suite.paths import resolve
@@ -69,5 +69,5 @@ def test_a_short_step_is_timed_several_times_and_a_long_one_once(monkeypatch: py
         def work(now: list[float] = now, left: list[float] = left) -> None:
             now[0] += left.pop(0)
 
-        assert _median_seconds(torch.device("cpu"), work) == pytest.approx(median)
+        assert median_seconds(torch.device("cpu"), work) == pytest.approx(median)
         assert len(lengths) - len(left) == number
