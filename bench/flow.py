@@ -97,7 +97,8 @@ def reverse_step(
         i = int((~valid).nonzero()[0])
         raise BenchError(
             f"the step from sigma {sigma[i]:.6f} to {sigma_next[i]:.6f} has variance {variance[i]:.3g}; it must be "
-            "finite and at least 0: sigma must decrease from 1 to 0, in float32 (bfloat16 rounds 0.999 to 1)."
+            "finite and at least 0: check the formula of the variance; sigma must decrease from 1 to 0, in float32 "
+            "(bfloat16 rounds 0.999 to 1)."
         )
     mean = euler(x, v, sigma, sigma_next) - per_sample(pull, x) * predicted_noise(x, v, sigma)
     return Gaussian(mean, variance.double().sqrt().to(x))

@@ -85,13 +85,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     command = next(command for command in COMMANDS if command.name == args.command)
     try:
-        return command.execute(args)
+        code = command.execute(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except BenchError as error:
         print(f"bench {command.name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"interrupted; {command.interrupted}", file=sys.stderr)
         return 130
+    return code
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench import plugins, store
 from bench.core.errors import BenchError
@@ -13,6 +14,7 @@ from bench.store.record import STARTED
 from bench.suite.difference import first_difference
 from bench.suite.job import BaseRun, Job, TrainingRun
 from bench.suite.prepared import PreparedSuite
+from bench.suite.schema import RowSpec
 
 
 def all_jobs(suites: Sequence[PreparedSuite], results: Path) -> list[Job]:
@@ -64,12 +66,24 @@ def unfinished(jobs: Sequence[Job]) -> list[Job]:
 
 def _check_settings(job: Job) -> None:
     """Refuse a finished run with other settings and name the first of them; other sources or weights pass."""
-    change = first_difference(store.read_record(job.folder).config, job.suite.shared())
+    recorded = store.read_record(job.folder).config
+    change = first_difference(recorded, job.suite.shared()) or _row_difference(recorded, job)
     if change:
         raise BenchError(
             f"{job.folder} holds another run: {change}. Give this suite a name of its own with suite=NAME, "
             "write elsewhere with --results, or move that folder."
         )
+
+
+def _row_difference(recorded: dict[str, Any], job: Job) -> str | None:
+    """The first setting of the job's row that the row of the same name has otherwise in a recorded suite."""
+    if not isinstance(job, TrainingRun):
+        return None
+    rows = [RowSpec.model_validate(row) for row in recorded["rows"]]
+    same = next((row for row in rows if row.name == job.row_name), None)
+    if same is None:
+        return None
+    return first_difference(same.model_dump(mode="json"), job.row.spec.model_dump(mode="json"), f"row {job.row_name}")
 
 
 STORED = "reference"

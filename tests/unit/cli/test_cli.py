@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import yaml
 from bench import store
 from bench.cli import main
 from bench.core.hashing import write_manifest
+from bench.core.provenance import ROOT
 from bench.launch import jobs
 from bench.suite.paths import PATH_RULE
 from tests.helpers.nano_suite import CHECKPOINT, NANO, TINY
@@ -265,6 +268,22 @@ def test_another_suite_in_the_same_folder_is_refused(finished: Path, capsys: pyt
     assert "holds another run: " in sentence
     assert "write elsewhere with --results" in sentence
     assert (finished / "tiny/base/run.json").read_bytes() == before
+
+
+def test_a_closed_pipe_is_not_an_error() -> None:
+    command = f"{sys.executable} -m bench.cli assets | head -n 1"
+    shell = ["bash", "-o", "pipefail", "-c", command]
+    done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 141)
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_another_row_of_the_same_name_is_refused_with_the_setting_that_differs(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = refused(capsys, finished, "rows=[{method: cps, params: {eta: 0.5}, label: cps-none}]")
+    assert "holds another run: row cps-none.params.eta is None there and 0.5 here" in sentence
 
 
 def test_records_of_other_sources_are_refused(
