@@ -39,13 +39,14 @@ class RecordedSuite:
 
 def recorded_suites(args: argparse.Namespace) -> list[RecordedSuite]:
     """The suite, or every variant of the study; records of other settings are a `BenchError`."""
+    from bench.core.provenance import source_digest
     from bench.report.data.selection import rows_of
     from bench.suite.load import load_variants
 
-    recorded = []
+    recorded, sources = [], source_digest()
     for suite in load_variants(args.suite, args.overrides):
         recorded.append(RecordedSuite(suite, rows_of(suite.rows), args.results))
-        _check_settings(recorded[-1], args.command)
+        _check_settings(recorded[-1], sources, args.command)
     return recorded
 
 
@@ -57,14 +58,13 @@ def ablation_levels(recorded: list[RecordedSuite]) -> list[AblationLevel]:
     return levels_of({each.suite.variant: load_records(each.folder, each.rows, each.suite.seeds) for each in recorded})
 
 
-def _check_settings(recorded: RecordedSuite, command: str) -> None:
+def _check_settings(recorded: RecordedSuite, sources: str, command: str) -> None:
     """Refuse records of other settings than the suite's; print a note if their sources are other ones."""
     from bench import store
-    from bench.core.provenance import source_digest
     from bench.suite.difference import first_difference
 
     suite, folder = recorded.suite, recorded.folder
-    sources, stale = source_digest(), 0
+    stale = 0
     runs = [folder / "base", *(store.run_folder(folder, row.name, seed) for row in suite.rows for seed in suite.seeds)]
     for run in runs:
         if not (run / store.RUN).exists():

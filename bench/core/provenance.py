@@ -53,27 +53,35 @@ def _python_files(path: Path) -> list[Path]:
 
 
 def code_without_comments(path: Path) -> str:
-    """The lines of a Python file without comments, docstrings, trailing spaces and blank lines.
+    """The lines of a Python file without comments, docstrings, and trailing spaces and blank lines outside strings.
 
     A docstring is any statement that consists of a string. The result does not depend on the version of Python.
     """
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines(keepends=True)
     starts = [0, *itertools.accumulate(map(len, lines))]
-    cuts = []
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            (row, column), length = token.start, len(token.string)
-            cuts.append((starts[row - 1] + column, starts[row - 1] + column + length))
+    docstrings = {}
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            first, last = lines[node.lineno - 1].encode(), lines[(node.end_lineno or node.lineno) - 1].encode()
-            begin = starts[node.lineno - 1] + len(first[: node.col_offset].decode())
-            end = starts[(node.end_lineno or node.lineno) - 1] + len(last[: node.end_col_offset].decode())
-            cuts.append((begin, end))
+            last = node.end_lineno or node.lineno
+            begin = starts[node.lineno - 1] + _characters(lines[node.lineno - 1], node.col_offset)
+            docstrings[begin] = starts[last - 1] + _characters(lines[last - 1], node.end_col_offset or 0)
+    cuts, verbatim = list(docstrings.items()), set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        begin = starts[token.start[0] - 1] + token.start[1]
+        if token.type == tokenize.COMMENT:
+            cuts.append((begin, begin + len(token.string)))
+        elif tokenize.tok_name[token.type] in ("STRING", "FSTRING_MIDDLE") and begin not in docstrings:
+            verbatim |= set(range(token.start[0], token.end[0]))  # lines that end inside the string
     for begin, end in sorted(cuts, reverse=True):
-        text = text[:begin] + text[end:]
-    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
+        text = text[:begin] + "\n" * text.count("\n", begin, end) + text[end:]
+    numbered = enumerate(text.split("\n"), 1)
+    return "\n".join(line if n in verbatim else line.rstrip() for n, line in numbered if n in verbatim or line.strip())
+
+
+def _characters(line: str, utf8_bytes: int) -> int:
+    """Characters in the first bytes of a line: positions of `ast` count bytes."""
+    return len(line.encode()[:utf8_bytes].decode())
 
 
 def git_state(root: Path = ROOT) -> dict[str, Any]:

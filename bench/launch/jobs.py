@@ -19,14 +19,16 @@ from bench.suite.schema import RowSpec
 
 def all_jobs(suites: Sequence[PreparedSuite], results: Path) -> list[Job]:
     """The runs of a suite, or of all variants of a study; call `check_suite` on each suite before."""
-    return [job for prepared in suites for job in suite_jobs(prepared, results)]
+    sources = source_digest()
+    return [job for prepared in suites for job in suite_jobs(prepared, results, sources)]
 
 
-def suite_jobs(prepared: PreparedSuite, results: Path) -> list[Job]:
+def suite_jobs(prepared: PreparedSuite, results: Path, sources: str | None = None) -> list[Job]:
     """The base and rows x seeds (seed by seed), each with its digest.
 
     The digest covers all parameters of a row's method (after the noise policy) and of its KL policy, not its name.
     Equal rows of two suites therefore have equal digests, and their runs are copied (`copy_finished`).
+    `sources`: the source digest, if the caller has it.
     """
     suite, folder = prepared.suite, results / prepared.suite.name
     common = suite.shared()
@@ -35,7 +37,7 @@ def suite_jobs(prepared: PreparedSuite, results: Path) -> list[Job]:
         "shared": common,
         "prompts": prepared.prompts.digest,
         "checkpoints": {use: checkpoint.digest for use, checkpoint in prepared.checkpoints.items()},
-        "sources": source_digest(),
+        "sources": sources or source_digest(),
         "packages": package_versions(),
         "backbone": plugins.source("backbones", suite.backbone.name),
         "evaluators": {name: plugins.source("evaluators", name) for name in suite.all_evaluators},

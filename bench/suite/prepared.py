@@ -72,16 +72,12 @@ class PreparedRow:
     def name(self) -> str:
         return self.spec.name
 
-    @property
-    def kl_name(self) -> str:
-        return self.spec.kl_spec.name
-
     def identity(self) -> dict[str, Any]:
         """Method and KL policy with all parameters, without the label; equal rows of two suites share their runs."""
         return {
             "method": self.spec.method,
             "params": recorded_params(self.method),
-            "kl": self.kl_name,
+            "kl": self.spec.kl_spec.name,
             "kl_params": dataclasses.asdict(self.kl_policy),
         }
 

@@ -123,6 +123,17 @@ def test_source_digest_ignores_comments_docstrings_and_blank_lines(sources: Path
     assert source_digest(sources) != digest
 
 
+def test_source_digest_depends_on_blank_lines_and_spaces_inside_strings(sources: Path) -> None:
+    """A template for a model is such a string."""
+    file = sources / "bench" / "core" / "a.py"
+    digests = set()
+    for body in ("one\ntwo", "one\n\ntwo", "one \ntwo"):
+        for prefix in ("", "f"):
+            file.write_text(f'x = 1\nTEXT = {prefix}"""{body}"""\n')
+            digests.add(source_digest(sources))
+    assert len(digests) == 6
+
+
 def test_a_file_outside_the_source_rooms_does_not_change_the_digest(sources: Path) -> None:
     first = source_digest(sources)
     (sources / "bench" / "report" / "page.py").write_text("x = 2\n")
