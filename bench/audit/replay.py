@@ -24,13 +24,13 @@ from bench.core.errors import BenchError, DivergedError
 from bench.core.progress import LINE_EVERY, say
 from bench.core.provenance import hardware, provenance
 from bench.launch.jobs import suite_jobs
+from bench.store.lock import run_lock
 from bench.store.record import STARTED
 from bench.store.replay import ReplayRecord, write_replay
 from bench.suite.devices import gpu_name, refuse_context_parallel
 from bench.suite.job import Job, TrainingRun
 from bench.suite.prepared import prepare
 from bench.suite.schema import Suite
-from bench.train import checkpoint
 from bench.train.preflight import check_suite
 from bench.train.run import execute, load_models
 from bench.train.trainer import ProgressCallback, Trainer
@@ -144,9 +144,9 @@ def _record_environment(record: store.RunRecord) -> dict[str, Any]:
 
 
 def _repeat_updates(job: TrainingRun, updates: int, report: ProgressCallback) -> ReplayResult:
-    job.folder.mkdir(parents=True, exist_ok=True)
+    store.make_folder(job.folder)
     error = None
-    with checkpoint.run_lock(job.folder):
+    with run_lock(job.folder):
         store.write_text(job.folder / STARTED, job.digest + "\n")
         models = load_models(job)
         try:

@@ -17,6 +17,7 @@ from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json, digest
 from bench.core.ledger import Ledger
 from bench.report.data.records import failed_gates
+from bench.store.files import TEMPORARY
 from bench.store.record import RunRecord
 from bench.store.replay import REPLAY, read_replay
 from bench.suite.schema import Suite
@@ -86,10 +87,12 @@ def _message(error: BenchError) -> str:
 def _leftovers(folder: Path, files: set[str], record: RunRecord) -> Iterator[Finding]:
     allowed = RUN_FILES | ({store.OFFENDING} if record.status == "failed" else set())
     for name in sorted(files - allowed):
-        text = LEFTOVERS.get(
-            name, "not a file of a run: move it away, or delete it (a half-written file of a killed process)"
-        )
-        yield Finding(folder / name, text)
+        half_written = TEMPORARY.fullmatch(name)
+        if half_written:
+            text = f"a half-written {half_written['name']} of a killed process: delete it, the record is complete"
+        else:
+            text = LEFTOVERS.get(name, "not a file of a run: move it away, or delete it")
+        yield Finding(folder / name, text, wrong=half_written is None)
     try:
         read_replay(folder, record)
     except BenchError as error:

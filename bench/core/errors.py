@@ -3,6 +3,7 @@
     Exception
     ├── BenchError                    the user can fix it: one sentence with what, where and how to fix
     │   ├── DivergedError             a number of a run is not finite
+    │   ├── RunLockedError            another process works on the run
     │   ├── BudgetFieldError          a method class declares a field of the budget, or one reserved for the suite
     │   ├── PeerLostError             another process of the run ended or hangs (bench.core.world)
     │   ├── KilledError               a process of the run was killed from outside (bench.launch.torchrun)
@@ -29,6 +30,10 @@ class BenchError(Exception):
 
 class DivergedError(BenchError):
     """A number of a run is not finite. The run is recorded as failed and counted, never dropped."""
+
+
+class RunLockedError(BenchError):
+    """Another process works on the same run. `bench run` waits for it."""
 
 
 class BudgetFieldError(BenchError):

@@ -116,7 +116,7 @@ def _copy_run(source: Path, job: Job, results: Path) -> bool:
     record, scores = store.read_run(source)
     if record.status != "finished" or record.digest != job.digest:
         return False
-    job.folder.mkdir(parents=True, exist_ok=True)
+    store.make_folder(job.folder)
     store.write_text(job.folder / STARTED, job.digest + "\n")
     for name in (store.TRAIN, store.POLICY):
         if (source / name).is_file():

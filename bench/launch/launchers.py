@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from bench.launch.config import LaunchConfig
 from bench.launch.slurm import SlurmLauncher
 from bench.launch.torchrun import KILLED_MESSAGE, Status, TorchrunLauncher
 from bench.launch.worker import REPORT_EVERY, init_pool_worker, run_in_pool
+from bench.store.lock import is_locked
 from bench.suite.job import Job
 
 Costs = Mapping[str, tuple[int, int]]
@@ -37,6 +38,13 @@ class Outcome:
     """Runs with a record of status "failed": a number was not finite."""
     errors: int = 0
     """Runs without a record: they stopped with an error."""
+    elsewhere: list[Job] = field(default_factory=list)
+    """Runs that another `bench run` works on."""
+
+    def count(self, status: str) -> None:
+        """Count a run that has a record."""
+        self.finished += status == "finished"
+        self.failed += status == "failed"
 
 
 def run_jobs(jobs: Sequence[Job], costs: Costs, launch: LaunchConfig, outcome: Outcome, folder: Path) -> None:
@@ -92,8 +100,12 @@ def watch_runs(jobs: dict[Future[Status], Job], costs: Costs, messages: Any, out
             try:
                 status, error = future.result()
             except BenchError as cause:
-                outcome.errors += 1
-                progress.end(label, f"error: {cause}")
+                if is_locked(jobs[future].folder):
+                    outcome.elsewhere.append(jobs[future])
+                    progress.end(label, "another process works on this run")
+                else:
+                    outcome.errors += 1
+                    progress.end(label, f"error: {cause}")
             except BrokenProcessPool:
                 outcome.errors += 1
                 progress.end(label, f"error: {KILLED_MESSAGE}")
@@ -102,7 +114,6 @@ def watch_runs(jobs: dict[Future[Status], Job], costs: Costs, messages: Any, out
                 progress.end(label, f"error: {type(cause).__name__}: {cause}")
                 traceback.print_exception(cause)
             else:
-                outcome.finished += status == "finished"
-                outcome.failed += status == "failed"
+                outcome.count(status)
                 progress.end(label, status if error is None else f"failed: {error}")
     progress.close()

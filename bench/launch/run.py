@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from bench.launch.jobs import all_jobs, copy_finished, unfinished, unique_by_dig
 from bench.launch.launchers import Outcome, run_jobs
 from bench.plan.fit import check_gpu_memory
 from bench.plan.workload import anchor_nfe, evaluation_nfe, held_out_videos
+from bench.store.lock import is_locked
 from bench.suite.devices import check_devices
 from bench.suite.job import Job, TrainingRun
 from bench.suite.prepared import PreparedSuite
@@ -89,6 +91,7 @@ def run_suites(
     for prepared in suites:
         check_launch(prepared, launch)
     jobs, folder = all_jobs(suites, results), results / suites[0].suite.study
+    store.check_writable(folder)
     pending, outcome = unfinished(jobs), Outcome()
     finished = [job for job in jobs if job not in pending]
     outcome.failed = sum(store.read_record(job.folder).status == "failed" for job in finished)
@@ -103,10 +106,34 @@ def run_suites(
             at_once = min(launch.processes or len(os.sched_getaffinity(0)), len(pending))
             for prepared in suites:
                 check_gpu_memory(prepared, runs=at_once)
-        run_jobs(pending, {job.label: _run_cost(job) for job in pending}, launch, outcome, folder)
+        _run_or_wait(pending, launch, outcome, folder)
         duplicates = [job for job in remaining if job not in pending]
         outcome.finished += len(duplicates) - len(copy_finished(duplicates, results))
     return outcome
+
+
+WAIT_S = 2.0
+"""Seconds between two looks at runs that another process works on."""
+
+
+def _run_or_wait(jobs: Sequence[Job], launch: LaunchConfig, outcome: Outcome, folder: Path) -> None:
+    """Do the runs, and wait for those that another `bench run` works on; what it leaves unfinished is done here."""
+    while jobs:
+        outcome.elsewhere = [job for job in jobs if is_locked(job.folder)]
+        free = [job for job in jobs if job not in outcome.elsewhere]
+        if free:
+            run_jobs(free, {job.label: _run_cost(job) for job in free}, launch, outcome, folder)
+        waiting = outcome.elsewhere
+        if waiting:
+            say(f"waiting for another process, which works on {', '.join(job.label for job in waiting)}")
+        while waiting and all(is_locked(job.folder) for job in waiting):
+            time.sleep(WAIT_S)
+        jobs = []
+        for job in waiting:
+            if not is_locked(job.folder) and store.is_complete(job.folder, job.digest):
+                outcome.count(store.read_record(job.folder).status)
+            else:
+                jobs.append(job)
 
 
 def _run_cost(job: Job) -> tuple[int, int]:

@@ -61,7 +61,7 @@ def write_job(job: Job, shard: Shard | None = None, node: int = 0) -> Path:
         "folder": str(job.folder.resolve()),
         "digest": job.digest,
     }
-    job.folder.mkdir(parents=True, exist_ok=True)
+    store.make_folder(job.folder)
     path = job.folder / (JOB if node == 0 else f"{node}-{JOB}")
     store.write_text(path, json.dumps(content))
     return path

@@ -10,7 +10,17 @@ A run lives in `results/<suite>/<row>/seed-<n>/` (the base, which has no seed, i
 `bench.store.policy` reads and writes the weights with torch, `bench.store.replay` the record of a replay.
 """
 
-from bench.store.files import append_line, read_lines, replace_atomically, write_bytes, write_table, write_text
+from bench.store.files import (
+    append_line,
+    check_writable,
+    make_folder,
+    read_lines,
+    replace_atomically,
+    try_lock,
+    write_bytes,
+    write_table,
+    write_text,
+)
 from bench.store.record import (
     CHECKPOINT,
     JOB,
@@ -24,6 +34,7 @@ from bench.store.record import (
     TRAIN,
     RunRecord,
     check_digest,
+    check_started,
     is_complete,
     read_record,
     read_run,
@@ -48,8 +59,11 @@ __all__ = [
     "RunRecord",
     "append_line",
     "check_digest",
+    "check_started",
+    "check_writable",
     "content_digest",
     "is_complete",
+    "make_folder",
     "read_lines",
     "read_record",
     "read_run",
@@ -57,6 +71,7 @@ __all__ = [
     "run_folder",
     "scores_digest",
     "sorted_scores",
+    "try_lock",
     "write_bytes",
     "write_parquet",
     "write_run",

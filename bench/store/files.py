@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
+import glob
 import json
 import os
+import re
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json
@@ -29,35 +34,66 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """Raise a `BenchError` on a full disk or missing permissions, which the user can fix."""
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise a `BenchError` that says what to fix where the disk is full, or where `path` cannot be made or written."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise BenchError(
-                f"no space left on the disk while writing {path}: earlier files are intact; free some space and "
-                "run the same command again to resume from the last checkpoint."
+                f"no space left on the disk while writing {path}: earlier files are intact; free some space (`df -h` "
+                "and `df -i` show what is left) and run the same command again."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise BenchError(
-                f"{path} cannot be written ({error.strerror}): fix its permissions or choose another --results."
-            ) from error
+        if error.errno in FIXES:
+            raise BenchError(f"{path} cannot be written ({error.strerror}): {FIXES[error.errno]}.") from error
         raise
+
+
+_OTHER_FOLDER = "write elsewhere, with --results or --out"
+FIXES = {
+    **dict.fromkeys((errno.EACCES, errno.EROFS, errno.EPERM), f"fix its permissions, or {_OTHER_FOLDER}"),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+        f"a file is where a folder must be, or a folder where a file must be; move it, or {_OTHER_FOLDER}",
+    ),
+    errno.ENOENT: "its folder was removed while it was written; run the same command again",
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL), f"the path is not valid; {_OTHER_FOLDER}"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "the disk reports an error; check it, then run the same command again"),
+}
+"""Numbers of the errors of a write that the user can fix, and how."""
+
+
+def make_folder(path: Path | str) -> Path:
+    """Make a folder with its parents, unless it exists; a `BenchError` where that is not possible."""
+    path = Path(path)
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def check_writable(folder: Path | str) -> None:
+    """Make the folder and a file in it, which is removed; a `BenchError` where nothing can be written."""
+    folder = make_folder(folder)
+    with disk_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"x")
 
 
 def replace_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary path beside `path`, then rename the file.
 
-    `write` must flush and fsync the file; the rename is made durable here.
+    `write` must flush and fsync the file; the rename is made durable here. What a killed process left of an earlier
+    write of the same file is removed.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # not a pid, which two nodes may share
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    with disk_errors(path):
+        _remove_abandoned(path)
         try:
-            write(temporary)
-            os.replace(temporary, path)
+            with temporary.open("xb") as claim:
+                try_lock(claim)
+                write(temporary)
+                os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         if hasattr(os, "O_DIRECTORY"):
@@ -66,6 +102,32 @@ def replace_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.tmp")
+"""Name of the temporary file of a write; `name` is that of the file."""
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove temporary files of this file whose writers have ended: a writer holds a lock on its own."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if TEMPORARY.fullmatch(left.name):
+            with contextlib.suppress(FileNotFoundError), left.open("rb") as file:
+                if try_lock(file):
+                    left.unlink()
+
+
+def try_lock(file: IO[Any]) -> bool | None:
+    """Lock an open file until it is closed; False if another process holds it, None if this disk has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            return None
+        raise
+    return True
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
@@ -104,19 +166,18 @@ def append_line(path: Path | str, line: Mapping[str, Any]) -> None:
         text = canonical_json(line)
     except (ValueError, TypeError) as error:
         raise BenchError(f"line for {path} cannot be written: {error}; line: {dict(line)}.") from error
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b", buffering=0) as file:
-            start = _complete_length(file.seek(0, os.SEEK_END), path)
+    make_folder(path.parent)
+    with disk_errors(path), path.open("a+b", buffering=0) as file:
+        start = _complete_length(file.seek(0, os.SEEK_END), path)
+        file.truncate(start)
+        try:
+            data = (text + "\n").encode()
+            while data:  # an unbuffered write may be partial
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except OSError:
             file.truncate(start)
-            try:
-                data = (text + "\n").encode()
-                while data:  # an unbuffered write may be partial
-                    data = data[file.write(data) :]
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(start)
-                raise
+            raise
 
 
 def _complete_length(size: int, path: Path) -> int:

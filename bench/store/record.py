@@ -121,6 +121,23 @@ def check_digest(folder: Path | str, actual: str, expected: str) -> None:
         )
 
 
+def check_started(folder: Path | str, digest: str) -> None:
+    """Raise a `BenchError` unless the folder of a run that goes on still has the digest that it was started with."""
+    path = Path(folder) / STARTED
+    try:
+        started = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise BenchError(
+            f"the folder {folder} was removed or emptied while its run went on ({error.strerror}): run the same "
+            "command again, which starts this run anew."
+        ) from error
+    if started != digest:
+        raise BenchError(
+            f"the folder {folder} was taken by another run (digest {started}) while this one ({digest}) went on: "
+            "give each suite a folder of its own."
+        )
+
+
 def is_complete(folder: Path | str, digest: str | None = None) -> bool:
     """Whether the folder has a record (finished or failed). One of a run with another `digest` is a `BenchError`."""
     folder = Path(folder)

@@ -1,13 +1,10 @@
-"""The checkpoint of a run, protected by the sha256 of its bytes, and the lock of its folder."""
+"""The checkpoint of a run, protected by the sha256 of its bytes."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -26,13 +23,19 @@ class _HashingFile(io.RawIOBase):
 
     def __init__(self, file: IO[bytes]):
         self.file, self.sha256 = file, hashlib.sha256()
+        self.error: OSError | None = None
+        """Why a write failed; torch raises a `RuntimeError` of its own instead."""
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
         self.sha256.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
@@ -41,7 +44,10 @@ def write(path: Path, state: dict[str, Any]) -> None:
     def write_hashed(temporary: Path) -> None:
         with temporary.open("wb") as file:
             hashing = _HashingFile(file)
-            torch.save(state, cast(IO[bytes], hashing))
+            try:
+                torch.save(state, cast(IO[bytes], hashing))
+            except RuntimeError as error:
+                raise (hashing.error or error) from error
             file.write(hashing.sha256.digest())
             file.flush()
             os.fsync(file.fileno())
@@ -75,16 +81,3 @@ def read(path: Path) -> dict[str, Any]:
         )
     state: dict[str, Any] = torch.load(path, weights_only=True, mmap=True)
     return state
-
-
-@contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of the folder; a second process that works on the same run gets a `BenchError`."""
-    with (folder / store.LOCK).open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as cause:
-            raise BenchError(
-                f"run {folder} is being worked on by another process: wait for it, or stop it."
-            ) from cause
-        yield

@@ -17,12 +17,12 @@ from bench.core.ledger import Ledger
 from bench.core.provenance import peak_kib, provenance
 from bench.core.rng import stream
 from bench.core.world import SINGLE_PROCESS, World, check_divisible
+from bench.store.lock import run_lock
 from bench.store.policy import save_policy
 from bench.suite.devices import gpu_name
 from bench.suite.job import Job, TrainingRun
 from bench.suite.methods import recorded_params
 from bench.suite.prepared import make_backbone, make_evaluator
-from bench.train import checkpoint
 from bench.train.evaluate import HeldOutScores, evaluate
 from bench.train.trainer import ProgressCallback, Trainer
 
@@ -118,14 +118,25 @@ def execute(job: Job, report: ProgressCallback, world: World = SINGLE_PROCESS) -
     """
     if isinstance(job, TrainingRun):
         check_divisible(job.suite.budget, world.dp_size)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with checkpoint.run_lock(job.folder) if world.is_main else nullcontext():
+    store.make_folder(job.folder)
+    with run_lock(job.folder) if world.is_main else nullcontext():
         return _execute(job, report, world)
+
+
+def _watch_folder(job: Job, report: ProgressCallback) -> ProgressCallback:
+    """The callback, which first raises a `BenchError` if the run's folder was removed while the run went on."""
+
+    def checked(phase: str, done: int, total: int) -> None:
+        store.check_started(job.folder, job.digest)
+        report(phase, done, total)
+
+    return checked
 
 
 def _execute(job: Job, report: ProgressCallback, world: World) -> store.RunRecord:
     if world.is_main:
         store.write_text(job.folder / store.STARTED, job.digest + "\n")
+        report = _watch_folder(job, report)
     clock = Ledger()
     report("load", 0, 1)
     with clock.phase("load"):

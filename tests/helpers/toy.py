@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +104,7 @@ class LoadedToy(ToyBackbone):
     """The toy as a suite's backbone: what a run over several processes loads in a second.
 
     TOY_KILLS="1 6" in the environment kills process 1 of a run when it refreshes an anchor for the sixth time.
+    TOY_SECONDS is the time that each refresh (one per update) takes.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -112,6 +114,7 @@ class LoadedToy(ToyBackbone):
     def refresh_anchor(self, name: str) -> None:
         super().refresh_anchor(name)
         self.refreshed += 1
+        time.sleep(float(os.environ.get("TOY_SECONDS", "0")))
         if os.environ.get("TOY_KILLS") == f"{os.environ.get('RANK')} {self.refreshed}":
             os.kill(os.getpid(), signal.SIGKILL)
 

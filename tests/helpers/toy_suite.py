@@ -28,22 +28,27 @@ UPDATES = 8
 LABEL = "cps-dual seed 0"
 
 
-def toy_suite(folder: Path) -> Suite:
-    """8 updates of 8 samples in micro-batches of 2, a moving anchor; `folder` takes its (empty) checkpoint."""
+def toy_overrides(folder: Path) -> list[str]:
+    """What makes the toy's suite of nano's: 8 updates of 8 samples in micro-batches of 2, a moving anchor.
+
+    `folder` takes its (empty) checkpoint.
+    """
     weights = folder / "weights"
     weights.mkdir(exist_ok=True)
-    return load_suite(
-        NANO,
-        [
-            *("suite=toy", f"backbone={{name: 'tests.helpers.toy:LoadedToy', checkpoint: {weights}}}"),
-            *(f"budget.{key}" for key in (f"updates={UPDATES}", "prompts=2", "group_size=4", "steps=4")),
-            *("budget.train_steps=2", "budget.micro_batch=2", "monitor=[]", "evaluator_params={}", "seeds=[0]"),
-            "prompts={train: bench/prompts/nano_train.txt, heldout: bench/prompts/nano_heldout.txt}",
-            "reward={'tests.helpers.toy:Brightness': {brightness: 1.0}}",
-            "evaluation={evaluators: ['tests.helpers.toy:Brightness'], steps: 2, videos_per_prompt: 1}",
-            "rows=[{method: cps, kl: {name: dual, params: {every: 1, weight: 0.01, min_weight: 0.001}}}]",
-        ],
-    )
+    return [
+        *("suite=toy", f"backbone={{name: 'tests.helpers.toy:LoadedToy', checkpoint: '{weights}'}}"),
+        *(f"budget.{key}" for key in (f"updates={UPDATES}", "prompts=2", "group_size=4", "steps=4")),
+        *("budget.train_steps=2", "budget.micro_batch=2", "monitor=[]", "evaluator_params={}", "seeds=[0]"),
+        "prompts={train: bench/prompts/nano_train.txt, heldout: bench/prompts/nano_heldout.txt}",
+        "reward={'tests.helpers.toy:Brightness': {brightness: 1.0}}",
+        "evaluation={evaluators: ['tests.helpers.toy:Brightness'], steps: 2, videos_per_prompt: 1}",
+        "rows=[{method: cps, kl: {name: dual, params: {every: 1, weight: 0.01, min_weight: 0.001}}}]",
+    ]
+
+
+def toy_suite(folder: Path) -> Suite:
+    """The suite of `toy_overrides`."""
+    return load_suite(NANO, toy_overrides(folder))
 
 
 def scored_by(suite: Suite, evaluator: str, metric: str, **params: Any) -> Suite:

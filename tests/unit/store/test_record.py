@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import pytest
 
 from bench import store
 from bench.api import BenchError
+from bench.core.errors import RunLockedError
+from bench.store.lock import is_locked, run_lock
 from bench.store.record import RunRecord
 from tests.helpers.records import make_record, make_scores
 
@@ -162,19 +166,91 @@ def test_full_disk_at_the_record_leaves_the_run_incomplete(tmp_path: Path, monke
     assert not any(tmp_path.iterdir())
 
 
-def test_other_disk_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(number: int) -> Any:
-        def replace(*_: Any) -> None:
-            raise OSError(number, os.strerror(number))
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [
+        (errno.EROFS, "fix its permissions"),
+        (errno.ENOTDIR, "a file is where a folder must be"),
+        (errno.ENOENT, "its folder was removed"),
+        (errno.ENAMETOOLONG, "the path is not valid"),
+        (errno.EIO, "the disk reports an error"),
+    ],
+)
+def test_errors_of_the_disk_say_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fix: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
 
-        return replace
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(BenchError, match=rf"cannot be written \({os.strerror(number)}\): {fix}"):
+        store.write_text(tmp_path / "a", "x")
+    assert not any(tmp_path.iterdir())
 
-    monkeypatch.setattr(os, "replace", fail(errno.EROFS))
-    with pytest.raises(BenchError, match="cannot be written"):
+
+def test_another_error_of_a_write_is_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="Bad file descriptor"):
         store.write_text(tmp_path / "a", "x")
-    monkeypatch.setattr(os, "replace", fail(errno.EIO))
-    with pytest.raises(OSError, match="Input"):
+
+
+def test_a_write_removes_what_a_killed_process_left_of_the_same_file(tmp_path: Path) -> None:
+    left, other = tmp_path / ".a.0123456789ab.tmp", tmp_path / ".b.0123456789ab.tmp"
+    mine = tmp_path / ".a.notes.tmp"
+    held = tmp_path / ".a.ba9876543210.tmp"
+    for path in (left, other, mine, held):
+        path.write_text("half")
+    with held.open("rb") as file:  # another process writes the same file now
+        assert store.try_lock(file)
         store.write_text(tmp_path / "a", "x")
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([held.name, other.name, mine.name, "a"])
+
+
+def test_a_disk_without_locks_is_written_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    left = tmp_path / ".a.0123456789ab.tmp"
+    left.write_text("half")
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    store.write_text(tmp_path / "a", "x")
+    assert left.exists()  # it may belong to a process that writes now
+    with run_lock(tmp_path):
+        assert not is_locked(tmp_path)
+
+
+def test_a_lock_excludes_a_second_process_until_it_is_released(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path)
+    with run_lock(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(RunLockedError, match="another process"), run_lock(tmp_path):
+            pass
+    assert not is_locked(tmp_path)
+    with run_lock(tmp_path):
+        pass
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_refused(tmp_path: Path) -> None:
+    store.check_writable(tmp_path / "new" / "results")
+    assert list((tmp_path / "new" / "results").iterdir()) == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BenchError, match="a file is where a folder must be"):
+        store.check_writable(tmp_path / "file")
+    with pytest.raises(BenchError, match="a file is where a folder must be"):
+        store.check_writable(tmp_path / "file" / "below")
+
+
+def test_a_run_whose_folder_went_away_stops(tmp_path: Path) -> None:
+    store.write_text(tmp_path / "run" / store.STARTED, "abc\n")
+    store.check_started(tmp_path / "run", "abc")
+    with pytest.raises(BenchError, match="taken by another run"):
+        store.check_started(tmp_path / "run", "abd")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(BenchError, match="was removed or emptied while its run went on"):
+        store.check_started(tmp_path / "run", "abc")
 
 
 def test_lines_survive_a_kill(tmp_path: Path) -> None:
