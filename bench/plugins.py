@@ -15,6 +15,7 @@ from typing import Any, cast
 from bench.api import Backbone, Evaluator, Method
 from bench.core.errors import BenchError
 from bench.core.hashing import sha256_file
+from bench.core.plugin_source import refuse_by_source
 
 
 def available(group: str) -> dict[str, str]:
@@ -34,6 +35,9 @@ def find(group: str, name: str) -> Any:
         hint = f"did you mean {near[0]!r}?" if near else "write a class of your own as 'module:Class'."
         raise BenchError(f"unknown {group.removesuffix('s')} {name!r}: known are {', '.join(known)}; {hint}")
     module_name, _, class_name = target.partition(":")
+    problem = None if name in known else refuse_by_source(module_name, class_name, group != "backbones")
+    if problem:
+        raise BenchError(f"{group.removesuffix('s')} {name!r}: {problem}; it was not imported.")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # "module:Class" may be a file beside the suite
     try:

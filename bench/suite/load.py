@@ -104,7 +104,7 @@ def read_mapping(path: Path, what: str = "suite", example: str = "bench/configs/
     """
     file = path if packaged(str(path)) else resolve(str(path))
     try:
-        data = yaml.load(file.read_text(encoding="utf-8"), Loader=UniqueKeys)
+        data = yaml.load(file.read_text(encoding="utf-8"), Loader=UniqueKeys)  # noqa: S506  (a SafeLoader)
     except OSError as cause:
         raise BenchError(
             f"{what} {path} cannot be read ({cause.strerror}): name a YAML file such as {example} ({PATH_RULE})."

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,25 +168,6 @@ def test_the_reward_model_of_the_how_to_stores_and_reproduces_its_scores(
     assert main([*command, "--write-golden"]) == 0
     assert main(command) == 0
     assert "my_reward:MyReward: golden scores: 7 clips reproduced" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("evaluator", "code"), [("gold", 0), ("steadiness:Steadiness", 1)])
-def test_the_example_workflow_fails_where_no_score_is_compared(evaluator: str, code: int, tmp_path: Path) -> None:
-    """The shell commands of its check run on a packaged evaluator, and on one without golden scores."""
-    text = (ROOT / "examples" / "github" / "reward-regression.yml").read_text(encoding="utf-8")
-    steps = {step.get("name"): step for step in yaml.safe_load(text)["jobs"]["golden-scores"]["steps"]}
-    script = steps["Check the evaluator and compare with the golden scores"]["run"]
-    (tmp_path / "steadiness.py").write_text(blocks(EVALUATOR, "python")[0])
-    program = tmp_path / "bench"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m bench.cli "$@"\n')
-    program.chmod(0o755)
-    golden = ROOT / "bench" / "nano" / "checkpoints" / "gold" / "golden_scores.json"
-    environment = {"EVALUATOR": evaluator, "PARAMS": "", "GOLDEN": str(golden), "PYTHONPATH": str(ROOT)}
-    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    command = ["bash", "-e", "-o", "pipefail", "-c", script]
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **environment}, capture_output=True, text=True)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert ("no golden score was compared" in done.stdout) is bool(code)
 
 
 def test_the_page_of_departures_is_up_to_date() -> None:

@@ -69,7 +69,7 @@ def test_a_wrong_method_is_refused(name: str, params: dict[str, object], message
 
 @pytest.mark.usefixtures("external")
 def test_a_class_that_is_not_a_method_is_refused() -> None:
-    with pytest.raises(BenchError, match=r"is not a bench\.api\.Method"):
+    with pytest.raises(BenchError, match="derived from no class"):
         plugins.method("external_grpo:NotAMethod")
 
 

@@ -1,0 +1,65 @@
+"""Consent to run the code that a suite names.
+
+A plug-in "module:Class" is code, which runs with the user's rights. Who types its name on the command line agrees to
+that. A file from elsewhere that names one needs `--allow-code` once: its folder is then trusted, and remembered.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench import store
+from bench.core.errors import BenchError
+from bench.core.provenance import ROOT
+
+if TYPE_CHECKING:
+    from bench.suite.schema import Suite
+
+VARIABLE = "BENCH_ALLOW_CODE"
+"""Environment variable that stands for `--allow-code` if it is 1, for CI and job scripts."""
+
+
+def trusted_folders_file() -> Path:
+    """The file with the trusted folders, one per line, in the user's folder of program states."""
+    state = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    return Path(state, "grpo-video-bench", "trusted_folders")
+
+
+def trust(folder: Path) -> None:
+    """Remember that files in the folder and below may name code."""
+    if not is_trusted(folder):
+        path = trusted_folders_file()
+        known = path.read_text(encoding="utf-8") if path.is_file() else ""
+        store.write_text(path, f"{known}{folder.resolve()}\n")
+
+
+def is_trusted(folder: Path) -> bool:
+    """Whether the folder, or one above it, is trusted; the packaged suites are."""
+    path = trusted_folders_file()
+    known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    place = folder.resolve()
+    return any(str(each) in known for each in (place, *place.parents)) or place.is_relative_to(ROOT / "bench")
+
+
+def code_names(suites: Iterable[Suite]) -> list[str]:
+    """Every "module:Class" that the suites name."""
+    return sorted({name for suite in suites for name in suite.plugin_names() if ":" in name})
+
+
+def check_consent(path: Path, suites: Sequence[Suite], typed: Sequence[str], allow: bool) -> None:
+    """Refuse a file that names code, unless its folder is trusted or `allow` is set, which makes it trusted.
+
+    `typed`: the overrides of the command line; a name in them is the user's own.
+    """
+    names = [name for name in code_names(suites) if not any(name in text for text in typed)]
+    if not names or is_trusted(path.parent) or os.environ.get(VARIABLE) == "1":
+        return
+    if not allow:
+        raise BenchError(
+            f"{path} names code of its own ({', '.join(names)}), which will run with your rights: read it, then add "
+            f"--allow-code, which is remembered for the folder {path.parent.resolve()}."
+        )
+    trust(path.parent)

@@ -1,0 +1,63 @@
+"""What the source of a plug-in says about it, read without running it."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+
+
+def module_file(module: str) -> Path | None:
+    """The Python file of a module, found without importing it or its packages; None where there is no such file."""
+    top, *parts = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # a module of sys.modules without a spec
+        return None
+    if spec is None:
+        return None
+    if not parts:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    for folder in spec.submodule_search_locations or ():
+        path = Path(folder, *parts)
+        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def refuse_by_source(module: str, name: str, needs_base: bool) -> str | None:
+    """Why `module:name` cannot be a plug-in, as far as its source shows it; None if it may be one.
+
+    `needs_base`: the class must be derived from another one. What a module takes from elsewhere is not followed.
+    """
+    if module.split(".")[0] in sys.stdlib_module_names:
+        return f"{module} is a module of Python itself"
+    path = module_file(module)
+    if path is None:
+        return None
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError, OSError):  # importing it says what is wrong
+        return None
+    for statement in tree.body:
+        if isinstance(statement, ast.ClassDef) and statement.name == name:
+            return f"class {name} of {path} is derived from no class" if needs_base and not statement.bases else None
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef) and statement.name == name:
+            return f"{name} of {path} is a function, not a class"
+    names = {word for node in ast.walk(tree) for word in _names(node)}
+    return None if names & {name, *DYNAMIC} else f"module {module} has no class {name!r}"
+
+
+DYNAMIC = ("*", "__getattr__", "globals", "exec", "setattr")
+"""Names in a module that may get classes which its source does not show."""
+
+
+def _names(node: ast.AST) -> list[str]:
+    """Names that occur in one node of a module's syntax tree."""
+    if isinstance(node, ast.alias):
+        return [(node.asname or node.name).split(".")[0]]
+    if isinstance(node, ast.Name):
+        return [node.id]
+    return [node.name] if isinstance(node, ast.ClassDef | ast.FunctionDef) else []
