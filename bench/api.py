@@ -262,6 +262,21 @@ class Evaluator(ABC):
         """sha256 of the weights, and the preprocessing constants: stored in every record."""
 
 
+@runtime_checkable
+class SamplesFrames(Protocol):
+    """An evaluator that looks at some frames of a video only, so that the others need not be kept in memory."""
+
+    def frame_indices(self, total: int, fps: float) -> Sequence[int]:
+        """Indices of the frames that are scored, of a video of `total` frames at `fps` frames per second."""
+        ...
+
+    def score_frames(
+        self, frames: Float[Tensor, "b 3 n h w"], prompts: Sequence[str], total: int, fps: float
+    ) -> Mapping[str, Float[Tensor, "b"]]:
+        """What `Evaluator.score` returns for videos of `total` frames; `frames` are those at `frame_indices`."""
+        ...
+
+
 class Conditioning(NamedTuple):
     """Text conditioning of a batch of prompts: one entry per prompt, without padding tokens."""
 

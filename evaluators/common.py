@@ -50,7 +50,7 @@ def check_batch(videos: Float[Tensor, "b 3 f h w"], prompts: Sequence[str], fps:
 
 def to_uint8(videos: Float[Tensor, "*n"]) -> UInt8[Tensor, "*n"]:
     """Pixels in [0, 1] as the nearest of 256 levels, as in a lossless file."""
-    return (videos.detach().float() * 255).round().to(torch.uint8)
+    return (videos.detach().float() * 255).round_().to(torch.uint8)
 
 
 def uniform_indices(total: int, count: int) -> list[int]:
@@ -85,6 +85,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BenchError(f"file {path} does not hold a JSON object: fetch it again.")
     return value
+
+
+@contextmanager
+def building_model(config: Path) -> Iterator[None]:
+    """Context in which a model is built from a configuration file: an error of the library is one sentence."""
+    try:
+        yield
+    except BenchError:
+        raise
+    except Exception as error:  # a wrong value fails wherever the library first uses it
+        reason = " ".join(str(error).split())
+        raise BenchError(
+            f"{config} does not describe a model ({type(error).__name__}: {reason}): use the file of these weights."
+        ) from error
 
 
 def read_weights(path: Path, state_key: str | None = None) -> dict[str, Tensor]:
@@ -127,13 +141,29 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if (folder / "model.safetensors.index.json").is_file():
-        shards = read_json(folder / "model.safetensors.index.json")["weight_map"].values()
-        return [folder / name for name in sorted(set(shards))]
+        return _shards(folder / "model.safetensors.index.json")
     if (folder / "pytorch_model.bin").is_file():
         return [folder / "pytorch_model.bin"]
     raise BenchError(
         f"folder {folder} holds neither model.safetensors nor pytorch_model.bin: pass a folder with weights."
     )
+
+
+def _shards(index: Path) -> list[Path]:
+    """The weight files that an index names, in its own folder."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise BenchError(f"file {index} names no weights (weight_map): fetch it again.")
+    files = sorted({str(name) for name in names.values()})
+    other = next((name for name in files if Path(name).name != name), None)
+    if other is not None:
+        raise BenchError(f"file {index} names {other!r}, which is no file of its folder: fetch it again.")
+    missing = [name for name in files if not (index.parent / name).is_file()]
+    if missing:
+        raise BenchError(
+            f"folder {index.parent} lacks {missing[0]} ({len(missing)} of {len(files)} weight files): fetch it again."
+        )
+    return [index.parent / name for name in files]
 
 
 def merge_disjoint(parts: Sequence[Mapping[str, Tensor]], source: Path) -> dict[str, Tensor]:

@@ -7,14 +7,15 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from bench.api import Evaluator
+from bench.api import Evaluator, SamplesFrames
 from bench.core.errors import BenchError
 from bench.core.hashing import sha256_file
 from bench.core.progress import LINE_EVERY, say
@@ -24,13 +25,16 @@ from bench.score.partial import (
     PartialScores,
     Result,
     first_non_finite,
+    prompt_notes,
     score_rows,
     score_table,
+    storable,
     summarise,
+    video_notes,
     write_scores,
 )
 from bench.score.videos import VideoPrompt
-from evaluators.video_io import read_image, read_video
+from evaluators.video_io import Video, read_image, read_video
 
 
 @dataclass(frozen=True)
@@ -59,18 +63,18 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class DecodedVideo:
-    """A decoded video and the evaluators that have not scored it yet."""
+    """A decoded video, of which only the frames are kept that evaluators look at."""
 
     item: VideoPrompt
     sha256: str
-    frames: UInt8[Tensor, "f h w 3"]
-    fps: float
-    evaluators: Sequence[str]
+    shape: tuple[int, float, int, int]
+    """Frames, frames per second, height and width of the file, which are equal in a batch."""
+    frames: Mapping[str, UInt8[Tensor, "n h w 3"]]
+    """Each evaluator that has not scored the video yet to the frames that it looks at."""
+    notes: tuple[str, ...]
 
-    @property
-    def shape(self) -> tuple[int, float, int, int]:
-        """Frames, frames per second, height and width, which are equal in a batch."""
-        return len(self.frames), self.fps, self.frames.shape[1], self.frames.shape[2]
+    def result(self, scores: Mapping[str, float] | None = None, error: str | None = None) -> Result:
+        return Result(self.sha256, self.shape, scores, error, notes=self.notes)
 
 
 def score(request: ScoreRequest) -> int:
@@ -92,8 +96,16 @@ def score(request: ScoreRequest) -> int:
     if scoring.reused:
         say(f"{scoring.reused} of {len(results)} scores are taken from {partial.partial}")
     rows = score_rows(items, {name: list(evaluator.metrics) for name, evaluator in evaluators.items()}, results)
+    earlier = partial.other_rows(rows)
+    if earlier:
+        say(f"note: {len(earlier)} rows of earlier calls stay in {request.out}, --overwrite drops them")
+    rows += earlier
+    notes = [*prompt_notes(results), *video_notes(results)]
+    for note in notes:
+        say(f"note: {note}")
     summary = summarise(rows)
-    summary_file = write_scores(request.out, rows, {name: partial.identities[name] for name in evaluators}, summary)
+    identities = {name: partial.identities[name] for name in dict.fromkeys(row["evaluator"] for row in rows)}
+    summary_file = write_scores(request.out, rows, identities, summary, notes)
     print(score_table(summary))
     failed = {item for (item, _), result in results.items() if result.error is not None}
     if failed:
@@ -104,7 +116,7 @@ def score(request: ScoreRequest) -> int:
 
 @dataclass
 class Scoring:
-    """One pass over the videos; at most `2 * batch` decoded videos are in memory."""
+    """One pass over the videos; in memory are one whole video, and the frames to score of at most `2 * batch`."""
 
     evaluators: Mapping[str, Evaluator]
     partial: PartialScores
@@ -140,6 +152,8 @@ class Scoring:
             sha256 = sha256_file(item.path)
             if item.prompt is None:
                 raise BenchError(f"video {item.video} has no prompt: add it to the list given with --prompts.")
+            if storable(item.prompt) != item.prompt:
+                raise BenchError(f"video {item.video} has a prompt with half a character (a cut emoji): complete it.")
             names = []
             for name in self.evaluators:
                 known = self.partial.done.get((sha256, item.prompt, name))
@@ -159,18 +173,35 @@ class Scoring:
                 if (item, name) not in self.results:
                     self._record(item, name, Result(sha256, error=sentence))
             return None
-        return DecodedVideo(item, sha256, torch.from_numpy(video.frames), video.fps, names)
+        return self._sample(item, sha256, video, names)
+
+    def _sample(self, item: VideoPrompt, sha256: str, video: Video, names: Sequence[str]) -> DecodedVideo | None:
+        """The frames that the evaluators `names` look at; None if none of them can choose any."""
+        whole = torch.from_numpy(video.frames)
+        shape = len(whole), video.fps, whole.shape[1], whole.shape[2]
+        frames: dict[str, Tensor] = {}
+        decoded = DecodedVideo(item, sha256, shape, frames, video.notes)
+        for name in names:
+            try:
+                frames[name] = _looked_at(self.evaluators[name], whole, video.fps)
+            except Exception as error:  # the other evaluators score it all the same
+                self._fail(name, decoded, self._sentence(error))
+        return decoded if frames else None
 
     def _score(self, batch: Sequence[DecodedVideo]) -> None:
         """Score videos of one shape by all evaluators, and store the results."""
         for name in self.evaluators:
-            own = [video for video in batch if name in video.evaluators]
+            own = [video for video in batch if name in video.frames]
             for video, result in zip(own, self._evaluate(name, own), strict=True):
                 if result.error is None:
                     self.partial.add(video.item, name, result)
+                    self._record(video.item, name, result)
                 else:
-                    self.progress.say(f"{video.item.video}, {name}: {result.error}")
-                self._record(video.item, name, result)
+                    self._fail(name, video, result.error)
+
+    def _fail(self, name: str, video: DecodedVideo, sentence: str) -> None:
+        self.progress.say(f"{video.item.video}, {name}: {sentence}")
+        self._record(video.item, name, video.result(error=sentence))
 
     def _evaluate(self, name: str, batch: Sequence[DecodedVideo]) -> list[Result]:
         """One evaluator's results; if it raises for several videos, each is scored alone."""
@@ -178,26 +209,28 @@ class Scoring:
             return []
         evaluator = self.evaluators[name]
         try:
-            pixels = torch.stack([video.frames for video in batch]).permute(0, 4, 1, 2, 3).float() / 255
-            scores = evaluator.score(pixels, [str(video.item.prompt) for video in batch], batch[0].fps)
+            scores = _scores(evaluator, name, batch)
             columns = {metric: scores[metric].detach().double().cpu() for metric in evaluator.metrics}
             wrong = next((metric for metric, column in columns.items() if column.shape != (len(batch),)), None)
             if wrong is not None:
                 raise BenchError(f"evaluator {name!r} did not return one number per video for {wrong!r}: fix it.")
+            cuts = _prompt_cuts(evaluator, len(batch))
         except Exception as error:  # the error of a batch does not show which video causes it
             if len(batch) > 1:
                 return [result for video in batch for result in self._evaluate(name, [video])]
-            return [Result(batch[0].sha256, batch[0].shape, error=self._sentence(error))]
+            return [batch[0].result(error=self._sentence(error))]
         return [
-            self._result(name, video, {m: float(c[i]) for m, c in columns.items()}) for i, video in enumerate(batch)
+            replace(self._result(name, video, {m: float(c[i]) for m, c in columns.items()}), **cuts[i])
+            for i, video in enumerate(batch)
         ]
 
     def _result(self, name: str, video: DecodedVideo, scores: Mapping[str, float]) -> Result:
         metric = first_non_finite(scores)
         if metric is None:
-            return Result(video.sha256, video.shape, scores)
-        sentence = f"evaluator {name!r} gave {metric} = {scores[metric]}: look at the evaluator and at this video."
-        return Result(video.sha256, video.shape, error=sentence)
+            return video.result(scores)
+        return video.result(
+            error=f"evaluator {name!r} gave {metric} = {scores[metric]}: look at the evaluator and at this video."
+        )
 
     def _record(self, item: VideoPrompt, name: str, result: Result) -> None:
         self.results[item, name] = result
@@ -213,6 +246,32 @@ class Scoring:
             self.reported.add(kind)
             self.progress.say("".join(traceback.format_exception(error)).rstrip())
         return f"{kind}: {text}"
+
+
+def _looked_at(evaluator: Evaluator, whole: Tensor, fps: float) -> Tensor:
+    """The frames [n, h, w, 3] of a video that the evaluator looks at."""
+    if isinstance(evaluator, SamplesFrames):
+        return whole[list(evaluator.frame_indices(len(whole), fps))]
+    return whole
+
+
+def _scores(evaluator: Evaluator, name: str, batch: Sequence[DecodedVideo]) -> Mapping[str, Tensor]:
+    """Scores by metric of videos of one shape."""
+    pixels = torch.stack([video.frames[name] for video in batch]).permute(0, 4, 1, 2, 3).float().div_(255)
+    prompts, (total, fps, *_) = [str(video.item.prompt) for video in batch], batch[0].shape
+    if isinstance(evaluator, SamplesFrames):
+        return evaluator.score_frames(pixels, prompts, total, fps)
+    return evaluator.score(pixels, prompts, fps)
+
+
+def _prompt_cuts(evaluator: Evaluator, count: int) -> list[dict[str, Any]]:
+    """For each of `count` videos of the last call, `truncated` and `token_limit` of its `Result`."""
+    details = evaluator.details()
+    if not {"video", "prompt_truncated"} <= set(details.columns):
+        return [{}] * count
+    limit = int(details["token_limit"].iloc[0]) if "token_limit" in details.columns else None
+    cut = details.groupby("video")["prompt_truncated"].any()
+    return [{"truncated": bool(cut[i]), "token_limit": limit} for i in range(count)]
 
 
 class ScoreProgress:

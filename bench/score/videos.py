@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,18 +46,37 @@ def read_items(videos: Sequence[Path], prompts: Path | None) -> tuple[list[Video
     lines = _read_list(prompts)
     if not videos:
         return _check_distinct([VideoPrompt(str(path), prompt) for path, prompt in lines], prompts), 0
-    texts: dict[Path, list[str | None]] = {}
-    for path, prompt in lines:
-        texts.setdefault(path.resolve(), []).append(prompt)
-    files = {path.resolve(): path for path in _files(videos)}
-    items = [VideoPrompt(str(path), prompt) for key, path in files.items() for prompt in texts.get(key, [None])]
-    return _check_distinct(items, prompts), sum(len(rows) for key, rows in texts.items() if key not in files)
+    by_name, by_file = _group(lines, _name), _group(lines, Path.resolve)
+    items: list[VideoPrompt] = []
+    used: set[int] = set()
+    for path in {_name(path): path for path in _files(videos)}.values():
+        rows = by_name.get(_name(path), [])
+        texts = [lines[row][1] for row in rows]
+        if not rows:  # the list has another name of this file
+            rows = by_file.get(path.resolve(), [])
+            texts = list(dict.fromkeys(lines[row][1] for row in rows))
+        used.update(rows)
+        items += [VideoPrompt(str(path), prompt) for prompt in texts or [None]]
+    return _check_distinct(items, prompts), len(lines) - len(used)
+
+
+def _name(path: Path) -> Path:
+    """The absolute path, with links left as they are: a file may have two names, and each is a video."""
+    return Path(os.path.abspath(path))
+
+
+def _group(lines: Sequence[tuple[Path, str | None]], key: Callable[[Path], Path]) -> dict[Path, list[int]]:
+    """Indices of the lines by a key of their path."""
+    groups: dict[Path, list[int]] = {}
+    for i, (path, _) in enumerate(lines):
+        groups.setdefault(key(path), []).append(i)
+    return groups
 
 
 def _check_distinct(items: list[VideoPrompt], prompts: Path) -> list[VideoPrompt]:
     seen: set[tuple[Path, str | None]] = set()
     for item in items:
-        key = (item.path.resolve(), item.prompt)
+        key = (_name(item.path), item.prompt)
         if key in seen:
             raise BenchError(f"list {prompts} gives video {item.video} one prompt twice: remove one of the lines.")
         seen.add(key)
@@ -66,21 +86,30 @@ def _check_distinct(items: list[VideoPrompt], prompts: Path) -> list[VideoPrompt
 
 
 def _files(videos: Sequence[Path]) -> Iterator[Path]:
-    """Files as they are; of folders and their subfolders all videos and images, sorted."""
+    """Files as they are; of folders and their subfolders all videos and images, sorted.
+
+    In folders, hidden files and folders are passed over: systems and notebooks keep copies there.
+    """
     for path in videos:
         if path.is_dir():
-            files = sorted(
-                file for file in path.rglob("*") if file.suffix.lower() in (*VIDEOS, *IMAGES) and file.is_file()
-            )
-            if not files:
-                raise BenchError(
-                    f"folder {path} does not hold a video ({', '.join((*VIDEOS, *IMAGES))}): check the path."
-                )
-            yield from files
+            yield from _media(path)
         elif path.exists():
             yield path
         else:
             raise BenchError(f"video {path} does not exist: check the path given with --videos.")
+
+
+def _media(folder: Path) -> list[Path]:
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in (*VIDEOS, *IMAGES)
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+    )
+    if not files:
+        raise BenchError(f"folder {folder} does not hold a video ({', '.join((*VIDEOS, *IMAGES))}): check the path.")
+    return files
 
 
 def _read_list(path: Path) -> list[tuple[Path, str | None]]:

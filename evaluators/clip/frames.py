@@ -10,6 +10,7 @@ differ by up to one grey level, which changes a PickScore by about 0.01.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ FRAMES = 8
 """Frames scored per video."""
 PROTOCOL = f"{FRAMES} uniform frames, both ends included, each scored; mean"
 BICUBIC = 3
-"""PIL's number for bicubic, as in preprocessor_config.json."""
+"""PIL's number for bicubic, as in the settings of a processor."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,8 @@ class LetterboxRule(ImageRule):
 
 
 def read_image_rule(folder: Path, image_size: int) -> ImageRule:
-    """The rule of a CLIP processor's `preprocessor_config.json`; another kind of preprocessing is an error."""
-    path = folder / "preprocessor_config.json"
-    config = read_json(path)
+    """The rule of a CLIP processor's image settings; another kind of preprocessing is an error."""
+    config, path = _image_settings(folder)
     steps = ("do_resize", "do_center_crop", "do_normalize")
     if (
         not all(config.get(step) for step in steps)
@@ -124,14 +124,33 @@ def read_image_rule(folder: Path, image_size: int) -> ImageRule:
         )
     try:
         size, crop = _side(config["size"], "shortest_edge"), _side(config["crop_size"], "height")
-        rule = ImageRule(size, crop, tuple(config["image_mean"]), tuple(config["image_std"]))
-    except (KeyError, TypeError) as error:
-        raise BenchError(f"{path} lacks {error}: use a CLIP processor.") from None
-    if crop != image_size or size < crop or len(rule.mean) != 3 or len(rule.std) != 3:
+        mean, std = config["image_mean"], config["image_std"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BenchError(f"{path} lacks a valid {error}: use a CLIP processor.") from None
+    if crop != image_size or size < crop:
         raise BenchError(
             f"{path} crops images to {crop} pixels, and the model needs {image_size}: use the processor of this model."
         )
-    return rule
+    if not three_numbers(mean) or not three_numbers(std) or min(std) <= 0:
+        raise BenchError(f"{path} needs an image_mean and a positive image_std of 3 numbers: use a CLIP processor.")
+    return ImageRule(size, crop, tuple(mean), tuple(std))
+
+
+def three_numbers(value: Any) -> bool:
+    """Whether a value of a JSON file is a list of three finite numbers."""
+    numbers = isinstance(value, list | tuple) and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+    return numbers and len(value) == 3
+
+
+def _image_settings(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The settings, and their file: preprocessor_config.json, or processor_config.json as transformers 5 writes it."""
+    path, newer = folder / "preprocessor_config.json", folder / "processor_config.json"
+    if path.is_file() or not newer.is_file():
+        return read_json(path), path
+    config = read_json(newer).get("image_processor")
+    if not isinstance(config, dict):
+        raise BenchError(f"{newer} has no image_processor: use a CLIP processor.")
+    return config, newer
 
 
 def _side(value: Any, key: str) -> int:

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from bench.api import BenchError
 from evaluators.clip.frames import ClipText, read_image_rule
-from evaluators.common import file_sha256, load_exact, merge_disjoint, read_json, read_weights, weight_files
+from evaluators.common import (
+    building_model,
+    file_sha256,
+    load_exact,
+    merge_disjoint,
+    read_json,
+    read_weights,
+    weight_files,
+)
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -31,11 +39,11 @@ def load_clip(folder: Path) -> CLIPModel:
         raise BenchError(
             f"{folder / 'config.json'} describes a '{kind}' model: pass a CLIPModel folder, with model_type 'clip'."
         )
-    config = CLIPConfig.from_pretrained(str(folder), local_files_only=True)
-    for part in (config, config.text_config, config.vision_config):
-        part.dtype = torch.float32
     weights = merge_disjoint([read_weights(file) for file in weight_files(folder)], folder)
-    with no_init_weights():
+    with building_model(folder / "config.json"), no_init_weights():
+        config = CLIPConfig.from_pretrained(str(folder), local_files_only=True)
+        for part in (config, config.text_config, config.vision_config):
+            part.dtype = torch.float32
         model = CLIPModel(config).float()
     load_exact(model, {name: value.float() for name, value in weights.items() if name not in POSITIONS}, folder)
     return model
@@ -45,7 +53,7 @@ class HuggingFaceClip:
     """A `CLIPModel`, its preprocessing and its tokenizer, as `evaluators.clip.scorer` uses them."""
 
     def __init__(self, name: str, folder: Path, processor: Path | None, activation: str | None = None):
-        """`processor`: folder with tokenizer.json and preprocessor_config.json, by default the model's own.
+        """`processor`: folder with tokenizer.json and the processor's image settings, by default the model's own.
 
         `activation`: must be that of config.json, if set; OpenAI's models use "quick_gelu", LAION's "gelu".
         """

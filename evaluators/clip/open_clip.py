@@ -6,7 +6,6 @@ is one of open_clip's own by name, or a JSON file. Nothing is downloaded.
 
 from __future__ import annotations
 
-import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bench.api import BenchError
-from evaluators.clip.frames import ImageRule, TorchvisionRule
+from evaluators.clip.frames import ImageRule, TorchvisionRule, three_numbers
 from evaluators.common import CLIP_MEAN, CLIP_STD, file_sha256, load_exact, read_json, read_weights
 
 CONFIG_FILE = "open_clip_config.json"
@@ -116,6 +115,10 @@ def read_open_config(
         raise BenchError(
             f"open_clip config {source} lacks vision_cfg with image_size or text_cfg: use open_clip's own layout."
         )
+    if not isinstance(preprocess, dict):
+        raise BenchError(
+            f"open_clip config {source} has a preprocess_cfg that is no mapping: use open_clip's own layout."
+        )
     return config, preprocess, source
 
 
@@ -126,7 +129,9 @@ def check_activation(config: Mapping[str, Any], wanted: str | None, source: Path
     """
     if wanted is not None and wanted not in ACTIVATIONS.values():
         raise BenchError(f"activation '{wanted}' is unknown: choose one of {', '.join(ACTIVATIONS.values())}.")
-    stated = ACTIVATIONS[bool(config["quick_gelu"])] if "quick_gelu" in config else None
+    if not isinstance(config.get("quick_gelu", False), bool):
+        raise BenchError(f"open_clip config {source} has quick_gelu {config['quick_gelu']!r}: write true or false.")
+    stated = ACTIVATIONS[config["quick_gelu"]] if "quick_gelu" in config else None
     if stated is None and wanted is None:
         raise BenchError(
             f"open_clip config {source} does not state 'quick_gelu': pass activation='gelu', or for OpenAI's weights "
@@ -185,7 +190,7 @@ def build_open_clip(config: Mapping[str, Any], source: Path | str) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):  # the random initial weights are all replaced
             model: nn.Module = CLIP(vision_cfg=dict(vision), text_cfg=dict(text), **known).float()
-    except (TypeError, KeyError, ValueError, AssertionError, ZeroDivisionError) as error:
+    except Exception as error:  # a wrong value fails wherever the library first uses it
         raise BenchError(
             f"open_clip config {source} does not describe a model ({error}): use open_clip's own layout."
         ) from None
@@ -199,12 +204,12 @@ def make_rule(kind: type[ImageRule], size: int, preprocess: Mapping[str, Any], s
             raise BenchError(
                 f"open_clip config {source} asks for {key} '{preprocess[key]}': only '{want}' is supported."
             )
-    mean, std = tuple(preprocess.get("mean", CLIP_MEAN)), tuple(preprocess.get("std", CLIP_STD))
-    if len(mean) != 3 or len(std) != 3 or not all(math.isfinite(v) for v in mean) or not all(v > 0 for v in std):
+    mean, std = (preprocess.get(key, value) for key, value in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
+    if not three_numbers(mean) or not three_numbers(std) or min(std) <= 0:
         raise BenchError(
             f"open_clip config {source} needs three means and three positive stds: fix its preprocess_cfg."
         )
-    return kind(size, size, mean, std)
+    return kind(size, size, tuple(mean), tuple(std))
 
 
 class OpenText:

@@ -73,12 +73,23 @@ class ClipEvaluator(Evaluator):
         """Means over the scored frames of videos with pixels in [0, 1], rounded to 256 levels; `fps` is not used."""
         check_batch(videos, prompts, fps)
         total = videos.shape[2]
-        indices = uniform_indices(total, min(FRAMES, total))
-        frames = to_uint8(videos[:, :, indices]).transpose(1, 2)
+        return self.score_frames(videos[:, :, self.frame_indices(total, fps)], prompts, total, fps)
+
+    def frame_indices(self, total: int, fps: float) -> list[int]:
+        """8 uniform frames, both ends included; all of a shorter video."""
+        return uniform_indices(total, min(FRAMES, total))
+
+    def score_frames(
+        self, frames: Float[Tensor, "b 3 n h w"], prompts: Sequence[str], total: int, fps: float
+    ) -> Mapping[str, Float[Tensor, "b"]]:
+        """`score` of videos of `total` frames, from the frames at `frame_indices`."""
+        check_batch(frames, prompts, fps)
+        indices = self.frame_indices(total, fps)
+        pixels = to_uint8(frames).transpose(1, 2)
         with scoring():
-            images = self._images(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+            images = self._images(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
             texts, tokens = self._texts(prompts)
-            cosine = (images * texts[:, None]).sum(-1).to(videos.device)
+            cosine = (images * texts[:, None]).sum(-1).to(frames.device)
         check_finite(self.name, cosine)
         values = self._metrics(cosine)
         b, n = cosine.shape

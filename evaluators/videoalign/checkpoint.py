@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bench.api import BenchError
-from evaluators.common import load_exact, merge_disjoint, read_json, read_weights, weight_files
+from evaluators.common import building_model, load_exact, merge_disjoint, read_json, read_weights, weight_files
 from evaluators.videoalign.inputs import MIN_FRAME_PIXELS
 from evaluators.videoalign.network import RewardModel
 
@@ -85,8 +85,8 @@ def read_config(checkpoint: Path) -> RewardConfig:
             )
         rank = int(lora["lora_r"])
         return RewardConfig(
-            sample_fps=data["fps"],
-            num_frames=data["num_frames"],
+            sample_fps=_number(data, "fps"),
+            num_frames=_number(data, "num_frames"),
             max_frame_pixels=int(data["max_frame_pixels"]),
             min_frame_pixels=int(data.get("min_frame_pixels", MIN_FRAME_PIXELS)),
             output_dim=model["output_dim"],
@@ -95,8 +95,16 @@ def read_config(checkpoint: Path) -> RewardConfig:
             lora_scale=lora["lora_alpha"] / (math.sqrt(rank) if lora["use_rslora"] else rank),
             norm=_norm(config.get("inference_config")),
         )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise BenchError(f"{path} lacks a valid {error}: use the file that came with the checkpoint.") from None
+
+
+def _number(section: Mapping[str, Any], key: str) -> Any:
+    """A number that may be null."""
+    value = section[key]
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise KeyError(f"{key}, which must be a number")
+    return value
 
 
 def _norm(section: Mapping[str, float] | None) -> dict[str, tuple[float, float]] | None:
@@ -246,8 +254,11 @@ def _check_adapter(step: Path, config: RewardConfig) -> None:
     if not path.is_file():
         return
     adapter = read_json(path)
-    rank = adapter.get("r", config.lora_r)
-    scale = adapter.get("lora_alpha", 0) / (math.sqrt(rank) if adapter.get("use_rslora") else rank)
+    try:
+        rank = adapter.get("r", config.lora_r)
+        scale = adapter.get("lora_alpha", 0) / (math.sqrt(rank) if adapter.get("use_rslora") else rank)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise BenchError(f"{path} lacks a valid r or lora_alpha ({error}): use the file of these weights.") from None
     extra = [name for name in ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern") if adapter.get(name)]
     if rank != config.lora_r or not math.isclose(scale, config.lora_scale) or extra:
         reason = ", ".join(extra) or "rank or alpha"
@@ -273,7 +284,7 @@ def build(step: Path, base_model: Path, config: RewardConfig, vocabulary: int) -
             f"checkpoint {step} has {len(embed)} embeddings, not {vocabulary}: use the tokenizer that belongs to it."
         )
     qwen.text_config.vocab_size = vocabulary
-    with no_init_weights():
+    with building_model(base_model / "config.json"), no_init_weights():
         model = RewardModel(Qwen2VLModel(qwen), config.output_dim, qwen.text_config.hidden_size).float()
     named = {name if name.startswith("rm_head.") else f"backbone.{name}": value for name, value in weights.items()}
     load_exact(model, named, step)
@@ -288,7 +299,8 @@ def read_base_config(base_model: Path) -> Qwen2VLConfig:
     kind = read_json(path).get("model_type")
     if kind != "qwen2_vl":
         raise BenchError(f"{path} describes a '{kind}' model: VideoReward needs Qwen2-VL, 'qwen2_vl'.")
-    config = Qwen2VLConfig.from_pretrained(str(base_model), local_files_only=True)
+    with building_model(path):
+        config = Qwen2VLConfig.from_pretrained(str(base_model), local_files_only=True)
     for part in (config, config.text_config, config.vision_config):
         part.dtype = torch.float32
     vision = config.vision_config

@@ -177,9 +177,12 @@ class Text:
 
 
 def read_template(path: Path) -> str:
-    """The template byte for byte: line endings are not translated, blanks are not stripped."""
+    """The template byte for byte: line endings are not translated, blanks are not stripped.
+
+    A carriage return or a byte order mark is an error: an editor or a checkout has added it, and it changes scores.
+    """
     try:
-        return path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise BenchError(
             f"prompt template {path} is missing: store the text that the checkpoint was trained with there, "
@@ -187,6 +190,13 @@ def read_template(path: Path) -> str:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BenchError(f"prompt template {path} cannot be read as UTF-8 ({error}): fetch it again.") from None
+    added = [name for mark, name in (("\r", "carriage returns"), ("\ufeff", "a byte order mark")) if mark in text]
+    if added:
+        raise BenchError(
+            f"prompt template {path} holds {' and '.join(added)}, which change scores: fetch it again without a "
+            "translation of line ends, as in a Windows checkout."
+        )
+    return text
 
 
 def _field(template: str, file: Path) -> str:

@@ -135,27 +135,38 @@ class VideoAlign(Evaluator):
         how many frames the model sees.
         """
         check_batch(videos, prompts, fps)
-        total, height, width = videos.shape[2:]
-        indices = uniform_indices(total, frame_count(total, fps, self._config.sample_fps, self._config.num_frames))
+        total = videos.shape[2]
+        return self.score_frames(videos[:, :, self.frame_indices(total, fps)], prompts, total, fps)
+
+    def frame_indices(self, total: int, fps: float) -> list[int]:
+        """Frames at about `sample_fps` per second, or `num_frames` of them, both ends included."""
+        return uniform_indices(total, frame_count(total, fps, self._config.sample_fps, self._config.num_frames))
+
+    def score_frames(
+        self, frames: Float[Tensor, "b 3 n h w"], prompts: Sequence[str], total: int, fps: float
+    ) -> Mapping[str, Float[Tensor, "b"]]:
+        """`score` of videos of `total` frames, from the frames at `frame_indices`."""
+        check_batch(frames, prompts, fps)
+        indices, videos = self.frame_indices(total, fps), len(frames)
+        height, width = frames.shape[3:]
         size = frame_size(height, width, self._config.min_frame_pixels, self._config.max_frame_pixels)
         tokens = [self._text.ids(prompt) for prompt in prompts]
         rows = []
         with scoring():
-            for first in range(0, len(videos), self.micro_batch):
+            for first in range(0, videos, self.micro_batch):
                 batch = slice(first, first + self.micro_batch)
-                frames = to_uint8(videos[batch, :, indices]).cpu().transpose(1, 2)
-                rows.append(self._raw(frames, prompts[batch], size))
-        raw = torch.cat(rows).to(videos.device)
+                rows.append(self._raw(to_uint8(frames[batch]).cpu().transpose(1, 2), prompts[batch], size))
+        raw = torch.cat(rows).to(frames.device)
         check_finite("VideoReward", raw)
         self._details = {
-            "video": list(range(len(videos))),
-            "total_frames": [total] * len(videos),
-            "fps": [float(fps)] * len(videos),
-            "frame_indices": [indices] * len(videos),
-            "height": [size[0]] * len(videos),
-            "width": [size[1]] * len(videos),
+            "video": list(range(videos)),
+            "total_frames": [total] * videos,
+            "fps": [float(fps)] * videos,
+            "frame_indices": [indices] * videos,
+            "height": [size[0]] * videos,
+            "width": [size[1]] * videos,
             "text_tokens": [len(ids) for ids in tokens],
-            "prompt_truncated": [False] * len(videos),
+            "prompt_truncated": [False] * videos,
             **{f"{axis}_raw": raw[:, i].tolist() for i, axis in enumerate(AXES)},
         }
         norm = self._norm or dict.fromkeys(AXES, (0.0, 1.0))

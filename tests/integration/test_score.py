@@ -246,7 +246,7 @@ def test_when_all_fail_there_is_no_mean(tmp_path: Path, capsys: pytest.CaptureFi
     numbers = {key: first[key] for key in ("n", "failed", "mean", "std", "min", "max")}
     assert numbers == {"n": 0, "failed": 1, "mean": None, "std": None, "min": None, "max": None}
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "brightness" in line)
-    assert [cell.strip() for cell in line.split("|")[3:-1]] == ["0", "1", "-", "-", "-", "-"]
+    assert [cell.strip() for cell in line.split("|")[3:-1]] == ["0", "1", *["-"] * 5]
     assert [row["value"] for row in table(out)] == [None, None]
 
 
@@ -512,11 +512,13 @@ def test_dtype_and_parameters_reach_the_evaluator(clips: Path, tmp_path: Path) -
 
 
 def test_summary_counts_and_sample_deviation() -> None:
-    rows = [{"evaluator": "e", "metric": "m", "value": value} for value in (1.0, 2.0, None, 6.0)]
+    rows = [
+        {"evaluator": "e", "metric": "m", "value": value, "prompt_truncated": cut}
+        for value, cut in ((1.0, True), (2.0, False), (None, None), (6.0, True))
+    ]
     (line,) = summarise([*rows])
-    assert line == pytest.approx(
-        {"evaluator": "e", "metric": "m", "n": 3, "failed": 1, "mean": 3.0, "std": 7**0.5, "min": 1.0, "max": 6.0}
-    )
+    numbers = {"n": 3, "failed": 1, "mean": 3.0, "std": 7**0.5, "min": 1.0, "max": 6.0, "truncated": 2}
+    assert line == pytest.approx({"evaluator": "e", "metric": "m", **numbers})
     (line,) = summarise(rows[:1])
     assert line["std"] is None
 
