@@ -45,7 +45,7 @@ def measured_seconds(prepared: PreparedSuite) -> dict[str, float]:
     """Measured seconds of one update by phase, of a temporary run."""
     with tempfile.TemporaryDirectory() as folder:
         job = TrainingRun(prepared, Path(folder) / "run", "probe", prepared.rows[0].name, prepared.suite.seeds[0])
-        record = execute(job, lambda *progress: None)
+        record = execute(job)
     return {phase: record.seconds[phase] / prepared.suite.budget.updates for phase in PHASES}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from bench import store
 from bench.algorithm.sampling import sample_held_out
 from bench.api import Backbone, Evaluator
+from bench.core.progress import track, working
 from bench.core.rng import stream
 from bench.store.policy import load_policy
 from bench.suite.prepared import PreparedSuite, make_backbone, make_evaluator
@@ -24,6 +25,8 @@ from bench.train.evaluate import held_out_config
 
 SIDE = 112
 """Least width of an enlarged video, pixels."""
+POLICY_FIX = "run `bench run` on this suite and seed"
+"""What to do about a missing policy."""
 GAP, LINE = 6, 11
 """Space between videos, and height of a line of text, pixels."""
 
@@ -36,17 +39,20 @@ def build_gallery(prepared: PreparedSuite, results: Path, seed: int, prompts: in
     """
     suite, texts = prepared.suite, prepared.prompts.held_out
     shown = [round(i * (len(texts) - 1) / max(prompts - 1, 1)) for i in range(min(prompts, len(texts)))]
-    backbone = make_backbone(prepared)
     names = [name for name in suite.evaluation.evaluators if name == "gold"] or suite.evaluation.evaluators
-    evaluators = {name: make_evaluator(prepared, name) for name in names}
-    backbone.reset(stream(0, "initial_policy"))
-    lines = {"base": _sample_line(suite, backbone, evaluators, texts, shown)}
-    for row in suite.rows:
-        folder = store.run_folder(results / suite.name, row.name, seed)
-        load_policy(backbone, folder, "run `bench run` on this suite and seed")
-        lines[row.name] = _sample_line(suite, backbone, evaluators, texts, shown)
+    with working(f"loading {', '.join([suite.backbone.name, *names])}"):
+        backbone = make_backbone(prepared)
+        evaluators = {name: make_evaluator(prepared, name) for name in names}
+    lines = {}
+    for name in track(["base", *(row.name for row in suite.rows)], "sampling the videos of each row"):
+        if name == "base":
+            backbone.reset(stream(0, "initial_policy"))
+        else:
+            load_policy(backbone, store.run_folder(results / suite.name, name, seed), POLICY_FIX)
+        lines[name] = _sample_line(suite, backbone, evaluators, texts, shown)
     path = results / suite.name / "figures" / "gallery.webp"
-    store.write_bytes(path, _webp(lines, [texts[p] for p in shown], backbone.fps))
+    with working("writing the animation"):
+        store.write_bytes(path, _webp(lines, [texts[p] for p in shown], backbone.fps))
     return path
 
 

@@ -30,7 +30,7 @@ from bench.api import Backbone, Conditioning, Method
 from bench.backbones.hunyuanvideo15.transformer import TIMESTEPS
 from bench.core.errors import BenchError
 from bench.core.ledger import Ledger
-from bench.core.progress import say
+from bench.core.progress import inform, track, working
 from bench.core.provenance import provenance
 from bench.core.rng import stream
 from bench.store.policy import load_policy
@@ -247,16 +247,15 @@ def audit_suite(prepared: PreparedSuite, labels: Sequence[str] = (), policy: Pat
     refuse_context_parallel(suite, "bench audit")
     check_suite(prepared)
     seed, rows = suite.seeds[0], []
-    backbone = make_backbone(prepared)
-    backbone.encode(prepared.prompts.train)
-    for row in prepared.rows:
-        if labels and row.name not in labels:
-            continue
+    with working(f"loading {suite.backbone.name}"):
+        backbone = make_backbone(prepared)
+        backbone.encode(prepared.prompts.train)
+    for row in track([row for row in prepared.rows if not labels or row.name in labels], "auditing rows"):
         backbone.reset(stream(seed, "initial_policy"))
         if policy is not None:
             load_policy(backbone, policy)
         rows.append(audit_row(prepared, row, backbone, seed))
-        say(f"{suite.name}: {row.name} {'passes' if rows[-1]['passed'] else 'fails'}")
+        inform(f"{suite.name}: {row.name} {'passes' if rows[-1]['passed'] else 'fails'}")
     return {
         "schema": 1,
         "suite": suite.name,

@@ -21,9 +21,11 @@ from pydantic import ValidationError
 from bench import store
 from bench.audit.differences import TrainingDiff, compare_lines, environment, environment_changes, score_floors
 from bench.core.errors import BenchError, DivergedError
-from bench.core.progress import LINE_EVERY, say
+from bench.core.progress import ProgressCallback
 from bench.core.provenance import hardware, provenance
 from bench.launch.jobs import suite_jobs
+from bench.launch.progress import RunsProgress
+from bench.launch.run import workload
 from bench.store.lock import run_lock
 from bench.store.record import STARTED
 from bench.store.replay import ReplayRecord, write_replay
@@ -33,7 +35,7 @@ from bench.suite.prepared import prepare
 from bench.suite.schema import Suite
 from bench.train.preflight import check_suite
 from bench.train.run import execute, load_models
-from bench.train.trainer import ProgressCallback, Trainer
+from bench.train.trainer import Trainer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,7 +150,7 @@ def _repeat_updates(job: TrainingRun, updates: int, report: ProgressCallback) ->
     error = None
     with run_lock(job.folder):
         store.write_text(job.folder / STARTED, job.digest + "\n")
-        models = load_models(job)
+        models = load_models(job, report)
         try:
             Trainer.new(job, models.backbone, models.evaluators).train(report, updates)
         except DivergedError as cause:
@@ -177,10 +179,11 @@ def replay(run: Path, updates: int | None = None, out: Path | None = None) -> Re
     stored_scores = store.read_run(run)[1] if updates is None else None
     with _replay_folder(out, run, job.digest) as folder:
         job = replace(job, folder=folder)
-        if updates is not None and isinstance(job, TrainingRun):
-            result = _repeat_updates(job, updates, _print_progress(job))
-        else:
-            result = _repeat_run(job, _print_progress(job))
+        with _show_progress(job, updates) as report:
+            if updates is not None and isinstance(job, TrainingRun):
+                result = _repeat_updates(job, updates, report)
+            else:
+                result = _repeat_run(job, report)
     until = planned if updates is None else updates
     stored_error_counts = updates is None or record.updates_done < until
     digest_change = [] if job.digest == record.digest else [f"digest: {record.digest} stored, {job.digest} again"]
@@ -216,18 +219,14 @@ def write_verdict(report: ReplayReport) -> Path:
     return write_replay(report.run, record)
 
 
-def _print_progress(job: Job) -> ProgressCallback:
-    """Print progress as lines on stderr."""
-    last_line = -math.inf
-
-    def report(phase: str, done: int, total: int) -> None:
-        nonlocal last_line
-        now = time.monotonic()
-        if now - last_line > LINE_EVERY:
-            last_line = now
-            say(f"again: {job.label}: {phase} {done}/{total}")
-
-    return report
+@contextmanager
+def _show_progress(job: Job, updates: int | None) -> Iterator[ProgressCallback]:
+    """Show what the repetition does."""
+    work = workload(job)
+    if updates is not None:
+        work = replace(work, updates=updates, videos=0)
+    with RunsProgress({job.label: work}) as progress:
+        yield lambda step: progress.record(job.label, step, time.monotonic())
 
 
 def replay_page(report: ReplayReport, tolerance: float) -> str:
@@ -251,6 +250,26 @@ def replay_page(report: ReplayReport, tolerance: float) -> str:
     if not report.changes:
         lines.append("the same sources, versions, hardware and weights as in the record")
     return "\n".join(lines)
+
+
+def replay_document(report: ReplayReport, tolerance: float) -> dict[str, Any]:
+    """The comparison as JSON data."""
+    training = report.training
+    return {
+        "run": report.run,
+        "updates": report.updates,
+        "whole": report.whole,
+        "equal": report.equal,
+        "largest_difference": report.largest,
+        "within_tolerance": report.largest <= tolerance,
+        "numbers_compared": training.compared,
+        "numbers_that_differ": len(training.gaps),
+        "first_difference": str(training.gaps[0]) if training.gaps else None,
+        "not_compared": training.one_sided,
+        "score_differences": report.score_differences,
+        "stopped_by": dict(zip(("stored", "again"), report.errors, strict=True)),
+        "changes": report.changes,
+    }
 
 
 def _result(report: ReplayReport, tolerance: float) -> str:

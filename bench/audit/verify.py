@@ -11,6 +11,7 @@ from typing import NamedTuple
 from bench import store
 from bench.audit.verify_run import Finding, check_run
 from bench.core.errors import BenchError
+from bench.core.progress import track
 from bench.core.provenance import ROOT
 from bench.report.data.ablation import levels_of
 from bench.report.data.records import load_records, records_below
@@ -66,7 +67,7 @@ def verify(folders: Sequence[Path]) -> Report:
         runs |= below
         tables |= {path for path in folder.rglob(FOLDER) if path.is_dir()}
     findings: list[Finding] = []
-    for run in sorted(runs):
+    for run in track(sorted(runs), "checking runs"):
         findings += check_run(run)
     unreadable = {finding.path for finding in findings if finding.blocks}
     suites = sorted({_suite_of(run) for run in runs})
@@ -74,7 +75,7 @@ def verify(folders: Sequence[Path]) -> Report:
         *((suite, suite, _check_suite) for suite in suites),
         *((folder, folder.parent, _check_tables) for folder in sorted(tables)),
     ]
-    for path, records, check in checks:
+    for path, records, check in track(checks, "checking suites and tables"):
         blocked = any(records in run.parents for run in unreadable)
         findings += [Finding(path, NOT_CHECKED, wrong=False)] if blocked else check(path)
     stored = sum(len(_stored_tables(folder)) for folder in tables)

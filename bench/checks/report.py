@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +20,6 @@ from bench.suite.schema import NANO
 
 PACKAGED = {**NANO["evaluator_params"], "hunyuanvideo15": {"checkpoint": "nano"}}
 """Constructor arguments of the plug-ins that have a packaged checkpoint."""
-GROUPS = ("methods", "evaluators", "backbones")
 
 
 def plugin_group(name: str) -> str:
@@ -37,14 +35,7 @@ def plugin_group(name: str) -> str:
         if inspect.isclass(cls) and issubclass(cls, Evaluator):
             return "evaluators"
         return "backbones" if hasattr(cls, "velocity") and hasattr(cls, "decode") else "methods"
-    names = {group: plugins.available(group) for group in GROUPS}
-    for group in GROUPS:
-        if name in names[group]:
-            return group
-    near = difflib.get_close_matches(name, [each for group in GROUPS for each in names[group]], 1, 0.4)
-    hint = f"did you mean {near[0]!r}?" if near else "write a class of your own as 'module:Class'."
-    lists = "; ".join(f"{group} are {', '.join(names[group])}" for group in GROUPS)
-    raise BenchError(f"{name!r} is neither a method nor an evaluator nor a backbone: {lists}; {hint}")
+    return plugins.group_of(name)
 
 
 def constructor_params(name: str, overrides: Mapping[str, Any], nano: bool) -> dict[str, Any]:

@@ -30,7 +30,10 @@ from bench.cli import (
     verify,
 )
 from bench.cli.command import Command
+from bench.cli.output import output_of
+from bench.cli.parser import SHELLS, CommandParser, PrintCompletion
 from bench.core.errors import BenchError
+from bench.core.progress import set_quiet
 
 COMMANDS: tuple[Command, ...] = (
     run.COMMAND,
@@ -53,13 +56,20 @@ COMMANDS: tuple[Command, ...] = (
 """Every command, in the order of `bench --help`."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """The parser of all commands; the documentation's command reference is made from it."""
-    bench = argparse.ArgumentParser(
+    bench = CommandParser(
         prog="bench",
         description="Compare GRPO variants on video generators under one budget, with equal seeds and error bars.",
     )
     bench.add_argument("--version", action="version", version=__version__)
+    bench.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"print the script that completes commands, options and files in a shell: {', '.join(SHELLS)}",
+    )
     commands = bench.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_to(commands)
@@ -71,10 +81,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     bench = parser()
     args, rest = bench.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-") or "=" not in word]
-    if rest and (unknown or not hasattr(args, "overrides")):
-        bench.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    overrides = hasattr(args, "overrides")
+    if rest and (unknown or not overrides):
+        bench.commands()[args.command].refuse(unknown or rest, overrides)
     if rest:
-        args.overrides += rest
+        args.overrides = [*args.overrides, *rest]
     return args
 
 
@@ -84,8 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     args = parse(argv)
     command = next(command for command in COMMANDS if command.name == args.command)
+    set_quiet(getattr(args, "quiet", False))
     try:
-        code = command.execute(args)
+        with output_of(args):
+            code = command.execute(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from bench.cli.command import Command
+from bench.cli.output import print_result
 from bench.cli.suite_arguments import add_suite_arguments, prepare_suites
 
 
@@ -17,19 +17,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy", type=Path, default=None, metavar="RUN", help="folder of a finished run whose policy is used"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the tables")
 
 
 def execute(args: argparse.Namespace) -> int:
+    suites = prepare_suites(args)
     import torch
 
     torch.set_num_threads(1)  # as in a run
     from bench.audit.ratio import audit_suite, write_audit
     from bench.audit.ratio_page import ratio_page
 
-    audits = [audit_suite(prepared, args.row, args.policy) for prepared in prepare_suites(args)]
+    audits = [audit_suite(prepared, args.row, args.policy) for prepared in suites]
     written = [write_audit(each, args.results) for each in audits]
-    print(json.dumps(audits, indent=1) if args.json else "\n\n".join(map(ratio_page, audits)))
+    print_result(args, "\n\n".join(map(ratio_page, audits)), audits)
     print("written: " + ", ".join(map(str, written)), file=sys.stderr)
     return 0 if all(each["passed"] for each in audits) else 1
 
@@ -39,6 +39,8 @@ COMMAND = Command(
     help="check that the ratio is 1 before the first update, and measure what would change it",
     add_arguments=add_arguments,
     execute=execute,
+    json="a list with the audit of each suite, as in audit.json",
+    progress=True,
     examples=(
         "bench audit bench/configs/nano.yaml",
         "bench audit bench/configs/nano.yaml --row cps-fixed sage_grpo-dual",

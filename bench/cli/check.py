@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cli.command import Command
+from bench.cli.output import print_result
 from bench.core.errors import BenchError
 
 
@@ -26,15 +27,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    from bench.checks.report import check_report
-    from bench.flow import sigma_schedule
+    from bench import plugins
     from bench.suite.load import load_variants
 
+    for name in args.names:
+        if ":" not in name:
+            plugins.group_of(name)  # for its error, before torch is imported
     budgets = [] if args.suite is None else [suite.budget for suite in load_variants(args.suite)]
+    params = _parameters(args.params)
+    from bench.checks.report import check_report
+    from bench.flow import sigma_schedule
+
     schedules = [sigma_schedule(budget.steps, budget.shift) for budget in budgets]
-    text, failed = check_report(args.names, schedules, _parameters(args.params), args.nano, args.write_golden)
-    print(text)
-    return 1 if failed else 0
+    reports = {name: check_report([name], schedules, params, args.nano, args.write_golden) for name in args.names}
+    checked = [
+        {"name": name, "passed": not failed, "lines": text.splitlines()} for name, (text, failed) in reports.items()
+    ]
+    print_result(args, "\n".join(text for text, _ in reports.values()), {"plugins": checked})
+    return 1 if any(failed for _, failed in reports.values()) else 0
 
 
 def _parameters(words: Sequence[str]) -> dict[str, Any]:
@@ -55,6 +65,7 @@ COMMAND = Command(
     help="check methods, evaluators and backbones: one line per violation",
     add_arguments=add_arguments,
     execute=execute,
+    json="whether each plug-in passed, and its lines",
     examples=(
         "bench check my_grpo:MyGRPO",
         "bench check cps --suite mine.yaml",

@@ -28,6 +28,10 @@ class Command:
     """Complete command lines, each with a comment if needed; shown by `bench NAME --help`."""
     exit_codes: str | None = None
     """What each exit code means, where 1 is possible; shown by `bench NAME --help`."""
+    json: str | None = None
+    """What the document of `--json` contains; None for a command without a result to print."""
+    progress: bool = False
+    """Whether the command takes long enough to show progress, so that it has `--quiet`."""
     interrupted: str = "run the same command again"
     """What is kept after Ctrl-C, and how to continue."""
 
@@ -40,7 +44,14 @@ class Command:
             epilog=self._epilog(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        parser.example = self.examples[0]
         self.add_arguments(parser)
+        if self.json is not None:
+            parser.add_argument("--json", action="store_true", help=f"print one JSON document: {self.json}")
+        if self.progress:
+            parser.add_argument(
+                "--quiet", action="store_true", help="show no progress, only results, warnings and errors"
+            )
 
     def _epilog(self) -> str:
         codes = "" if self.exit_codes is None else f"exit code: {self.exit_codes}\n\n"

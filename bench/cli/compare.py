@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from bench.cli.command import Command
+from bench.cli.output import print_result, records
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,10 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    from bench.report.tables.comparison import compare_folders
+    from bench.report.data.comparison import compare
+    from bench.report.tables.comparison import COLUMNS, markdown, write_csv
 
-    print(compare_folders(args.a, args.b, args.open, args.csv))
+    comparison = compare(args.a, args.b, args.open)
+    unequal = {name: dict(zip("ab", values, strict=True)) for name, values in comparison.unequal.items()}
+    document = {"differences": records(comparison.table[list(COLUMNS)]), "unequal_settings": unequal}
+    print_result(args, markdown(comparison, args.a, args.b), {**document, "unmatched": comparison.unmatched})
     if args.csv is not None:
+        write_csv(comparison, args.csv)
         print(f"written: {args.csv}", file=sys.stderr)
     return 0
 
@@ -32,6 +38,7 @@ COMMAND = Command(
     help="compare two folders of one suite's records: differences with intervals",
     add_arguments=add_arguments,
     execute=execute,
+    json="the differences with their intervals, the settings that differ, and rows without a counterpart",
     examples=(
         "bench compare results/nano results/reference/nano",
         "bench compare results/reference/nano results/reference/nano_pilot --open --csv differences.csv",

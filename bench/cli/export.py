@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from bench.cli.command import Command
+from bench.cli.output import print_written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,9 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
+    from bench import store
+
+    store.read_record(args.run)  # for its error, before torch is imported
     from bench.train.export import export
 
-    print("written: " + ", ".join(str(path) for path in export(args.run, args.out)), file=sys.stderr)
+    print_written(args, export(args.run, args.out))
     return 0
 
 
@@ -26,5 +29,6 @@ COMMAND = Command(
     help="write a finished run's policy as files that diffusers loads",
     add_arguments=add_arguments,
     execute=execute,
+    json="the written files",
     examples=("bench export results/nano/cps-fixed/seed-0 lora",),
 )

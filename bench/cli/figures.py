@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from bench.cli.command import Command
+from bench.cli.output import print_written
 from bench.cli.suite_arguments import add_suite_arguments
 from bench.cli.suite_records import ablation_levels, recorded_suites
+from bench.core.progress import working
 
 
 def execute(args: argparse.Namespace) -> int:
+    recorded = recorded_suites(args)
     from bench.report.figures.ablation import build_ablation_figure
     from bench.report.figures.suite import build_figures
 
-    recorded = recorded_suites(args)
     written: list[Path] = []
     for each in recorded:
-        written += build_figures(each.folder, rows=each.rows, seeds=each.suite.seeds).values()
+        with working(f"drawing the figures of {each.suite.name}"):
+            written += build_figures(each.folder, rows=each.rows, seeds=each.suite.seeds).values()
     levels = ablation_levels(recorded)
     if levels:
         written += build_ablation_figure(recorded[0].study_folder, levels).values()
-    print("written: " + ", ".join(map(str, written)), file=sys.stderr)
+    print_written(args, written)
     return 0
 
 
@@ -31,6 +33,8 @@ COMMAND = Command(
     help="write the suite's figures and their numbers from its records",
     add_arguments=add_suite_arguments,
     execute=execute,
+    json="the written files",
+    progress=True,
     examples=(
         "bench figures bench/configs/nano.yaml",
         "bench figures bench/configs/nano_equalizer.yaml  # also the ablation's forest plot",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from bench.cli.command import Command
+from bench.cli.output import print_written
 from bench.cli.suite_arguments import add_suite_arguments
 from bench.cli.suite_records import recorded_suites
 from bench.core.errors import BenchError
+from bench.core.progress import working
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,18 +19,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    import torch
-
-    torch.set_num_threads(1)
-    from bench.audit.gallery import build_gallery
-    from bench.suite.prepared import prepare
+    from bench import store
 
     suite = recorded_suites(args)[0].suite
     if suite.variant:
         raise BenchError(f"{args.suite} is a study: name one suite, `bench gallery` shows no variants.")
     if args.seed not in suite.seeds or args.videos < 1:
         raise BenchError(f"--seed {args.seed} must be one of {suite.seeds}, and --videos at least 1.")
-    print(f"written: {build_gallery(prepare(suite), args.results, args.seed, args.videos)}", file=sys.stderr)
+    for row in suite.rows:
+        policy = store.run_folder(args.results / suite.name, row.name, args.seed) / store.POLICY
+        if not policy.is_file():
+            raise BenchError(f"policy {policy} is missing: run `bench run` on this suite and seed.")
+    with working("loading torch"):
+        import torch
+
+        torch.set_num_threads(1)
+        from bench.audit.gallery import build_gallery
+        from bench.suite.prepared import prepare
+
+        prepared = prepare(suite)
+    print_written(args, [build_gallery(prepared, args.results, args.seed, args.videos)])
     return 0
 
 
@@ -38,6 +47,8 @@ COMMAND = Command(
     help="show videos of the base and of the trained policies side by side",
     add_arguments=add_arguments,
     execute=execute,
+    json="the written file",
+    progress=True,
     examples=(
         "bench gallery bench/configs/nano.yaml",
         "bench gallery bench/configs/nano.yaml --seed 1 --videos 12",

@@ -37,6 +37,7 @@ COMMAND = Command(
     help="train one part of the nano checkpoints again, or measure them",
     add_arguments=add_arguments,
     execute=execute,
+    progress=True,
     examples=(
         "bench nano vae --out checkpoints --device cuda",
         "bench nano policy --out checkpoints  # after the part vae",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.command import Command
+from bench.cli.output import print_result
 from bench.cli.suite_arguments import add_suite_arguments, prepare_suites
 from bench.core.errors import BenchError
 from bench.core.parallelism import SHARDS
@@ -41,14 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scorer-seconds", type=float, default=0.0, metavar="S", help="seconds of all evaluators per video"
     )
     parser.add_argument("--probe", action="store_true", help="time a few steps of the real backbone on this machine")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
 
 
 def execute(args: argparse.Namespace) -> int:
-    from bench.core.hashing import plain
+    suites = prepare_suites(args)
     from bench.plan.estimate import on_cpu, plan_suite
 
-    suites = prepare_suites(args)
     if not 0 <= args.scorer_seconds < math.inf:
         raise BenchError(f"--scorer-seconds is {args.scorer_seconds}: give a finite number of at least 0.")
     cpu = not _has_gpu_options(args) and all(on_cpu(prepared.suite) for prepared in suites)
@@ -58,7 +56,7 @@ def execute(args: argparse.Namespace) -> int:
         plan_suite(prepared, args.results, machine, evaluator_seconds=args.scorer_seconds, probed=measured)
         for prepared, machine in zip(suites, hardware, strict=True)
     ]
-    print(json.dumps(plain(plans), indent=1) if args.json else _text(plans, probe_lines))
+    print_result(args, _text(plans, probe_lines), plans)
     refusal = next((each["refused"] for each in plans if each["refused"]), None)
     if refusal:
         raise BenchError(refusal)
@@ -111,6 +109,8 @@ COMMAND = Command(
     help="predict the cost of a suite before it runs: NFE, FLOPs, memory, hours",
     add_arguments=add_arguments,
     execute=execute,
+    json="a list with the plan of each suite",
+    progress=True,
     examples=(
         "bench plan bench/configs/hunyuanvideo15_480p.yaml --gpus 64",
         "bench plan bench/configs/hunyuanvideo15_480p.yaml --gpus 8 --shard full",

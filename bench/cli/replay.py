@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 from bench.cli.command import Command
+from bench.cli.output import print_result
 from bench.core.errors import BenchError
+from bench.core.progress import working
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,15 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    import torch
-
-    torch.set_num_threads(1)  # as in a run
-    from bench.audit.replay import replay, replay_page, write_verdict
+    from bench import store
 
     if not 0 <= args.tolerance < math.inf:
         raise BenchError(f"--tolerance is {args.tolerance}: give a finite number of at least 0.")
+    store.read_record(args.run)  # for its error, before torch is imported
+    with working("loading torch"):
+        import torch
+
+        torch.set_num_threads(1)  # as in a run
+        from bench.audit.replay import replay, replay_document, replay_page, write_verdict
     verdict = replay(args.run, args.updates, args.out)
-    print(replay_page(verdict, args.tolerance))
+    print_result(args, replay_page(verdict, args.tolerance), replay_document(verdict, args.tolerance))
     if verdict.whole:
         print(f"written: {write_verdict(verdict)}", file=sys.stderr)
     return 0 if verdict.largest <= args.tolerance else 1
@@ -42,6 +47,8 @@ COMMAND = Command(
     help="repeat a recorded run: equal bits, or the first difference",
     add_arguments=add_arguments,
     execute=execute,
+    json="whether all numbers are equal, the largest difference, and what else differs",
+    progress=True,
     examples=(
         "bench replay results/reference/nano/cps-fixed/seed-0",
         "bench replay results/nano/cps-fixed/seed-0 --updates 2",

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from bench.cli.command import Command
+from bench.cli.output import print_written
 from bench.cli.suite_arguments import add_suite_arguments
 from bench.cli.suite_records import recorded_suites
+from bench.core.progress import working
 
 
 def execute(args: argparse.Namespace) -> int:
+    recorded = recorded_suites(args)
     from bench.report.data.selection import Selection
     from bench.report.page.page import build_report
 
-    recorded = recorded_suites(args)
     suites = {each.suite.variant: (each.folder, Selection(each.rows, each.suite.seeds)) for each in recorded}
-    print(f"written: {build_report(recorded[0].study_folder, suites)}", file=sys.stderr)
+    with working("computing the tables and drawing the figures"):
+        path = build_report(recorded[0].study_folder, suites)
+    print_written(args, [path])
     return 0
 
 
@@ -25,6 +28,8 @@ COMMAND = Command(
     help="write the suite's report.html: tables, figures and notes on one page",
     add_arguments=add_suite_arguments,
     execute=execute,
+    json="the written file",
+    progress=True,
     examples=(
         "bench report bench/configs/nano.yaml",
         "bench report bench/configs/nano.yaml seeds='[0,1,2,3,4]' --results results/reference",

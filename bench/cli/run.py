@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 from bench.cli.command import Command
+from bench.cli.output import print_result
 from bench.cli.suite_arguments import add_suite_arguments, command_line, prepare_suites
 from bench.core.parallelism import SHARDS
+from bench.core.progress import working
 from bench.launch.config import LAUNCHERS
 
 
@@ -32,29 +34,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     from bench.launch.config import load_launch_config
-    from bench.launch.jobs import all_jobs
-    from bench.launch.run import describe, run_suites
-    from bench.train.preflight import check_suite
 
-    suites = prepare_suites(args)
     launch = load_launch_config(
         args.launch, launcher=args.launcher, nproc=args.nproc, processes=args.processes, shard=args.shard
     )
+    suites = prepare_suites(args)
+    with working("loading the launchers"):
+        from bench.launch.jobs import all_jobs
+        from bench.launch.run import describe, run_suites
+        from bench.launch.summary import planned_runs, run_results
+        from bench.train.preflight import check_suite
+
     if args.dry_run:
         for prepared in suites:
             check_suite(prepared)
         jobs = all_jobs(suites, args.results)
-        for prepared in suites:
-            print(describe(prepared, [job for job in jobs if job.prepared is prepared]))
+        own = [(prepared, [job for job in jobs if job.prepared is prepared]) for prepared in suites]
+        text = "\n".join(describe(*each) for each in own)
+        print_result(args, text, {"suites": [planned_runs(*each) for each in own]})
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is handled like Ctrl-C
     outcome = run_suites(suites, args.results, launch)
+    folder, runs = args.results / suites[0].suite.study, run_results(outcome)
+    if outcome.errors or outcome.failed:
+        print(f"{outcome.failed} run(s) failed and {outcome.errors} stopped with an error:", file=sys.stderr)
+    for run in runs:
+        if run["status"] != "finished":
+            print(f"  {run['label']} in {run['folder']}: {run['reason']}", file=sys.stderr)
     print(
-        f"records: {args.results / suites[0].suite.study}; print the table with: {command_line('table', args)}",
+        f"records: {folder}; print the table with: {command_line('table', args)}",
         file=sys.stderr,
     )
-    if outcome.errors or outcome.failed:
-        print(f"{outcome.failed} run(s) failed and {outcome.errors} stopped with an error, see above", file=sys.stderr)
+    counts = {status: sum(run["status"] == status for run in runs) for status in ("finished", "failed", "error")}
+    print_result(args, "", {"suite": suites[0].suite.study, "folder": folder, "outcome": counts, "runs": runs})
     return 2 if outcome.errors else int(outcome.failed > 0)
 
 
@@ -63,6 +75,8 @@ COMMAND = Command(
     help="train and evaluate the suite's unfinished runs",
     add_arguments=add_arguments,
     execute=execute,
+    json="the outcome, and label, digest, folder, status and seconds of each run; with --dry-run the runs to do",
+    progress=True,
     examples=(
         "bench run bench/configs/nano.yaml --dry-run",
         "bench run bench/configs/nano.yaml",

@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 
 from bench.cli.command import Command
+from bench.cli.output import print_result
+from bench.core.progress import working
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    from bench.score.scoring import ScoreRequest, score
+    import json
+
+    from bench import plugins
+    from bench.score.videos import read_items
+
+    for name in args.evaluators:
+        plugins.check_name("evaluators", name)
+    read_items(args.videos, args.prompts)  # for its errors, before torch is imported
+    with working("loading torch"):
+        from bench.score.scoring import ScoreRequest, score
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is handled like Ctrl-C
     request = ScoreRequest(
@@ -59,7 +70,10 @@ def execute(args: argparse.Namespace) -> int:
         device=args.device,
         overwrite=args.overwrite,
     )
-    return 1 if score(request) else 0
+    failed = score(request)
+    if args.json:
+        print_result(args, "", json.loads(args.out.with_suffix(".json").read_text(encoding="utf-8")))
+    return 1 if failed else 0
 
 
 COMMAND = Command(
@@ -67,6 +81,8 @@ COMMAND = Command(
     help="score your own video files with any evaluator",
     add_arguments=add_arguments,
     execute=execute,
+    json="the summary that is written beside the scores",
+    progress=True,
     examples=(
         "bench score videoalign clipscore --nano --prompts my-videos/prompts.csv --out scores.parquet",
         "bench score clipscore --videos a.mp4 b.mp4 --prompts prompts.csv --out scores.parquet "

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 from bench.cli.command import Command
+from bench.cli.output import print_result, records
 from bench.cli.suite_arguments import RESULTS
+from bench.core.progress import working
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,18 +26,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    import torch
+    from bench import plugins
 
-    torch.set_num_threads(1)
-    from bench.audit.sde.page import build_page, main_tables
-    from bench.audit.sde.study import contenders, study
+    for name in args.methods:
+        plugins.check_name("methods", name)
+    with working("loading torch"):
+        import torch
 
-    frames = study(contenders(args.methods, args.eta), args.steps, args.shift)
+        torch.set_num_threads(1)
+        from bench.audit.sde.page import build_page, main_tables
+        from bench.audit.sde.study import contenders, study
+    with working("computing the study"):
+        frames = study(contenders(args.methods, args.eta), args.steps, args.shift)
     words = [*args.methods, f"--steps {args.steps}", f"--shift {args.shift:g}"]
     words += [] if args.eta is None else [f"--eta {args.eta:g}"]
     title = f"SDE study: {args.steps} steps, shift {args.shift:g}"
     written = build_page(args.out, frames, title=title, command=f"bench sde-study {' '.join(words)}")
-    print(main_tables(frames))
+    tables = {name: records(frame) for name, frame in frames.items()}
+    print_result(args, main_tables(frames), {"tables": tables, "written": list(written.values())})
     print("written: " + ", ".join(str(path) for path in written.values()), file=sys.stderr)
     return 0
 
@@ -45,6 +53,8 @@ COMMAND = Command(
     help="compute how exactly methods sample Gaussian data, in closed form, in seconds",
     add_arguments=add_arguments,
     execute=execute,
+    json="the lines of each CSV file, and the written files",
+    progress=True,
     examples=(
         "bench sde-study",
         "bench sde-study cps sage_grpo --steps 10 --shift 3 --eta 0.5 --out sde-eta0.5",

@@ -17,7 +17,9 @@ RESULTS = Path("results")
 def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the suite's YAML file, its overrides and the folder of the records."""
     parser.add_argument("suite", type=Path, help="YAML file of the suite, e.g. bench/configs/nano.yaml")
-    parser.add_argument("overrides", nargs="*", help="dotted overrides such as budget.updates=10 or seeds='[0]'")
+    parser.add_argument(
+        "overrides", nargs="*", default=(), help="dotted overrides such as budget.updates=10 or seeds='[0]'"
+    )
     parser.add_argument(
         "--results",
         type=Path,
@@ -27,11 +29,18 @@ def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare_suites(args: argparse.Namespace) -> list[PreparedSuite]:
-    """The prepared suite, or every variant of a study."""
+    """The prepared suite, or every variant of a study; what is misspelt in it is refused before torch is imported."""
+    from bench.core.progress import working
     from bench.suite.load import load_variants
-    from bench.suite.prepared import prepare_all
+    from bench.suite.names import check_names
 
-    return prepare_all(load_variants(args.suite, args.overrides))
+    suites = load_variants(args.suite, args.overrides)
+    for suite in suites:
+        check_names(suite)
+    with working(f"loading torch, methods and evaluators for {suites[0].study}"):
+        from bench.suite.prepared import prepare_all
+
+        return prepare_all(suites)
 
 
 def command_line(command: str, args: argparse.Namespace) -> str:

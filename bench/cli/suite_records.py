@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.core.errors import BenchError
+from bench.core.progress import working
 
 if TYPE_CHECKING:
     from bench.report.data.ablation import AblationLevel
@@ -39,14 +40,17 @@ class RecordedSuite:
 
 def recorded_suites(args: argparse.Namespace) -> list[RecordedSuite]:
     """The suite, or every variant of the study; records of other settings are a `BenchError`."""
-    from bench.core.provenance import source_digest
-    from bench.report.data.selection import rows_of
     from bench.suite.load import load_variants
 
-    recorded, sources = [], source_digest()
-    for suite in load_variants(args.suite, args.overrides):
-        recorded.append(RecordedSuite(suite, rows_of(suite.rows), args.results))
-        _check_settings(recorded[-1], sources, args.command)
+    suites = load_variants(args.suite, args.overrides)  # for its errors, before the rest is imported
+    with working(f"reading the records of {suites[0].study}"):
+        from bench.core.provenance import source_digest
+        from bench.report.data.selection import rows_of
+
+        recorded, sources = [], source_digest()
+        for suite in suites:
+            recorded.append(RecordedSuite(suite, rows_of(suite.rows), args.results))
+            _check_settings(recorded[-1], sources, args.command)
     return recorded
 
 

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 
 from bench.cli.command import Command
+from bench.cli.output import print_result
 from bench.cli.suite_arguments import RESULTS
+from bench.core.progress import working
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,10 +22,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    from bench.audit.verify import verify
+    with working("loading the checks"):
+        from bench.audit.verify import verify
 
     report = verify(args.folders or [RESULTS])
-    print(report.text)
+    document = {
+        "runs": report.runs,
+        "suites": report.suites,
+        "tables": report.tables,
+        "wrong": report.wrong,
+        "findings": [{"path": each.path, "text": each.text, "wrong": each.wrong} for each in report.findings],
+    }
+    print_result(args, report.text, document)
     return 1 if report.wrong else 0
 
 
@@ -32,6 +42,8 @@ COMMAND = Command(
     help="check stored records and tables: one line per finding",
     add_arguments=add_arguments,
     execute=execute,
+    json="the findings, and counts of runs, suites, tables and of what is wrong",
+    progress=True,
     examples=(
         "bench verify",
         "bench verify results/reference/nano results/reference/nano_kl",

@@ -1,99 +1,187 @@
-"""Progress of a suite's runs on stderr: a bar on a terminal, plain lines elsewhere, both with the time left."""
+"""Messages and progress on stderr: lines drawn in place on a terminal, and elsewhere one line a minute with the time.
+
+Nothing here imports torch, so that a command shows its first line before it loads anything.
+"""
 
 from __future__ import annotations
 
-import queue
+import os
 import sys
+import threading
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
-UNIT = {"train": "updates", "evaluate": "videos"}
-LINE_EVERY = 20.0
-"""Seconds between plain lines."""
+if TYPE_CHECKING:
+    from rich.live import Live
+
+LINE_EVERY = 60.0
+"""Seconds between two lines of progress in a log file."""
+DRAW_EVERY = 0.5
+"""Seconds between two drawings on a terminal."""
+
+T = TypeVar("T")
+Phase = Literal["load", "train", "evaluate", "store"]
+
+_quiet = False
+"""Whether `--quiet` was given: the only setting of this process that concerns all its output."""
+
+
+class Step(NamedTuple):
+    """Where a run is; a run reports it to its `ProgressCallback`."""
+
+    phase: Phase
+    done: int
+    """Updates done in "train", held-out videos done in "evaluate"."""
+    total: int
+    loading: str = ""
+    """What is being loaded, in "load"."""
+    reward: float | None = None
+    """Mean training reward of the latest rollout, in "train"."""
+
+
+ProgressCallback = Callable[[Step], None]
+
+
+def silent(step: Step) -> None:
+    """A progress callback that shows nothing."""
+
+
+def set_quiet(quiet: bool) -> None:
+    """Show no progress in this process (`--quiet`), or show it again."""
+    global _quiet
+    _quiet = quiet
 
 
 def say(text: str) -> None:
-    """Print a line to stderr."""
+    """Print a result, a warning or an error to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
-class Progress:
-    """Work done by all runs, in function evaluations: the base and resumed runs do not distort the time left."""
+def inform(text: str) -> None:
+    """Print a message about progress to stderr, unless `--quiet` was given."""
+    if not _quiet:
+        say(text)
 
-    def __init__(self, costs: Mapping[str, tuple[float, float]]):
-        """`costs`: run label to its function evaluations in training and in the held-out evaluation."""
-        from tqdm import tqdm
 
-        self.costs = dict(costs)
-        self.total = sum(map(sum, self.costs.values()))
-        self.done: dict[str, float] = {}
-        """Run label to the work that is done."""
-        self.resumed: dict[str, float] = {}
-        """Run label to the work that was done before this start."""
-        self.status: dict[str, str] = {}
-        """Run label to the text that is shown while the run goes on."""
-        self.ended = 0
-        self.start = self.last_line = time.monotonic()
-        form = "{percentage:3.0f}%|{bar:20}| {desc}"
-        self.bar = tqdm(total=self.total, bar_format=form, leave=False) if sys.stderr.isatty() else None
+def clock() -> str:
+    """The time of day, HH:MM:SS."""
+    return time.strftime("%H:%M:%S")
 
-    def receive(self, messages: Any) -> None:
-        """Record all messages (label, phase, done, total) of a queue and show the progress."""
-        try:
-            while True:
-                self.record(*messages.get_nowait())
-        except queue.Empty:
-            pass
-        self._show()
 
-    def record(self, label: str, phase: str, done: int, total: int) -> None:
-        """Record that a run has done this part of a phase."""
-        train, evaluate = self.costs[label]
-        work = {
-            "load": 0.0,
-            "train": train * done / total,
-            "evaluate": train + evaluate * done / total,
-            "store": train + evaluate,
-        }
-        if phase == "train":
-            self.resumed.setdefault(label, work[phase])
-        self.done[label] = work[phase]
-        self.status[label] = f"{label} {done}/{total} {UNIT[phase]}" if phase in UNIT else label
+def duration(seconds: float) -> str:
+    """A time span for a reader: "45 s", "12 min", "5.3 h" or "3.1 days"."""
+    for limit, unit, form in ((90, 1, "{:.0f} s"), (5400, 60, "{:.0f} min"), (172800, 3600, "{:.1f} h")):
+        if seconds < limit:
+            return form.format(seconds / unit)
+    return f"{seconds / 86400:.1f} days"
 
-    def end(self, label: str, result: str) -> None:
-        """Record and print that a run ended with this result."""
-        self.ended += 1
-        self.done[label] = sum(self.costs[label])
-        self.status.pop(label, None)
-        text = f"[{self.ended}/{len(self.costs)}] {label}: {result}"
-        if self.bar is not None:
-            self.bar.write(text, file=sys.stderr)
-        else:
-            say(text)
 
-    def minutes_left(self, now: float) -> float | None:
-        """Minutes left at the speed so far. None until 2 % of the training is done, since loading comes first."""
-        done, resumed = sum(self.done.values()), sum(self.resumed.values())
-        training = sum(train for train, _ in self.costs.values())
-        trained = sum(min(work, self.costs[label][0]) for label, work in self.done.items()) - resumed
-        if done == resumed or trained < 0.02 * training:
-            return None
-        return (now - self.start) / (done - resumed) * (self.total - done) / 60
+def on_terminal() -> bool:
+    """Whether stderr is a terminal on which lines can be drawn again."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
-    def _show(self) -> None:
-        now = time.monotonic()
-        minutes = self.minutes_left(now)
-        clock = "time left: not known yet" if minutes is None else f"{minutes:.1f} min left"
-        text = f"{self.ended}/{len(self.costs)} runs, {clock}; {', '.join(self.status.values())}"
-        if self.bar is not None:
-            self.bar.n = min(sum(self.done.values()), self.total)
-            self.bar.set_description_str(text)
-        elif now - self.last_line > LINE_EVERY:
-            self.last_line = now
-            say(text)
+
+class Screen:
+    """Progress that is shown until `close`: a few lines drawn in place on a terminal, else one line a minute.
+
+    `lines`: from the window's width in columns to the lines to draw, each shorter than that. `line`: the same as one
+    line of a log file. Both are called by a thread of their own.
+    """
+
+    def __init__(self, lines: Callable[[int], list[str]], line: Callable[[], str]):
+        self._lines, self._line = lines, line
+        self._live = _live_display() if on_terminal() and not _quiet else None
+        self._drawn: list[int] = []
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        if self._live is not None:
+            self._live.start()
+            self._draw()
+        if not _quiet:
+            threading.Thread(target=self._repeat, daemon=True).start()
+
+    def _repeat(self) -> None:
+        while not self._closed.wait(LINE_EVERY if self._live is None else DRAW_EVERY):
+            self._draw()
+
+    def _draw(self) -> None:
+        with self._lock:
+            if self._closed.is_set():
+                return
+            if self._live is None:
+                say(f"{clock()} {self._line()}")
+            else:
+                self._draw_lines(self._live)
+
+    def _draw_lines(self, live: Live) -> None:
+        from rich.control import Control
+        from rich.segment import ControlType
+        from rich.text import Text
+
+        width = live.console.width
+        # a terminal that has become narrower has wrapped the lines, and rich does not count these rows
+        wrapped = sum((length - 1) // width for length in self._drawn if length > width)
+        live.console.control(*[Control((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))] * wrapped)
+        lines = self._lines(width)
+        self._drawn = [len(line) for line in lines]
+        live.update(Text("\n".join(lines), no_wrap=True, overflow="crop"), refresh=True)
 
     def close(self) -> None:
-        """Remove the bar."""
-        if self.bar is not None:
-            self.bar.close()
+        """Remove the lines."""
+        with self._lock:
+            self._closed.set()
+            if self._live is not None:
+                self._live.stop()
+
+
+def _live_display() -> Live:
+    """rich's display of lines in place; lines that are printed meanwhile appear above it."""
+    from rich.console import Console
+    from rich.live import Live
+
+    return Live(
+        console=Console(stderr=True, highlight=False), auto_refresh=False, transient=True, redirect_stdout=False
+    )
+
+
+class Work:
+    """Progress of work that a command does itself: what it does, how much is done, and the time left."""
+
+    def __init__(self, what: str, total: int):
+        """`total`: number of steps; 0 if the work has no steps."""
+        self.what, self.total, self.done = what, total, 0
+        self._start = time.monotonic()
+
+    def step(self) -> None:
+        """Count one step as done."""
+        self.done += 1
+
+    def line(self) -> str:
+        """The state in one line."""
+        spent = time.monotonic() - self._start
+        if not self.total:
+            return f"{self.what}, {duration(spent)}"
+        left = f", {duration(spent / self.done * (self.total - self.done))} left" if self.done else ""
+        return f"{self.what} {self.done}/{self.total}{left}"
+
+
+@contextmanager
+def working(what: str, total: int = 0) -> Iterator[Work]:
+    """Show that this work goes on, such as "loading torch" or "checking runs", and how much of `total` is done."""
+    work = Work(what, total)
+    screen = Screen(lambda width: [work.line()[: width - 1]], work.line)
+    try:
+        yield work
+    finally:
+        screen.close()
+
+
+def track(items: Iterable[T], what: str) -> Iterator[T]:
+    """The items, with the progress of the work on them."""
+    items = list(items)
+    with working(what, len(items)) as work:
+        for item in items:
+            yield item
+            work.step()

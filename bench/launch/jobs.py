@@ -9,6 +9,7 @@ from typing import Any
 from bench import plugins, store
 from bench.core.errors import BenchError
 from bench.core.hashing import digest
+from bench.core.progress import working
 from bench.core.provenance import package_versions, source_digest
 from bench.store.record import STARTED
 from bench.suite.difference import first_difference
@@ -33,10 +34,12 @@ def suite_jobs(prepared: PreparedSuite, results: Path, sources: str | None = Non
     suite, folder = prepared.suite, results / prepared.suite.name
     common = suite.shared()
     del common["noise_policy"]
+    with working("hashing the checkpoints"):
+        checkpoints = {use: checkpoint.digest for use, checkpoint in prepared.checkpoints.items()}
     shared = {
         "shared": common,
         "prompts": prepared.prompts.digest,
-        "checkpoints": {use: checkpoint.digest for use, checkpoint in prepared.checkpoints.items()},
+        "checkpoints": checkpoints,
         "sources": sources or source_digest(),
         "packages": package_versions(),
         "backbone": plugins.source("backbones", suite.backbone.name),

@@ -13,20 +13,23 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing.context import SpawnContext
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
 from bench.core.errors import BenchError
-from bench.core.progress import Progress, say
+from bench.core.progress import inform
 from bench.launch.config import LaunchConfig
-from bench.launch.slurm import SlurmLauncher
+from bench.launch.progress import RunsProgress, Workload
+from bench.launch.slurm import LoggedSteps, SlurmLauncher
 from bench.launch.torchrun import KILLED_MESSAGE, Status, TorchrunLauncher
 from bench.launch.worker import REPORT_EVERY, init_pool_worker, run_in_pool
 from bench.store.lock import is_locked
 from bench.suite.job import Job
 
-Costs = Mapping[str, tuple[int, int]]
-"""Label of a run to its function evaluations in training and in the held-out evaluation."""
+Workloads = Mapping[str, Workload]
+"""Label of a run to its work."""
 
 
 @dataclass
@@ -38,48 +41,57 @@ class Outcome:
     """Runs with a record of status "failed": a number was not finite."""
     errors: int = 0
     """Runs without a record: they stopped with an error."""
-    elsewhere: list[Job] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict, compare=False)
+    """Label of each run of this call that failed or stopped with an error to the reason."""
+    jobs: list[Job] = field(default_factory=list, compare=False)
+    """All runs of the suite or study, those that were finished before included."""
+    elsewhere: list[Job] = field(default_factory=list, compare=False)
     """Runs that another `bench run` works on."""
 
-    def count(self, status: str) -> None:
-        """Count a run that has a record."""
-        self.finished += status == "finished"
-        self.failed += status == "failed"
+    def count(self, label: str, kind: str, reason: str | None) -> None:
+        """Count a run that has ended: "finished", "failed" or "error"."""
+        self.finished += kind == "finished"
+        self.failed += kind == "failed"
+        self.errors += kind == "error"
+        if reason is not None:
+            self.reasons[label] = reason
 
 
-def run_jobs(jobs: Sequence[Job], costs: Costs, launch: LaunchConfig, outcome: Outcome, folder: Path) -> None:
+def run_jobs(jobs: Sequence[Job], workloads: Workloads, launch: LaunchConfig, outcome: Outcome, folder: Path) -> None:
     """Do these runs, whose records are below `folder`, and count them in `outcome`; an error of one stops no other."""
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers: two threads each are far slower when they compete
     if launch.launcher == "local":
-        _run_in_pool(jobs, costs, launch, outcome)
+        _run_in_pool(jobs, workloads, launch, outcome)
         return
-    messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    launcher = (
-        TorchrunLauncher(launch.layout, messages)
-        if launch.launcher == "torchrun"
-        else SlurmLauncher(jobs, launch.layout, launch.slurm, folder)
-    )
+    messages: queue.SimpleQueue[Any] | LoggedSteps
+    launcher: TorchrunLauncher | SlurmLauncher
+    if launch.launcher == "torchrun":
+        messages = queue.SimpleQueue()
+        launcher = TorchrunLauncher(launch.layout, messages)
+    else:
+        messages = LoggedSteps(jobs)
+        launcher = SlurmLauncher(jobs, launch.layout, launch.slurm, folder)
     with ThreadPoolExecutor(1 if launch.launcher == "torchrun" else len(jobs)) as pool:
         try:
-            watch_runs({pool.submit(launcher.run, job): job for job in jobs}, costs, messages, outcome)
+            watch_runs({pool.submit(launcher.run, job): job for job in jobs}, workloads, messages, outcome)
         except BaseException:
-            say("stopping the runs")
+            inform("stopping the runs")
             pool.shutdown(wait=False, cancel_futures=True)
             launcher.stop()
             raise
 
 
-def _run_in_pool(jobs: Sequence[Job], costs: Costs, launch: LaunchConfig, outcome: Outcome) -> None:
+def _run_in_pool(jobs: Sequence[Job], workloads: Workloads, launch: LaunchConfig, outcome: Outcome) -> None:
     """The local launcher: one process per run, several runs at a time."""
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
+    with _manager(context) as manager:
         messages = manager.Queue()
         workers = min(launch.processes or len(os.sched_getaffinity(0)), len(jobs))
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=init_pool_worker, initargs=(messages,))
         try:
-            watch_runs({pool.submit(run_in_pool, job): job for job in jobs}, costs, messages, outcome)
+            watch_runs({pool.submit(run_in_pool, job): job for job in jobs}, workloads, messages, outcome)
         except BaseException:
-            say("stopping the workers")
+            inform("stopping the workers")
             for child in multiprocessing.active_children():
                 if not child.name.startswith("SyncManager"):  # it holds the queue, and ends with its context
                     child.terminate()
@@ -88,32 +100,43 @@ def _run_in_pool(jobs: Sequence[Job], costs: Costs, launch: LaunchConfig, outcom
             pool.shutdown(cancel_futures=True)
 
 
-def watch_runs(jobs: dict[Future[Status], Job], costs: Costs, messages: Any, outcome: Outcome) -> None:
+def _manager(context: SpawnContext) -> SyncManager:
+    """The process that holds the queue; a script that starts runs while it is imported is a `BenchError`."""
+    try:
+        return context.Manager()
+    except EOFError as cause:  # the new process imports the script, which starts runs again
+        raise BenchError(
+            "the processes of the runs cannot start, since they import the script that starts them: put its calls, "
+            "such as run_suites(...), below `if __name__ == '__main__':`."
+        ) from cause
+
+
+def watch_runs(jobs: dict[Future[Status], Job], workloads: Workloads, messages: Any, outcome: Outcome) -> None:
     """Show the progress of these runs until all have ended, and count their results in `outcome`."""
-    progress = Progress(costs)
     pending = set(jobs)
-    while pending:
-        ended, pending = wait(pending, timeout=REPORT_EVERY, return_when=FIRST_COMPLETED)
-        progress.receive(messages)
-        for future in ended:
-            label = jobs[future].label
-            try:
-                status, error = future.result()
-            except BenchError as cause:
-                if is_locked(jobs[future].folder):
-                    outcome.elsewhere.append(jobs[future])
-                    progress.end(label, "another process works on this run")
+    with RunsProgress(workloads) as progress:
+        while pending:
+            ended, pending = wait(pending, timeout=REPORT_EVERY, return_when=FIRST_COMPLETED)
+            progress.receive(messages)
+            for future in ended:
+                job = jobs[future]
+                kind, reason = _result(future)
+                if kind == "error" and is_locked(job.folder):
+                    outcome.elsewhere.append(job)
+                    progress.end(job.label, "another process works on this run")
                 else:
-                    outcome.errors += 1
-                    progress.end(label, f"error: {cause}")
-            except BrokenProcessPool:
-                outcome.errors += 1
-                progress.end(label, f"error: {KILLED_MESSAGE}")
-            except Exception as cause:  # a bug: the other runs go on, the traceback is shown, the exit code is not 0
-                outcome.errors += 1
-                progress.end(label, f"error: {type(cause).__name__}: {cause}")
-                traceback.print_exception(cause)
-            else:
-                outcome.count(status)
-                progress.end(label, status if error is None else f"failed: {error}")
-    progress.close()
+                    outcome.count(job.label, kind, reason)
+                    progress.end(job.label, kind if reason is None else f"{kind}: {reason}")
+
+
+def _result(future: Future[Status]) -> Status:
+    """Status of an ended run and the reason; "error" for a run without a record."""
+    try:
+        return future.result()
+    except BenchError as cause:
+        return "error", str(cause)
+    except BrokenProcessPool:
+        return "error", KILLED_MESSAGE
+    except Exception as cause:  # a bug: the other runs go on, the traceback is shown, the exit code is not 0
+        traceback.print_exception(cause)
+        return "error", f"{type(cause).__name__}: {cause}"

@@ -10,11 +10,12 @@ from pathlib import Path
 from bench import store
 from bench.core.errors import BenchError
 from bench.core.ledger import planned_counts
-from bench.core.progress import say
+from bench.core.progress import inform
 from bench.core.world import check_divisible
 from bench.launch.config import LaunchConfig
 from bench.launch.jobs import all_jobs, copy_finished, unfinished, unique_by_digest
 from bench.launch.launchers import Outcome, run_jobs
+from bench.launch.progress import Workload
 from bench.plan.fit import check_gpu_memory
 from bench.plan.workload import anchor_nfe, evaluation_nfe, held_out_videos
 from bench.store.lock import is_locked
@@ -92,14 +93,14 @@ def run_suites(
         check_launch(prepared, launch)
     jobs, folder = all_jobs(suites, results), results / suites[0].suite.study
     store.check_writable(folder)
-    pending, outcome = unfinished(jobs), Outcome()
+    pending, outcome = unfinished(jobs), Outcome(jobs=jobs)
     finished = [job for job in jobs if job not in pending]
     outcome.failed = sum(store.read_record(job.folder).status == "failed" for job in finished)
     if finished:
-        say(f"{len(finished)} of {len(jobs)} runs are finished already under {folder}")
+        inform(f"{len(finished)} of {len(jobs)} runs are finished already under {folder}")
     remaining = copy_finished(pending, results)
     if len(remaining) < len(pending):
-        say(f"{len(pending) - len(remaining)} runs are shared with other suites under {results}")
+        inform(f"{len(pending) - len(remaining)} runs are shared with other suites under {results}")
     pending = unique_by_digest(remaining)
     if pending:
         if launch.launcher == "local":  # its runs share one GPU
@@ -122,25 +123,28 @@ def _run_or_wait(jobs: Sequence[Job], launch: LaunchConfig, outcome: Outcome, fo
         outcome.elsewhere = [job for job in jobs if is_locked(job.folder)]
         free = [job for job in jobs if job not in outcome.elsewhere]
         if free:
-            run_jobs(free, {job.label: _run_cost(job) for job in free}, launch, outcome, folder)
+            run_jobs(free, {job.label: workload(job) for job in free}, launch, outcome, folder)
         waiting = outcome.elsewhere
         if waiting:
-            say(f"waiting for another process, which works on {', '.join(job.label for job in waiting)}")
+            inform(f"waiting for another process, which works on {', '.join(job.label for job in waiting)}")
         while waiting and all(is_locked(job.folder) for job in waiting):
             time.sleep(WAIT_S)
         jobs = []
         for job in waiting:
             if not is_locked(job.folder) and store.is_complete(job.folder, job.digest):
-                outcome.count(store.read_record(job.folder).status)
+                record = store.read_record(job.folder)
+                outcome.count(job.label, record.status, record.error)
             else:
                 jobs.append(job)
 
 
-def _run_cost(job: Job) -> tuple[int, int]:
-    """Function evaluations of a run's training (anchors included) and of its held-out evaluation."""
-    evaluation = evaluation_nfe(job.prepared)
-    if not isinstance(job, TrainingRun):
-        return 0, evaluation
-    budget = job.suite.budget
-    spending = planned_counts(budget, len(job.suite.reward), budget.updates)
-    return spending["nfe_rollout"] + spending["nfe_train"] + anchor_nfe(budget, job.row), evaluation
+def workload(job: Job) -> Workload:
+    """Updates and held-out videos of a run; an update's function evaluations are those without an anchor."""
+    budget, videos = job.suite.budget, held_out_videos(job.prepared)
+    spending = planned_counts(budget, len(job.suite.reward), 1)
+    update = spending["nfe_rollout"] + spending["nfe_train"]
+    return Workload(
+        updates=budget.updates if isinstance(job, TrainingRun) else 0,
+        videos=videos,
+        video_cost=evaluation_nfe(job.prepared) / videos / update,
+    )

@@ -6,25 +6,31 @@ node is the rendezvous host.
 
 from __future__ import annotations
 
+import json
 import os
 import queue
+import time
 import traceback
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import store
 from bench.core.errors import BenchError
 from bench.core.parallelism import ProcessLayout
+from bench.core.progress import Step
 from bench.core.world import PeerLostError
 from bench.launch.torchrun import KilledError, Node, Status, TorchrunLauncher
 from bench.plan.fit import check_gpu_memory
 from bench.suite.devices import check_devices
-from bench.suite.job import Job
+from bench.suite.job import Job, TrainingRun
 from bench.train.run import execute
 
 FOLDER = ".slurm"
 """Folder below a suite's records with submitit's files and the logs of the jobs."""
+READ_EVERY = 10.0
+"""Seconds between two readings of the logs of runs on other machines."""
 PORTS = range(20000, 32000)
 """Ports of the rendezvous: below those that Linux uses for outgoing connections."""
 
@@ -44,7 +50,7 @@ def run_job(job: Job, layout: ProcessLayout) -> Status:
         check_gpu_memory(job.prepared, layout.size, layout.shard)
         if layout.size > 1:
             return TorchrunLauncher(layout, queue.SimpleQueue(), this_node(layout.nodes)).run(job)
-        record = execute(job, lambda phase, done, total: None)
+        record = execute(job)
     except PeerLostError as error:
         return "lost", str(error)
     except KilledError as error:
@@ -79,6 +85,40 @@ def combine_statuses(statuses: Sequence[Status]) -> Status:
             if status == kind:
                 raise BenchError(str(text))
     return statuses[0]
+
+
+class LoggedSteps:
+    """The messages of runs on other machines, read from their `train.jsonl`: the updates that they do from now on."""
+
+    def __init__(self, jobs: Sequence[Job]):
+        self.jobs = [job for job in jobs if isinstance(job, TrainingRun)]
+        self.steps = {job.label: _logged_step(job) for job in self.jobs}
+        """Label of each run to its latest step; None before its first update."""
+        self.waiting: list[tuple[str, Step]] = []
+        self.last_reading = time.monotonic()
+
+    def get_nowait(self) -> tuple[str, Step]:
+        """The next message (label, step), or `queue.Empty`; as of a queue."""
+        now = time.monotonic()
+        if not self.waiting and now - self.last_reading > READ_EVERY:
+            self.last_reading = now
+            for job in self.jobs:
+                step = _logged_step(job)
+                if step is not None and step != self.steps[job.label]:
+                    self.steps[job.label] = step
+                    self.waiting.append((job.label, step))
+        if not self.waiting:
+            raise queue.Empty
+        return self.waiting.pop(0)
+
+
+def _logged_step(job: TrainingRun) -> Step | None:
+    """The updates done by a run and its latest reward; the last line of its log counts once it is complete."""
+    path = job.folder / store.TRAIN
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    if not lines:
+        return None
+    return Step("train", len(lines), job.suite.budget.updates, reward=json.loads(lines[-1])["reward"])
 
 
 class SlurmLauncher:

@@ -104,7 +104,7 @@ class TorchrunLauncher:
 
     layout: ProcessLayout
     messages: Any
-    """Queue that takes (label, phase, done, total)."""
+    """Queue that takes (label, step)."""
     node: Node = Node()
     agents: list[subprocess.Popen[str]] = field(default_factory=list)
     """The torchrun process of the current run, if there is one."""
@@ -154,7 +154,7 @@ class TorchrunLauncher:
             except ValueError:  # a line printed by a library
                 continue
             if kind == "progress":
-                self.messages.put((job.label, *value))
+                self.messages.put((job.label, value))
             elif kind in ("error", "bug", "lost") and getattr(report, kind) is None:
                 setattr(report, kind, value)
         return report

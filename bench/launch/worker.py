@@ -1,8 +1,8 @@
 """Worker processes: a rank that torchrun started, and a process of the local launcher's pool.
 
 A rank is started by `python -m torch.distributed.run ... -m bench.launch.worker JOB_FILE`. It sends lines to the
-launcher on stdout: "progress [phase, done, total]", or the reason of its end: "error", "lost" or "bug" with a text.
-Its exit code is 0 if the run has its record.
+launcher on stdout: "progress [...]" with the fields of a `Step`, or the reason of its end: "error", "lost" or "bug"
+with a text. Its exit code is 0 if the run has its record.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.errors import BenchError
+from bench.core.progress import ProgressCallback, Step, silent
 from bench.core.world import RESUME_HINT, PeerLostError, is_peer_loss, process_group
 from bench.launch.torchrun import STDERR_TAIL, Status, read_job
 from bench.suite.job import Job
 from bench.train.run import execute
-from bench.train.trainer import ProgressCallback
 
 REPORT_EVERY = 0.5
 """Seconds between two progress messages of a run."""
@@ -34,21 +34,21 @@ _messages: Any = None
 
 
 def throttle(send: ProgressCallback) -> ProgressCallback:
-    """A callback that sends progress at most every `REPORT_EVERY` seconds, and the last step of each phase."""
-    last_report = 0.0
+    """A callback that sends progress at most every `REPORT_EVERY` seconds, and every change of what is done."""
+    last_report, last_stage = 0.0, ("", "")
 
-    def report(phase: str, done: int, total: int) -> None:
-        nonlocal last_report
-        now = time.monotonic()
-        if now - last_report > REPORT_EVERY or done == total:
-            last_report = now
-            send(phase, done, total)
+    def report(step: Step) -> None:
+        nonlocal last_report, last_stage
+        now, stage = time.monotonic(), (step.phase, step.loading)
+        if now - last_report > REPORT_EVERY or step.done == step.total or stage != last_stage:
+            last_report, last_stage = now, stage
+            send(step)
 
     return report
 
 
 def init_pool_worker(messages: Any) -> None:
-    """Prepare a process of the local launcher's pool; `messages` takes (label, phase, done, total)."""
+    """Prepare a process of the local launcher's pool; `messages` takes (label, step)."""
     global _messages
     import torch
 
@@ -68,7 +68,7 @@ def _end_with_parent() -> None:
 
 def run_in_pool(job: Job) -> Status:
     """Do one run in a process of the local launcher's pool."""
-    record = execute(job, throttle(lambda phase, done, total: _messages.put((job.label, phase, done, total))))
+    record = execute(job, throttle(lambda step: _messages.put((job.label, step))))
     return record.status, record.error
 
 
@@ -85,8 +85,8 @@ def main(path: Path) -> int:
     torch.set_num_threads(1)
     job, shard = read_job(path)
     with process_group(job.prepared.cp_degree, shard) as world:
-        report = throttle(lambda phase, done, total: send("progress", [phase, done, total]))
-        execute(job, report if world.is_main else lambda phase, done, total: None, world)
+        report = throttle(lambda step: send("progress", step))
+        execute(job, report if world.is_main else silent, world)
     return 0
 
 

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from bench.core.progress import LINE_EVERY, clock, duration, inform
 
 FOLDERS = ("hunyuanvideo15", "videoreward", "clip", "pickscore")
 """Folders of the checkpoints."""
@@ -45,7 +46,7 @@ class RecipeConfig:
 
 
 class Timer:
-    """Progress of one recipe: a line on stderr about every 20 seconds with losses and time left."""
+    """Progress of one recipe: a line on stderr about every minute with losses and time left."""
 
     def __init__(self, name: str, steps: int):
         self.name, self.steps = name, steps
@@ -53,17 +54,17 @@ class Timer:
         self.last_line = self.start
 
     def line(self, step: int, **values: Tensor | float) -> None:
-        """Print `values`, if 20 seconds have passed or `step` is the last one."""
+        """Print `values`, if a minute has passed or `step` is the last one."""
         now = time.monotonic()
-        if now - self.last_line < 20 and step + 1 < self.steps:
+        if now - self.last_line < LINE_EVERY and step + 1 < self.steps:
             return
         self.last_line = now
-        left = (now - self.start) / (step + 1) * (self.steps - step - 1)
+        left = duration((now - self.start) / (step + 1) * (self.steps - step - 1))
         text = "  ".join(
             f"{key} {float(value.detach() if isinstance(value, Tensor) else value):.4f}"
             for key, value in values.items()
         )
-        print(f"{self.name} {step + 1}/{self.steps}  {text}  {left / 60:.1f} min left", file=sys.stderr, flush=True)
+        inform(f"{clock()} {self.name} {step + 1}/{self.steps}  {text}  {left} left")
 
     def spent(self) -> dict[str, float]:
         """Minutes of wall clock and of CPU time since the start."""

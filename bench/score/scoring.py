@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ from torch import Tensor
 from bench.api import Evaluator, SamplesFrames
 from bench.core.errors import BenchError
 from bench.core.hashing import sha256_file
-from bench.core.progress import LINE_EVERY, say
+from bench.core.progress import Work, say, working
 from bench.score import videos
 from bench.score.evaluators import evaluator_parameters, make_evaluator
 from bench.score.partial import (
@@ -88,9 +85,10 @@ def score(request: ScoreRequest) -> int:
     partial = PartialScores(request.out, request.overwrite)
     evaluators: dict[str, Evaluator] = {}
     for name in request.evaluators:
-        evaluators[name], identity = make_evaluator(name, params[name])
+        with working(f"loading {name}"):
+            evaluators[name], identity = make_evaluator(name, params[name])
         partial.register(name, identity)
-    with _progress(len(items) * len(evaluators)) as progress:
+    with working("computing scores", len(items) * len(evaluators)) as progress:
         scoring = Scoring(evaluators, partial, request.batch, progress)
         results = scoring.run(items)
     if scoring.reused:
@@ -121,7 +119,7 @@ class Scoring:
     evaluators: Mapping[str, Evaluator]
     partial: PartialScores
     batch: int
-    progress: ScoreProgress
+    progress: Work
     results: dict[tuple[VideoPrompt, str], Result] = field(default_factory=dict)
     reused: int = 0
     """Number of scores of an earlier call."""
@@ -168,7 +166,7 @@ class Scoring:
             video = read(item.path)
         except Exception as error:  # the other videos are scored all the same
             sentence = self._sentence(error)
-            self.progress.say(f"{item.video}: {sentence}")
+            say(f"{item.video}: {sentence}")
             for name in self.evaluators:
                 if (item, name) not in self.results:
                     self._record(item, name, Result(sha256, error=sentence))
@@ -200,7 +198,7 @@ class Scoring:
                     self._fail(name, video, result.error)
 
     def _fail(self, name: str, video: DecodedVideo, sentence: str) -> None:
-        self.progress.say(f"{video.item.video}, {name}: {sentence}")
+        say(f"{video.item.video}, {name}: {sentence}")
         self._record(video.item, name, video.result(error=sentence))
 
     def _evaluate(self, name: str, batch: Sequence[DecodedVideo]) -> list[Result]:
@@ -244,7 +242,7 @@ class Scoring:
         kind = type(error).__name__
         if kind not in self.reported:
             self.reported.add(kind)
-            self.progress.say("".join(traceback.format_exception(error)).rstrip())
+            say("".join(traceback.format_exception(error)).rstrip())
         return f"{kind}: {text}"
 
 
@@ -272,39 +270,3 @@ def _prompt_cuts(evaluator: Evaluator, count: int) -> list[dict[str, Any]]:
     limit = int(details["token_limit"].iloc[0]) if "token_limit" in details.columns else None
     cut = details.groupby("video")["prompt_truncated"].any()
     return [{"truncated": bool(cut[i]), "token_limit": limit} for i in range(count)]
-
-
-class ScoreProgress:
-    """Number of scores on stderr: a bar on a terminal, elsewhere a line at intervals."""
-
-    def __init__(self, total: int):
-        from tqdm import tqdm
-
-        self.total, self.count, self.last_line = total, 0, time.monotonic()
-        self.bar = tqdm(total=total, unit="score", leave=False) if sys.stderr.isatty() else None
-
-    def step(self) -> None:
-        """Count one score."""
-        self.count += 1
-        if self.bar is not None:
-            self.bar.update()
-        elif time.monotonic() - self.last_line > LINE_EVERY:
-            self.last_line = time.monotonic()
-            say(f"{self.count} of {self.total} scores")
-
-    def say(self, text: str) -> None:
-        """Print a line on stderr."""
-        if self.bar is not None:
-            self.bar.write(text, file=sys.stderr)
-        else:
-            say(text)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[ScoreProgress]:
-    progress = ScoreProgress(total)
-    try:
-        yield progress
-    finally:
-        if progress.bar is not None:
-            progress.bar.close()

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bench.core.errors import BenchError
 from bench.core.hashing import MANIFEST, sha256_file, verify_manifest
+from bench.core.progress import track
 from bench.suite.paths import PATHS, packaged, resolve
 from bench.suite.schema import Suite
 
@@ -145,13 +146,16 @@ def needs(suite: Suite) -> list[Need]:
     return result
 
 
-def report(suites: Sequence[Suite], verify: bool) -> tuple[str, int]:
-    """State of the files of a suite, or of all variants of a study, and the number of missing or wrong needs."""
-    lines, wrong = [f"suite {suites[0].study}"], 0
-    for need in dict.fromkeys(need for suite in suites for need in needs(suite)):
-        state, good = _state_lines(need, verify)
-        lines += state
-        wrong += not good
+def states(suites: Sequence[Suite], verify: bool) -> list[tuple[Need, list[str], bool]]:
+    """Each need of a suite, or of all variants of a study, lines on its state, and whether it is good."""
+    every = dict.fromkeys(need for suite in suites for need in needs(suite))
+    return [(need, *_state_lines(need, verify)) for need in track(every, "checking checkpoints")]
+
+
+def report(suite: str, states: Sequence[tuple[Need, list[str], bool]]) -> tuple[str, int]:
+    """The states of the needs of this suite as text, and the number of missing or wrong ones."""
+    lines = [f"suite {suite}", *(line for _, state, _ in states for line in state)]
+    wrong = sum(not good for _, _, good in states)
     lines.append(f"{wrong} of these are missing or wrong" if wrong else "everything is present")
     return "\n".join(lines), wrong
 

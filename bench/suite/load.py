@@ -13,8 +13,10 @@ from pydantic import ValidationError
 
 from bench.core.budget import AdvantageRule, Budget
 from bench.core.errors import BenchError
+from bench.suite.difference import flatten
 from bench.suite.paths import PATH_RULE, packaged, resolve
 from bench.suite.schema import (
+    NANO,
     BackboneSpec,
     CommonEta,
     Evaluation,
@@ -90,7 +92,7 @@ def _validate(path: Path | str, data: dict[str, Any]) -> Suite:
     try:
         return Suite.model_validate(data)
     except ValidationError as cause:
-        raise BenchError(f"suite {path}: {_first_error(cause)}") from cause
+        raise BenchError(f"suite {path}: {_first_error(cause, data)}") from cause
 
 
 MERGED = ("backbone", "budget", "advantage", "evaluation", "evaluator_params", "prompts")
@@ -164,8 +166,8 @@ _UNION_MEMBERS: dict[str, Any] = {
 """Names that pydantic adds to a key's path where the key is a union of types, and the types with their keys."""
 
 
-def _first_error(cause: ValidationError) -> str:
-    """The first error of a suite in one sentence, with the nearest known key for a misspelt one."""
+def _first_error(cause: ValidationError, data: dict[str, Any]) -> str:
+    """The first error of the suite `data` in one sentence, with the nearest known key for a misspelt one."""
     errors = cause.errors()
     unknown = [e for e in errors if e["type"] in ("extra_forbidden", "unexpected_keyword_argument")]
     error = (unknown or errors)[0]  # a misspelt key comes first: it is the reason that another one is missing
@@ -173,12 +175,48 @@ def _first_error(cause: ValidationError) -> str:
     key = ".".join(part for part in path if part not in _UNION_MEMBERS)
     if unknown:
         known = _known_keys(path[:-1])
-        near = difflib.get_close_matches(path[-1], known, 1)
+        near = [*_nested_keys(path, data), *difflib.get_close_matches(path[-1], known, 1)]
         hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(sorted(known))}."
         return f"unknown key {key!r}; {hint}"
     if error["type"] == "missing":
-        return f"key {key!r} is missing: add it (bench/configs/nano.yaml shows every key)."
+        return _missing(key, data)
+    if error["type"] == "string_pattern_mismatch":
+        return (
+            f"key {key!r}: {error['input']!r} is not a name: write letters, digits, '-' and '_', and one '/' between "
+            "a study and its variant."
+        )
+    if error["type"] == "list_type" and not isinstance(error["input"], dict):
+        items = str(error["input"]).replace(",", " ").split()
+        return f"key {key!r}: {error['input']} is not a list: write {key}='[{', '.join(items)}]'."
     return f"key {key!r}: {error['msg']} (got {str(error['input'])[:60]!r})."
+
+
+def _missing(key: str, data: dict[str, Any]) -> str:
+    """The sentence about a missing key; one that only suites on nano's checkpoint can leave out is explained."""
+    backbone = data.get("backbone")
+    checkpoint = backbone.get("checkpoint") if isinstance(backbone, dict) else None
+    if key.partition(".")[0] in NANO and checkpoint is not None:
+        return (
+            f"key {key!r} is missing: only a suite on the checkpoint 'nano' has default prompts and evaluators, and "
+            f"backbone.checkpoint is {checkpoint}; for HunyuanVideo-1.5 start from "
+            "bench/configs/hunyuanvideo15_480p.yaml, else give prompts and evaluator_params too."
+        )
+    return f"key {key!r} is missing: add it (bench/configs/nano.yaml shows every key)."
+
+
+HARNESS_KEYS = ("device", "dtype", "parallel")
+"""Arguments of a backbone that suites may leave out and that the harness itself reads."""
+
+
+def _nested_keys(path: Sequence[str], data: dict[str, Any]) -> list[str]:
+    """Dotted keys that end with this unknown key of the top level: `backbone.train.device` for `device`."""
+    if len(path) > 1:
+        return []
+    models = {"backbone", "evaluation", "prompts", "budget", "advantage"}
+    keys = [f"{name}.{key}" for name in sorted(models) for key in _known_keys([name])]
+    keys += [f"backbone.train.{key}" for key in HARNESS_KEYS]
+    keys += [key for key in flatten(data) if not key.startswith("evaluator_params.")]
+    return [key for key in dict.fromkeys(keys) if "." in key and key.rpartition(".")[2] == path[0]]
 
 
 def _known_keys(path: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 from bench.algorithm.sampling import HeldOutBatch, HeldOutConfig, sample_held_out
 from bench.api import Backbone, Evaluator
 from bench.core.errors import BenchError, DivergedError
+from bench.core.progress import ProgressCallback, Step, silent
 from bench.core.world import SINGLE_PROCESS, World
 from bench.store.scores import SCORE_COLUMNS
 from bench.suite.prepared import PreparedSuite
@@ -95,10 +96,10 @@ def evaluate(
     backbone: Backbone,
     evaluators: Mapping[str, Evaluator],
     prepared: PreparedSuite,
-    report: Callable[[int, int], None],
+    report: ProgressCallback = silent,
     world: World = SINGLE_PROCESS,
 ) -> HeldOutScores:
-    """Collective call: sample and score the held-out videos. `report` is called with (videos done, total videos).
+    """Collective call: sample and score the held-out videos, and report how many are done.
 
     Whole batches are distributed over the processes; each process returns the scores of all videos.
     """
@@ -107,12 +108,13 @@ def evaluate(
     total, done = len(prompts) * spec.videos_per_prompt, 0
     held_out_evaluators = {name: evaluators[name] for name in spec.evaluators}
     local: list[ScoredBatch] = []
+    report(Step("evaluate", 0, total))
     for batch in sample_held_out(backbone, cond, held_out_config(prepared.suite), world=world):
         with world.raise_together():
             if batch.counts:
                 local.append(_score_batch(batch, held_out_evaluators, prompts, backbone.fps))
         done += len(batch.video) * world.dp_size
-        report(min(done, total), total)
+        report(Step("evaluate", min(done, total), total))
     parts = world.gather_in_order(local)
     cuts = {name: PromptCuts.merge(part.cuts[name] for part in parts) for name in spec.evaluators}
     return HeldOutScores(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from bench import store
@@ -14,6 +13,7 @@ from bench.checks.golden import GATE, golden_gate
 from bench.core.errors import DivergedError
 from bench.core.hashing import digest
 from bench.core.ledger import Ledger
+from bench.core.progress import ProgressCallback, Step, silent
 from bench.core.provenance import peak_kib, provenance
 from bench.core.rng import stream
 from bench.core.world import SINGLE_PROCESS, World, check_divisible
@@ -24,7 +24,7 @@ from bench.suite.job import Job, TrainingRun
 from bench.suite.methods import recorded_params
 from bench.suite.prepared import make_backbone, make_evaluator
 from bench.train.evaluate import HeldOutScores, evaluate
-from bench.train.trainer import ProgressCallback, Trainer
+from bench.train.trainer import Trainer
 
 
 def _gpu_peak(world: World) -> dict[str, float]:
@@ -100,18 +100,24 @@ class LoadedModels:
     """Entries of the record's `gates`."""
 
 
-def load_models(job: Job, world: World = SINGLE_PROCESS) -> LoadedModels:
+def load_models(job: Job, report: ProgressCallback = silent, world: World = SINGLE_PROCESS) -> LoadedModels:
     """The backbone with all prompts encoded, the evaluators of the run, and the gate of their golden scores."""
     prepared, suite = job.prepared, job.suite
+    report(Step("load", 0, 1, suite.backbone.name))
     backbone = make_backbone(prepared, world)
+    report(Step("load", 0, 1, "the prompts' text states"))
     # in one call, so that a backbone that frees its text encoders afterwards loads them once
     backbone.encode([*prepared.prompts.train, *prepared.prompts.held_out])
     names = suite.all_evaluators if isinstance(job, TrainingRun) else suite.evaluation.evaluators
-    evaluators = {name: make_evaluator(prepared, name) for name in names}
+    evaluators = {}
+    for name in names:
+        report(Step("load", 0, 1, name))
+        evaluators[name] = make_evaluator(prepared, name)
+    report(Step("load", 0, 1, "the golden scores"))
     return LoadedModels(backbone, evaluators, {GATE: golden_gate(prepared, evaluators)})
 
 
-def execute(job: Job, report: ProgressCallback, world: World = SINGLE_PROCESS) -> store.RunRecord:
+def execute(job: Job, report: ProgressCallback = silent, world: World = SINGLE_PROCESS) -> store.RunRecord:
     """Collective call: do one run and return its record, which the main process writes.
 
     A run that diverges has a record with status "failed". After any other error the run is unfinished and can resume.
@@ -126,9 +132,9 @@ def execute(job: Job, report: ProgressCallback, world: World = SINGLE_PROCESS) -
 def _watch_folder(job: Job, report: ProgressCallback) -> ProgressCallback:
     """The callback, which first raises a `BenchError` if the run's folder was removed while the run went on."""
 
-    def checked(phase: str, done: int, total: int) -> None:
+    def checked(step: Step) -> None:
         store.check_started(job.folder, job.digest)
-        report(phase, done, total)
+        report(step)
 
     return checked
 
@@ -138,9 +144,8 @@ def _execute(job: Job, report: ProgressCallback, world: World) -> store.RunRecor
         store.write_text(job.folder / store.STARTED, job.digest + "\n")
         report = _watch_folder(job, report)
     clock = Ledger()
-    report("load", 0, 1)
     with clock.phase("load"):
-        outcome = RunOutcome(load_models(job, world))
+        outcome = RunOutcome(load_models(job, report, world))
     backbone, evaluators = outcome.models.backbone, outcome.models.evaluators
     try:
         if isinstance(job, TrainingRun):
@@ -149,10 +154,10 @@ def _execute(job: Job, report: ProgressCallback, world: World) -> store.RunRecor
         else:
             backbone.reset(stream(0, "initial_policy"))
         with clock.phase("evaluate"):
-            outcome.scores = evaluate(backbone, evaluators, job.prepared, partial(report, "evaluate"), world)
+            outcome.scores = evaluate(backbone, evaluators, job.prepared, report, world)
     except DivergedError as cause:
         outcome.error = str(cause)
-    report("store", 1, 1)
+    report(Step("store", 1, 1))
     record = run_record(job, outcome, clock.seconds, world)
     trained = outcome.trainer is not None and outcome.error is None
     policy = backbone.state_dict() if trained else {}  # a collective call where the weights are sharded

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from bench.algorithm.update import UpdateConfig, Updater, UpdateStats
 from bench.api import Backbone, Evaluator, Method
 from bench.checks.methods import check_method
 from bench.core.ledger import Ledger
+from bench.core.progress import ProgressCallback, Step
 from bench.core.rewards import Rewards, tied
 from bench.core.rng import stream
 from bench.core.world import COMPARE_EVERY, SINGLE_PROCESS, World
@@ -45,9 +45,6 @@ CHECKPOINT_EVERY = 5
 """Updates between checkpoints: a run that is killed repeats at most this many."""
 RATIO_TOLERANCE = 1e-5
 """Tolerance of the ratio audit at update 0: a tenth of the smallest clip range in use. On a CPU the error is 0."""
-
-ProgressCallback = Callable[[str, int, int], None]
-"""Callback for progress: (phase, done, total)."""
 
 
 @dataclass
@@ -173,15 +170,17 @@ class Trainer:
         budget = self.suite.budget
         last = budget.updates if until is None else until
         self._check_processes("before the first update of this start")
+        reward = None
         while self.updates_done < last:
-            report("train", self.updates_done, last)
-            self.run_update(self.updates_done)
+            report(Step("train", self.updates_done, last, reward=reward))
+            reward = self.run_update(self.updates_done)
             self.updates_done += 1
             self.ledger.settle(budget, len(self.suite.reward), self.updates_done)
             if self.updates_done % COMPARE_EVERY == 0 or self.updates_done == last:
                 self._check_processes(f"after update {self.updates_done - 1}")
             if self.updates_done % CHECKPOINT_EVERY == 0 or self.updates_done == last:
                 self.save()
+        report(Step("train", self.updates_done, last, reward=reward))
 
     def _check_processes(self, when: str) -> None:
         """Raise unless all processes have the same number of updates, KL state and policy."""
@@ -189,8 +188,8 @@ class Trainer:
         self.world.check_equal([self.updates_done, self.kl_state], what)
         self.world.check_same_parameters(self.backbone.parameters(), when)
 
-    def run_update(self, update: int) -> None:
-        """One update: rollout, decode, rewards, optimizer steps, one line of the log."""
+    def run_update(self, update: int) -> float:
+        """One update: rollout, decode, rewards, optimizer steps, one line of the log; returns the mean reward."""
         start = dict(self.ledger.seconds)
         prompts = update_prompts(self.job.prepared.prompts.train, self.suite.budget.prompts, self.job.seed, update)
         rollout = collect_rollout(self.sampler, self.kl_policy, prompts, update)
@@ -209,6 +208,7 @@ class Trainer:
         if self.world.is_main:
             line = {"update": update, **self._reward_line(rewards), **self._stats_line(rollout, stats, start)}
             store.append_line(self.job.folder / store.TRAIN, {**line, **monitored})
+        return float(rewards.total().mean())
 
     def _decode(self, rollout: Rollout, prompts: list[str]) -> RolloutVideos:
         with self.ledger.phase("decode"):

@@ -37,4 +37,4 @@ def first_run(suite: Suite, folder: Path, digest: str = "d") -> TrainingRun:
 
 def run(suite: Suite, folder: Path, digest: str = "d") -> RunRecord:
     """The suite's first row and seed, in this process."""
-    return execute(first_run(suite, folder, digest), lambda phase, done, total: None)
+    return execute(first_run(suite, folder, digest))

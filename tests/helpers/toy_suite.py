@@ -15,6 +15,7 @@ from bench.core.world import World
 from bench.launch.config import LaunchConfig
 from bench.launch.jobs import suite_jobs
 from bench.launch.launchers import Outcome, run_jobs
+from bench.launch.progress import Workload
 from bench.suite.job import Job
 from bench.suite.load import load_suite
 from bench.suite.prepared import prepare
@@ -75,13 +76,13 @@ def training_job(suite: Suite, results: Path) -> Job:
 def launch_one(job: Job, launch: LaunchConfig) -> Outcome:
     """Do one run with a launcher."""
     outcome = Outcome()
-    run_jobs([job], {job.label: (1, 1)}, launch, outcome, job.folder.parent)
+    run_jobs([job], {job.label: Workload(1, 1, 1.0)}, launch, outcome, job.folder.parent)
     return outcome
 
 
 def run_alone(job: Job, world: World) -> str:
     """Do one run in this process; returns its status."""
-    return execute(job, lambda phase, done, total: None, world).status
+    return execute(job, world=world).status
 
 
 def run_in_two(job: Job, folder: Path) -> list[str]:

@@ -147,7 +147,7 @@ def shrunken(name: str, pipeline: Path, folder: Path, variant: str | None) -> Su
 
 
 def run(job: Job) -> store.RunRecord:
-    execute(job, lambda phase, done, total: None)
+    execute(job)
     return store.read_record(job.folder)
 
 

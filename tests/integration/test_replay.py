@@ -51,7 +51,7 @@ def toy(folder: Path, *overrides: str) -> Suite:
 def run_all(suite: Suite, results: Path) -> Path:
     """Do the base and the row's run under `results`; returns the folder of the suite."""
     for job in suite_jobs(prepare(suite), results):
-        execute(job, lambda phase, done, total: None)
+        execute(job)
     return results / suite.name
 
 
@@ -264,7 +264,7 @@ def test_a_mistake_is_one_sentence(run: Path, tmp_path: Path, capsys: pytest.Cap
 def test_nano_is_repeated_bit_for_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite = nano_suite.tiny("rows=[{method: sage_grpo, kl: dual}]")
     job = suite_jobs(prepare(suite), tmp_path)[1]
-    execute(job, lambda phase, done, total: None)
+    execute(job)
     code, text = run_replay(job.folder, capsys)
     assert code == 0
     assert "2 update(s) and the held-out evaluation done again: equal bits" in text

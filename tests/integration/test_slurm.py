@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import sys
 import threading
 import time
@@ -18,16 +19,17 @@ from submitit.core.utils import FailedJobError, UncompletedJobError
 from bench import store
 from bench.api import BenchError
 from bench.core.parallelism import ProcessLayout
+from bench.core.progress import Step
 from bench.core.world import SINGLE_PROCESS
 from bench.launch import slurm
 from bench.launch.config import LaunchConfig, load_launch_config
 from bench.launch.jobs import suite_jobs
 from bench.launch.run import run_suites
-from bench.launch.slurm import FOLDER, PORTS, SlurmLauncher, combine_statuses, run_job, this_node
+from bench.launch.slurm import FOLDER, PORTS, LoggedSteps, SlurmLauncher, combine_statuses, run_job, this_node
 from bench.launch.torchrun import KILLED_MESSAGE, Node
 from bench.store.files import read_lines
 from bench.store.record import JOB, read_run
-from bench.suite.job import Job
+from bench.suite.job import BaseRun, Job
 from bench.suite.prepared import prepare
 from bench.suite.schema import Suite
 from tests.helpers.toy_suite import LABEL, launch_one, run_alone, scored_by, toy_importable, toy_suite, training_job
@@ -99,6 +101,22 @@ def test_a_run_over_two_nodes_ends_with_a_killed_process_and_resumes_to_the_reco
     rewards = [[line["reward"] for line in read_lines(folder / store.TRAIN)] for folder in (job.folder, one.folder)]
     assert rewards[0] == pytest.approx(rewards[1], rel=BOUND)
     assert not list(job.folder.glob(f"*{JOB}"))
+
+
+def test_progress_of_a_job_is_read_from_its_log(tmp_path: Path, toy: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "READ_EVERY", -1.0)
+    base, job = BaseRun(prepare(toy), tmp_path / "base", "d"), training_job(toy, tmp_path)
+    job.folder.mkdir(parents=True)
+    log = job.folder / store.TRAIN
+    log.write_text('{"update": 0, "reward": 0.5}\n')
+    messages = LoggedSteps([base, job])
+    with pytest.raises(queue.Empty):  # done by an earlier call
+        messages.get_nowait()
+    with log.open("a") as file:
+        file.write('{"update": 1, "reward": 0.75}\n{"update": 2, "rew')  # the last line is being written
+    assert messages.get_nowait() == (job.label, Step("train", 2, toy.budget.updates, reward=0.75))
+    with pytest.raises(queue.Empty):
+        messages.get_nowait()
 
 
 def test_a_job_on_one_node_does_a_run_or_names_the_error(

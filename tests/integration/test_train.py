@@ -93,7 +93,7 @@ def with_clipscore(*overrides: str) -> Suite:
 
 
 def test_a_record_counts_truncated_prompts(tmp_path: Path) -> None:
-    record = execute(BaseRun(prepare(with_clipscore()), tmp_path / "run", "d"), lambda phase, done, total: None)
+    record = execute(BaseRun(prepare(with_clipscore()), tmp_path / "run", "d"))
     assert record.extra["prompts_cut"] == {"clipscore": 0.0}  # the gold evaluator reads no tokens and reports nothing
     assert record.extra["token_limit"] == {"clipscore": 77}
     read, _ = read_run(tmp_path / "run")
@@ -109,7 +109,7 @@ def test_the_share_of_cut_prompts_counts_prompts_not_videos() -> None:
     backbone.reset(stream(0, "initial_policy"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluators["gold"], "score", lambda videos, prompts, fps: {"g": torch.zeros(len(prompts))})
-        held_out = evaluate(backbone, evaluators, prepared, lambda done, total: None)
+        held_out = evaluate(backbone, evaluators, prepared)
     assert held_out.prompts_cut == {"clipscore": 0.25}
     assert len(held_out.scores) == 8 * 3  # two metrics of CLIPScore and the stand-in
 
@@ -179,7 +179,7 @@ def test_lines_of_the_log_describe_the_updates(whole: Path) -> None:
 
 
 def test_the_base_has_no_seed_and_training_moves_the_scores(tmp_path: Path, whole: Path) -> None:
-    base = execute(BaseRun(prepare(tiny()), tmp_path / "base", "d"), lambda phase, done, total: None)
+    base = execute(BaseRun(prepare(tiny()), tmp_path / "base", "d"))
     assert (base.row, base.method, base.seed, base.ledger, base.updates_done) == ("base", None, None, {}, 0)
     assert not (tmp_path / "base" / "policy.safetensors").exists()
     moved = (read_run(tmp_path / "base")[1]["value"] - read_run(whole)[1]["value"]).abs()

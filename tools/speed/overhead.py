@@ -20,6 +20,7 @@ import torch
 
 from bench.algorithm.sampling import micro_batches
 from bench.api import Backbone, Conditioning, Evaluator
+from bench.core.progress import Step
 from bench.core.provenance import ROOT
 from bench.core.rng import normal
 from bench.flow import sigma_schedule
@@ -128,16 +129,16 @@ class Alternation:
         self.before: dict[str, float] = {}
         self.start, self.cpu = 0.0, 0.0
 
-    def __call__(self, phase: str, done: int, total: int) -> None:
+    def __call__(self, step: Step) -> None:
         end, cpu = time.perf_counter(), time.process_time() - self.cpu
         seconds, seed = dict(self.trainer.ledger.seconds), self.trainer.job.seed
-        if done:
+        if step.done:
             parts = {name: seconds.get(name, 0.0) - self.before.get(name, 0.0) for name in PHASES}
             total_seconds = end - self.start
             self.harness.append(
                 {**parts, "other": total_seconds - sum(parts.values()), "total": total_seconds, "cpu": cpu}
             )
-            prompts = update_prompts(self.prompts, self.trainer.suite.budget.prompts, seed, done - 1)
+            prompts = update_prompts(self.prompts, self.trainer.suite.budget.prompts, seed, step.done - 1)
             self.replayed.append(self.bare(prompts))
         self.before, self.start, self.cpu = seconds, time.perf_counter(), time.process_time()
 
@@ -152,7 +153,6 @@ def measure_row(
     anchors = [name for name, rule in trainer.kl_policy.anchors().items() if rule.network]
     alternation = Alternation(trainer, BareCalls(suite, backbone, evaluators, anchors))
     trainer.train(alternation)
-    alternation("train", suite.budget.updates, suite.budget.updates)
     return {"row": row.name, **summary(suite, trainer, alternation.harness, alternation.replayed)}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.report import formatting
-from bench.report.data.comparison import BOTH, NOTHING, PROMPTS, Comparison, compare, equal_runs, unequal_texts
+from bench.report.data.comparison import BOTH, NOTHING, PROMPTS, Comparison, equal_runs, unequal_texts
 from bench.report.data.reference import COUNTED
 from bench.report.data.selection import BASE
 from bench.report.data.summary import COUNTS, spent
@@ -23,12 +23,9 @@ COLUMNS = (
 )
 
 
-def compare_folders(a: Path, b: Path, open_division: bool = False, csv: Path | None = None) -> str:
-    """The Markdown text of the comparison; `csv` is written atomically."""
-    comparison = compare(a, b, open_division)
-    if csv is not None:
-        write_text(csv, comparison.table[list(COLUMNS)].to_csv(index=False, float_format="%.8g", lineterminator="\n"))
-    return markdown(comparison, a, b)
+def write_csv(comparison: Comparison, path: Path) -> None:
+    """Write the numbers of the comparison, atomically."""
+    write_text(path, comparison.table[list(COLUMNS)].to_csv(index=False, float_format="%.8g", lineterminator="\n"))
 
 
 def markdown(comparison: Comparison, a: Path, b: Path) -> str:

@@ -67,6 +67,13 @@ def refused_untouched(capsys: pytest.CaptureFixture[str], results: Path, *overri
         ("seeds=[0, 0]", "contain one twice"),
         ("noise_policy={kind: matched_rss, rss: 50}", "lower rss"),
         ("nonsense=", "unknown key 'nonsense'"),
+        ("suite=my suite", "'my suite' is not a name: write letters, digits, '-' and '_'"),
+        ("device=cuda", "unknown key 'device'; did you mean 'backbone.train.device'?"),
+        ("updates=3", "unknown key 'updates'; did you mean 'budget.updates'?"),
+        ("seeds=0,1", "0,1 is not a list: write seeds='[0, 1]'"),
+        ("seeds=3", "3 is not a list: write seeds='[3]'"),
+        ("evaluation.evaluators=gold", "write evaluation.evaluators='[gold]'"),
+        ("backbone.checkpoint=/nowhere", "only a suite on the checkpoint 'nano' has default prompts and evaluators"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(

@@ -36,7 +36,7 @@ def gains(suite: Suite, folder: Path) -> np.ndarray:
         ("base", BaseRun(prepare(suite), folder / "base", "d")),
         ("row", first_run(suite, folder / "row")),
     ):
-        execute(job, lambda phase, done, total: None)
+        execute(job)
         _, scores = read_run(folder / name)
         weighted = scores["value"] * scores["metric"].map(suite.weights)
         means.append(weighted.groupby(scores["prompt_index"]).sum().to_numpy() / suite.evaluation.videos_per_prompt)
