@@ -1,4 +1,6 @@
-"""The interfaces of plug-ins: methods, evaluators and backbones. A plug-in imports this module and `bench.flow` only.
+"""The interfaces of plug-ins. A plug-in imports this module and `bench.flow` only.
+
+There are methods, KL policies, noise policies, advantage rules, evaluators and backbones.
 
 Notation: `sigma` is the noise level (1 = noise, 0 = video), `x = (1 - sigma) * x0 + sigma * noise`, `v = noise - x0`.
 A method is a frozen dataclass of hyper-parameters with pure functions. The harness owns the models, noise, prompts,
@@ -13,9 +15,9 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -23,16 +25,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bench.core.budget import RESERVED_FIELDS, AdvantageRule, Budget
+from bench.core.budget import RESERVED_FIELDS, Budget
 from bench.core.errors import BenchError, BudgetFieldError, DivergedError
 from bench.core.parallelism import Shard, context_degree
-from bench.core.rewards import Rewards, rule_advantages
+from bench.core.rewards import AdvantageRule, Rewards, StandardizedAdvantages
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
     "LATE",
+    "POLICY_PREFIX",
     "AdvantageRule",
     "Backbone",
     "BenchError",
@@ -40,14 +43,22 @@ __all__ = [
     "ChecksSuite",
     "Conditioning",
     "DivergedError",
+    "EstimatesCost",
     "Evaluator",
+    "ExportsPolicy",
     "Gaussian",
+    "KLPolicy",
+    "KLStep",
     "Method",
     "Metric",
+    "ModelCost",
+    "NoisePolicy",
+    "RefreshRule",
     "Rewards",
     "RoundsLatents",
     "Shard",
     "ShardsWeights",
+    "StandardizedAdvantages",
     "StepView",
     "context_degree",
     "latent_mean",
@@ -145,9 +156,7 @@ class Method(ABC):
     def advantages(self, rewards: Rewards) -> Float[Tensor, "k p g"]:
         """One advantage per sample (k = 1), or one per reward; by default by the suite's rule."""
         rewards.check()
-        if rewards.rule.std == "each":
-            return torch.stack([rule_advantages(rewards[name], rewards.rule) for name in rewards.weights])
-        return rule_advantages(rewards.total(), rewards.rule)[None]
+        return rewards.rule.advantages(rewards)
 
     def select(self, adv: Float[Tensor, "k p g"]) -> Bool[Tensor, "p g"]:
         """Marks the samples that train (open division only); all by default."""
@@ -214,6 +223,102 @@ class Method(ABC):
 
 
 @dataclass(frozen=True)
+class RefreshRule:
+    """When an anchor becomes a copy of the current policy, and whether it costs function evaluations."""
+
+    every: int | None = None
+    """Updates between refreshes, at least 1; None: the anchor is never refreshed."""
+    network: bool = True
+    """Whether the anchor needs its own forward pass; False for the rollout policy, whose log-probs are stored."""
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise BenchError(f"KL policy: every is {self.every}; the anchor is refreshed every 1 or more updates.")
+
+    def due(self, update: int) -> bool:
+        """Whether to refresh before the rollout of this update (the first update is 0)."""
+        return self.every is not None and update > 0 and update % self.every == 0
+
+
+class KLStep(NamedTuple):
+    """Samples of one trained step, from which a KL policy computes its terms."""
+
+    logp_new: Tensor
+    """[b], log-probability of the stored transition under the policy, with its gradient."""
+    logp_old: Tensor
+    """[b], the same under the policy of the rollout; no gradient."""
+    step: Gaussian
+    """The policy's step, with its gradient."""
+    references: Mapping[str, Gaussian]
+    """The step of each anchor with a forward pass of its own, by name; no gradient."""
+    divergences: Mapping[str, Tensor]
+    """[b], `Method.divergence` between the policy's step and that of each of these anchors, with its gradient."""
+    sigma: Tensor
+    """[b], noise level before the step."""
+    sigma_next: Tensor
+    """[b], noise level after it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLPolicy(ABC):
+    """The KL terms of a row: their references, their values, and the factors with which they enter the loss.
+
+    A subclass is a frozen dataclass of hyper-parameters with pure functions. What it remembers between updates is its
+    state: a dictionary of JSON types that the harness stores in checkpoints. Once per update, the harness refreshes
+    every anchor whose rule is due. Once per trained step, which is a tick, it reads `weights(state)`, adds
+    weight * mean(term) to the loss and calls `next_state(state, {term: mean over all samples})`.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    @abstractmethod
+    def anchors(self) -> Mapping[str, RefreshRule]:
+        """References by name. "fixed" is never refreshed: it is the base model.
+
+        Any other name is a copy of the policy, and the base model before its first refresh. "previous" without a
+        forward pass is the policy of the rollout.
+        """
+
+    @abstractmethod
+    def weights(self, state: Mapping[str, Any]) -> Mapping[str, float]:
+        """Factor of each term in the loss at this tick, finite and at least 0; the names are the same at every tick.
+
+        {} is no KL term.
+        """
+
+    @abstractmethod
+    def terms(self, step: KLStep) -> Mapping[str, Float[Tensor, "b"]]:
+        """Value of each term per sample, finite and differentiable, with the names of `weights`.
+
+        The harness averages over samples and trained steps. A train log has the mean of a term as `kl_<name>`.
+        """
+
+    def init_state(self) -> dict[str, Any]:
+        """The state before the first update; empty by default."""
+        return {}
+
+    def next_state(self, state: Mapping[str, Any], logs: Mapping[str, float]) -> dict[str, Any]:
+        """The state after a tick whose terms had these means over all samples; `state` is not changed."""
+        return dict(state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisePolicy(ABC):
+    """How much noise the methods of a suite explore with: the eta of each method. A frozen dataclass of parameters."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    @abstractmethod
+    def choose_eta(self, own: float | None, variance: Callable[[float], Float[Tensor, "n"]]) -> float | None:
+        """The eta of one method, finite and at least 0; None leaves the method as it is.
+
+        `own`: the eta of the row, or the method's default; None for a method without a field `eta`, for which
+        anything but None is refused. `variance(eta)`: the variance that each noisy step of the first rollout would add
+        to a latent element with this eta, float64. Raise `BenchError` where no eta fits.
+        """
+
+
+@dataclass(frozen=True)
 class Metric:
     """One number per video of an evaluator."""
 
@@ -277,33 +382,64 @@ class SamplesFrames(Protocol):
         ...
 
 
-class Conditioning(NamedTuple):
-    """Text conditioning of a batch of prompts: one entry per prompt, without padding tokens."""
+@dataclass(frozen=True)
+class Conditioning:
+    """Conditioning of a batch of prompts: streams of tensors with one entry per prompt, without padding."""
 
     text: list[Tensor]
-    """Per prompt [length, dim]: states of the multimodal text encoder."""
-    glyph: list[Tensor]
-    """Per prompt [length, dim]: states of the glyph encoder, length 0 when the prompt quotes no text."""
+    """Per prompt [length, dim]: states of the text encoder."""
+    more: Mapping[str, list[Tensor]] = field(default_factory=dict)
+    """Further streams by name, such as glyphs or an image: one tensor of any shape per prompt. The harness reads none
+    of the tensors; it selects prompts with `take`."""
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return len(self.text)
 
     def take(self, rows: Iterable[int]) -> Conditioning:
         """The prompts at these positions, in this order; a position may occur several times."""
         indices = list(rows)
-        return Conditioning([self.text[i] for i in indices], [self.glyph[i] for i in indices])
+        more = {name: [states[i] for i in indices] for name, states in self.more.items()}
+        return Conditioning([self.text[i] for i in indices], more)
+
+
+POLICY_PREFIX = "policy:"
+"""Start of the keys of trained weights in a backbone's state."""
 
 
 class Backbone(Protocol):
     """A video generator with a trained policy and, as references for KL terms, anchors.
 
-    Anchors have names: "fixed" (the base model) and "moving" (a copy of the policy, the base until its first refresh).
+    A class with these members is a backbone; it derives from nothing. Its constructor gets the keys of the suite's
+    `backbone.train` by name. Four parameters have a meaning for the harness, and a class has those that it can use:
+
+    - `checkpoint`: the path that the suite names as `backbone.checkpoint`. A suite must name one if the parameter has
+      no default, and may not if there is no such parameter.
+    - `device`: where the models are. A class with this parameter runs on the GPU if there is one and `device` is None.
+    - `parallel`: None, or {context: n} for a class that shares each sample over n processes.
+    - `shard`: for a class with `ShardsWeights` only. The launch sets it, never a suite.
+
+    Latents come on the CPU in float32, and velocities and videos are returned on the device of the latents. The class
+    moves them to its own device and back, and may compute in another type there.
+
+    Anchors have names. "fixed" is the base model: the model of the checkpoint, without training. Any other anchor is
+    a copy of the policy, stored by `refresh_anchor`; before its first refresh it is the base model, too.
+
+    Optional abilities are `RoundsLatents`, `ChecksSuite`, `ShardsWeights`, `ExportsPolicy` and `EstimatesCost`. A file
+    `assets.yaml` beside the module of the class lists its checkpoints for `bench assets`, in the format of
+    bench/suite/assets.yaml.
     """
 
     latent_shape: tuple[int, int, int, int]
     """Channels, frames, height and width of a latent."""
     fps: float
-    """Frames per second of the decoded videos."""
+    """Frames per second of the decoded videos, above 0."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Text conditioning of the prompts."""
+        """Conditioning of the prompts, one entry each, which does not depend on the other prompts of the call.
+
+        The harness encodes all prompts of a run in the first call.
+        """
         ...
 
     def velocity(
@@ -314,14 +450,16 @@ class Backbone(Protocol):
         guidance: float,
         uncond_grad: bool = True,
     ) -> Float[Tensor, "b c f h w"]:
-        """The velocity, with classifier-free guidance where `guidance` is above 1.
+        """The velocity v = noise - x0 in float32 at noise levels `sigma` between 0 and 1, one per sample.
 
-        `uncond_grad`: whether gradients flow through the unconditional branch too.
+        Above `guidance` 1: uncond + guidance * (cond - uncond), with the unconditional prompt of the backbone's
+        choice. `uncond_grad`: whether gradients flow through the unconditional branch too. A sample's velocity does
+        not depend on the other samples of the batch.
         """
         ...
 
     def decode(self, x0: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
-        """Videos with pixels in [0, 1]."""
+        """Videos with pixels in [0, 1], float32, without gradients."""
         ...
 
     def reset(self, rng: torch.Generator) -> None:
@@ -329,23 +467,33 @@ class Backbone(Protocol):
         ...
 
     def parameters(self) -> Iterable[torch.nn.Parameter]:
-        """The trained parameters of the policy, always in the same order."""
+        """The trained parameters of the policy, each once and always in the same order."""
         ...
 
     def as_anchor(self, name: str) -> AbstractContextManager[None]:
-        """A context in which `velocity` is that of the anchor, without gradients."""
+        """A context in which `velocity` is that of the anchor, without gradients.
+
+        It changes neither a graph that was recorded before nor the backward pass after it.
+        """
         ...
 
     def refresh_anchor(self, name: str) -> None:
-        """Make the anchor a copy of the current policy."""
+        """Make the anchor a copy of the current policy. The harness never refreshes "fixed"."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The policy and the anchors, for a checkpoint; keys of the policy start with "policy:"."""
+        """The policy and its stored anchors, for a checkpoint, as copies.
+
+        Keys are "policy:<weight>" for the policy, and "<anchor>:<weight>" for each anchor. The weights of the policy
+        are stored beside the record of a run.
+        """
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned, or the policy alone where `state` has no anchors; bit by bit.
+
+        Anchors that are not in `state` are the base model afterwards. Raise `BenchError` for other weights.
+        """
         ...
 
     def fingerprint(self) -> Mapping[str, str]:
@@ -391,4 +539,100 @@ class ShardsWeights(Protocol):
 
     def part_of(self, whole: Tensor, like: Tensor) -> Tensor:
         """The full tensor sharded like the parameter `like`."""
+        ...
+
+
+@runtime_checkable
+class ExportsPolicy(Protocol):
+    """A backbone class that writes a trained policy as files for other programs, for `bench export`."""
+
+    @classmethod
+    def export_policy(
+        cls, policy: Mapping[str, Tensor], fingerprint: Mapping[str, str], checkpoint: Path | None
+    ) -> Mapping[str, bytes]:
+        """File name to content.
+
+        `policy`: the weights of `state_dict` by name, without "policy:". `fingerprint`: that of the run's backbone.
+        `checkpoint`: the suite's, which may be missing here. Raise `BenchError` where a file cannot be made.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCost:
+    """Sizes of a video generator under the settings of a suite, from which `bench plan` computes cost and memory.
+
+    The transformer is a stack of equal blocks. FLOPs count a multiplication with its addition as 2.
+    """
+
+    source: str
+    """Origin of the sizes, in words."""
+    size: tuple[int, int, int]
+    """Frames, height and width of a video in pixels."""
+    latent_shape: tuple[int, int, int, int]
+    """Channels, frames, height and width of a latent."""
+    latents: int
+    """Latent tokens of a sample."""
+    text: int
+    """Text tokens in the sequence of a sample; 0 where text enters by cross-attention only."""
+    layers: int
+    """Blocks of the transformer."""
+    width: int
+    """Width of the transformer."""
+    heads: int
+    """Attention heads."""
+    parameters: int
+    """Parameters of the transformer."""
+    block_parameters: int
+    """Parameters of one block."""
+    adapter_parameters: int
+    """Trained parameters beside a frozen base, as of a LoRA; 0 if all weights train."""
+    vae_parameters: float
+    """Parameters of the VAE, which is in float32."""
+    text_parameters: float
+    """Parameters of the text encoders."""
+    trains: str
+    """What trains, in words."""
+    dtype: Literal["float32", "bfloat16"]
+    """Type of the transformer and of the text encoders."""
+    gradient_checkpointing: bool
+    """Whether activations are computed again in the backward pass."""
+    resident_text: bool
+    """Whether the text encoders stay in memory."""
+    copies_on_gpu: bool
+    """Whether anchors are stored on the GPU."""
+    tile: tuple[int, int] | None
+    """Height and width of the VAE's tiles in pixels; None if it decodes whole latents."""
+    decode_batch: int
+    """Videos that are decoded at once."""
+    forward: float
+    """FLOPs of one function evaluation of a sample."""
+    backward: float
+    """FLOPs of its backward pass."""
+    decode: float | None
+    """FLOPs of decoding one video; None if they are not known."""
+    block_bytes: float
+    """Activations of one block that a backward pass needs, in bytes per token and unit of width."""
+    decode_bytes: float
+    """Bytes of the decoder's feature maps for one video, a lower bound."""
+    savings: Mapping[str, Any]
+    """Keys of `backbone.train`, and the values with which a run takes less memory, the cheap ones first."""
+
+    @property
+    def full(self) -> bool:
+        """Whether all weights train."""
+        return self.adapter_parameters == 0
+
+
+@runtime_checkable
+class EstimatesCost(Protocol):
+    """A backbone class that states its sizes, for `bench plan` and for the check of memory before a run."""
+
+    @classmethod
+    def model_cost(cls, checkpoint: Path | None, params: Mapping[str, Any], words: float) -> ModelCost:
+        """The sizes, from headers and configs only. The checkpoint may be missing.
+
+        `params`: the suite's `backbone.train`. `words`: mean number of words of the training prompts. Raise
+        `BenchError` for settings that no run accepts.
+        """
         ...

@@ -1,4 +1,4 @@
-"""Plug-ins by name: entry points of bench.methods, bench.evaluators and bench.backbones, or "module:Class"."""
+"""Plug-ins by name: an entry point of the group of their kind (`KINDS`), or "module:Class"."""
 
 from __future__ import annotations
 
@@ -9,39 +9,48 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bench.core.errors import BenchError
 from bench.core.hashing import sha256_file
 from bench.core.plugin_source import refuse_by_source
+from bench.core.provenance import ROOT
 
 if TYPE_CHECKING:
-    from bench.api import Backbone, Evaluator, Method
+    from bench.api import AdvantageRule, Backbone, Evaluator, KLPolicy, Method, NoisePolicy
+
+KINDS = {
+    "methods": "method",
+    "evaluators": "evaluator",
+    "backbones": "backbone",
+    "kl_policies": "KL policy",
+    "noise_policies": "noise policy",
+    "advantage_rules": "advantage rule",
+}
+"""Group of entry points, after "bench.", to the kind of its plug-ins in words."""
 
 
 def available(group: str) -> dict[str, str]:
-    """Name to "module:Class" of one group ("methods", "evaluators" or "backbones"), sorted."""
+    """Name to "module:Class" of one group (a key of `KINDS`), sorted."""
     return {
         point.name: point.value
         for point in sorted(metadata.entry_points(group=f"bench.{group}"), key=lambda p: p.name)
     }
 
 
-GROUPS = ("methods", "evaluators", "backbones")
-
-
 def group_of(name: str) -> str:
     """The group of an entry point's name; an unknown name is refused with the nearest known one."""
-    names = {group: available(group) for group in GROUPS}
-    for group in GROUPS:
-        if name in names[group]:
+    names = {group: available(group) for group in KINDS}
+    for group, known in names.items():
+        if name in known:
             return group
-    near = difflib.get_close_matches(name, [each for group in GROUPS for each in names[group]], 1, 0.4)
+    near = difflib.get_close_matches(name, [each for known in names.values() for each in known], 1, 0.4)
     hint = f"did you mean {near[0]!r}?" if near else "write a class of your own as 'module:Class'."
-    lists = "; ".join(f"{group} are {', '.join(names[group])}" for group in GROUPS)
-    raise BenchError(f"{name!r} is neither a method nor an evaluator nor a backbone: {lists}; {hint}")
+    lists = "; ".join(f"{KINDS[group]}: {', '.join(known)}" for group, known in names.items())
+    raise BenchError(f"{name!r} is not the name of a plug-in ({lists}): {hint}")
 
 
 def check_name(group: str, name: str) -> None:
@@ -59,22 +68,22 @@ def _target(group: str, name: str) -> str:
     """ "module:Class" of a name, with the working folder among the places that are searched for the module."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # "module:Class" may be a file beside the suite
-    known = available(group)
+    known, kind = available(group), KINDS[group]
     target = known.get(name, name)
     if ":" not in target:
         near = difflib.get_close_matches(name, known, 1, 0.4)
         hint = f"did you mean {near[0]!r}?" if near else "write a class of your own as 'module:Class'."
-        raise BenchError(f"unknown {group.removesuffix('s')} {name!r}: known are {', '.join(known)}; {hint}")
+        raise BenchError(f"unknown {kind} {name!r}: known are {', '.join(known)}; {hint}")
     module_name, _, class_name = target.partition(":")
     problem = None if name in known else refuse_by_source(module_name, class_name, group != "backbones")
     if problem:
-        raise BenchError(f"{group.removesuffix('s')} {name!r}: {problem}; it was not imported.")
+        raise BenchError(f"{kind} {name!r}: {problem}; it was not imported.")
     return target
 
 
 def _not_importable(group: str, name: str, module: str | None) -> BenchError:
     return BenchError(
-        f"{group.removesuffix('s')} {name!r}: module {module!r} cannot be imported; "
+        f"{KINDS[group]} {name!r}: module {module!r} cannot be imported; "
         "run from the folder that contains it, or install it."
     )
 
@@ -88,14 +97,14 @@ def find(group: str, name: str) -> Any:
         raise _not_importable(group, name, cause.name) from cause
     cls = getattr(module, class_name, None)
     if cls is None:
-        raise BenchError(f"{group.removesuffix('s')} {name!r}: module {module_name} has no class {class_name!r}.")
+        raise BenchError(f"{KINDS[group]} {name!r}: module {module_name} has no class {class_name!r}.")
     return cls
 
 
 def _construct(group: str, name: str, params: dict[str, Any]) -> Any:
     cls = find(group, name)
     if getattr(cls, "__pydantic_config__", None):
-        return _validated(cls, name, params)
+        return _validated(cls, f"{KINDS[group]} {name!r}", params)
     check(group, name, params)
     return cls(**params)
 
@@ -107,10 +116,11 @@ def check(group: str, name: str, params: Mapping[str, Any]) -> None:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}."
-            raise BenchError(f"{group.removesuffix('s')} {name!r} has no parameter {key!r}: {hint}")
+            raise BenchError(f"{KINDS[group]} {name!r} has no parameter {key!r}: {hint}")
 
 
 def _validated(cls: Any, name: str, params: dict[str, Any]) -> Any:
+    """The dataclass with these fields; `name` is for the messages."""
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -122,30 +132,43 @@ def _validated(cls: Any, name: str, params: dict[str, Any]) -> Any:
             known = sorted(field.name for field in dataclasses.fields(cls))
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}."
-            raise BenchError(f"method {name!r} has no parameter {key!r}: {hint}") from cause
-        raise BenchError(
-            f"method {name!r}, parameter {key!r}: {error['msg']} (got {str(error['input'])[:60]!r})."
-        ) from cause
+            raise BenchError(f"{name} has no parameter {key!r}: {hint}") from cause
+        raise BenchError(f"{name}, parameter {key!r}: {error['msg']} (got {str(error['input'])[:60]!r}).") from cause
+
+
+def _derived(group: str, base: str, name: str, params: dict[str, Any]) -> Any:
+    """The plug-in, which must derive from the class `base` of bench.api."""
+    from bench import api  # imports torch, without which names are checked
+
+    plugin = _construct(group, name, params)
+    if not isinstance(plugin, getattr(api, base)):
+        raise BenchError(f"{KINDS[group]} {name!r} is not a bench.api.{base}: derive the class from it.")
+    return plugin
 
 
 def method(name: str, **params: Any) -> Method:
     """A GRPO variant with the defaults of its paper, except for `params`. Unknown parameters are a `BenchError`."""
-    from bench.api import Method  # imports torch, without which names are checked
+    return cast("Method", _derived("methods", "Method", name, params))
 
-    plugin = _construct("methods", name, params)
-    if not isinstance(plugin, Method):
-        raise BenchError(f"method {name!r} is not a bench.api.Method: derive the class from it.")
-    return plugin
+
+def kl_policy(name: str, **params: Any) -> KLPolicy:
+    """A KL policy with its defaults, except for `params`. Unknown parameters are a `BenchError`."""
+    return cast("KLPolicy", _derived("kl_policies", "KLPolicy", name, params))
+
+
+def noise_policy(name: str, **params: Any) -> NoisePolicy:
+    """A noise policy with these parameters. Unknown parameters are a `BenchError`."""
+    return cast("NoisePolicy", _derived("noise_policies", "NoisePolicy", name, params))
+
+
+def advantage_rule(name: str, **params: Any) -> AdvantageRule:
+    """An advantage rule with its defaults, except for `params`. Unknown parameters are a `BenchError`."""
+    return cast("AdvantageRule", _derived("advantage_rules", "AdvantageRule", name, params))
 
 
 def evaluator(name: str, **params: Any) -> Evaluator:
     """An evaluator. Its constructor loads the checkpoint exactly, or raises a `BenchError`."""
-    from bench.api import Evaluator
-
-    plugin = _construct("evaluators", name, params)
-    if not isinstance(plugin, Evaluator):
-        raise BenchError(f"evaluator {name!r} is not a bench.api.Evaluator: derive the class from it.")
-    return plugin
+    return cast("Evaluator", _derived("evaluators", "Evaluator", name, params))
 
 
 def backbone(name: str, **params: Any) -> Backbone:
@@ -153,6 +176,24 @@ def backbone(name: str, **params: Any) -> Backbone:
     return cast("Backbone", _construct("backbones", name, params))
 
 
+MAKERS: dict[str, Callable[..., Any]] = {
+    "methods": method,
+    "evaluators": evaluator,
+    "backbones": backbone,
+    "kl_policies": kl_policy,
+    "noise_policies": noise_policy,
+    "advantage_rules": advantage_rule,
+}
+"""Group to the function that makes its plug-ins."""
+
+
 def source(group: str, name: str) -> str:
     """sha256 of the file of a plug-in, so that an edit of an external plug-in changes the digest of a run too."""
     return sha256_file(inspect.getfile(find(group, name)))
+
+
+def external_sources(group: str, name: str) -> dict[str, dict[str, str]]:
+    """`source` by group and name; empty for a class of the project, whose files are in the source digest."""
+    if Path(inspect.getfile(find(group, name))).resolve().is_relative_to(ROOT / "bench"):
+        return {}
+    return {group: {name: source(group, name)}}

@@ -63,8 +63,8 @@ SECTIONS = (
     Section("backbone", SUITE, ("BackboneSpec",), own=False),
     Section("backbone.train, for hunyuanvideo15", BACKBONE, ("HunyuanOptions",), own=False),
     Section("budget", BUDGET, ("Budget",)),
-    Section("advantage", BUDGET, ("AdvantageRule",)),
-    Section("noise_policy", SUITE, ("Native", "CommonEta", "MatchedRSS"), "One of three kinds; see "
+    Section("advantage", BUDGET, ("AdvantageSettings",)),
+    Section("noise_policy", SUITE, ("Native", "CommonEta", "MatchedRSS"), "One of three kinds, or a plug-in; see "
             "[Rules of the comparison](../explanation/protocol.md#noise-policy).", own=False),
     Section("evaluation", SUITE, ("Evaluation",), own=False),
     Section("prompts", SUITE, ("Prompts",), own=False),
@@ -91,7 +91,8 @@ SECTIONS = (
 LINKS = {
     "BackboneSpec": "backbone",
     "Budget": "budget",
-    "AdvantageRule": "advantage",
+    "AdvantageSettings": "advantage",
+    "AdvantageSpec": "advantage",
     "Native": "noise_policy",
     "Evaluation": "evaluation",
     "Prompts": "prompts",

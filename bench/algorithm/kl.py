@@ -1,31 +1,25 @@
 """KL policies: the references of a row's KL terms, the weights of the terms and the controllers of the weights.
 
-Any method works with any KL policy. A KL policy is a frozen set of hyper-parameters; its state is a dictionary of JSON
-types that the harness stores in checkpoints. There are two terms. "anchor": `Method.divergence` between the steps of
-the policy and of an anchor on the same latents. "stepwise": mean(logp_old - logp_new) against the policy that sampled
-the rollout. All defaults are those of SAGE-GRPO's dual trust region (arXiv:2603.21872; Tencent-Hunyuan/SAGE-GRPO,
-hyvideo/utils/grpo_utils.py).
-
-Once per update, the harness refreshes every anchor whose rule is due. Once per trained step, which is a tick of the
-controller, it reads `weights(state)`, adds weight * mean(term) to the loss and calls
-`next_state(state, {term: mean over all samples})`. Every KL policy has at most one anchor with its own forward pass.
+Any method works with any KL policy; `bench.api.KLPolicy` is their interface. The policies here have two terms.
+"anchor": `Method.divergence` between the steps of the policy and of an anchor on the same latents. "stepwise":
+mean(logp_old - logp_new) against the policy that sampled the rollout. All defaults are those of SAGE-GRPO's dual trust
+region (arXiv:2603.21872; Tencent-Hunyuan/SAGE-GRPO, hyvideo/utils/grpo_utils.py).
 """
 
 from __future__ import annotations
 
-import difflib
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
+from bench.api import KLPolicy, KLStep, RefreshRule
 from bench.core.errors import BenchError, DivergedError
 
-AnchorName = Literal["fixed", "moving", "previous"]
 Controller = Literal["released", "usual", "constant"]
-Term = Literal["anchor", "stepwise"]
 State = dict[str, Any]
 
 RAMP = 100
@@ -44,50 +38,18 @@ def _check_weights(**weights: float) -> None:
             raise BenchError(f"KL policy: {name} is {value}; set it to a finite value of at least 0.")
 
 
-def _check_every(every: int) -> None:
-    if every < 1:
-        raise BenchError(f"KL policy: every is {every}; the anchor is refreshed every 1 or more updates.")
-
-
-@dataclass(frozen=True)
-class RefreshRule:
-    """When an anchor becomes a copy of the current policy, and whether it costs function evaluations."""
-
-    every: int | None = None
-    """Updates between refreshes; None: the anchor is never refreshed."""
-    network: bool = True
-    """Whether the anchor needs its own forward pass; False for the rollout policy, whose log-probs are stored."""
-
-    def due(self, update: int) -> bool:
-        """Whether to refresh before the rollout of this update (the first update is 0)."""
-        return self.every is not None and update > 0 and update % self.every == 0
-
-
 @dataclass(frozen=True, kw_only=True)
-class KLPolicy:
-    """The interface of KL policies; this base class is the policy "none", which has no KL term."""
+class NoKL(KLPolicy):
+    """No KL term."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (pydantic's own hook, not a field)
-
-    def anchors(self) -> dict[AnchorName, RefreshRule]:
-        """References by name: "fixed" (frozen base), "moving" (copy of the policy), "previous" (rollout policy)."""
+    def anchors(self) -> dict[str, RefreshRule]:
         return {}
 
-    def term_weights(self) -> dict[Term, float]:
-        """Weights of the terms in the KL that the controller measures."""
+    def weights(self, state: Mapping[str, Any]) -> dict[str, float]:
         return {}
 
-    def init_state(self) -> State:
-        """The state before the first update."""
+    def terms(self, step: KLStep) -> dict[str, Tensor]:
         return {}
-
-    def weights(self, state: Mapping[str, Any]) -> dict[Term, float]:
-        """Factor of each term in the loss at this tick: the coefficient times the weight of the term."""
-        return {}
-
-    def next_state(self, state: Mapping[str, Any], logs: Mapping[str, float]) -> State:
-        """The state after a tick whose terms had these means over all samples; `state` is not changed."""
-        return dict(state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +84,22 @@ class ControlledKL(KLPolicy):
                 f"KL policy: min_weight {self.min_weight} is above weight {self.weight}; swap or lower it."
             )
 
+    @abstractmethod
+    def term_weights(self) -> dict[str, float]:
+        """Weights of the terms in the KL that the controller measures."""
+
+    def terms(self, step: KLStep) -> dict[str, Tensor]:
+        """The divergence from the anchor, and the estimate of the KL to the rollout policy: those with a weight."""
+        values = {"stepwise": step.logp_old - step.logp_new}
+        for divergence in step.divergences.values():  # of the only anchor with a forward pass
+            values["anchor"] = divergence
+        return {name: values[name] for name in self.term_weights()}
+
     def init_state(self) -> State:
         start = self.weight if self.controller == "constant" else self.min_weight
         return {"ticks": 0, "coefficient": start, "recent": []}
 
-    def weights(self, state: Mapping[str, Any]) -> dict[Term, float]:
+    def weights(self, state: Mapping[str, Any]) -> dict[str, float]:
         return {term: state["coefficient"] * weight for term, weight in self.term_weights().items()}
 
     def next_state(self, state: Mapping[str, Any], logs: Mapping[str, float]) -> State:
@@ -161,10 +134,10 @@ class ControlledKL(KLPolicy):
 class FixedKL(ControlledKL):
     """KL to the frozen base model (released code: use_moving_KL off, use_dual_kl off)."""
 
-    def anchors(self) -> dict[AnchorName, RefreshRule]:
+    def anchors(self) -> dict[str, RefreshRule]:
         return {"fixed": RefreshRule()}
 
-    def term_weights(self) -> dict[Term, float]:
+    def term_weights(self) -> dict[str, float]:
         return {"anchor": 1.0}
 
 
@@ -177,12 +150,12 @@ class MovingKL(ControlledKL):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_every(self.every)
+        RefreshRule(every=self.every)  # for its check
 
-    def anchors(self) -> dict[AnchorName, RefreshRule]:
+    def anchors(self) -> dict[str, RefreshRule]:
         return {"moving": RefreshRule(every=self.every)}
 
-    def term_weights(self) -> dict[Term, float]:
+    def term_weights(self) -> dict[str, float]:
         return {"anchor": 1.0}
 
 
@@ -203,10 +176,10 @@ class StepwiseKL(ControlledKL):
         super().__post_init__()
         _check_weights(step_weight=self.step_weight)
 
-    def anchors(self) -> dict[AnchorName, RefreshRule]:
+    def anchors(self) -> dict[str, RefreshRule]:
         return {"previous": RefreshRule(network=False)}
 
-    def term_weights(self) -> dict[Term, float]:
+    def term_weights(self) -> dict[str, float]:
         return {"stepwise": self.step_weight}
 
 
@@ -226,36 +199,16 @@ class DualKL(ControlledKL):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_weights(moving_weight=self.moving_weight, step_weight=self.step_weight)
-        _check_every(self.every)
+        RefreshRule(every=self.every)  # for its check
 
-    def anchors(self) -> dict[AnchorName, RefreshRule]:
+    def anchors(self) -> dict[str, RefreshRule]:
         rule = RefreshRule(every=self.every if self.anchor == "moving" else None)
         return {self.anchor: rule, "previous": RefreshRule(network=False)}
 
-    def term_weights(self) -> dict[Term, float]:
+    def term_weights(self) -> dict[str, float]:
         return {"anchor": self.moving_weight, "stepwise": self.step_weight}
 
 
-POLICIES: dict[str, type[KLPolicy]] = {
-    "none": KLPolicy,
-    "fixed": FixedKL,
-    "stepwise": StepwiseKL,
-    "moving": MovingKL,
-    "dual": DualKL,
-}
-
-
-def kl_policy(name: str, **params: Any) -> KLPolicy:
-    """The KL policy of this name. An unknown name or parameter is a `BenchError` that lists the known ones."""
-    if name not in POLICIES:
-        near = difflib.get_close_matches(str(name), POLICIES, n=1, cutoff=0)[0]
-        raise BenchError(f"unknown KL policy '{name}': did you mean '{near}'? There are {', '.join(POLICIES)}.")
-    try:
-        return TypeAdapter(POLICIES[name]).validate_python(params)
-    except ValidationError as error:
-        first = error.errors()[0]
-        parameter = ".".join(str(part) for part in first["loc"])
-        allowed = ", ".join(field.name for field in fields(POLICIES[name])) or "none"
-        raise BenchError(
-            f"KL policy '{name}', parameter '{parameter}': {first['msg']}. Its parameters: {allowed}."
-        ) from error
+def has_kl_terms(policy: KLPolicy) -> bool:
+    """Whether the policy adds a term to the loss."""
+    return bool(policy.weights(policy.init_state()))

@@ -76,7 +76,7 @@ class Rollout:
         """
 
         def exchange(part: Tensor) -> Tensor:
-            gathered = part.new_empty(len(self.cond.text), *part.shape[1:])
+            gathered = part.new_empty(len(self.cond), *part.shape[1:])
             for numbers, values in world.all_gather((self.samples, part)):
                 gathered[numbers] = values
             return gathered[samples]
@@ -190,7 +190,7 @@ class Sampler:
         sigmas = sigma_schedule(budget.steps, budget.shift)
         noisy = noisy_steps(self.method, sigmas, self.config, update)
         trained = trained_steps(self.method, sigmas, noisy, self.config, update)
-        cond = prompts.take(p for p in range(len(prompts.text)) for _ in range(budget.group_size))
+        cond = prompts.take(p for p in range(len(prompts)) for _ in range(budget.group_size))
         samples = local_samples(budget, world)
         numbers, noise = samples.tolist(), NoiseSource(self.config, update, backbone.latent_shape)
         local_cond = cond.take(numbers)
@@ -215,8 +215,8 @@ class Sampler:
                     with backbone.as_anchor(name):
                         references[name].append(self._velocities(x, sigma, local_cond, "nfe_anchor"))
             x = x_next
-        self.ledger.spend("videos", len(cond.text))
-        self.ledger.spend("prompts", len(prompts.text))
+        self.ledger.spend("videos", len(cond))
+        self.ledger.spend("prompts", len(prompts))
         _check_finite(stored["logp"], trained, world)
         return Rollout(
             sigmas=sigmas,
@@ -234,7 +234,7 @@ class Sampler:
         """Velocities in micro-batches; the ledger counts the evaluations of all processes."""
         budget, parts = self.config.budget, []
         for rows in micro_batches(len(x), budget.micro_batch):
-            part = Conditioning(cond.text[rows], cond.glyph[rows])
+            part = cond.take(range(len(x))[rows])
             parts.append(self.backbone.velocity(x[rows], sigma[rows], part, budget.guidance))
         samples = budget.prompts * budget.group_size
         self.ledger.spend(expense, samples * guidance_multiplicity(budget.guidance))

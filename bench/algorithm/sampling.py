@@ -72,7 +72,7 @@ def sample_held_out(
     The noise depends on (seed, prompt, video) only, so it is the same for all rows and training seeds. Whole batches
     are distributed over the processes, so the shape of a forward pass does not depend on their number.
     """
-    indices = range(len(cond.text)) if prompts is None else prompts
+    indices = range(len(cond)) if prompts is None else prompts
     pairs = [(p, k) for p in indices for k in range(config.videos_per_prompt)]
     sigmas = sigma_schedule(config.steps, config.shift)
     for start, counts in world.padded_turns(range(0, len(pairs), config.micro_batch)):

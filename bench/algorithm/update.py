@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bench.algorithm.gradients import KLProbe, added_norm, full_tensor, gradients
-from bench.algorithm.kl import KLPolicy
 from bench.algorithm.optimizers import Optimizer
-from bench.algorithm.ratio import Rescorer, ratio_error
+from bench.algorithm.ratio import Rescored, Rescorer, ratio_error
 from bench.algorithm.rollout import Rollout
 from bench.algorithm.sampling import micro_batches
-from bench.api import Backbone, Method
+from bench.api import Backbone, KLPolicy, KLStep, Method
 from bench.core.budget import PROBE_EVERY, Budget
 from bench.core.errors import BenchError, DivergedError
 from bench.core.ledger import TRAIN_COST, Ledger, guidance_multiplicity
@@ -196,7 +195,7 @@ class Updater:
         advantages: Advantages,
         n: int,
         minibatch: Minibatch,
-        kl_weights: Mapping[Any, float],
+        kl_weights: Mapping[str, float],
         stats: UpdateStats,
     ) -> dict[str, float]:
         """Add the gradient of trained step n over this process's micro-batches; returns the means of the KL terms.
@@ -235,25 +234,19 @@ class Updater:
             stats.ratio_error[step] = max(stats.ratio_error.get(step, 0.0), micro_batch.ratio_error)
 
     def _loss(
-        self, rollout: Rollout, advantages: Advantages, n: int, rows: Tensor, kl_weights: Mapping[Any, float]
+        self, rollout: Rollout, advantages: Advantages, n: int, rows: Tensor, kl_weights: Mapping[str, float]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None, MicroBatchStats]:
         """Policy loss and weighted KL, summed over the samples of one micro-batch, and their statistics."""
         budget = self.config.budget
         rescored = Rescorer(self.backbone, self.method, budget.guidance, self.config.uncond_grad)(rollout, n, rows)
-        x, sigma, sigma_next, step, new, old = rescored
+        new, old = rescored.new, rescored.old
         pairs = zip(advantages.weights, advantages.adv[:, rows], strict=True)
         surrogate = torch.stack([w * self.method.surrogate(new, old, adv) for w, adv in pairs]).sum(0)
         keep = advantages.keep[rows].to(surrogate.dtype)
         policy_loss = (surrogate * rollout.view.weight[n] * keep).sum()
-        terms: dict[str, Tensor] = {}
+        terms = self._kl_terms(rollout, n, rows, rescored, kl_weights)
         kl = None
         for name, kl_weight in kl_weights.items():
-            if name == "stepwise":
-                terms[name] = old - new
-            else:
-                (velocities,) = rollout.anchors.values()  # every KL policy has at most one network anchor
-                reference = self.method.transition(x, velocities[n][rollout.local_positions(rows)], sigma, sigma_next)
-                terms[name] = self.method.divergence(step, reference, sigma, sigma_next)
             weighted = kl_weight * (terms[name] * keep).sum()
             kl = weighted if kl is None else kl + weighted
         error = ratio_error(rescored.log_ratio)
@@ -266,6 +259,31 @@ class Updater:
             ratio_error=float(error.max()),
         )
         return policy_loss, kl, stats
+
+    def _kl_terms(
+        self, rollout: Rollout, n: int, rows: Tensor, rescored: Rescored, names: Collection[str]
+    ) -> dict[str, Tensor]:
+        """The KL policy's terms with these names, per sample of one micro-batch."""
+        if not names:
+            return {}
+        x, sigma, sigma_next, step, new, old = rescored
+        positions = rollout.local_positions(rows)
+        references = {
+            name: self.method.transition(x, velocities[n][positions], sigma, sigma_next)
+            for name, velocities in rollout.anchors.items()
+        }
+        divergences = {
+            name: self.method.divergence(step, reference, sigma, sigma_next) for name, reference in references.items()
+        }
+        terms = dict(self.kl_policy.terms(KLStep(new, old, step, references, divergences, sigma, sigma_next)))
+        shapes = {name: list(values.shape) for name, values in terms.items()}
+        if shapes != {name: [len(rows)] for name in names}:
+            expected = ", ".join(f"{name} [{len(rows)}]" for name in names)
+            raise BenchError(
+                f"{type(self.kl_policy).__name__}.terms returned {shapes}: return one value per sample for each name "
+                f"of its weights ({expected})."
+            )
+        return terms
 
     def _step(self, update: int) -> float:
         """Clip, check and apply the gradient; returns its norm before clipping."""

@@ -71,7 +71,7 @@ class GaussianData:
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Empty conditioning, one entry per prompt: the data do not depend on the prompt."""
-        return Conditioning([torch.zeros(0, 1) for _ in prompts], [torch.zeros(0, 1) for _ in prompts])
+        return Conditioning([torch.zeros(0, 1) for _ in prompts])
 
     def velocity(
         self,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.api import Backbone, Conditioning
+from bench.api import POLICY_PREFIX, Backbone, Conditioning
 from bench.checks.violations import (
     CheckSequence,
     Violation,
@@ -94,9 +94,13 @@ def _fingerprint(backbone: Backbone) -> None:
 
 def _prompts(backbone: Backbone) -> None:
     together, alone = backbone.encode(PROMPTS), [backbone.encode([prompt]) for prompt in PROMPTS]
-    require(len(together.text) == len(together.glyph) == len(PROMPTS), "encode does not give one entry per prompt")
+    streams = {"text": together.text, **together.more}
+    for name, states in streams.items():
+        require(len(states) == len(PROMPTS), f"encode does not give one entry per prompt (stream {name})")
     for i, single in enumerate(alone):
-        for left, right in ((single.text[0], together.text[i]), (single.glyph[0], together.glyph[i])):
+        own = {"text": single.text, **single.more}
+        require(own.keys() == streams.keys(), "the streams of encode depend on the prompts")
+        for left, right in ((own[name][0], states[i]) for name, states in streams.items()):
             same = left.shape == right.shape and torch.allclose(left.float(), right.float(), atol=1e-4)
             require(same, f"the states of prompt {PROMPTS[i]!r} depend on the other prompts of the call")
 
@@ -212,6 +216,8 @@ def _state(backbone: Backbone, batch: VelocityBatch) -> None:
     with torch.no_grad():
         before = batch.velocity(backbone)
         state = {key: value.clone() for key, value in backbone.state_dict().items()}
+        policy = {key: value for key, value in state.items() if key.startswith(POLICY_PREFIX)}
+        require(bool(policy), f"no key of state_dict starts with {POLICY_PREFIX!r}, so no run could store its policy")
         _perturb(backbone, "later")
         require(
             not torch.equal(batch.velocity(backbone), before), "state_dict or parameters() are not what velocity uses"
@@ -224,6 +230,11 @@ def _state(backbone: Backbone, batch: VelocityBatch) -> None:
             require(
                 not torch.equal(batch.velocity(backbone), before), "load_state_dict restores an anchor as the policy"
             )
+        _perturb(backbone, "policy only")
+        backbone.load_state_dict(policy)
+        require(
+            torch.equal(batch.velocity(backbone), before), "load_state_dict does not load a policy without anchors"
+        )
     _reset_policy(backbone)
 
 

@@ -1,4 +1,4 @@
-"""`bench check`: methods, evaluators and backbones by name, one line per broken promise, and golden scores."""
+"""`bench check`: plug-ins by name, one line per broken promise, and golden scores of evaluators."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench import plugins
-from bench.api import Evaluator
-from bench.checks import backbones, evaluators, methods
+from bench.api import AdvantageRule, Evaluator, KLPolicy, NoisePolicy
+from bench.checks import backbones, evaluators, methods, rules
 from bench.checks.golden import GATE, check_golden, golden_path, write_golden
 from bench.checks.method_lint import CONSTRUCTION, LintLine, lint_line, lint_method, locate
 from bench.core.errors import BenchError
-from bench.suite.paths import resolve_parameters
+from bench.suite.paths import resolve, resolve_parameters
 from bench.suite.schema import NANO
 
-PACKAGED = {**NANO["evaluator_params"], "hunyuanvideo15": {"checkpoint": "nano"}}
-"""Constructor arguments of the plug-ins that have a packaged checkpoint."""
+BASES = {
+    "evaluators": Evaluator,
+    "kl_policies": KLPolicy,
+    "noise_policies": NoisePolicy,
+    "advantage_rules": AdvantageRule,
+}
+"""Abstract class of each group by which a class is recognised."""
 
 
 def plugin_group(name: str) -> str:
@@ -32,8 +37,9 @@ def plugin_group(name: str) -> str:
             cls = plugins.find("evaluators", name)
         except Exception:  # the linter of methods raises it again, and reports it
             return "methods"
-        if inspect.isclass(cls) and issubclass(cls, Evaluator):
-            return "evaluators"
+        for group, base in BASES.items():
+            if inspect.isclass(cls) and issubclass(cls, base):
+                return group
         return "backbones" if hasattr(cls, "velocity") and hasattr(cls, "decode") else "methods"
     return plugins.group_of(name)
 
@@ -42,7 +48,10 @@ def constructor_params(name: str, overrides: Mapping[str, Any], nano: bool) -> d
     """Constructor arguments: `overrides`, on top of the packaged ones unless they name another checkpoint."""
     if nano and "checkpoint" in overrides:
         raise BenchError("--nano takes the packaged checkpoint: leave out --params checkpoint=..., or --nano.")
-    defaults = {} if "checkpoint" in overrides else PACKAGED.get(name, {})
+    packaged = NANO["evaluator_params"].get(name, {})
+    if name in plugins.available("backbones") and resolve(f"nano/{name}").is_dir():
+        packaged = {"checkpoint": f"nano/{name}", **packaged}
+    defaults = {} if "checkpoint" in overrides else packaged
     return resolve_parameters({**defaults, **overrides})
 
 
@@ -50,7 +59,7 @@ def _construct(group: str, name: str, params: Mapping[str, Any]) -> tuple[Any, l
     """The plug-in, or None and the line of its exception; a wrong parameter or checkpoint raises `BenchError`."""
     cls: Any = plugins.find(group, name)
     try:
-        return getattr(plugins, group.removesuffix("s"))(name, **params), []
+        return plugins.MAKERS[group](name, **params), []
     except BenchError:
         raise
     except Exception as error:
@@ -72,6 +81,16 @@ def _check_method(name: str, schedules: Sequence[Float[Tensor, "t1"]]) -> tuple[
     """Report of one method, and whether a check failed."""
     method, lines = lint_method(name, schedules)
     return _summary(name, method, lines, methods.CHECKS), bool(lines)
+
+
+def _check_rule(group: str, name: str, params: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """Report of a KL policy, a noise policy or an advantage rule, and whether a check failed."""
+    rule, lines = _construct(group, name, params)
+    if rule is not None:
+        hooks = rules.HOOK_OF_CHECK[group]
+        violations = rules.rule_violations(group, rule)
+        lines = [lint_line(rule, violation, hooks.get(violation.check)) for violation in violations]
+    return _summary(name, rule, lines, rules.check_names(group)), bool(lines)
 
 
 def _check_backbone(name: str, params: Mapping[str, Any]) -> tuple[list[str], bool]:
@@ -116,17 +135,19 @@ def check_report(
     nano: bool = False,
     write: bool = False,
 ) -> tuple[str, int]:
-    """Lines and a summary for each method, evaluator or backbone, and how many of them have a failed check."""
+    """Lines and a summary for each plug-in, and how many of them have a failed check."""
     text: list[str] = []
     failures = 0
     for name in names:
         group = plugin_group(name)
         if group == "methods" and (params or nano or write):
             raise BenchError(f"{name} is a method: --params, --nano and --write-golden are not for methods.")
-        if group == "backbones" and write:
-            raise BenchError(f"{name} is a backbone: --write-golden is for evaluators.")
+        if group != "evaluators" and write:
+            raise BenchError(f"{name} is a {plugins.KINDS[group]}: --write-golden is for evaluators.")
         if group == "methods":
             lines, failed = _check_method(name, schedules)
+        elif group in rules.CHECKS:
+            lines, failed = _check_rule(group, name, params or {})
         elif group == "backbones":
             lines, failed = _check_backbone(name, constructor_params(name, params or {}, nano))
         else:

@@ -18,11 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    from bench.suite.assets import catalogue, known, report, states
+    from bench.suite.assets import all_assets, catalogue, report, states
     from bench.suite.load import load_variants
 
     if args.suite is None:
-        assets = {name: asset.model_dump(by_alias=True, exclude_none=True) for name, asset in known().items()}
+        assets = {name: asset.model_dump(by_alias=True, exclude_none=True) for name, asset in all_assets().items()}
         print_result(args, catalogue(), {"assets": assets})
         return 0
     suites = load_variants(args.suite, args.overrides)

@@ -1,4 +1,4 @@
-"""`bench check`: methods, evaluators and backbones against the plug-in interface."""
+"""`bench check`: plug-ins against their interfaces."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from bench.core.errors import BenchError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "names", nargs="+", metavar="NAME", help="a method, an evaluator, a backbone, or 'module:Class'"
-    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help="name of a plug-in of any kind, or 'module:Class'")
     parser.add_argument("--suite", type=Path, default=None, help="YAML of a suite whose schedule is checked too")
     parser.add_argument(
         "--params", nargs="+", default=[], metavar="KEY=VALUE", help="constructor arguments, e.g. checkpoint=FOLDER"
@@ -62,13 +60,14 @@ def _parameters(words: Sequence[str]) -> dict[str, Any]:
 
 COMMAND = Command(
     name="check",
-    help="check methods, evaluators and backbones: one line per violation",
+    help="check plug-ins: one line per violation",
     add_arguments=add_arguments,
     execute=execute,
     json="whether each plug-in passed, and its lines",
     examples=(
         "bench check my_grpo:MyGRPO",
         "bench check cps --suite mine.yaml",
+        "bench check my_rules:FadingKL",
         "bench check videoalign --params checkpoint=/models/VideoReward base_model=/models/Qwen2-VL-2B-Instruct",
         "bench check my_reward:MyReward --params checkpoint=weights --write-golden",
     ),

@@ -46,7 +46,7 @@ def is_trusted(folder: Path) -> bool:
 
 def code_names(suites: Iterable[Suite]) -> list[str]:
     """Every "module:Class" that the suites name."""
-    return sorted({name for suite in suites for name in suite.plugin_names() if ":" in name})
+    return sorted({name for suite in suites for _, name in suite.plugin_names() if ":" in name})
 
 
 def check_consent(path: Path, suites: Sequence[Suite], typed: Sequence[str], allow: bool) -> None:

@@ -84,11 +84,13 @@ def _gpus(prepared: PreparedSuite, args: argparse.Namespace) -> Hardware:
 def _probe(prepared: PreparedSuite, hardware: Hardware | None) -> tuple[UnitCost, list[str]]:
     """Seconds measured on the suite's own backbone, and lines that compare them with the predicted ones."""
     from bench.plan.probe import run_probe
-    from bench.plan.workload import suite_model, unit_flops
+    from bench.plan.workload import UnitCost, suite_model, unit_flops
 
-    model = suite_model(prepared)
-    work, timings = unit_flops(model), run_probe(prepared)
-    predicted = None if hardware is None else work.at(hardware.throughput(model.latents, model.options.dtype)[0])
+    model, timings = suite_model(prepared), run_probe(prepared)
+    work = UnitCost(0.0, 0.0, None) if model is None else unit_flops(model)
+    predicted = None
+    if hardware is not None and model is not None:
+        predicted = work.at(hardware.throughput(model.latents, model.dtype)[0])
     return timings.unit_cost(prepared.suite), timings.lines(prepared.suite, work, predicted)
 
 

@@ -1,4 +1,4 @@
-"""What all rows of a suite share: the budget and the advantage rule. Nothing here imports torch."""
+"""What all rows of a suite share: the budget, and the settings of the advantage rule. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ refreshes of an anchor, so the measurements cover all ages of the anchor."""
 
 
 @dataclass(frozen=True)
-class AdvantageRule:
+class AdvantageSettings:
     """How rewards become advantages: (r - group mean) / (max(std, floor) + eps), clipped to [-clip, clip].
 
     The closed division has one rule for all rows, which is the default. The other options are for the presets that

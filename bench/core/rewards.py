@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bench.core.budget import AdvantageRule
+from bench.core.budget import AdvantageSettings
 from bench.core.errors import BenchError, DivergedError
+
+
+@dataclass(frozen=True)
+class AdvantageRule(ABC):
+    """How rewards become advantages, the same for all rows of a suite. A frozen dataclass of parameters."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    @abstractmethod
+    def advantages(self, rewards: Rewards) -> Float[Tensor, "k p g"]:
+        """One advantage per sample (k = 1), or one per reward in the order of `rewards.weights`, all finite.
+
+        A pure function of rewards that are finite, with at least two samples per group. A group whose rewards are all
+        equal has advantages of exactly 0: it carries no information.
+        """
 
 
 class Rewards(dict[str, Tensor]):
@@ -21,7 +39,7 @@ class Rewards(dict[str, Tensor]):
     def __init__(self, values: Mapping[str, Tensor], weights: Mapping[str, float], rule: AdvantageRule | None = None):
         super().__init__(values)
         self.weights = dict(weights)
-        self.rule = rule or AdvantageRule()
+        self.rule = rule or StandardizedAdvantages()
 
     def total(self) -> Float[Tensor, "p g"]:
         """The reward: the weighted sum of the metrics."""
@@ -48,7 +66,18 @@ def tied(values: Float[Tensor, "p g"]) -> Bool[Tensor, "p"]:
     return values.amax(1) == values.amin(1)
 
 
-def rule_advantages(values: Float[Tensor, "p g"], rule: AdvantageRule) -> Float[Tensor, "p g"]:
+@dataclass(frozen=True)
+class StandardizedAdvantages(AdvantageSettings, AdvantageRule):
+    """The packaged rule: rewards are centred on their group, divided by a std, and clipped."""
+
+    def advantages(self, rewards: Rewards) -> Float[Tensor, "k p g"]:
+        """Those of each reward with `std: each`, else those of the weighted sum."""
+        if self.std == "each":
+            return torch.stack([standardized(rewards[name], self) for name in rewards.weights])
+        return standardized(rewards.total(), self)[None]
+
+
+def standardized(values: Float[Tensor, "p g"], rule: AdvantageSettings) -> Float[Tensor, "p g"]:
     """(value - group mean) / (max(std, floor) + eps), clipped to [-clip, clip]; exactly 0 for a tied group.
 
     `values` are those of one reward or the weighted sum of all.

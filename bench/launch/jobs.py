@@ -15,7 +15,7 @@ from bench.store.record import STARTED
 from bench.suite.difference import first_difference
 from bench.suite.job import BaseRun, Job, TrainingRun
 from bench.suite.prepared import PreparedSuite
-from bench.suite.schema import RowSpec
+from bench.suite.schema import PluginSpec, RowSpec, Suite
 
 
 def all_jobs(suites: Sequence[PreparedSuite], results: Path) -> list[Job]:
@@ -44,10 +44,18 @@ def suite_jobs(prepared: PreparedSuite, results: Path, sources: str | None = Non
         "packages": package_versions(),
         "backbone": plugins.source("backbones", suite.backbone.name),
         "evaluators": {name: plugins.source("evaluators", name) for name in suite.all_evaluators},
+        **_rule_sources(suite),
     }
     jobs: list[Job] = [BaseRun(prepared, folder / "base", digest({**shared, "row": None}))]
     rows = [
-        (row.name, {"row": row.identity(), "method": plugins.source("methods", row.spec.method)})
+        (
+            row.name,
+            {
+                "row": row.identity(),
+                "method": plugins.source("methods", row.spec.method),
+                **plugins.external_sources("kl_policies", row.spec.kl_spec.name),
+            },
+        )
         for row in prepared.rows
     ]
     for seed in suite.seeds:
@@ -55,6 +63,16 @@ def suite_jobs(prepared: PreparedSuite, results: Path, sources: str | None = Non
             key = digest({**shared, **identity, "seed": seed})
             jobs.append(TrainingRun(prepared, store.run_folder(folder, name, seed), key, name, seed))
     return jobs
+
+
+def _rule_sources(suite: Suite) -> dict[str, dict[str, str]]:
+    """Sources of a noise policy and of an advantage rule that are not part of the project."""
+    rules = {"noise_policies": suite.noise_policy, "advantage_rules": suite.advantage}
+    sources: dict[str, dict[str, str]] = {}
+    for group, spec in rules.items():
+        if isinstance(spec, PluginSpec):
+            sources |= plugins.external_sources(group, spec.kind)
+    return sources
 
 
 def unfinished(jobs: Sequence[Job]) -> list[Job]:

@@ -167,7 +167,7 @@ def train(out: Path, config: PolicyRecipe) -> None:
     progress = Timer("policy", config.steps)
     latents, captions = encode_corpus(out, config)
     device, batch = config.device, config.batch
-    text, glyph = ([state.to(device) for state in rows] for rows in (states.text, states.glyph))
+    text, glyph = ([state.to(device) for state in rows] for rows in (states.text, states.more["glyph"]))
     transformer = new_transformer(config.seed).to(device)
     trained = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=1e-3)

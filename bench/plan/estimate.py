@@ -1,8 +1,8 @@
 """Cost of a suite before a run: function evaluations, FLOPs, memory and hours, row by row.
 
-A plan is a plain dictionary (JSON); `bench.plan.page` prints it. Counts come from the ledger's `planned_counts`, FLOPs
-from `bench.plan.flops`, bytes from `bench.plan.memory`, and the throughput from an assumption about the GPU, from a
-probe, or from finished runs.
+A plan is a plain dictionary (JSON); `bench.plan.page` prints it. Counts come from the ledger's `planned_counts`, sizes
+and FLOPs from the backbone (`bench.api.EstimatesCost`), bytes from `bench.plan.memory`, and the throughput from an
+assumption about the GPU, from a probe, or from finished runs.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from bench import store
+from bench.api import ModelCost
 from bench.core import provenance
 from bench.core.errors import BenchError
 from bench.core.world import check_divisible
 from bench.plan.fit import exceeds_memory
 from bench.plan.hardware import Hardware
 from bench.plan.memory import memory_use
-from bench.plan.workload import Model, UnitCost, held_out_videos, phase_costs, run_counts, suite_model, unit_flops
+from bench.plan.workload import UnitCost, held_out_videos, phase_costs, run_counts, suite_model, unit_flops
 from bench.suite.difference import first_difference
 from bench.suite.prepared import PreparedSuite
 from bench.suite.schema import Suite
@@ -62,22 +63,21 @@ def run_seconds(
     return sum(seconds.values()) * largest["samples"] / (budget.prompts * budget.group_size) + evaluation
 
 
-def check_gpu_split(suite: Suite, model: Model, hardware: Hardware) -> None:
+def check_gpu_split(suite: Suite, model: ModelCost, hardware: Hardware) -> None:
     """Refuse a number of GPUs over which a run cannot be distributed evenly."""
-    heads = model.transformer.num_attention_heads
     for number, unit, fix in (
         (model.latents, "latent tokens", "choose another --context-parallel, or a size such as 480x832"),
-        (heads, "attention heads", "choose another --context-parallel"),
+        (model.heads, "attention heads", "choose another --context-parallel"),
     ):
         if number % hardware.context:
             raise BenchError(
-                f"plan {suite.name}: --context-parallel {hardware.context} does not divide {number} {unit}: {fix}."
+                f"suite {suite.name}: --context-parallel {hardware.context} does not divide {number} {unit}: {fix}."
             )
     try:
         check_divisible(suite.budget, hardware.groups)
     except BenchError as cause:
         context = f", {hardware.context} per sample" if hardware.context > 1 else ""
-        raise BenchError(f"plan {suite.name}, {hardware.gpus} GPUs{context}: {cause}") from cause
+        raise BenchError(f"suite {suite.name}, {hardware.gpus} GPUs{context}: {cause}") from cause
 
 
 def finished_seconds(suite: Suite, results: Path) -> list[float]:
@@ -105,24 +105,28 @@ def plan_suite(
     hardware: Hardware | None,
     *,
     evaluator_seconds: float = 0.0,
-    text: int | None = None,
+    words: float | None = None,
     probed: UnitCost | None = None,
 ) -> dict[str, Any]:
     """The plan of one suite.
 
     `results`: folder of finished runs. `hardware`: None for a suite on this CPU. `evaluator_seconds`: of all
-    evaluators together, per video. `text`: text tokens per sample, None: estimated from the prompts. `probed`: seconds
-    from a probe, in place of an assumed throughput.
+    evaluators together, per video. `words`: mean number of words of a prompt, None: that of the training prompts.
+    `probed`: seconds from a probe, in place of an assumed throughput. For a backbone that states no sizes, FLOPs and
+    memory are None.
     """
     suite = prepared.suite
     check_methods(prepared)
     check_backbone(prepared, may_lack=True)
-    model = suite_model(prepared, text)
-    if hardware is not None:
+    model = suite_model(prepared, words)
+    if model is None:
+        hardware = None
+    elif hardware is not None:
         check_gpu_split(suite, model, hardware)
     gpus = hardware or Hardware("cpu", 1, math.inf)
-    work, (memory, host) = unit_flops(model), memory_use(prepared, model, gpus)
-    unit_seconds, throughput = _unit_seconds(model, work, hardware, probed)
+    work = None if model is None else unit_flops(model)
+    memory, host = (None, None) if model is None else memory_use(prepared, model, gpus)
+    unit_seconds, throughput = _unit_seconds(model, hardware, probed)
     finished = finished_seconds(suite, results) if unit_seconds is None else []
     if finished:
         minutes = sum(finished) / len(finished) / 60
@@ -136,50 +140,55 @@ def plan_suite(
         elif finished and row is not None:
             hours = sum(finished) / len(finished) / 3600
         name, runs = ("base", 1) if row is None else (row.name, len(suite.seeds))
-        rows.append({"row": name, "runs": runs, **counts, "flops": phase_costs(counts, work), "hours_per_run": hours})
+        flops = None if work is None else phase_costs(counts, work)
+        rows.append({"row": name, "runs": runs, **counts, "flops": flops, "hours_per_run": hours})
     return {
         "suite": suite.name,
         "scale": suite.scale,
-        "model": _model_facts(model),
+        "backbone": suite.backbone.name,
+        "model": None if model is None else _model_facts(model),
         "budget": asdict(suite.budget),
-        "flops": {"forward": work.forward, "backward": work.backward, "decode": work.decode},
+        "flops": None if work is None else asdict(work),
         "rows": rows,
         "total": totals(rows),
-        "memory_bytes": None if hardware is None else {**asdict(memory), "peak": memory.peak, "phases": memory.phases},
+        "memory_bytes": None
+        if hardware is None or memory is None
+        else {**asdict(memory), "peak": memory.peak, "phases": memory.phases},
         "host_bytes": host,
         "machine": None
         if hardware is None
         else {**asdict(hardware), "nodes": hardware.nodes, **samples_per_gpu(prepared, hardware)},
-        "refused": None if hardware is None else exceeds_memory(prepared, model, hardware, memory),
+        "refused": None
+        if hardware is None or model is None or memory is None
+        else exceeds_memory(prepared, model, hardware, memory),
         "pace": throughput,
         "scorer_seconds_per_video": evaluator_seconds,
     }
 
 
 def _unit_seconds(
-    model: Model, work: UnitCost, hardware: Hardware | None, probed: UnitCost | None
+    model: ModelCost | None, hardware: Hardware | None, probed: UnitCost | None
 ) -> tuple[UnitCost | None, str]:
     """Seconds of the unit costs, None if they are not known, and their origin in words."""
     if probed is not None:
         return probed, "measured by the probe on this machine"
-    if hardware is None:
+    if hardware is None or model is None:
         return None, "unknown until one run of this suite has finished on this machine, or with --probe"
-    throughput, text = hardware.throughput(model.latents, model.options.dtype)
+    work, (throughput, text) = unit_flops(model), hardware.throughput(model.latents, model.dtype)
     one_gpu = work.at(throughput)  # context parallelism does not split the VAE
     return replace(work.at(throughput * hardware.context), decode=one_gpu.decode), text
 
 
-def _model_facts(model: Model) -> dict[str, Any]:
-    transformer = model.transformer
+def _model_facts(model: ModelCost) -> dict[str, Any]:
     return {
-        "layers": transformer.num_layers,
-        "width": transformer.width,
-        "parameters": transformer.parameters,
+        "layers": model.layers,
+        "width": model.width,
+        "parameters": model.parameters,
         "size": list(model.size),
         "latent_tokens": model.latents,
         "text_tokens": model.text,
-        "trains": "all weights" if model.full else f"LoRA of rank {model.options.lora_rank}",
-        "gradient_checkpointing": model.options.gradient_checkpointing,
+        "trains": model.trains,
+        "gradient_checkpointing": model.gradient_checkpointing,
         "vae_tiling": model.tile,
         "source": model.source,
     }
@@ -190,7 +199,8 @@ def totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
     total: dict[str, Any] = {"runs": sum(row["runs"] for row in rows)}
     for key in ("nfe_rollout", "nfe_anchor", "nfe_train", "nfe_evaluation", "decodes"):
         total[key] = sum(row["runs"] * row[key] for row in rows)
-    total["flops"] = sum(row["runs"] * sum(row["flops"].values()) for row in rows)
+    costs = [row["runs"] * sum(row["flops"].values()) for row in rows if row["flops"] is not None]
+    total["flops"] = sum(costs) if costs else None
     known = [row for row in rows if row["hours_per_run"] is not None]
     total["hours"] = sum(row["runs"] * row["hours_per_run"] for row in known) if known else None
     return total

@@ -6,17 +6,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from bench.api import ModelCost
 from bench.core.errors import BenchError
 from bench.core.parallelism import Shard
 from bench.core.world import check_divisible
 from bench.plan.hardware import Hardware
 from bench.plan.memory import Memory, memory_use
-from bench.plan.workload import BACKBONE, Model, suite_model
+from bench.plan.workload import suite_model
 from bench.suite.prepared import PreparedSuite
 from bench.suite.schema import Suite
 
-TILE = 16
-"""Side of a suggested tile in latents, as in the full-size suites."""
 DEGREES = (2, 4, 8, 16)
 """Degrees of context parallelism that are suggested."""
 MAX_GPUS = 1024
@@ -26,7 +25,7 @@ Change = tuple[str, PreparedSuite, Hardware]
 """A change in words, and the suite and the hardware with it."""
 
 
-def exceeds_memory(prepared: PreparedSuite, model: Model, hardware: Hardware, memory: Memory) -> str | None:
+def exceeds_memory(prepared: PreparedSuite, model: ModelCost, hardware: Hardware, memory: Memory) -> str | None:
     """A sentence with a fix if the peak is above a GPU's memory; else None."""
     if memory.peak <= hardware.memory_gb * 1e9:
         return None
@@ -35,7 +34,7 @@ def exceeds_memory(prepared: PreparedSuite, model: Model, hardware: Hardware, me
     return f"{prepared.suite.name} does not fit: each GPU needs about {needed:.0f} GB, and {available}: {fix}."
 
 
-def suggest_fix(prepared: PreparedSuite, model: Model, hardware: Hardware) -> str:
+def suggest_fix(prepared: PreparedSuite, model: ModelCost, hardware: Hardware) -> str:
     """Single changes that are sufficient, else all useful changes of the suite together, on enough GPUs."""
     single = [words for words, changed, gpus in _single_changes(prepared, model, hardware) if _fits(changed, gpus)]
     if single:
@@ -60,16 +59,18 @@ def _fits(prepared: PreparedSuite, hardware: Hardware) -> bool:
 
 
 def _peak(prepared: PreparedSuite, hardware: Hardware) -> float:
-    return memory_use(prepared, suite_model(prepared), hardware)[0].peak
+    model = suite_model(prepared)
+    assert model is not None, "a change of settings keeps the backbone"
+    return memory_use(prepared, model, hardware)[0].peak
 
 
-def _single_changes(prepared: PreparedSuite, model: Model, hardware: Hardware) -> Iterator[Change]:
+def _single_changes(prepared: PreparedSuite, model: ModelCost, hardware: Hardware) -> Iterator[Change]:
     """Every single change that applies, the cheap ones first."""
     yield from ((words, changed, hardware) for words, changed in _suite_changes(prepared, model))
     if hardware.shard != "full" and hardware.gpus > 1:
         yield "shard the weights with --shard full", prepared, replace(hardware, shard="full")
     for degree in DEGREES:
-        sizes = (hardware.gpus, model.latents, model.transformer.num_attention_heads)
+        sizes = (hardware.gpus, model.latents, model.heads)
         split = replace(hardware, context=degree)
         if (
             degree > hardware.context
@@ -82,20 +83,10 @@ def _single_changes(prepared: PreparedSuite, model: Model, hardware: Hardware) -
                 return
 
 
-def _suite_changes(prepared: PreparedSuite, model: Model) -> Iterator[tuple[str, PreparedSuite]]:
-    """Changes of the suite. Only the micro-batch and the tiles change its results."""
-    options = model.options
-    if not options.gradient_checkpointing:
-        yield _setting(prepared, gradient_checkpointing=True)
-    if options.text_encoders != "released":
-        yield _setting(prepared, text_encoders="released")
-    if model.full and options.anchors_on != "cpu":
-        yield _setting(prepared, anchors_on="cpu")
-    if model.tile is None:
-        side = TILE * model.vae["spatial_compression_ratio"]
-        yield _setting(prepared, vae_tiling=[side, side, TILE, TILE])
-    if options.decode_batch > 1 and prepared.suite.budget.micro_batch > 1:
-        yield _setting(prepared, decode_batch=1)
+def _suite_changes(prepared: PreparedSuite, model: ModelCost) -> Iterator[tuple[str, PreparedSuite]]:
+    """Changes of the suite: settings of the backbone, and the micro-batch, which changes its results."""
+    for key, value in model.savings.items():
+        yield _setting(prepared, **{key: value})
     if prepared.suite.budget.micro_batch > 1:
         budget = replace(prepared.suite.budget, micro_batch=1)
         yield "set budget.micro_batch=1", _changed(prepared, budget=budget)
@@ -141,18 +132,18 @@ def _larger_numbers(suite: Suite, hardware: Hardware) -> Iterator[int]:
 def check_gpu_memory(prepared: PreparedSuite, processes: int = 1, shard: Shard | None = None, runs: int = 1) -> None:
     """Refuse a run over these processes that needs more memory than this machine's GPU has (`bench.plan.memory`).
 
-    `runs`: runs that share the GPU at a time. Nano, runs on a CPU, and other backbones are not checked.
+    `runs`: runs that share the GPU at a time. Nano, runs on a CPU, and backbones that state no sizes are not checked.
     """
     import torch
 
     suite = prepared.suite
     device = suite.backbone.train.get("device")
     on_gpu = torch.cuda.is_available() and (device is None or str(device).startswith("cuda"))
-    if not on_gpu or suite.scale == "nano" or suite.backbone.name != BACKBONE:
+    model = None if not on_gpu or suite.scale == "nano" else suite_model(prepared)
+    if model is None:
         return
     card = torch.cuda.get_device_properties(0)
     hardware = Hardware(card.name, processes, card.total_memory / 1e9, context=prepared.cp_degree, shard=shard)
-    model = suite_model(prepared)
     memory = memory_use(prepared, model, hardware)[0]
     refused = exceeds_memory(prepared, model, hardware, memory)
     if refused:

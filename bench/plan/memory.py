@@ -14,29 +14,20 @@ have none, run as in "full". A group's gradient is complete on each GPU until it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from bench.algorithm.kl import has_kl_terms
+from bench.api import ModelCost
 from bench.core.parallelism import Shard
-from bench.plan import flops
 from bench.plan.hardware import Hardware
-from bench.plan.workload import Model
 from bench.suite.prepared import PreparedSuite
 
-FLOAT = flops.DTYPE_BYTES["float32"]
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+FLOAT = DTYPE_BYTES["float32"]
 ADAM_BYTES = 4 * FLOAT
 """Per trained parameter in float32: weight, gradient and AdamW's two moments."""
-BLOCK_BYTES = {2: 141_000 / 2048, 4: 184_000 / 2048}
-"""Activations of one joint block in bytes per token and unit of width, by the bytes of the base's dtype.
-
-Measured on a CPU at width 2048 for float32 LoRA weights on a bfloat16 base without autocast: 141 kB per token. With
-everything in bfloat16 it is 92 kB; in float32 twice that, 184 kB.
-"""
 WORKSPACE_BYTES, FIXED = 60_000 / 2048, 0.6e9
 """Bytes of a forward pass's largest buffers, per token and unit of width, and bytes of the GPU's context."""
-VAE_MAPS = 3
-"""Full-resolution feature maps that a decoder holds at once: a convolution's input, its padded copy, its output."""
 GROUPS_AT_ONCE = 2
 """Gathered blocks on a GPU with "full" sharding: the running one and the next one. Of gradients: the one that the
 backward pass computes and the one that is being reduced."""
@@ -88,57 +79,36 @@ class Memory:
 
 
 def activation_bytes(
-    transformer: flops.Transformer,
-    tokens: float,
-    *,
-    branches: int,
-    checkpoint_bytes: int | None,
-    block_bytes: float,
+    units: float, layers: int, *, branches: int, checkpoint_bytes: int | None, block_bytes: float
 ) -> float:
-    """Bytes stored for the backward pass of `branches` forward passes over `tokens` tokens each.
+    """Bytes stored for the backward pass of `branches` forward passes over `units` each: tokens times the width.
 
-    `checkpoint_bytes`: with gradient checkpointing, bytes that each block stores per token and unit of width; None
-    without. `block_bytes`: bytes of one joint block's activations per token and unit of width.
+    `layers`: blocks of the transformer. `checkpoint_bytes`: with gradient checkpointing, bytes that each block stores
+    per token and unit of width; None without. `block_bytes`: of one block's activations, per token and unit of width.
     """
     if checkpoint_bytes is None:
-        return branches * tokens * transformer.num_layers * transformer.width * block_bytes
-    return tokens * transformer.width * (branches * transformer.num_layers * checkpoint_bytes + block_bytes)
+        return branches * units * layers * block_bytes
+    return units * (branches * layers * checkpoint_bytes + block_bytes)
 
 
-def workspace_bytes(transformer: flops.Transformer, tokens: float) -> float:
-    """Bytes of a forward pass's buffers over `tokens` tokens, and of the GPU's context."""
-    return tokens * transformer.width * WORKSPACE_BYTES + FIXED
+def workspace_bytes(units: float) -> float:
+    """Bytes of a forward pass's buffers over `units`, tokens times the width, and of the GPU's context."""
+    return units * WORKSPACE_BYTES + FIXED
 
 
-def decode_bytes(
-    vae: Mapping[str, Any], size: Sequence[int], batch: int, tile: tuple[int, int] | None = None
-) -> float:
-    """A lower bound on a float32 decoder's memory: `VAE_MAPS` maps of its last stage at full resolution.
-
-    `size`: frames, height and width in pixels; `batch`: videos at once; `tile`: height and width of a tile.
-    """
-    frames, height, width = size
-    if tile is not None:
-        height, width = min(height, tile[0]), min(width, tile[1])
-    return VAE_MAPS * float(vae["block_out_channels"][0]) * batch * frames * height * width * FLOAT
-
-
-def gathered_bytes(
-    transformer: flops.Transformer, lora: int, dtype_bytes: int, shard: Shard | None
-) -> tuple[float, float]:
+def gathered_bytes(model: ModelCost, shard: Shard | None) -> tuple[float, float]:
     """Bytes on one GPU beside its shards, in a pass without gradients and in training.
 
     They are gathered weights, and in training also complete gradients.
-    `lora`: trained parameters beside a frozen base; 0 if all weights train. `dtype_bytes`: of the base's dtype.
     """
     if shard is None:
         return 0.0, 0.0
-    blocks = transformer.num_layers * transformer.block_parameters
-    share = GROUPS_AT_ONCE / transformer.num_layers
-    rest = transformer.parameters - blocks
-    inference = (rest + blocks * share) * dtype_bytes + lora * share * FLOAT
-    gradients = FLOAT * (lora * share if lora else rest + blocks * share)
-    training = inference if shard == "full" else transformer.parameters * dtype_bytes + lora * FLOAT
+    adapter, dtype_bytes = model.adapter_parameters, DTYPE_BYTES[model.dtype]
+    blocks, share = model.layers * model.block_parameters, GROUPS_AT_ONCE / model.layers
+    rest = model.parameters - blocks
+    inference = (rest + blocks * share) * dtype_bytes + adapter * share * FLOAT
+    gradients = FLOAT * (adapter * share if adapter else rest + blocks * share)
+    training = inference if shard == "full" else model.parameters * dtype_bytes + adapter * FLOAT
     return inference, training + gradients
 
 
@@ -160,63 +130,52 @@ class Anchors:
         return cls(
             max(map(len, rules)),
             max(sum(rule.every is not None for rule in row) for row in rules),
-            prepared.suite.probe_every > 0 and any(policy.term_weights() for policy in policies),
+            prepared.suite.probe_every > 0 and any(map(has_kl_terms, policies)),
         )
 
 
-def memory_use(prepared: PreparedSuite, model: Model, hardware: Hardware) -> tuple[Memory, dict[str, float]]:
+def memory_use(prepared: PreparedSuite, model: ModelCost, hardware: Hardware) -> tuple[Memory, dict[str, float]]:
     """Bytes on one GPU, and bytes of host memory of one process: {"trajectories", "videos", "anchors"}."""
-    suite = prepared.suite
-    transformer, options, budget = model.transformer, model.options, suite.budget
-    dtype_bytes, anchors = flops.DTYPE_BYTES[options.dtype], Anchors.from_suite(prepared)
+    suite, budget = prepared.suite, prepared.suite.budget
+    dtype_bytes, anchors = DTYPE_BYTES[model.dtype], Anchors.from_suite(prepared)
     shards = hardware.gpus if hardware.shard else 1
-    lora = 0 if model.full else transformer.lora_parameters(options.lora_rank, options.lora_targets)
-    trained = (lora or transformer.parameters) / shards
-    base = 0.0 if model.full else transformer.parameters * dtype_bytes / shards
-    copy = (lora or trained) * FLOAT  # anchors of a LoRA are not sharded
+    trained = (model.adapter_parameters or model.parameters) / shards
+    base = 0.0 if model.full else model.parameters * dtype_bytes / shards
+    copy = (model.adapter_parameters or trained) * FLOAT  # the anchors of an adapter are not sharded
     copies = anchors.stored + model.full  # training all weights needs a copy of the base too
-    on_gpu = not model.full or options.anchors_on == "model"
-    gathered, gathered_training = gathered_bytes(transformer, lora, dtype_bytes, hardware.shard)
-    vae, text = side_parameters(prepared)
-    resident = options.text_encoders == "resident"
+    gathered, gathered_training = gathered_bytes(model, hardware.shard)
+    text = model.text_parameters * dtype_bytes
     batch = min(budget.micro_batch, budget.prompts * budget.group_size)  # processes share whole micro-batches
     tokens = batch * (model.latents / hardware.context + model.text)  # context parallelism does not split the text
+    units = tokens * model.width
     memory = Memory(
-        weights=base + vae * FLOAT + text * dtype_bytes * resident,
-        trained=trained * ADAM_BYTES + copies * on_gpu * copy,
+        weights=base + model.vae_parameters * FLOAT + text * model.resident_text,
+        trained=trained * ADAM_BYTES + copies * model.copies_on_gpu * copy,
         activations=activation_bytes(
-            transformer,
-            tokens,
+            units,
+            model.layers,
             branches=2 if budget.guidance != 1 and suite.trains_uncond else 1,
-            checkpoint_bytes=dtype_bytes if options.gradient_checkpointing else None,
-            block_bytes=BLOCK_BYTES[dtype_bytes],
+            checkpoint_bytes=dtype_bytes if model.gradient_checkpointing else None,
+            block_bytes=model.block_bytes,
         ),
-        workspace=workspace_bytes(transformer, tokens),
+        workspace=workspace_bytes(units),
         # the gradient before the step; with a KL probe also the KL's sum and its new part
         gradients=trained * FLOAT * (3 if anchors.probed else 1),
         # the gradient before the step, what the step added, and a flat all-reduce of it between unsharded GPUs
         step=trained * FLOAT * (3 if hardware.gpus > shards else 2),
-        visiting=copy * (anchors.networks > 0 and not on_gpu and shards == 1),  # shards swap with their copy in place
-        decode=decode_bytes(model.vae, model.size, min(options.decode_batch, batch), model.tile),
-        encode=0.0 if resident else text * dtype_bytes,
+        # shards swap with their copy in place
+        visiting=copy * (anchors.networks > 0 and not model.copies_on_gpu and shards == 1),
+        decode=model.decode_bytes * min(model.decode_batch, batch),
+        encode=0.0 if model.resident_text else text,
         gathered=gathered,
         gathered_training=gathered_training,
-        loading=transformer.parameters * dtype_bytes + vae * FLOAT,
+        loading=model.parameters * dtype_bytes + model.vae_parameters * FLOAT,
     )
     samples = budget.prompts * budget.group_size / hardware.groups
     latent_bytes = math.prod(model.latent_shape) * FLOAT
     host = {
         "trajectories": samples * latent_bytes * budget.train_steps * (2 + anchors.networks),
         "videos": samples * 3.0 * math.prod(model.size) * FLOAT,
-        "anchors": 0.0 if on_gpu else copies * copy,
+        "anchors": 0.0 if model.copies_on_gpu else copies * copy,
     }
     return memory, host
-
-
-def side_parameters(prepared: PreparedSuite) -> tuple[float, float]:
-    """Parameters of the VAE and of both text encoders: of the folder's files, or the released numbers."""
-    folder = prepared.checkpoints["backbone"].path
-    if not (folder / "vae" / "config.json").is_file():
-        return flops.VAE_PARAMETERS, flops.TEXT_PARAMETERS
-    text = sum(flops.stored_parameters(folder / part) for part in ("text_encoder", "text_encoder_2"))
-    return flops.stored_parameters(folder / "vae"), text

@@ -11,8 +11,10 @@ COLUMNS = ("nfe_rollout", "nfe_anchor", "nfe_train", "nfe_evaluation")
 PREFIXES = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1.0, "FLOP"))
 
 
-def format_flops(flops: float) -> str:
-    """FLOPs with three digits and a unit."""
+def format_flops(flops: float | None) -> str:
+    """FLOPs with three digits and a unit; "-" for None."""
+    if flops is None:
+        return "-"
     for size, unit in PREFIXES:
         if flops >= size:
             return f"{flops / size:,.3g} {unit}" if flops < 1000 * size else f"{flops / size:,.0f} {unit}"
@@ -38,9 +40,10 @@ def study_totals(plans: Sequence[Mapping[str, Any]]) -> str:
     """The sum over the variants of a study."""
     totals = [plan["total"] for plan in plans]
     hours = [total["hours"] for total in totals if total["hours"] is not None]
+    flops = [total["flops"] for total in totals]
     return (
         f"all {len(plans)} variants: {sum(total['runs'] for total in totals)} runs, "
-        f"{format_flops(sum(total['flops'] for total in totals))}"
+        f"{format_flops(None if None in flops else sum(flops))}"
         + (f", {format_hours(sum(hours))} one run after another" if hours else "")
         + "; runs that variants share are trained once"
     )
@@ -48,6 +51,16 @@ def study_totals(plans: Sequence[Mapping[str, Any]]) -> str:
 
 def _head(plan: Mapping[str, Any]) -> list[str]:
     model, flops, budget = plan["model"], plan["flops"], plan["budget"]
+    update = (
+        f"each update: {budget['prompts']} prompts x {budget['group_size']} samples, {budget['steps']} steps, "
+        f"{budget['train_steps']} trained, guidance {budget['guidance']:g}; {budget['updates']} updates per run"
+    )
+    if model is None:
+        return [
+            f"suite {plan['suite']}: the class of backbone {plan['backbone']!r} has no model_cost "
+            "(bench.api.EstimatesCost), so FLOPs and memory are not known",
+            update,
+        ]
     frames, height, width = model["size"]
     decode = "not known" if flops["decode"] is None else format_flops(flops["decode"])
     passes = " with gradient checkpointing" if model["gradient_checkpointing"] else ""
@@ -56,8 +69,7 @@ def _head(plan: Mapping[str, Any]) -> list[str]:
         f"({model['source']})",
         f"video {frames} x {height} x {width}: {model['latent_tokens']:,} latent + {model['text_tokens']} text tokens "
         f"(estimated from the prompts' words); {model['trains']}{passes}",
-        f"each update: {budget['prompts']} prompts x {budget['group_size']} samples, {budget['steps']} steps, "
-        f"{budget['train_steps']} trained, guidance {budget['guidance']:g}; {budget['updates']} updates per run",
+        update,
         f"one function evaluation {format_flops(flops['forward'])}, "
         f"its backward pass {format_flops(flops['backward'])}, one decoded video {decode}",
     ]
@@ -70,7 +82,7 @@ def _table(plan: Mapping[str, Any]) -> str:
             line["row"],
             line["runs"],
             *(f"{line[name]:,}" for name in COLUMNS),
-            format_flops(sum(line["flops"].values())),
+            format_flops(None if line["flops"] is None else sum(line["flops"].values())),
             format_hours(line["hours_per_run"]),
         ]
         for line in plan["rows"]
@@ -83,7 +95,9 @@ def _table(plan: Mapping[str, Any]) -> str:
 
 def _memory(plan: Mapping[str, Any]) -> list[str]:
     memory, host = plan["memory_bytes"], plan["host_bytes"]
-    lines = []
+    lines: list[str] = []
+    if host is None:
+        return lines
     if plan["scale"] != "nano":
         trajectories, videos = host["trajectories"] / 1e9, host["videos"] / 1e9
         lines = [

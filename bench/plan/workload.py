@@ -4,80 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from bench.backbones.hunyuanvideo15.options import HunyuanOptions, latent_shape
+from bench import plugins
+from bench.algorithm.kl import has_kl_terms
+from bench.api import EstimatesCost, ModelCost
 from bench.core.budget import Budget
-from bench.core.errors import BenchError
 from bench.core.ledger import TRAIN_COST, guidance_multiplicity, planned_counts
-from bench.plan import flops
 from bench.suite.prepared import PreparedRow, PreparedSuite
 
-BACKBONE = "hunyuanvideo15"
-TOKENS_PER_WORD, TEMPLATE_TOKENS = 4 / 3, 5
-"""Estimate of a prompt's text tokens: so many per word, and the chat template's closing tokens."""
 
+def suite_model(prepared: PreparedSuite, words: float | None = None) -> ModelCost | None:
+    """The sizes of the suite's video generator; None for a backbone that states none.
 
-@dataclass(frozen=True)
-class Model:
-    """Sizes and settings of the suite's video generator that decide its cost."""
-
-    transformer: flops.Transformer
-    vae: Mapping[str, Any]
-    """The VAE's config."""
-    options: HunyuanOptions
-    latent_shape: tuple[int, int, int, int]
-    """(c, f, h, w)."""
-    text: int
-    """Text tokens of a sample."""
-    source: str
-    """Origin of the sizes, in words."""
-
-    @property
-    def size(self) -> tuple[int, int, int]:
-        """Frames, height and width of a video in pixels."""
-        frames, height, width = self.options.size
-        return frames, height, width
-
-    @property
-    def latents(self) -> int:
-        """Latent tokens of a sample."""
-        return self.transformer.tokens(self.latent_shape)
-
-    @property
-    def full(self) -> bool:
-        """Whether all weights train (`lora_rank: 0`)."""
-        return self.options.lora_rank == 0
-
-    @property
-    def tile(self) -> tuple[int, int] | None:
-        """Height and width of the VAE's tiles in pixels; None if it decodes whole latents."""
-        tiles = self.options.vae_tiling
-        return None if tiles is None else (tiles[0], tiles[1])
-
-
-def suite_model(prepared: PreparedSuite, text: int | None = None) -> Model:
-    """Sizes from the checkpoint's configs, or those of the released model if the folder does not exist.
-
-    `text`: text tokens per sample; None: estimated from the training prompts.
+    `words`: mean number of words of a prompt; None: that of the training prompts.
     """
-    suite = prepared.suite
-    if suite.backbone.name != BACKBONE:
-        raise BenchError(
-            f"plan: the cost of backbone {suite.backbone.name!r} is not known, only that of {BACKBONE!r}."
-        )
-    folder = prepared.checkpoints["backbone"].path
-    config, vae = flops.read_config(folder / "transformer"), flops.read_config(folder / "vae")
-    source = "configs of the checkpoint folder"
-    if config is None or vae is None:
-        config, vae = {}, flops.RELEASED_VAE
-        source = "checkpoint folder not found: the released 480p model is assumed"
-    options = HunyuanOptions(**suite.backbone.train)
-    if text is None:
-        words = [len(prompt.split()) for prompt in prepared.prompts.train]
-        text = round(TOKENS_PER_WORD * sum(words) / len(words)) + TEMPLATE_TOKENS
-    transformer = flops.Transformer.from_config(config)
-    return Model(transformer, vae, options, latent_shape(options.size, vae), text=text, source=source)
+    spec, checkpoint = prepared.suite.backbone, prepared.checkpoints.get("backbone")
+    backbone = plugins.find("backbones", spec.name)
+    if not (isinstance(backbone, type) and issubclass(backbone, EstimatesCost)):
+        return None
+    if words is None:
+        lengths = [len(prompt.split()) for prompt in prepared.prompts.train]
+        words = sum(lengths) / len(lengths)
+    return backbone.model_cost(None if checkpoint is None else checkpoint.path, spec.train, words)
 
 
 @dataclass(frozen=True)
@@ -95,14 +43,9 @@ class UnitCost:
         return UnitCost(self.forward / throughput, self.backward / throughput, decode)
 
 
-def unit_flops(model: Model) -> UnitCost:
+def unit_flops(model: ModelCost) -> UnitCost:
     """FLOPs of the unit costs."""
-    transformer, latents, text = model.transformer, model.latents, model.text
-    return UnitCost(
-        transformer.forward(latents, text),
-        transformer.backward(latents, text, model.options.gradient_checkpointing, model.full),
-        flops.decode_flops(model.vae, model.size, model.tile is not None),
-    )
+    return UnitCost(model.forward, model.backward, model.decode)
 
 
 def held_out_videos(prepared: PreparedSuite) -> int:
@@ -136,7 +79,7 @@ def run_counts(prepared: PreparedSuite, row: PreparedRow | None) -> dict[str, in
     ledger = planned_counts(suite.budget, len(suite.reward), suite.budget.updates if row else 0)
     trained = ledger["nfe_train"] // TRAIN_COST
     backward = trained // (1 if suite.trains_uncond else guidance_multiplicity(suite.budget.guidance))
-    has_kl = row is not None and bool(row.kl_policy.term_weights())
+    has_kl = row is not None and has_kl_terms(row.kl_policy)
     probed_updates = suite.budget.updates // suite.probe_every if suite.probe_every else 0
     return {
         "nfe_rollout": ledger["nfe_rollout"],

@@ -7,13 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bench.api import Backbone
+from bench.api import POLICY_PREFIX, Backbone
 from bench.core.errors import BenchError
 from bench.store.files import write_bytes
 from bench.store.record import POLICY
 
-POLICY_PREFIX = "policy:"
-"""Start of the keys of trained weights in the state of a backbone."""
 POLICY_FIX = "give the folder of a finished, trained run, such as results/nano/cps-fixed/seed-0"
 
 
@@ -22,6 +20,11 @@ def save_policy(folder: Path, state: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save
 
     policy = {key: value for key, value in state.items() if key.startswith(POLICY_PREFIX)}
+    if not policy:
+        raise BenchError(
+            f"the backbone's state_dict has no key that starts with {POLICY_PREFIX!r} (its keys: "
+            f"{', '.join(list(state)[:3]) or 'none'}), so no policy can be stored: rename the keys of the policy."
+        )
     write_bytes(folder / POLICY, save(policy))
 
 

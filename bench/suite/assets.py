@@ -1,13 +1,18 @@
 """`bench assets`: files that a suite needs, whether they are present, and commands that fetch them.
 
-Nothing is downloaded. The facts are in `assets.yaml`; a fact that is not known is not printed.
+Nothing is downloaded. The facts on evaluators are in `assets.yaml` beside this module, those on the checkpoints of a
+backbone in `assets.yaml` beside its module, which is not imported. A fact that is not known is not printed.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import yaml
@@ -85,15 +90,35 @@ class Asset(BaseModel):
         return shlex.join([*words, "--local-dir", str(folder)])
 
 
-def known() -> dict[str, Asset]:
-    """Assets of the data file by name."""
-    return {name: Asset.model_validate(facts) for name, facts in yaml.safe_load(DATA.read_text("utf-8")).items()}
+def _backbone_data(name: str) -> Path | None:
+    """`assets.yaml` beside the module of a backbone; None if there is none."""
+    points = {point.name: point.value for point in metadata.entry_points(group="bench.backbones")}
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # "module:Class" may be a file beside the suite
+    try:
+        spec = importlib.util.find_spec(points.get(name, name).partition(":")[0])
+    except ModuleNotFoundError:
+        return None
+    path = None if spec is None or spec.origin is None else Path(spec.origin).with_name(DATA.name)
+    return path if path is not None and path.is_file() else None
+
+
+def known(backbones: Iterable[str]) -> dict[str, Asset]:
+    """Assets of the evaluators and of these backbones, by name."""
+    files = [DATA, *filter(None, map(_backbone_data, backbones))]
+    facts = {name: asset for file in files for name, asset in yaml.safe_load(file.read_text("utf-8")).items()}
+    return {name: Asset.model_validate(asset) for name, asset in facts.items()}
+
+
+def all_assets() -> dict[str, Asset]:
+    """Assets of the evaluators and of all installed backbones, by name."""
+    return known(sorted(metadata.entry_points(group="bench.backbones").names))
 
 
 def catalogue() -> str:
     """All assets, with commands that fetch them into `checkpoints/`."""
     lines = []
-    for name, asset in known().items():
+    for name, asset in all_assets().items():
         lines += [f"{name}: {asset.title()}", f"    for {', '.join(asset.uses)}"]
         for file in asset.files:
             other = f" (or {file.other})" if file.other else ""
@@ -119,6 +144,8 @@ class Need:
     """Path as the suite sets it, or by default."""
     in_suite: bool = True
     """Whether the suite sets the path, or its default lies in a checkpoint."""
+    backbone: str | None = None
+    """The backbone whose checkpoint it is; None for a file of an evaluator."""
 
     @property
     def path(self) -> Path:
@@ -127,12 +154,13 @@ class Need:
 
 def needs(suite: Suite) -> list[Need]:
     """The backbone's checkpoint, then every file or folder of the evaluators."""
-    result = [Need("backbone.checkpoint", suite.backbone.checkpoint)]
+    checkpoint, assets = suite.backbone.checkpoint_name, known([])
+    result = [] if checkpoint is None else [Need("backbone.checkpoint", checkpoint, backbone=suite.backbone.name)]
     for evaluator in suite.all_evaluators:
         params = suite.evaluator_params.get(evaluator, {})
         paths = {key: value for key, value in params.items() if isinstance(value, str)}
         result += [Need(f"{evaluator}.{key}", paths[key]) for key in PATHS if key in paths]
-        main = next((name for name, asset in known().items() if f"{evaluator}.checkpoint" in asset.uses), None)
+        main = next((name for name, asset in assets.items() if f"{evaluator}.checkpoint" in asset.uses), None)
         if main is None:
             continue
         checkpoint = paths.get("checkpoint", f"{FOLDER}/{main}")
@@ -196,7 +224,8 @@ def _manifest_lines(need: Need) -> tuple[list[str], bool]:
 
 def _asset(need: Need) -> Asset | None:
     """The asset of this need: among several, the one named like the folder, or the first; None if there is none."""
-    assets = {name: asset for name, asset in known().items() if need.use in asset.uses}
+    backbones = [] if need.backbone is None else [need.backbone]
+    assets = {name: asset for name, asset in known(backbones).items() if need.use in asset.uses}
     return assets.get(need.path.name, next(iter(assets.values()), None))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from bench.core.budget import AdvantageRule, Budget
+from bench.core.budget import AdvantageSettings, Budget
 from bench.core.errors import BenchError
 from bench.suite.difference import flatten
 from bench.suite.paths import PATH_RULE, packaged, resolve
@@ -23,6 +23,7 @@ from bench.suite.schema import (
     KLSpec,
     MatchedRSS,
     Native,
+    PluginSpec,
     Prompts,
     RowSpec,
     Suite,
@@ -160,6 +161,8 @@ _UNION_MEMBERS: dict[str, Any] = {
     "native": Native,
     "common_eta": CommonEta,
     "matched_rss": MatchedRSS,
+    "rule": AdvantageSettings,
+    "plugin": PluginSpec,
     "KLSpec": KLSpec,
     "str": KLSpec,
 }
@@ -227,7 +230,7 @@ def _known_keys(path: Sequence[str]) -> list[str]:
         "prompts": Prompts,
         "rows": RowSpec,
         "budget": Budget,
-        "advantage": AdvantageRule,
+        "advantage": AdvantageSettings,
     }
     if not path:
         return list(Suite.model_fields)

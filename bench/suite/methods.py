@@ -10,11 +10,11 @@ from torch import Tensor
 
 from bench import plugins
 from bench.algorithm.rollout import RolloutConfig, injected_variance, noisy_steps, trained_steps
-from bench.api import Method
+from bench.api import Method, NoisePolicy
 from bench.core.errors import BenchError
 from bench.core.world import SINGLE_PROCESS, World
 from bench.flow import sigma_schedule
-from bench.suite.schema import CommonEta, MatchedRSS, Native, RowSpec, Suite
+from bench.suite.schema import PluginSpec, RowSpec, Suite
 
 
 def rollout_config(suite: Suite, seed: int, world: World = SINGLE_PROCESS) -> RolloutConfig:
@@ -39,7 +39,7 @@ def make_method(suite: Suite, row: RowSpec) -> Method:
     config = rollout_config(suite, 0)
     noisy = noisy_steps(method, sigmas, config, 0)
     trained_steps(method, sigmas, noisy, config, 0)  # for its errors
-    return apply_noise_policy(method, suite.noise_policy, sigmas, noisy)
+    return apply_noise_policy(method, suite_noise_policy(suite), sigmas, noisy)
 
 
 def recorded_params(method: Method) -> dict[str, Any]:
@@ -54,38 +54,32 @@ def recorded_params(method: Method) -> dict[str, Any]:
 def with_eta(method: Method, eta: float) -> Method:
     """The method with another noise scale; a method without a field `eta` is a `BenchError`."""
     if not hasattr(method, "eta"):
-        raise BenchError(f"{type(method).__name__} has no field 'eta', so its noise cannot be set.")
+        raise BenchError(f"{type(method).__name__} has no field 'eta', so its noise cannot be set: use kind native.")
     changes: dict[str, Any] = {"eta": eta}
     return dataclasses.replace(method, **changes)
 
 
+def suite_noise_policy(suite: Suite) -> NoisePolicy:
+    """The suite's noise policy."""
+    spec = suite.noise_policy
+    params = spec.params if isinstance(spec, PluginSpec) else spec.model_dump(exclude={"kind"})
+    return plugins.noise_policy(spec.kind, **params)
+
+
 def apply_noise_policy(
-    method: Method, policy: Native | CommonEta | MatchedRSS, sigmas: Float[Tensor, "t1"], noisy: Bool[Tensor, "t"]
+    method: Method, policy: NoisePolicy, sigmas: Float[Tensor, "t1"], noisy: Bool[Tensor, "t"]
 ) -> Method:
-    """The method with the eta of the suite's noise policy; matched_rss sums the variance of the `noisy` steps.
+    """The method with the eta of the suite's noise policy, which may ask for the variance of the `noisy` steps.
 
-    Eta is solved by 60 bisections of [0, 1]. Raises `BenchError` for a method without eta, or an rss out of reach.
+    Raises `BenchError` for a method without eta, and where no eta fits.
     """
-    if isinstance(policy, Native):
-        return method
-    if not hasattr(method, "eta"):
-        raise BenchError(
-            f"{type(method).__name__} has no field 'eta', so noise_policy {policy.kind} cannot set it: "
-            "use kind native."
-        )
-    if isinstance(policy, CommonEta):
-        return with_eta(method, policy.eta)
+    name, policy_name = type(method).__name__, type(policy).__name__
 
-    def rss(eta: float) -> float:
-        return float(injected_variance(with_eta(method, eta), sigmas)[noisy].sum().sqrt())
+    def variance(eta: float) -> Float[Tensor, "n"]:
+        return injected_variance(with_eta(method, eta), sigmas)[noisy]
 
-    low, high = 0.0, 1.0
-    if rss(high) < policy.rss:
-        raise BenchError(
-            f"{type(method).__name__} injects at most {rss(high):.3f} at eta 1, "
-            f"below noise_policy.rss {policy.rss}: lower rss."
-        )
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rss(middle) < policy.rss else (low, middle)
-    return with_eta(method, high)
+    try:
+        eta = policy.choose_eta(getattr(method, "eta", None), variance)
+        return method if eta is None else with_eta(method, eta)
+    except BenchError as cause:
+        raise BenchError(f"noise policy {policy_name}, method {name}: {cause}") from cause

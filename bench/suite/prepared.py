@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import plugins
-from bench.algorithm.kl import KLPolicy, kl_policy
 from bench.algorithm.rollout import RolloutConfig
-from bench.api import Backbone, Evaluator, Method, ShardsWeights
+from bench.api import AdvantageRule, Backbone, Evaluator, KLPolicy, Method, ShardsWeights
 from bench.core.errors import BenchError
 from bench.core.hashing import GOLDEN, MANIFEST, sha256_file, verify_manifest
 from bench.core.world import SINGLE_PROCESS, World
@@ -21,7 +21,7 @@ from bench.suite.devices import cp_degree
 from bench.suite.methods import make_method, recorded_params, rollout_config
 from bench.suite.paths import PATH_RULE, packaged, path_parameters, resolve, resolve_parameters
 from bench.suite.prompts import PromptLists
-from bench.suite.schema import RowSpec, Suite
+from bench.suite.schema import PluginSpec, RowSpec, Suite
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,10 @@ class PreparedSuite:
 
     suite: Suite
     rows: tuple[PreparedRow, ...] = field(compare=False)
+    advantage_rule: AdvantageRule = field(compare=False)
     prompts: PromptLists = field(compare=False)
     checkpoints: dict[str, Checkpoint] = field(compare=False)
-    """By use: "backbone", or an evaluator and its parameter, such as "videoalign.base_model"."""
+    """By use: "backbone", if it takes one, or an evaluator and its parameter, such as "videoalign.base_model"."""
     cp_degree: int = field(compare=False)
     """Processes that work on the same samples: the degree of the backbone's context parallelism."""
 
@@ -131,16 +132,36 @@ def prepare(suite: Suite, checkpoints_by_name: dict[str, Checkpoint] | None = No
             "take it out of the YAML and use --shard."
         )
     rows = tuple(
-        PreparedRow(row, make_method(suite, row), kl_policy(row.kl_spec.name, **row.kl_spec.params))
+        PreparedRow(row, make_method(suite, row), plugins.kl_policy(row.kl_spec.name, **row.kl_spec.params))
         for row in suite.rows
     )
-    names = {"backbone": suite.backbone.checkpoint}
+    names = _backbone_checkpoint(suite)
     for name in suite.all_evaluators:
         params = suite.evaluator_params.get(name, {})
         names |= {f"{name}.{key}": path for key, path in path_parameters(params).items()}
     cache = {} if checkpoints_by_name is None else checkpoints_by_name
     checkpoints = {use: cache.setdefault(name, Checkpoint(name)) for use, name in sorted(names.items())}
-    return PreparedSuite(suite, rows, suite.prompt_lists(), checkpoints, cp_degree(suite))
+    return PreparedSuite(suite, rows, _advantage_rule(suite), suite.prompt_lists(), checkpoints, cp_degree(suite))
+
+
+def _backbone_checkpoint(suite: Suite) -> dict[str, str]:
+    """The name of the backbone's checkpoint; empty for a backbone that takes none."""
+    spec = suite.backbone
+    parameter = inspect.signature(plugins.find("backbones", spec.name)).parameters.get("checkpoint")
+    if spec.checkpoint_name is not None:
+        if parameter is None:
+            raise BenchError(f"backbone {spec.name!r} takes no checkpoint: leave out backbone.checkpoint.")
+        return {"backbone": spec.checkpoint_name}
+    if parameter is not None and parameter.default is parameter.empty:
+        raise BenchError(f"backbone {spec.name!r} needs a checkpoint: name its folder under backbone.checkpoint.")
+    return {}
+
+
+def _advantage_rule(suite: Suite) -> AdvantageRule:
+    spec = suite.advantage
+    if isinstance(spec, PluginSpec):
+        return plugins.advantage_rule(spec.kind, **spec.params)
+    return plugins.advantage_rule("standardized", **dataclasses.asdict(spec))
 
 
 def prepare_all(suites: Sequence[Suite]) -> list[PreparedSuite]:
@@ -155,12 +176,14 @@ def make_backbone(prepared: PreparedSuite, world: World = SINGLE_PROCESS) -> Bac
     Raises `BenchError` for a backbone that cannot shard its weights.
     """
     name, params = prepared.suite.backbone.name, prepared.suite.backbone.train
-    shard: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    if "backbone" in prepared.checkpoints:
+        given["checkpoint"] = prepared.checkpoints["backbone"].path
     if world.shard is not None:
-        shard["shard"] = world.shard
+        given["shard"] = world.shard
         if not issubclass(plugins.find("backbones", name), ShardsWeights):
             raise BenchError(f"backbone {name} cannot shard its weights over processes: run it without --shard.")
-    return plugins.backbone(name, checkpoint=prepared.checkpoints["backbone"].path, **shard, **params)
+    return plugins.backbone(name, **given, **params)
 
 
 def make_evaluator(prepared: PreparedSuite, name: str) -> Evaluator:

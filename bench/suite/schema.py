@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from bench.core.budget import PROBE_EVERY, AdvantageRule, Budget
+from bench.core.budget import PROBE_EVERY, AdvantageSettings, Budget
 from bench.core.errors import BenchError
 from bench.suite.paths import packaged
 from bench.suite.prompts import PromptLists, read_prompts
@@ -24,14 +24,35 @@ class BackboneSpec(StrictModel):
 
     name: str
     """Entry point of the group bench.backbones, or "module:Class"."""
-    checkpoint: str
-    """A folder, or "nano/PART" for a checkpoint that comes with the project; "nano" means "nano/hunyuanvideo15"."""
+    checkpoint: str | None = None
+    """A folder, or "nano/PART" for a checkpoint that comes with the project; "nano" is that of the backbone, such as
+    "nano/hunyuanvideo15". null for a backbone without a checkpoint."""
     train: dict[str, Any] = {}
     """Constructor arguments of the backbone, and what is trained.
 
     They are those of the backbone's class. For hunyuanvideo15: size of the video, precision, device, parallelism,
     attention, and the LoRA (`lora_rank`, `lora_alpha`, `lora_targets`; rank 0 trains all weights).
     """
+
+    @property
+    def checkpoint_name(self) -> str | None:
+        """The checkpoint, with "nano" alone as the packaged one of this backbone."""
+        own = self.checkpoint == "nano" and ":" not in self.name
+        return f"nano/{self.name}" if own else self.checkpoint
+
+
+class PluginSpec(BaseModel):
+    """A plug-in of one's own: its name, and beside it the parameters of its class."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    kind: str
+    """Entry point of the plug-in's group, or "module:Class"."""
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters of the class."""
+        return dict(self.model_extra or {})
 
 
 class Native(StrictModel):
@@ -54,6 +75,27 @@ class MatchedRSS(StrictModel):
     kind: Literal["matched_rss"]
     rss: float = Field(gt=0)
     """Root of the summed variance that the noisy steps of a rollout add to a latent element, above 0."""
+
+
+def _noise_tag(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return kind if kind in ("native", "common_eta", "matched_rss") else "plugin"
+
+
+def _advantage_tag(value: Any) -> str:
+    return "plugin" if isinstance(value, PluginSpec) or (isinstance(value, dict) and "kind" in value) else "rule"
+
+
+NoiseSpec = Annotated[
+    Annotated[Native, Tag("native")]
+    | Annotated[CommonEta, Tag("common_eta")]
+    | Annotated[MatchedRSS, Tag("matched_rss")]
+    | Annotated[PluginSpec, Tag("plugin")],
+    Discriminator(_noise_tag),
+]
+AdvantageSpec = Annotated[
+    Annotated[AdvantageSettings, Tag("rule")] | Annotated[PluginSpec, Tag("plugin")], Discriminator(_advantage_tag)
+]
 
 
 class Evaluation(StrictModel):
@@ -82,7 +124,8 @@ class KLSpec(StrictModel):
     """A KL policy with parameters of its own."""
 
     name: str
-    """none, fixed, stepwise, moving or dual (see `bench.algorithm.kl`)."""
+    """none, fixed, stepwise, moving or dual (see `bench.algorithm.kl`), another entry point of the group
+    bench.kl_policies, or "module:Class"."""
     params: dict[str, Any] = {}
     """Fields of the KL policy's class that differ from its defaults."""
 
@@ -106,8 +149,7 @@ class RowSpec(StrictModel):
     @property
     def name(self) -> str:
         """Label of the row, and the name of its folder."""
-        method = self.method.replace(":", ".")
-        return self.label or f"{method}-{self.kl_spec.name}"
+        return self.label or f"{self.method}-{self.kl_spec.name}".replace(":", ".")
 
 
 NANO: dict[str, Any] = {
@@ -149,10 +191,11 @@ class Suite(StrictModel):
     an anchor (10), so that all of its ages are sampled."""
     group_noise: Literal["distinct", "shared"] = "distinct"
     """Initial noise of a group: one per sample, or one for all samples of a prompt."""
-    noise_policy: Annotated[Native | CommonEta | MatchedRSS, Field(discriminator="kind")] = Native()
-    """How much noise the methods explore with: native, common_eta or matched_rss."""
-    advantage: AdvantageRule = AdvantageRule()
-    """How rewards become advantages, the same for all rows."""
+    noise_policy: NoiseSpec = Native()
+    """How much noise the methods explore with: native, common_eta, matched_rss, or "module:Class" with its parameters.
+    """
+    advantage: AdvantageSpec = AdvantageSettings()
+    """How rewards become advantages, the same for all rows; a rule of one's own is `{kind: "module:Class", ...}`."""
     clip_reference_size: int | None = Field(default=None, gt=0)
     """Latent elements (channels x frames x height x width) for which the methods' clip ranges are stated, above 0.
 
@@ -228,6 +271,18 @@ class Suite(StrictModel):
         """Every evaluator that the suite uses, each once."""
         return list(dict.fromkeys([*self.evaluation.evaluators, *self.reward, *self.monitor]))
 
+    def plugin_names(self) -> list[tuple[str, str]]:
+        """Group and name of every plug-in that the suite names."""
+        names = [("evaluators", name) for name in [*self.all_evaluators, *self.evaluator_params]]
+        names.append(("backbones", self.backbone.name))
+        for row in self.rows:
+            names += [("methods", row.method), ("kl_policies", row.kl_spec.name)]
+        if isinstance(self.noise_policy, PluginSpec):
+            names.append(("noise_policies", self.noise_policy.kind))
+        if isinstance(self.advantage, PluginSpec):
+            names.append(("advantage_rules", self.advantage.kind))
+        return list(dict.fromkeys(names))
+
     def _score_errors(self) -> Iterator[str]:
         metrics = [metric for named in self.reward.values() for metric in named]
         evaluators = self.evaluation.evaluators
@@ -241,8 +296,6 @@ class Suite(StrictModel):
                 yield f"reward evaluator {name!r} is not in evaluation.evaluators; add it there."
         if len(set(self.monitor)) < len(self.monitor):
             yield f"monitor is {self.monitor}; name each evaluator once."
-        if self.advantage.ddof >= self.budget.group_size:
-            yield f"advantage.ddof {self.advantage.ddof} leaves nothing of a group of {self.budget.group_size}."
         if not any(weight for named in self.reward.values() for weight in named.values()):
             yield "every reward weight is 0; give at least one metric a weight."
 
@@ -261,7 +314,7 @@ class Suite(StrictModel):
     @property
     def scale(self) -> Literal["nano", "full"]:
         """Scale of the model, stored in records; a table never mixes the two."""
-        return "nano" if packaged(self.backbone.checkpoint) else "full"
+        return "nano" if packaged(self.backbone.checkpoint or "") else "full"
 
     @property
     def weights(self) -> dict[str, float]:
@@ -286,10 +339,13 @@ class Suite(StrictModel):
 def merge_mappings(
     base: dict[str, Any], changes: dict[str, Any], keys: Collection[str] | None = None
 ) -> dict[str, Any]:
-    """`changes` over `base`. Values that are mappings in both are merged, one level deep; if `keys`, only those."""
+    """`changes` over `base`. Values that are mappings in both are merged, one level deep; if `keys`, only those.
+
+    A change with the key `kind`, a plug-in with its parameters, replaces the whole value.
+    """
     merged = {
         key: {**base[key], **changes[key]}
         for key in (base.keys() if keys is None else keys)
-        if isinstance(base.get(key), dict) and isinstance(changes.get(key), dict)
+        if isinstance(base.get(key), dict) and isinstance(changes.get(key), dict) and "kind" not in changes[key]
     }
     return {**base, **changes, **merged}

@@ -11,15 +11,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bench import store
-from bench.algorithm.kl import KLPolicy
 from bench.algorithm.rollout import Rollout, RolloutConfig, Sampler
 from bench.algorithm.sampling import micro_batches
-from bench.api import Backbone, Evaluator
+from bench.api import Backbone, Evaluator, KLPolicy
 from bench.core.errors import BenchError, DivergedError
 from bench.core.ledger import Ledger
 from bench.core.rewards import Rewards
 from bench.core.rng import stream
 from bench.core.world import SINGLE_PROCESS, World
+from bench.suite.prepared import PreparedSuite
 from bench.suite.schema import Suite
 
 
@@ -134,9 +134,10 @@ def score_monitors(evaluators: dict[str, Evaluator], suite: Suite, videos: Rollo
 
 
 def score_rewards(
-    evaluators: dict[str, Evaluator], suite: Suite, videos: RolloutVideos, folder: Path, ledger: Ledger
+    evaluators: dict[str, Evaluator], prepared: PreparedSuite, videos: RolloutVideos, folder: Path, ledger: Ledger
 ) -> Rewards:
     """Rewards [p, g] of one update. At a pixel or reward that is not finite, the video is saved and the run stops."""
+    suite = prepared.suite
     budget, values = suite.budget, {}
     videos.check_finite(folder)
     for name, weights in suite.reward.items():
@@ -149,7 +150,7 @@ def score_rewards(
                 )
             videos.require_finite(f"reward {metric}", scores[metric].isfinite(), folder)
             values[metric] = scores[metric].float().reshape(budget.prompts, budget.group_size)
-    return Rewards(values, suite.weights, suite.advantage)
+    return Rewards(values, suite.weights, prepared.advantage_rule)
 
 
 def update_prompts(prompts: Sequence[str], count: int, seed: int, update: int) -> list[str]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import store
-from bench.algorithm.kl import KLPolicy
 from bench.algorithm.optimizers import (
     Optimizer,
     full_state,
@@ -20,7 +19,7 @@ from bench.algorithm.optimizers import (
 )
 from bench.algorithm.rollout import Rollout, RolloutConfig, Sampler, injected_variance, noisy_steps
 from bench.algorithm.update import UpdateConfig, Updater, UpdateStats
-from bench.api import Backbone, Evaluator, Method
+from bench.api import Backbone, Evaluator, KLPolicy, Method
 from bench.checks.methods import check_method
 from bench.core.ledger import Ledger
 from bench.core.progress import ProgressCallback, Step
@@ -220,11 +219,10 @@ class Trainer:
     def _score(self, videos: RolloutVideos, update: int) -> Rewards:
         suite = self.suite
         with self.ledger.phase("reward"):
-            rewards = score_rewards(self.evaluators, suite, videos, self.job.folder, self.ledger)
+            rewards = score_rewards(self.evaluators, self.job.prepared, videos, self.job.folder, self.ledger)
             if suite.shuffle_rewards:
-                rewards = Rewards(
-                    shuffle_rewards(dict(rewards), self.job.seed, update), suite.weights, suite.advantage
-                )
+                shuffled = shuffle_rewards(dict(rewards), self.job.seed, update)
+                rewards = Rewards(shuffled, rewards.weights, rewards.rule)
         return rewards
 
     def _reward_line(self, rewards: Rewards) -> dict[str, Any]:

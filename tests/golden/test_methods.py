@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.api import AdvantageRule, Gaussian, Method, Rewards
+from bench.api import AdvantageRule, Gaussian, Method, Rewards, StandardizedAdvantages
 from bench.flow import euler, sigma_schedule
 from methods.cps import CPS
 from methods.dance_grpo import DanceGRPO
@@ -131,11 +131,11 @@ def grouped(values: list[float]) -> Tensor:
 @pytest.mark.parametrize(
     ("key", "metric", "rule"),
     [
-        ("flow_group_std", None, AdvantageRule()),
-        ("flow_global_std", None, AdvantageRule(std="global")),
-        ("dance_vq", "VQ", AdvantageRule(ddof=1, eps=1e-8)),
-        ("dance_mq", "MQ", AdvantageRule(ddof=1, eps=1e-8)),
-        ("sage", None, AdvantageRule(eps=0.0)),  # its floor of the std, 1e-6, does not act on these rewards
+        ("flow_group_std", None, StandardizedAdvantages()),
+        ("flow_global_std", None, StandardizedAdvantages(std="global")),
+        ("dance_vq", "VQ", StandardizedAdvantages(ddof=1, eps=1e-8)),
+        ("dance_mq", "MQ", StandardizedAdvantages(ddof=1, eps=1e-8)),
+        ("sage", None, StandardizedAdvantages(eps=0.0)),  # its floor of the std, 1e-6, does not act on these rewards
     ],
 )
 def test_advantage(name: str, key: str, metric: str | None, rule: AdvantageRule) -> None:

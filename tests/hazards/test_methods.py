@@ -11,7 +11,7 @@ import yaml
 
 from bench.algorithm.rollout import injected_variance
 from bench.algorithm.update import Advantages
-from bench.api import AdvantageRule, BenchError, Budget, DivergedError, Method, Rewards
+from bench.api import AdvantageRule, BenchError, Budget, DivergedError, Method, Rewards, StandardizedAdvantages
 from bench.cli import main
 from bench.flow import sigma_schedule
 from bench.suite.load import load_suite
@@ -101,10 +101,10 @@ def test_every_schedule_of_the_harness_is_accepted(method: Method, shift: float)
 
 
 RULES = [
-    AdvantageRule(),
-    AdvantageRule(std="global"),
-    AdvantageRule(ddof=1, eps=1e-8),
-    AdvantageRule(eps=0.0),
+    StandardizedAdvantages(),
+    StandardizedAdvantages(std="global"),
+    StandardizedAdvantages(ddof=1, eps=1e-8),
+    StandardizedAdvantages(eps=0.0),
 ]
 
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from bench.algorithm.kl import kl_policy
 from bench.algorithm.rollout import RolloutConfig, Sampler
 from bench.algorithm.update import UpdateConfig, Updater
 from bench.api import BenchError, Budget, DivergedError, Rewards
 from bench.core.ledger import Ledger
 from bench.core.world import SINGLE_PROCESS, World, process_group
+from bench.plugins import kl_policy
 from bench.train.rewards import RolloutVideos
 from methods.sage_grpo import SAGEGRPO
 from tests.helpers.toy import Brightness, ToyBackbone

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from bench.algorithm.kl import kl_policy
 from bench.algorithm.optimizers import full_state, load_full_state, make_optimizer
 from bench.algorithm.rollout import RolloutConfig, Sampler
 from bench.algorithm.update import UpdateConfig, Updater
@@ -20,6 +19,7 @@ from bench.core.ledger import Ledger
 from bench.core.parallelism import Shard
 from bench.core.rng import normal, stream
 from bench.core.world import World, is_peer_loss
+from bench.plugins import kl_policy
 from methods.sage_grpo import SAGEGRPO
 from tests.helpers.full_size import LONG, SHORT
 

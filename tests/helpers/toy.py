@@ -36,7 +36,7 @@ class ToyBackbone:
         return [p.detach().clone() for p in self.parameters()]
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        return Conditioning([torch.full((1, 1), len(p) / 10) for p in prompts], [torch.zeros(0, 1) for _ in prompts])
+        return Conditioning([torch.full((1, 1), len(p) / 10) for p in prompts])
 
     def velocity(
         self, x: Tensor, sigma: Tensor, cond: Conditioning, guidance: float, uncond_grad: bool = True
@@ -117,6 +117,17 @@ class LoadedToy(ToyBackbone):
         time.sleep(float(os.environ.get("TOY_SECONDS", "0")))
         if os.environ.get("TOY_KILLS") == f"{os.environ.get('RANK')} {self.refreshed}":
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Bare(ToyBackbone):
+    """The toy as a suite's backbone, without a checkpoint."""
+
+
+class Optional(ToyBackbone):
+    """The toy with a checkpoint that may be left out."""
+
+    def __init__(self, checkpoint: Path | None = None) -> None:
+        super().__init__()
 
 
 class Brightness(NotANumberLater):

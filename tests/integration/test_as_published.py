@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from bench.algorithm.kl import DualKL, FixedKL, kl_policy
+from bench.algorithm.kl import DualKL, FixedKL, has_kl_terms
 from bench.algorithm.rollout import noisy_steps, trained_steps
 from bench.algorithm.update import Advantages
-from bench.api import AdvantageRule, BenchError, Method, Rewards
+from bench.api import AdvantageRule, BenchError, Method, Rewards, StandardizedAdvantages
+from bench.core.budget import AdvantageSettings
 from bench.flow import sigma_schedule
-from bench.plugins import available
+from bench.plugins import available, kl_policy
 from bench.suite.load import load_suite
 from bench.suite.methods import make_method, rollout_config
 from methods.cps import CPS
@@ -24,9 +25,9 @@ from tests.helpers.nano_suite import NANO
 
 FOLDER = NANO.parent / "as_published"
 SDE_ROLLOUT = {"group_size": 24, "steps": 10, "shift": 3.0, "train_steps": 9, "minibatches": 2, "lr": 3e-4}
-GLOBAL = AdvantageRule(std="global", ddof=0, eps=1e-4, clip=5.0)
+GLOBAL = AdvantageSettings(std="global", ddof=0, eps=1e-4, clip=5.0)
 PUBLISHED: dict[
-    str, tuple[dict[str, float], str, str | None, str, AdvantageRule, dict[str, float], dict[str, Any]]
+    str, tuple[dict[str, float], str, str | None, str, AdvantageSettings, dict[str, float], dict[str, Any]]
 ] = {
     "flow_grpo": (
         {**SDE_ROLLOUT, "weight_decay": 1e-4},
@@ -35,7 +36,7 @@ PUBLISHED: dict[
     ),
     "dance_grpo": (
         {"group_size": 24, "steps": 16, "shift": 5.0, "train_steps": int(0.6 * 15), "minibatches": 2, "lr": 1e-5},
-        *("predicted_x0", None, "shared", AdvantageRule(std="each", ddof=1, eps=1e-8, clip=5.0), {"VQ": 1.0}),
+        *("predicted_x0", None, "shared", AdvantageSettings(std="each", ddof=1, eps=1e-8, clip=5.0), {"VQ": 1.0}),
         {"extremes": 4},
     ),
     "cps": (
@@ -45,7 +46,7 @@ PUBLISHED: dict[
     ),
     "sage_grpo": (
         {"group_size": 4, "steps": 20, "shift": 5.0, "train_steps": 20, "minibatches": 1, "lr": 1e-5},
-        *("final_latent", "trained", "distinct", AdvantageRule(eps=0.0, floor=1e-6, clip=5.0)),
+        *("final_latent", "trained", "distinct", AdvantageSettings(eps=0.0, floor=1e-6, clip=5.0)),
         *({"VQ": 0.5, "MQ": 0.5, "TA": 1.0}, {"equalizer": "released"}),
     ),
 }
@@ -96,7 +97,7 @@ def test_the_kl_terms_are_those_of_the_origins() -> None:
     policies = {name: kl_policy(spec.name, **spec.params) for name, spec in rows.items()}
     assert policies["flow_grpo"] == policies["cps"] == FixedKL(weight=0.04, controller="constant")
     assert policies["flow_grpo"].weights(policies["flow_grpo"].init_state()) == {"anchor": 0.04}
-    assert policies["dance_grpo"].term_weights() == {}
+    assert not has_kl_terms(policies["dance_grpo"])
     assert policies["sage_grpo"] == DualKL()
 
 
@@ -107,17 +108,18 @@ def rewards(rule: AdvantageRule, scale: float = 1.0) -> Rewards:
 
 def test_the_floor_is_the_smallest_std_that_divides() -> None:
     assert torch.equal(
-        SAGEGRPO().advantages(rewards(AdvantageRule(floor=1e-6))), SAGEGRPO().advantages(rewards(AdvantageRule()))
+        SAGEGRPO().advantages(rewards(StandardizedAdvantages(floor=1e-6))),
+        SAGEGRPO().advantages(rewards(StandardizedAdvantages())),
     )
-    near = rewards(AdvantageRule(eps=0.0, floor=1e-6), scale=1e-9)
+    near = rewards(StandardizedAdvantages(eps=0.0, floor=1e-6), scale=1e-9)
     total = near.total()
     assert torch.allclose(SAGEGRPO().advantages(near)[0], (total - total.mean(1, keepdim=True)) / 1e-6)
     with pytest.raises(BenchError, match=r"advantage\.floor is 0"):
-        AdvantageRule(floor=0.0)
+        StandardizedAdvantages(floor=0.0)
 
 
 def test_each_reward_has_its_own_advantage_and_weight() -> None:
-    group_rewards = rewards(AdvantageRule(std="each", ddof=1, eps=1e-8))
+    group_rewards = rewards(StandardizedAdvantages(std="each", ddof=1, eps=1e-8))
     credit = Advantages.compute(DanceGRPO(), group_rewards)
     assert credit.weights == [1.0, 0.25]
     for adv, values in zip(credit.adv, group_rewards.values(), strict=True):
@@ -126,7 +128,7 @@ def test_each_reward_has_its_own_advantage_and_weight() -> None:
 
 
 def test_the_extremes_of_each_group_train() -> None:
-    group_rewards = rewards(AdvantageRule())
+    group_rewards = rewards(StandardizedAdvantages())
     keep = Advantages.compute(DanceGRPO(extremes=4), group_rewards).keep.reshape(3, 24)
     order = group_rewards.total().argsort(1)
     for row, indices in zip(keep, order, strict=True):
@@ -141,7 +143,7 @@ def test_the_extremes_of_each_group_train() -> None:
 
 @pytest.mark.parametrize("cls", [FlowGRPO, CPS])
 def test_samples_without_an_advantage_can_be_dropped(cls: type[Method]) -> None:
-    group_rewards = rewards(AdvantageRule())
+    group_rewards = rewards(StandardizedAdvantages())
     for values in group_rewards.values():
         values[1] = 0.3
     drop: dict[str, Any] = {"drop_zero_advantages": True}
@@ -153,6 +155,6 @@ def test_samples_without_an_advantage_can_be_dropped(cls: type[Method]) -> None:
 
 def test_the_options_are_off_in_the_closed_division() -> None:
     suite = load_suite(NANO)
-    assert (suite.last_step, suite.advantage) == (None, AdvantageRule())
+    assert (suite.last_step, suite.advantage) == (None, AdvantageSettings())
     assert Path(NANO).read_text().count("floor") == 0
     assert (FlowGRPO().drop_zero_advantages, CPS().drop_zero_advantages, DanceGRPO().extremes) == (False, False, 0)

@@ -18,12 +18,17 @@ from bench.checks.methods import CHECKS
 from bench.cli import main
 from bench.cli.app import parser
 from bench.core.provenance import ROOT
-from bench.suite.load import load_variants
+from bench.launch.jobs import suite_jobs
+from bench.suite.load import load_suite, load_variants
+from bench.suite.prepared import prepare
+from bench.train.run import execute
 from tools.departures import FOLDERS, PAGE, departures, page
 from tools.docs_pages import FOLDER, PAGES
 
 README = ROOT / "README.md"
-TUTORIAL, EVALUATOR = (ROOT / "docs" / "tutorials" / name for name in ("add-a-method.md", "add-an-evaluator.md"))
+TUTORIAL, EVALUATOR, BACKBONE, RULES = (
+    ROOT / "docs" / "tutorials" / f"add-{name}.md" for name in ("a-method", "an-evaluator", "a-backbone", "a-rule")
+)
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GENERATED = [FOLDER / name for name in PAGES]
 WRITTEN = [path for path in DOCUMENTS if path not in GENERATED]
@@ -149,6 +154,62 @@ def test_the_evaluator_of_the_tutorial_gives_the_output_that_is_printed_there(
     printed = capsys.readouterr().out.splitlines()
     for line, expected in zip(printed, blocks(EVALUATOR, "text")[0].splitlines(), strict=True):
         assert line.startswith(expected.split("[...]")[0])
+
+
+def check_output(page: Path, block: int, module: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The code of a page passes its checks with the output that the page prints."""
+    Path(f"{module}.py").write_text("\n\n".join(blocks(page, "python")), encoding="utf-8")
+    assert main(words) == 0
+    printed, expected = capsys.readouterr().out.splitlines(), blocks(page, "text")[block].splitlines()
+    for line, start in zip(printed, expected, strict=True):
+        assert line.startswith(start.split("[...]")[0])
+
+
+def test_the_evaluator_with_a_file_passes_its_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "palette.py").write_text(blocks(EVALUATOR, "python")[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    command = ["check", "palette:PaletteDistance", "--params", "checkpoint=red.json"]
+    assert main(command) == 2
+    assert "palette" in (refusal := capsys.readouterr().err)
+    assert refusal.count("\n") == 1
+    (tmp_path / "red.json").write_text("[0.9, 0.1, 0.1]")
+    assert main(command) == 0
+
+
+def test_the_backbone_of_the_tutorial_is_checked_and_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    check_output(BACKBONE, 0, "tiny_video", ["check", "tiny_video:TinyVideo"], capsys)
+    (tmp_path / "tiny.yaml").write_text(blocks(BACKBONE, "yaml")[0])
+    jobs = suite_jobs(prepare(load_suite("tiny.yaml", ["budget.updates=2"])), tmp_path / "results")
+    assert [job.label for job in jobs] == ["base", "flow_grpo-fixed seed 0", "sage_grpo-dual seed 0"]
+    assert execute(jobs[-1], lambda phase, done, total: None).status == "finished"
+    assert main(["export", str(jobs[-1].folder), "out"]) == 2
+    assert "the backbone 'tiny_video:TinyVideo' has no export" in capsys.readouterr().err
+    assert main(["assets", "tiny.yaml"]) == 0
+
+
+def test_the_rules_of_the_tutorial_are_checked_and_make_a_suite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [word for command in commands(RULES) if command[:2] == ["bench", "check"] for word in command[2:3]]
+    assert words == ["my_rules:FadingKL", "my_rules:LargestStep", "my_rules:Ranks"]
+    outputs = blocks(RULES, "text")[0].splitlines()
+    (tmp_path / "my_rules.py").write_text("\n\n".join(blocks(RULES, "python")))
+    for name, expected in zip(words, outputs, strict=True):
+        assert main(["check", name, *(["--params", "std=0.2"] if name.endswith("LargestStep") else [])]) == 0
+        assert capsys.readouterr().out.startswith(expected.split("[...]")[0])
+    (tmp_path / "bench").symlink_to(ROOT / "bench")
+    (tmp_path / "my-rules.yaml").write_text(blocks(RULES, "yaml")[0])
+    rows = prepare(load_suite("my-rules.yaml")).rows
+    assert [row.name for row in rows] == ["cps-my_rules.FadingKL", "cps-fast"]
 
 
 def test_the_reward_model_of_the_how_to_stores_and_reproduces_its_scores(

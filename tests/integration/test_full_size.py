@@ -165,7 +165,7 @@ def test_encoders_are_loaded_once_for_all_prompts_and_leave_memory(
     assert len(loads) == 1
     resident = HunyuanVideo15(folder, dtype="bfloat16").encode([SHORT, QUOTED])
     assert all(torch.equal(a, b) for a, b in zip(resident.text, first.text, strict=False))
-    assert all(torch.equal(a, b) for a, b in zip(resident.glyph, first.glyph, strict=False))
+    assert all(torch.equal(a, b) for a, b in zip(resident.more["glyph"], first.more["glyph"], strict=False))
     assert first.text[0].dtype == torch.bfloat16
 
 
@@ -178,7 +178,7 @@ def test_states_on_disk_replace_the_encoders_and_belong_to_them(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "load_text", lambda *args: pytest.fail("loaded"))
         stored = HunyuanVideo15(folder, **FULL, text_cache=cache).encode([SHORT, QUOTED])
-    for a, b in zip([*fresh.text, *fresh.glyph], [*stored.text, *stored.glyph], strict=True):
+    for a, b in zip([*fresh.text, *fresh.more["glyph"]], [*stored.text, *stored.more["glyph"]], strict=True):
         assert torch.equal(a, b)
         assert a.dtype == b.dtype
     HunyuanVideo15(folder, text_encoders="released", text_cache=cache).encode([SHORT, QUOTED])
@@ -219,7 +219,7 @@ def stock_velocity(transformer: Any, x: Tensor, sigma: Tensor, cond: Conditionin
     """diffusers' own processor, text padded and masked, one image token of zeros."""
     dtype = transformer.dtype
     text, text_mask = padded(cond.text, 100)
-    glyph, glyph_mask = padded(cond.glyph, 64)
+    glyph, glyph_mask = padded(cond.more["glyph"], 64)
     extra = torch.zeros(len(x), transformer.config.in_channels - x.shape[1], *x.shape[2:])
     out: Tensor = transformer(
         hidden_states=torch.cat([x, extra], 1).to(dtype),
@@ -279,7 +279,7 @@ def test_the_sampler_equals_the_stock_pipeline(
     x = normal(7, [("heldout", 0, 0)], SHAPE)
     states: dict[str, Tensor] = {}
     for prefix, row in (("", 0), ("negative_", 1)):
-        for suffix, rows, length in (("", cond.text, 100), ("_2", cond.glyph, 64)):
+        for suffix, rows, length in (("", cond.text, 100), ("_2", cond.more["glyph"], 64)):
             padding = padded([rows[row]], length)
             states[f"{prefix}prompt_embeds{suffix}"], states[f"{prefix}prompt_embeds_mask{suffix}"] = padding
     size = {"height": 16, "width": 16, "num_frames": 13, "num_inference_steps": 6}

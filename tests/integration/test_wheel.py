@@ -46,6 +46,7 @@ def test_the_wheel_has_the_data_that_commands_read(wheel: zipfile.ZipFile) -> No
         "bench/report/page/templates": "*",
         "bench/report/published": "*.csv",
         "bench/suite": "*.yaml",
+        "bench/backbones": "*.yaml",
         "evaluators/golden": "*.json",
     }
     for folder, pattern in folders.items():
@@ -58,5 +59,10 @@ def test_the_wheel_has_the_data_that_commands_read(wheel: zipfile.ZipFile) -> No
 def test_the_wheel_names_the_command_and_the_plug_ins(wheel: zipfile.ZipFile) -> None:
     (name,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     text = wheel.read(name).decode()
-    for line in ("bench = bench.cli:main", "sage_grpo = methods.sage_grpo:SAGEGRPO", "[bench.backbones]"):
+    for line in (
+        "bench = bench.cli:main",
+        "sage_grpo = methods.sage_grpo:SAGEGRPO",
+        "[bench.backbones]",
+        "dual = bench.algorithm.kl:DualKL",
+    ):
         assert line in text

@@ -19,18 +19,18 @@ import torch
 from torch import Tensor
 
 from bench import plugins
-from bench.algorithm.kl import KLPolicy, kl_policy
 from bench.algorithm.optimizers import Optimizer, make_optimizer
 from bench.algorithm.rollout import RolloutConfig, Sampler
 from bench.algorithm.update import UpdateConfig, Updater
-from bench.api import Backbone, Budget, Conditioning, Method, Rewards
+from bench.api import Backbone, Budget, Conditioning, KLPolicy, Method, Rewards
 from bench.backbones.hunyuanvideo15.backbone import HunyuanVideo15
+from bench.backbones.hunyuanvideo15.cost import Transformer
 from bench.core.errors import BenchError
 from bench.core.ledger import Ledger
 from bench.core.provenance import ROOT
 from bench.core.rng import normal, stream
-from bench.plan.flops import Transformer
 from bench.plan.probe import wall_seconds
+from bench.plugins import kl_policy
 from bench.suite.load import load_suite
 from bench.suite.prepared import make_backbone, prepare
 from tools.speed.clock import current_gb, fastest, median_cpu, peak_gb

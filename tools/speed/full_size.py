@@ -1,7 +1,8 @@
 """The full-size transformer on one GPU with random bfloat16 weights: share of a measured ceiling, and memory.
 
 It runs the harness's code: the backbone's velocity without masks, the LoRA policy with gradient checkpointing, the
-rollout and the update. FLOPs are those of `bench.plan.flops`, for the latents and the valid text tokens only.
+rollout and the update. FLOPs are those of `bench.backbones.hunyuanvideo15.cost`, for the latents and the valid text
+tokens only.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from typing import Any
 import torch
 
 from bench import plugins
-from bench.algorithm.kl import kl_policy
 from bench.algorithm.optimizers import Optimizer, make_optimizer
 from bench.algorithm.rollout import Rollout, RolloutConfig, Sampler
 from bench.algorithm.update import UpdateConfig, Updater
 from bench.api import Budget, Conditioning, Rewards
+from bench.backbones.hunyuanvideo15.cost import Transformer
 from bench.core.ledger import Ledger
 from bench.core.rng import normal
 from bench.flow import sigma_schedule
-from bench.plan.flops import Transformer
 from bench.plan.probe import wall_seconds
+from bench.plugins import kl_policy
 from tools.speed.clock import peak_gb, repeat_seconds, reset_peak, statistics_of
 from tools.speed.random_model import SMALL, RandomVideo15, perturb_policy
 from tools.speed.stock import PIPELINE, Slots, padded_velocity, scaled, stock_attention
@@ -149,7 +150,7 @@ class GPUBenchmark:
     @torch.no_grad()
     def _stock(self, x: torch.Tensor) -> torch.Tensor:
         cond, model = self.cond, self.backbone.transformer
-        return padded_velocity(model, x, self._sigma(1), cond.text, cond.glyph, self.setup.slots)
+        return padded_velocity(model, x, self._sigma(1), cond.text, cond.more["glyph"], self.setup.slots)
 
     def _train(self, x: torch.Tensor) -> None:
         """A trained step as in an update, without the optimizer's step."""

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.algorithm.kl import KLPolicy
 from bench.algorithm.optimizers import Optimizer
 from bench.algorithm.rollout import NoiseSource, RolloutConfig, noisy_steps, trained_steps
-from bench.api import Conditioning, Method, Rewards
+from bench.api import Conditioning, KLPolicy, Method, Rewards
 from bench.backbones.hunyuanvideo15.backbone import HunyuanVideo15
 from bench.backbones.hunyuanvideo15.prompt_cache import EMPTY
 from bench.flow import euler, sigma_schedule
@@ -80,8 +79,8 @@ class NaiveTrainer:
         """Velocity of one sample, guidance included."""
         guidance, sigma = self.settings.budget.guidance, self.sigmas[i].to(x.device)
         if self.empty is None:
-            return padded_velocity(model, x, sigma.expand(1), cond.text, cond.glyph, self.slots)
-        text, glyph = [*self.empty.text, *cond.text], [*self.empty.glyph, *cond.glyph]
+            return padded_velocity(model, x, sigma.expand(1), cond.text, cond.more["glyph"], self.slots)
+        text, glyph = [*self.empty.text, *cond.text], [*self.empty.more["glyph"], *cond.more["glyph"]]
         both = padded_velocity(model, torch.cat([x, x]), sigma.expand(2), text, glyph, self.slots)
         uncond, conditioned = both.chunk(2)
         return uncond + guidance * (conditioned - uncond)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from bench.algorithm.kl import has_kl_terms
 from bench.algorithm.sampling import micro_batches
 from bench.api import Backbone, Conditioning, Evaluator
 from bench.core.progress import Step
@@ -70,7 +71,7 @@ class BareCalls:
         cond = self.backbone.encode(texts)
         x = normal(0, [("speed", "bare", i) for i in range(len(texts))], self.backbone.latent_shape)
         parts = micro_batches(len(x), budget.micro_batch)
-        batches = [(x[part], Conditioning(cond.text[part], cond.glyph[part])) for part in parts]
+        batches = [(x[part], cond.take(range(len(x))[part])) for part in parts]
 
         def phase(name: str, work: Callable[[], Any]) -> Any:
             start, cpu = time.perf_counter(), time.process_time()
@@ -163,7 +164,7 @@ def summary(
 
     The first update is left out. A KL probe is an additional backward pass, which the bare calls do not have.
     """
-    has_kl = suite.probe_every > 0 and bool(trainer.kl_policy.term_weights())
+    has_kl = suite.probe_every > 0 and has_kl_terms(trainer.kl_policy)
     counted = range(1, len(harness))
     probes = [i for i in counted if has_kl and i % suite.probe_every == suite.probe_every - 1]
     saves = [i for i in counted if (i + 1) % CHECKPOINT_EVERY == 0 or i + 1 == len(harness)]

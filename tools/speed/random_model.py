@@ -13,11 +13,12 @@ from torch import Tensor
 
 from bench.api import BenchError, Conditioning
 from bench.backbones.hunyuanvideo15.backbone import HunyuanVideo15
-from bench.backbones.hunyuanvideo15.policy import LoRAPolicy
+from bench.backbones.hunyuanvideo15.cost import Transformer
+from bench.backbones.hunyuanvideo15.policy import BLOCKS, LORA_TARGETS
 from bench.backbones.hunyuanvideo15.prompt_cache import EMPTY
 from bench.backbones.hunyuanvideo15.transformer import drop_masks
+from bench.backbones.policy import LoRAPolicy
 from bench.core.rng import normal, stream
-from bench.plan.flops import Transformer
 
 EMPTY_TOKENS = 6
 """Text tokens of the empty prompt: the end of the chat template."""
@@ -82,7 +83,9 @@ class RandomVideo15(HunyuanVideo15):
         self.convention, self.tiling, self.fps = None, None, 24.0
         self.sizes, self.latent_shape, self.tokens = sizes, latent_shape, text
         self.transformer = random_transformer(sizes, dtype, device)
-        self.policy = LoRAPolicy(self.transformer, device, rank, rank, "attention+ff")
+        self.policy = LoRAPolicy(
+            self.transformer, device, rank=rank, alpha=rank, blocks=BLOCKS, pattern=LORA_TARGETS["attention+ff"]
+        )
         self.reset(stream(0, "initial_policy"))
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -90,7 +93,9 @@ class RandomVideo15(HunyuanVideo15):
         width = self.sizes.text_embed_dim
         text = [normal(0, [("speed", "text", prompt)], (self._length(prompt), width))[0] for prompt in prompts]
         none = torch.zeros(0, self.sizes.text_embed_2_dim)
-        return Conditioning([t.to(self.device, self.dtype) for t in text], [none.to(self.device) for _ in prompts])
+        return Conditioning(
+            [t.to(self.device, self.dtype) for t in text], {"glyph": [none.to(self.device) for _ in prompts]}
+        )
 
     def _length(self, prompt: str) -> int:
         return EMPTY_TOKENS if prompt == EMPTY else self.tokens

@@ -16,15 +16,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.api import Conditioning, Shard
+from bench.api import BenchError, Conditioning, ModelCost, Shard
+from bench.backbones import fsdp
 from bench.backbones.hunyuanvideo15 import checkpoint as files
-from bench.backbones.hunyuanvideo15 import fsdp
 from bench.backbones.hunyuanvideo15.context_parallel import share_context
+from bench.backbones.hunyuanvideo15.cost import model_cost
+from bench.backbones.hunyuanvideo15.export import exported_files
 from bench.backbones.hunyuanvideo15.options import HunyuanOptions, check_sizes, latent_shape, show_options
-from bench.backbones.hunyuanvideo15.policy import FullPolicy, LoRAPolicy, Policy
+from bench.backbones.hunyuanvideo15.policy import BLOCKS, LORA_TARGETS, UNTRAINED, fully_trained
 from bench.backbones.hunyuanvideo15.prompt_cache import EMPTY, PromptStates
 from bench.backbones.hunyuanvideo15.text_encoders import TextEncoders
 from bench.backbones.hunyuanvideo15.transformer import velocity
+from bench.backbones.policy import FullPolicy, LoRAPolicy, Policy
 
 
 class HunyuanVideo15:
@@ -58,13 +61,23 @@ class HunyuanVideo15:
 
     def _make_policy(self, options: HunyuanOptions, shard: Shard | None) -> Policy:
         """The policy on the transformer, which this shards."""
+        blocks = self.transformer.transformer_blocks
         if options.lora_rank:
-            alpha = options.lora_alpha or 2 * options.lora_rank
-            lora = LoRAPolicy(self.transformer, self.device, options.lora_rank, alpha, options.lora_targets)
-            fsdp.shard_model(self.transformer, shard)  # after the policy: the adapter is sharded too
+            lora = LoRAPolicy(
+                self.transformer,
+                self.device,
+                rank=options.lora_rank,
+                alpha=options.lora_alpha or 2 * options.lora_rank,
+                blocks=BLOCKS,
+                pattern=LORA_TARGETS[options.lora_targets],
+            )
+            fsdp.shard_model(self.transformer, blocks, shard)  # after the policy: the adapter is sharded too
             return lora
-        fsdp.shard_model(self.transformer, shard)  # before the policy: it copies this process's shards
-        return FullPolicy(self.transformer, torch.device("cpu") if options.anchors_on == "cpu" else self.device)
+        # before the policy: it copies this process's shards
+        fsdp.shard_model(self.transformer, blocks, shard)
+        anchor_device = torch.device("cpu") if options.anchors_on == "cpu" else self.device
+        untrained = [*UNTRAINED, "last block's text output"]
+        return FullPolicy(self.transformer, anchor_device, fully_trained(self.transformer), untrained)
 
     @classmethod
     def check_suite(cls, checkpoint: Path | None, guidance: float, params: Mapping[str, Any]) -> None:
@@ -76,6 +89,21 @@ class HunyuanVideo15:
         if checkpoint is not None:
             _check_folder(checkpoint, options)
             files.refuse_guidance(checkpoint, guidance)
+
+    @classmethod
+    def export_policy(
+        cls, policy: Mapping[str, Tensor], fingerprint: Mapping[str, str], checkpoint: Path | None
+    ) -> dict[str, bytes]:
+        """Files for diffusers and peft (`export`)."""
+        settings = json.loads(fingerprint.get("settings", "{}"))
+        if "r" not in settings or checkpoint is None:
+            raise BenchError("its record contains no LoRA rank, so its policy cannot be exported.")
+        return exported_files(policy, settings, checkpoint)
+
+    @classmethod
+    def model_cost(cls, checkpoint: Path | None, params: Mapping[str, Any], words: float) -> ModelCost:
+        """Sizes for `bench plan` (`cost`)."""
+        return model_cost(checkpoint, params, words)
 
     def _load_text(self) -> TextEncoders:
         return files.load_text(self.folder, self.dtype, self.device)
@@ -146,7 +174,7 @@ class HunyuanVideo15:
         return (base + guidance * (v - base)).to(home)
 
     def _branch(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        text, glyph = ([state.to(self.device) for state in states] for states in (cond.text, cond.glyph))
+        text, glyph = ([state.to(self.device) for state in states] for states in (cond.text, cond.more["glyph"]))
         return velocity(self.transformer, x, sigma, text, glyph, self.convention == "tencent")
 
     def round_latents(self, x: Float[Tensor, "b c f h w"], first: bool) -> Float[Tensor, "b c f h w"]:

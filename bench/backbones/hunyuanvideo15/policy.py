@@ -1,4 +1,4 @@
-"""The trained weights of the transformer and their references: LoRA adapters on one frozen base, or all weights.
+"""Which weights of the transformer train: the layers of a LoRA, and the weights that full training leaves out.
 
 Nothing reads the last block's text output, so the layers that compute only this output (`gradient_free_layers`) get no
 gradient. Full training leaves these weights out. A LoRA has matrices there, so that an adapter has the same layers in
@@ -7,20 +7,13 @@ every block: those of `to_add_out` and `ff_context` have the gradient None, thos
 
 from __future__ import annotations
 
-import math
 import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from bench.api import BenchError
-from bench.backbones.hunyuanvideo15 import fsdp
-
-POLICY = "policy"
+BLOCKS = "transformer_blocks"
+"""The transformer's list of joint blocks."""
 _ATTENTION = r"attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
 _FEED_FORWARD = r"(ff|ff_context)\.net\.(0\.proj|2)"
 LORA_TARGETS = {"attention": _ATTENTION, "attention+ff": f"({_ATTENTION}|{_FEED_FORWARD})"}
@@ -32,258 +25,14 @@ UNTRAINED = ("image_embedder.", "context_embedder_2.")
 def gradient_free_layers(transformer: Any) -> re.Pattern[str]:
     """Pattern of the last block's weights that compute only its text output, which nothing reads."""
     last = len(transformer.transformer_blocks) - 1
-    return re.compile(rf"transformer_blocks\.{last}\.(attn\.(add_q_proj|norm_added_q|to_add_out)|ff_context)\.")
+    return re.compile(rf"{BLOCKS}\.{last}\.(attn\.(add_q_proj|norm_added_q|to_add_out)|ff_context)\.")
 
 
-class Policy(Protocol):
-    """The trained weights and their references. The backbone forwards the harness's calls to it."""
-
-    def reset(self, rng: torch.Generator) -> None: ...
-    def parameters(self) -> list[torch.nn.Parameter]: ...
-    def refresh_anchor(self, name: str) -> None: ...
-    def as_anchor(self, name: str) -> AbstractContextManager[None]: ...
-    def state_dict(self) -> dict[str, Tensor]: ...
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
-    def settings(self) -> dict[str, Any]: ...
-
-
-class LoRAPolicy:
-    """LoRA adapters in float32 on one frozen base: one for the policy and one for each stored anchor.
-
-    `alpha`: the adapters' output is multiplied by alpha / rank. `targets`: a key of `LORA_TARGETS`.
-    """
-
-    def __init__(self, transformer: Any, device: torch.device, rank: int, alpha: int, targets: str):
-        self.transformer, self.device = transformer, device
-        self._lora: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "pattern": LORA_TARGETS[targets]}
-        self._add(POLICY)
-
-    def settings(self) -> dict[str, Any]:
-        """Rank, alpha and the layers' pattern, for the fingerprint and for `bench export`."""
-        return dict(self._lora)
-
-    def _add(self, name: str) -> None:
-        """Add an adapter that changes nothing yet; `reset` and `refresh_anchor` set its weights."""
-        from peft import LoraConfig
-
-        config = LoraConfig(
-            r=self._lora["r"],
-            lora_alpha=self._lora["lora_alpha"],
-            target_modules=rf"transformer_blocks\.\d+\.{self._lora['pattern']}",
-            init_lora_weights=True,
-        )
-        # peft draws from the global generator (`reset` overwrites the result) and warns about a second adapter
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
-            self.transformer.add_adapter(config, adapter_name=name)
-        for parameter in self.adapter(name).values():
-            # peft creates them in the base's dtype; bfloat16 would lose small updates
-            parameter.data = parameter.data.to(self.device, torch.float32)
-        if name != POLICY:
-            self.transformer.set_adapter(POLICY)
-
-    def reset(self, rng: torch.Generator) -> None:
-        """A fresh policy from `rng`: B zero, A uniform as in peft (Kaiming, a = sqrt 5, bound 1 / sqrt(inputs))."""
-        with torch.no_grad():
-            for name, parameter in self.adapter(POLICY).items():
-                if "lora_A" in name:
-                    bound = 1 / math.sqrt(parameter.shape[1])
-                    drawn = (torch.rand(parameter.shape, generator=rng) * 2 - 1) * bound
-                    parameter.copy_(fsdp.part_of(drawn, parameter))
-                else:
-                    parameter.zero_()
-
-    def adapter(self, name: str) -> dict[str, torch.nn.Parameter]:
-        """Weights of one adapter by name, without the adapter's name in it."""
-        infix = f".{name}."
-        return {
-            key.replace(infix, "."): p
-            for key, p in self.transformer.named_parameters()
-            if "lora_" in key and infix in key
-        }
-
-    def adapters(self) -> list[str]:
-        """Names of all adapters, the policy first."""
-        return list(self.transformer.peft_config)
-
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """The trained weights, in a fixed order: the policy's LoRA."""
-        return list(self.adapter(POLICY).values())
-
-    def refresh_anchor(self, name: str) -> None:
-        """Copy the policy into the anchor `name`, which the first refresh creates."""
-        if name not in self.adapters():
-            self._add(name)
-        with torch.no_grad():
-            for anchor, policy in zip(self.adapter(name).values(), self.parameters(), strict=True):
-                anchor.copy_(fsdp.full_tensor(policy))
-
-    @contextmanager
-    def as_anchor(self, name: str) -> Iterator[None]:
-        """Run as a frozen reference: the base ("fixed", or an anchor never refreshed) or a stored copy of the policy.
-
-        Only attributes of the layers change. peft's own switch clears `requires_grad` of the policy, so that a later
-        backward pass would silently leave the policy without a gradient.
-        """
-        from peft.tuners.lora import LoraLayer
-
-        layers = [module for module in self.transformer.modules() if isinstance(module, LoraLayer)]
-        stored = name in self.adapters()
-        before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
-        for layer in layers:
-            if stored:
-                layer._active_adapter = [name]
-            else:
-                layer._disable_adapters = True
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for layer, (active, disabled) in zip(layers, before, strict=True):
-                layer._active_adapter, layer._disable_adapters = active, disabled
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Full copies of all adapters' weights, as "<adapter>:<weight>"."""
-        return {f"{name}:{key}": fsdp.stored(p) for name in self.adapters() for key, p in self.adapter(name).items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load the adapters of `state` and delete others; `BenchError`, and no change, for another rank or layers."""
-        shapes = {key: p.shape for key, p in self.adapter(POLICY).items()}
-        names = list(dict.fromkeys(key.partition(":")[0] for key in state))
-        expected = {f"{name}:{key}": shape for name in names for key, shape in shapes.items()}
-        if {key: tensor.shape for key, tensor in state.items()} != expected or POLICY not in names:
-            ranks = sorted({len(tensor) for key, tensor in state.items() if "lora_A" in key})
-            rank = f"rank {', '.join(map(str, ranks))}" if ranks else "no LoRA weights"
-            raise BenchError(
-                f"a stored policy has other LoRA weights than this suite's backbone ({rank}, the suite has rank "
-                f"{self._lora['r']}): give backbone.train the lora_rank and lora_targets it was trained with."
-            )
-        for name in set(self.adapters()) - set(names):
-            self.transformer.delete_adapters(name)
-        for name in names:
-            if name not in self.adapters():
-                self._add(name)
-        with torch.no_grad():
-            for name in names:
-                for key, parameter in self.adapter(name).items():
-                    parameter.copy_(fsdp.part_of(state[f"{name}:{key}"], parameter))
-
-
-class FullPolicy:
-    """All weights of a float32 transformer except `UNTRAINED` and `gradient_free_layers`; anchors are copies of them.
-
-    `anchor_device` stores the copies, the base's too; they are copied to the transformer's device while they run.
-    """
-
-    def __init__(self, transformer: Any, anchor_device: torch.device):
-        dead = gradient_free_layers(transformer)
-        self._trained = {
-            name: p
-            for name, p in transformer.named_parameters()
-            if not name.startswith(UNTRAINED) and not dead.match(name)
-        }
-        for p in self._trained.values():
-            p.requires_grad_(True)
-        self._transformer, self._anchor_device = transformer, anchor_device
-        self._base = self._copy()
-        self._anchors: dict[str, dict[str, Tensor]] = {}
-
-    def settings(self) -> dict[str, Any]:
-        return {"r": 0, "untrained": [*UNTRAINED, "last block's text output"]}
-
-    def _copy(self) -> dict[str, Tensor]:
-        """Copies of the trained weights, or of this process's shards of them."""
-        return {name: fsdp.local(p).to(self._anchor_device, copy=True) for name, p in self._trained.items()}
-
-    def reset(self, rng: torch.Generator) -> None:
-        """Back to the base; nothing is drawn from `rng`."""
-        self._set(self._base)
-
-    def _set(self, weights: Mapping[str, Tensor]) -> None:
-        fsdp.release(self._transformer)
-        with torch.no_grad():
-            for name, p in self._trained.items():
-                fsdp.local(p).copy_(weights[name])
-
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """The trained weights, in a fixed order."""
-        return list(self._trained.values())
-
-    def refresh_anchor(self, name: str) -> None:
-        """Copy the policy into the anchor `name`."""
-        self._anchors[name] = self._copy()
-
-    @contextmanager
-    def as_anchor(self, name: str) -> Iterator[None]:
-        """Run with the weights of a copy: the base ("fixed", or an anchor never refreshed) or a stored policy.
-
-        The policy's tensors are not overwritten: a graph recorded before still gives exact gradients.
-        """
-        weights = self._anchors.get(name, self._base)
-        swapped = self._exchanged if fsdp.is_sharded(self._transformer) else self._replaced
-        with swapped(weights), torch.no_grad():
-            yield
-
-    @contextmanager
-    def _replaced(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        before = {key: p.data for key, p in self._trained.items()}
-        try:
-            for key, p in self._trained.items():
-                p.data = weights[key].to(p.device)
-            yield
-        finally:
-            for key, p in self._trained.items():
-                p.data = before[key]
-
-    @contextmanager
-    def _exchanged(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Exchange values with the copy, and back afterwards: FSDP2 gathers from its own memory in each pass."""
-        done: list[str] = []
-
-        def exchange(key: str) -> None:
-            current, copy = fsdp.local(self._trained[key]), weights[key]
-            saved = current.to(copy.device, copy=True)
-            current.copy_(copy)
-            copy.copy_(saved)
-
-        fsdp.release(self._transformer)
-        try:
-            for key in self._trained:
-                exchange(key)
-                done.append(key)
-            yield
-        finally:
-            fsdp.release(self._transformer)
-            for key in done:
-                exchange(key)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Full copies of the policy and of all stored anchors, as "<name>:<weight>"."""
-        state = {f"{POLICY}:{key}": fsdp.stored(p) for key, p in self._trained.items()}
-        for name, weights in self._anchors.items():
-            for key, copy in weights.items():
-                state[f"{name}:{key}"] = fsdp.stored(fsdp.shard_like(copy, self._trained[key]))
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load the policy and the anchors of `state`; `BenchError`, and no change, for other weights."""
-        names = list(dict.fromkeys(key.partition(":")[0] for key in state))
-        expected = {f"{name}:{key}": p.shape for name in names for key, p in self._trained.items()}
-        if {key: tensor.shape for key, tensor in state.items()} != expected or POLICY not in names:
-            raise BenchError(
-                "a stored policy has other weights than this suite's backbone, which trains all (lora_rank 0): "
-                "give backbone.train the lora_rank that it was trained with."
-            )
-
-        def shards(name: str) -> dict[str, Tensor]:
-            return {key: fsdp.local(fsdp.part_of(state[f"{name}:{key}"], p)) for key, p in self._trained.items()}
-
-        fsdp.release(self._transformer)
-        with torch.no_grad():
-            for key, p in self._trained.items():  # one at a time: all shards at once would double the memory
-                fsdp.local(p).copy_(fsdp.local(fsdp.part_of(state[f"{POLICY}:{key}"], p)))
-        self._anchors = {
-            name: {key: copy.to(self._anchor_device, copy=True) for key, copy in shards(name).items()}
-            for name in names
-            if name != POLICY
-        }
+def fully_trained(transformer: Any) -> dict[str, torch.nn.Parameter]:
+    """The weights that full training trains: all but `UNTRAINED` and `gradient_free_layers`."""
+    dead = gradient_free_layers(transformer)
+    return {
+        name: p
+        for name, p in transformer.named_parameters()
+        if not name.startswith(UNTRAINED) and not dead.match(name)
+    }

@@ -49,9 +49,9 @@ class PromptStates:
             new = list(dict.fromkeys([*new, EMPTY]))
         if new:
             states = self._stored(new)
-            self._known |= dict(zip(new, zip(states.text, states.glyph, strict=True), strict=True))
+            self._known |= dict(zip(new, zip(states.text, states.more["glyph"], strict=True), strict=True))
         pairs = [self._known[prompt] for prompt in prompts]
-        return Conditioning([text for text, _ in pairs], [glyph for _, glyph in pairs])
+        return Conditioning([text for text, _ in pairs], {"glyph": [glyph for _, glyph in pairs]})
 
     def _stored(self, prompts: list[str]) -> Conditioning:
         """From the cache's file of exactly these prompts, which is written if it does not exist."""
@@ -69,9 +69,10 @@ class PromptStates:
         if self._encoders is not None:
             return self._encoders.encode(prompts)
         encoders = self._load()
-        text, glyph = encoders.encode(prompts)
-        states = Conditioning([state.cpu() for state in text], [state.cpu() for state in glyph])
-        del encoders, text, glyph
+        encoded = encoders.encode(prompts)
+        glyph = [state.cpu() for state in encoded.more["glyph"]]
+        states = Conditioning([state.cpu() for state in encoded.text], {"glyph": glyph})
+        del encoders, encoded
         gc.collect()  # modules are in reference cycles: without this, memory is freed at some later collection
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -90,7 +91,7 @@ def _read(path: Path, names: str, count: int) -> Conditioning:
         raise BenchError(f"prompt states {path} cannot be read ({cause}): delete the file.") from cause
     if stored != names:
         raise BenchError(f"prompt states {path} belong to other prompts or encoders: delete the file.")
-    return Conditioning(text, glyph)
+    return Conditioning(text, {"glyph": glyph})
 
 
 def _write(path: Path, names: str, states: Conditioning) -> None:
@@ -99,7 +100,7 @@ def _write(path: Path, names: str, states: Conditioning) -> None:
 
     tensors = {
         f"{kind}.{i}": state.contiguous()
-        for kind, rows in (("text", states.text), ("glyph", states.glyph))
+        for kind, rows in (("text", states.text), ("glyph", states.more["glyph"]))
         for i, state in enumerate(rows)
     }
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # a process id is not unique over nodes

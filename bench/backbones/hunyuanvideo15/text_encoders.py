@@ -65,7 +65,10 @@ class TextEncoders:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """States of each prompt, encoded alone: they do not depend on the batch."""
+        """States of each prompt, encoded alone: they do not depend on the batch.
+
+        The stream "glyph" has the states of the glyph encoder, of length 0 where a prompt quotes no text.
+        """
         text, glyph = [], []
         for prompt in prompts:
             self._refuse_special(prompt)
@@ -78,7 +81,7 @@ class TextEncoders:
             states = self.encoder(input_ids=ids.to(self.encoder.device), output_hidden_states=True).hidden_states
             text.append(states[-(SKIPPED_LAYERS + 1)][0, self.crop :])
             glyph.append(self._glyph(prompt))
-        return Conditioning(text, glyph)
+        return Conditioning(text, {"glyph": glyph})
 
     def _refuse_special(self, prompt: str) -> None:
         special = [token for token in self.tokenizer.all_special_tokens if token in prompt]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.backbones.hunyuanvideo15 import fsdp
+from bench.backbones import fsdp
 
 TIMESTEPS = 1000.0
 """The model's timestep is 1000 * sigma."""

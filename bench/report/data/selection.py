@@ -83,4 +83,4 @@ def _kl_policy(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def _label(entry: Mapping[str, Any]) -> str:
     """Label of a configured row, which is also the name of its folder."""
-    return str(entry.get("label") or f"{str(entry.get('method')).replace(':', '.')}-{_kl_policy(entry)[0]}")
+    return str(entry.get("label") or f"{entry.get('method')}-{_kl_policy(entry)[0]}".replace(":", "."))

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from bench.algorithm.kl import POLICIES, ControlledKL, KLPolicy, RefreshRule, kl_policy
-from bench.api import BenchError
+from bench.algorithm.kl import ControlledKL
+from bench.api import BenchError, KLPolicy, RefreshRule
+from bench.plugins import available, kl_policy
 from tests.helpers import parity
 from tests.helpers.paths import GOLDEN_DATA
 
@@ -81,7 +82,7 @@ def test_terms_add_up_to_the_released_effective_kl() -> None:
 
 
 def test_weights_by_policy() -> None:
-    by_name = {name: kl_policy(name) for name in POLICIES}
+    by_name = {name: kl_policy(name) for name in available("kl_policies")}
     weights = {name: policy.weights(policy.init_state()) for name, policy in by_name.items()}
     assert weights["none"] == {}
     assert weights["fixed"] == weights["moving"] == {"anchor": pytest.approx(1e-7)}
@@ -90,7 +91,7 @@ def test_weights_by_policy() -> None:
 
 
 def test_anchors_by_policy() -> None:
-    anchors = {name: kl_policy(name).anchors() for name in POLICIES}
+    anchors = {name: kl_policy(name).anchors() for name in available("kl_policies")}
     previous = RefreshRule(network=False)
     assert anchors == {
         "none": {},
@@ -107,7 +108,7 @@ def test_moving_anchor_is_due_every_n_updates_and_never_at_the_first() -> None:
     assert not any(RefreshRule().due(update) for update in range(31))
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", available("kl_policies"))
 def test_state_is_plain_and_the_step_is_pure(name: str) -> None:
     policy, logs = kl_policy(name), {"anchor": 3e-5, "stepwise": 1e-3}
     state = policy.init_state()

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.algorithm.kl import KLPolicy, kl_policy
 from bench.algorithm.rollout import Rollout, RolloutConfig, Sampler
 from bench.algorithm.update import PROBE_EVERY, Advantages, UpdateConfig, Updater, UpdateStats, minibatches
-from bench.api import BenchError, Budget, DivergedError, Method, Rewards
+from bench.api import BenchError, Budget, DivergedError, KLPolicy, Method, Rewards
 from bench.core.ledger import Ledger, planned_counts
+from bench.plugins import kl_policy
 from methods.cps import CPS
 from methods.dance_grpo import DanceGRPO
 from methods.flow_grpo import FlowGRPO

@@ -83,7 +83,7 @@ def stock_velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         return out, mask
 
     text, text_mask = padded(cond.text, 3)
-    glyph, glyph_mask = padded(cond.glyph, 2)
+    glyph, glyph_mask = padded(cond.more["glyph"], 2)
     extra = torch.zeros(len(x), stock.config.in_channels - 8, *x.shape[2:])
     with torch.no_grad():
         out: Tensor = stock(
@@ -126,7 +126,7 @@ def test_mixed_text_lengths_equal_calls_of_one_sample(backbone: HunyuanVideo15) 
     assert len({len(t) for t in cond.text}) == 4
     together = backbone.velocity(x, sigma, cond, 1.0)
     for i in range(5):
-        one = Conditioning(cond.text[i : i + 1], cond.glyph[i : i + 1])
+        one = cond.take([i])
         alone = backbone.velocity(x[i : i + 1], sigma[i : i + 1], one, 1.0)
         assert float((alone - together[i : i + 1]).abs().max()) < TOLERANCE  # matrix products of another size
 
@@ -289,7 +289,7 @@ def test_encode_drops_exactly_the_tokens_before_the_prompt(backbone: HunyuanVide
 def test_a_prompt_is_encoded_alone(backbone: HunyuanVideo15) -> None:
     alone, together = backbone.encode([LONG]), backbone.encode([SHORT, LONG, QUOTED])
     assert torch.equal(alone.text[0], together.text[1])
-    assert [len(g) > 0 for g in together.glyph] == [False, False, True]
+    assert [len(g) > 0 for g in together.more["glyph"]] == [False, False, True]
 
 
 @pytest.mark.parametrize("token", ["<|im_start|>", "<|im_end|>"])

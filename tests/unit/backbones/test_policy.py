@@ -215,23 +215,27 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def test_an_exported_lora_gives_diffusers_the_same_velocity_bit_for_bit(trained: Path, tmp_path: Path) -> None:
     from diffusers import HunyuanVideo15Transformer3DModel
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftModel
 
     out = tmp_path / "out"
     assert main(["export", str(trained), str(out)]) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["adapter_config.json", "pytorch_lora_weights.safetensors"]
+    names = ["adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == names
     policy = HunyuanVideo15(CHECKPOINT)
     policy.load_state_dict(load_file(trained / "policy.safetensors"))
     x, sigma = latents(2)
     cond = policy.encode([SHORT, LONG])
     stock = HunyuanVideo15Transformer3DModel.from_pretrained(CHECKPOINT / "transformer").eval()
-    base = stock_velocity(stock, x, sigma, cond.text, cond.glyph)
+    base = stock_velocity(stock, x, sigma, cond.text, cond.more["glyph"])
     stock.load_lora_adapter(out, prefix=None, use_safetensors=True)
     expected = policy.velocity(x, sigma, cond, 1.0)
-    assert torch.equal(stock_velocity(stock, x, sigma, cond.text, cond.glyph), expected)
+    assert torch.equal(stock_velocity(stock, x, sigma, cond.text, cond.more["glyph"]), expected)
     assert float((base - expected).abs().max()) > 1e-3
     config = LoraConfig.from_pretrained(out)
     assert (config.r, config.lora_alpha) == (8, 16)
+    clean = HunyuanVideo15Transformer3DModel.from_pretrained(CHECKPOINT / "transformer").eval()
+    wrapped = PeftModel.from_pretrained(clean, out)
+    assert torch.equal(stock_velocity(wrapped, x, sigma, cond.text, cond.more["glyph"]), expected)
 
 
 def test_the_exported_file_is_what_diffusers_itself_saves(trained: Path, tmp_path: Path) -> None:

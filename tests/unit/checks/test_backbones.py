@@ -28,7 +28,7 @@ class Sound(ToyBackbone):
     def velocity(
         self, x: Tensor, sigma: Tensor, cond: Conditioning, guidance: float, uncond_grad: bool = True
     ) -> Tensor:
-        empty = Conditioning([torch.full((1, 1), self.EMPTY) for _ in cond.text], cond.glyph)
+        empty = Conditioning([torch.full((1, 1), self.EMPTY) for _ in cond.text])
         v, base = (super(Sound, self).velocity(x, sigma, each, 1.0) for each in (cond, empty))
         return base + guidance * (v - base)
 
@@ -54,6 +54,21 @@ def test_hunyuanvideo15_keeps_its_promises(params: dict[str, Any]) -> None:
 
 def test_a_sound_backbone_passes() -> None:
     assert list(backbone_violations(Sound())) == []
+
+
+class Unnamed(Sound):
+    """No key of the state is the policy's."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {key.replace("policy:", "lora:"): value for key, value in super().state_dict().items()}
+
+
+class Crossed(Sound):
+    """A second stream, each entry of which is that of the whole batch."""
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        image = torch.tensor([float(sum(map(len, prompts)))])
+        return Conditioning(super().encode(prompts).text, {"image": [image for _ in prompts]})
 
 
 class Half(Sound):
@@ -154,7 +169,7 @@ class Padded(Sound):
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         cond = super().encode(prompts)
-        return Conditioning([text * len(prompts) for text in cond.text], cond.glyph)
+        return Conditioning([text * len(prompts) for text in cond.text])
 
 
 class Nameless(Sound):
@@ -185,6 +200,8 @@ class Flat(Sound):
         (Forgetful, "state", "load_state_dict does not restore the policy of state_dict"),
         (Bright, "decode", "decoded pixels leave [0, 1]"),
         (Padded, "prompts", "depend on the other prompts of the call"),
+        (Crossed, "prompts", "depend on the other prompts of the call"),
+        (Unnamed, "state", "no key of state_dict starts with 'policy:'"),
         (Nameless, "fingerprint", "fingerprint is empty"),
         (Flat, "declaration", "expected (c, f, h, w)"),
     ],

@@ -308,7 +308,7 @@ class Unmade(Sound):
     ("words", "sentence"),
     [
         (["videoalgn"], "did you mean 'videoalign'?"),
-        (["zzz"], "'zzz' is neither a method nor an evaluator nor a backbone: methods are cps, dance_grpo"),
+        (["zzz"], "'zzz' is not the name of a plug-in (method: cps, dance_grpo"),
         (["cps", "--nano"], "cps is a method: --params, --nano and --write-golden are not for methods"),
         (["clipscore", "--params", "checkpoint"], "--params takes KEY=VALUE, got 'checkpoint'"),
         (["clipscore", "--params", "prefix=[a"], "a value is not YAML"),

@@ -55,7 +55,10 @@ def refused_untouched(capsys: pytest.CaptureFixture[str], results: Path, *overri
         ("rows=[{method: flow_grop}]", "unknown method 'flow_grop'"),
         ("rows=[{method: cps, label: a, params: {etta: 0.5}}]", "has no parameter 'etta': did you mean 'eta'?"),
         ("rows=[{method: cps, label: a, params: {eta: -1}}]", "eta is -1"),
-        ("rows=[{method: cps, kl: fixd}]", "unknown KL policy 'fixd': did you mean 'fixed'?"),
+        (
+            "rows=[{method: cps, kl: fixd}]",
+            "unknown KL policy 'fixd': known are dual, fixed, moving, none, stepwise; did you mean 'fixed'?",
+        ),
         ("rows=[{method: 'nowhere:Thing'}]", "module 'nowhere' cannot be imported"),
         ("evaluation.evaluators=[gold, glod]", "unknown evaluator 'glod'"),
         ("evaluation.evaluators=[clipscore]", "reward evaluator 'gold' is not in evaluation.evaluators"),

@@ -15,12 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.algorithm.rollout import local_samples
 from bench.algorithm.sampling import micro_batches
+from bench.backbones.hunyuanvideo15 import cost as flops
 from bench.cli import main
 from bench.core.errors import BenchError
 from bench.core.ledger import planned_counts
 from bench.core.provenance import ROOT
 from bench.core.world import World
-from bench.plan import flops
 from bench.plan.estimate import largest_share, plan_suite, samples_per_gpu
 from bench.plan.hardware import gpu_hardware
 from bench.plan.page import plan_page
@@ -47,6 +47,7 @@ TOKENS = {
 }
 """Latent tokens of the sizes that the paper arithmetic below is about."""
 TEXT = 100
+WORDS = (TEXT - flops.TEMPLATE_TOKENS) / flops.TOKENS_PER_WORD
 """Text tokens that it assumes."""
 
 
@@ -138,7 +139,8 @@ def iteration(*overrides: str) -> Suite:
 
 def spent(suite: Suite) -> dict[str, float]:
     """Seconds by phase at 400 TFLOP/s."""
-    found = suite_model(prepare(suite), TEXT)
+    found = suite_model(prepare(suite), WORDS)
+    assert found is not None
     return phase_costs(run_counts(prepare(suite), prepare(suite).rows[0]), unit_flops(found).at(400e12))
 
 
@@ -204,7 +206,7 @@ def test_totals_count_seeds_and_the_base_once() -> None:
 # time on machines ---------------------------------------------------------------------------------------------
 def hours(*overrides: str, evaluator_seconds: float = 0.0, **words: Any) -> float:
     prepared = prepare(load_suite(SINGLE, list(overrides)))
-    plan = plan_suite(prepared, ROOT, gpu_hardware(**words), evaluator_seconds=evaluator_seconds, text=TEXT)
+    plan = plan_suite(prepared, ROOT, gpu_hardware(**words), evaluator_seconds=evaluator_seconds, words=WORDS)
     total: float = plan["total"]["hours"]
     return total
 
@@ -296,10 +298,6 @@ def test_a_day_on_one_gpu_buys_what_the_suite_says() -> None:
         (("--tflops", "-1"), "--tflops is -1.0: give a finite number above 0"),
         (("--scorer-seconds", "nan"), "--scorer-seconds is nan"),
         (("backbone.train.size=[80, 480, 848]",), r"size \[80, 480, 848\]: frames must be 4 n \+ 1"),
-        (
-            ("backbone={name: 'bench.backbones.gaussian:GaussianData', checkpoint: none}",),
-            "the cost of backbone 'bench.+' is not known",
-        ),
     ],
 )
 def test_what_cannot_run_is_one_sentence_with_exit_code_2(
@@ -310,6 +308,20 @@ def test_what_cannot_run_is_one_sentence_with_exit_code_2(
     assert not out
     assert err.count("\n") == 1
     assert re.search(message, err), err
+
+
+def test_a_backbone_without_sizes_gets_its_counts_and_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("backbone={name: 'bench.backbones.gaussian:GaussianData'}", "--gpus", "4")
+    assert main(["plan", str(PAPER), "variant=setting_b", *words]) == 0
+    own = capsys.readouterr().out
+    assert "the class of backbone 'bench.backbones.gaussian:GaussianData' has no model_cost" in own
+    assert main(["plan", str(PAPER), "variant=setting_b"]) == 0
+    known = capsys.readouterr().out
+    counts = [re.findall(r"^(sage_grpo-dual +\d+(?: +[\d,]+){4})", page, re.M) for page in (own, known)]
+    assert counts[0] == counts[1] != []
+    assert main(["plan", str(PAPER), "variant=setting_b", words[0], "--json"]) == 0
+    (plan,) = json.loads(capsys.readouterr().out)
+    assert (plan["model"], plan["flops"], plan["host_bytes"], plan["total"]["flops"]) == (None, None, None, None)
 
 
 # output -------------------------------------------------------------------------------------------------------
@@ -371,9 +383,10 @@ def test_a_probes_seconds_become_prices() -> None:
 
 def test_sizes_of_a_folder_are_read_from_its_files() -> None:
     found = suite_model(prepare(load_suite(nano_suite.NANO)))
+    assert found is not None
     assert found.source == "configs of the checkpoint folder"
     assert found.latent_shape == (8, 4, 4, 4)
-    assert flops.stored_parameters(nano_suite.CHECKPOINT / "transformer") == found.transformer.parameters
+    assert flops.stored_parameters(nano_suite.CHECKPOINT / "transformer") == found.parameters
 
 
 def test_a_damaged_config_is_named(tmp_path: Path) -> None:

@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 
+from bench.api import ModelCost
+from bench.backbones.hunyuanvideo15.cost import Transformer
 from bench.cli import main
 from bench.core.provenance import ROOT
-from bench.plan import flops
 from bench.plan.hardware import gpu_hardware
 from bench.plan.memory import ADAM_BYTES, Memory, activation_bytes, memory_use, workspace_bytes
-from bench.plan.workload import suite_model
+from bench.plan.workload import suite_model as sizes
 from bench.suite.load import load_suite
-from bench.suite.prepared import prepare
+from bench.suite.prepared import PreparedSuite, prepare
 
 PAPER = ROOT / "bench" / "configs" / "hunyuanvideo15_480p.yaml"
-RELEASED = flops.Transformer()
+RELEASED = Transformer()
 TOKENS = {"480x848x21": 9_540, "480x848x81": 33_390, "480x848x121": 49_290, "720x1280x121": 111_600}
 """Latent tokens of the sizes that the paper arithmetic below is about."""
 MEMORY = {"480x848x21": (2.1, 1.0, 23), "480x848x81": (7.4, 3.5, 32), "480x848x121": (10.9, 5.1, 38)} | {
@@ -30,13 +31,13 @@ backbone here, without autocast, takes 141), one branch, and neither text encode
 @pytest.mark.parametrize("video", MEMORY)
 def test_memory_is_that_of_the_paper_arithmetic(video: str) -> None:
     tokens, (checkpoints, block, total) = TOKENS[video], MEMORY[video]
-    each = 104_000 / 2048
-    kept = activation_bytes(RELEASED, tokens, branches=1, checkpoint_bytes=2, block_bytes=each)
+    each, units, layers = 104_000 / 2048, tokens * RELEASED.width, RELEASED.num_layers
+    kept = activation_bytes(units, layers, branches=1, checkpoint_bytes=2, block_bytes=each)
     assert kept / 1e9 == pytest.approx(checkpoints + block, abs=0.15)
     trained = RELEASED.lora_parameters(32, "attention+ff") * ADAM_BYTES
-    used = Memory(RELEASED.parameters * 2, trained, activations=kept, workspace=workspace_bytes(RELEASED, tokens))
+    used = Memory(RELEASED.parameters * 2, trained, activations=kept, workspace=workspace_bytes(units))
     assert used.peak / 1e9 == pytest.approx(total, abs=1)
-    stored = activation_bytes(RELEASED, tokens, branches=1, checkpoint_bytes=None, block_bytes=92_000 / 2048)
+    stored = activation_bytes(units, layers, branches=1, checkpoint_bytes=None, block_bytes=92_000 / 2048)
     assert stored / 1e9 == pytest.approx(tokens * 4.968e-3, rel=1e-3)
 
 
@@ -84,6 +85,13 @@ def test_what_is_proposed_is_enough(words: tuple[str, ...], gpus: int, shard: An
     more = ["--gpus", str(gpus)] if gpus > 1 else []
     more += ["--shard", shard] if shard else []
     assert main(["plan", str(PAPER), "variant=setting_b", *words, *more]) == 0
+
+
+def suite_model(prepared: PreparedSuite) -> ModelCost:
+    """The sizes that the suite's backbone states."""
+    model = sizes(prepared)
+    assert model is not None
+    return model
 
 
 # memory over several GPUs -------------------------------------------------------------------------------------

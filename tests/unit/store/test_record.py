@@ -12,11 +12,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from bench import store
 from bench.api import BenchError
 from bench.core.errors import RunLockedError
 from bench.store.lock import is_locked, run_lock
+from bench.store.policy import save_policy
 from bench.store.record import RunRecord
 from tests.helpers.records import make_record, make_scores
 
@@ -290,3 +292,9 @@ def test_full_disk_keeps_earlier_lines(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(BenchError, match="no space left"):
         store.append_line(path, {"update": 1})
     assert path.read_text() == '{"update":0}\n'
+
+
+def test_a_state_without_a_policy_is_refused_and_not_stored_as_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"no key that starts with 'policy:' \(its keys: lora:a\)"):
+        save_policy(tmp_path, {"lora:a": torch.zeros(1)})
+    assert list(tmp_path.iterdir()) == []

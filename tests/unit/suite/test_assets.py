@@ -62,7 +62,7 @@ def fill(folder: Path) -> None:
     folders |= {"VideoReward-template": "VideoReward"}
     folders |= {name: name for name in ["HunyuanVideo-1.5-Diffusers-720p_t2v"]}
     for name, subfolder in folders.items():
-        for file in assets.known()[name].files:
+        for file in assets.known(["hunyuanvideo15"])[name].files:
             path = folder / subfolder / file.path / ("config.json" if file.path.endswith("/") else "")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}")
@@ -84,7 +84,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def test_the_facts_agree_with_the_code() -> None:
-    known = assets.known()
+    known = assets.known(["hunyuanvideo15"])
     (weights,) = (file for file in known["VideoReward"].files if file.path.endswith("model.pth"))
     assert (weights.sha256, weights.bytes) == (OFFICIAL_WEIGHTS, 5_031_072_529)
     assert known["VideoReward-template"].files[0].sha256 == OFFICIAL_TEMPLATE
@@ -100,7 +100,7 @@ def test_the_facts_agree_with_the_code() -> None:
 def test_without_a_suite_everything_known_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["assets"]) == 0
     out = capsys.readouterr().out
-    assert all(f"{name}: " in out for name in assets.known())
+    assert all(f"{name}: " in out for name in assets.known(["hunyuanvideo15"]))
     words = next(words for words in commands(out) if words[2] == "KlingTeam/VideoReward")
     assert words[3:6] == [
         "model_config.json",
@@ -116,7 +116,7 @@ def test_without_a_suite_everything_known_is_listed(capsys: pytest.CaptureFixtur
 def test_a_nano_suite_has_all_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["assets", str(NANO)]) == 0
     out = capsys.readouterr().out
-    parts = ("nano", "nano/videoreward", "nano/clip", "nano/pickscore")
+    parts = ("nano/hunyuanvideo15", "nano/videoreward", "nano/clip", "nano/pickscore")
     assert all(f": {part}, packaged with the project" in out for part in parts)
     assert out.count("all sha256 as listed") == 4
     assert "hf download" not in out
@@ -210,6 +210,26 @@ def test_a_plug_in_of_ones_own_has_no_facts(capsys: pytest.CaptureFixture[str], 
     (tmp_path / "weights.pt").write_bytes(b"w")
     assert main(words) == 0
     assert "present; nothing is known about it" in capsys.readouterr().out
+
+
+def test_a_backbone_of_ones_own_is_not_taken_for_another(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, suite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_model.py").write_text("raise AssertionError('imported')\n")
+    words = ["assets", str(suite), f"backbone={{name: 'my_model:Mine', checkpoint: {tmp_path / 'mine'}}}"]
+    assert main(words) == 1
+    out = capsys.readouterr().out
+    assert f"backbone.checkpoint: {tmp_path / 'mine'}\n    MISSING; nothing is known about it" in out
+    assert "HunyuanVideo" not in out
+    facts = {"what": "a model of mine", "hub": "me/mine", "for": ["backbone.checkpoint"], "files": [{"path": "w.pt"}]}
+    (tmp_path / "assets.yaml").write_text(yaml.safe_dump({"mine": facts}))
+    assert main(words) == 1
+    assert ["hf", "download", "me/mine", "w.pt", "--local-dir", str(tmp_path / "mine")] in commands(
+        capsys.readouterr().out
+    )
+    assert main([*words[:2], "backbone={name: 'my_model:Mine'}"]) == 1
+    assert "backbone.checkpoint" not in capsys.readouterr().out
 
 
 def test_a_run_without_its_checkpoint_points_here(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -10,9 +10,15 @@ import yaml
 from bench.core.errors import BenchError
 from bench.core.provenance import ROOT
 from bench.suite.load import load_suite, load_variants
-from bench.suite.prepared import prepare
+from bench.suite.prepared import make_backbone, prepare
 
 NANO = ROOT / "bench" / "configs" / "nano.yaml"
+_WITHOUT_NANO = (
+    "prompts={train: bench/prompts/nano_train.txt, heldout: bench/prompts/nano_heldout.txt}",
+    *("evaluator_params={}", "monitor=[]", "reward={gold: {gold_VQ: 1.0}}"),
+    "evaluation={evaluators: [gold], steps: 2, videos_per_prompt: 1}",
+)
+"""What a suite states itself if its checkpoint is not a packaged one."""
 
 
 def test_the_nano_suite_loads() -> None:
@@ -41,7 +47,8 @@ def test_the_nano_suite_loads() -> None:
         ("rows=[{method: cps, label: base}]", "names a folder"),
         ("rows=[{method: cps, label: ../x}]", "names a folder"),
         ("reward={videoalign: {VQ: 0}}", "every reward weight is 0"),
-        ("noise_policy={kind: loud}", "key 'noise_policy'"),
+        ("noise_policy={knd: native}", "key 'noise_policy.kind' is missing"),
+        ("noise_policy={kind: common_eta, rss: 1}", "unknown key 'noise_policy.rss'; known keys here: eta, kind."),
         ("reward={videoalign: {VQ: 1}, gold: {VQ: 1}}", "reward metric 'VQ' is given by two evaluators"),
         ("evaluation.evaluators=[gold]", "reward evaluator 'videoalign' is not in evaluation.evaluators"),
         ("evaluation.evaluators=[videoalign, videoalign]", "name each evaluator once"),
@@ -239,3 +246,30 @@ def test_a_mistake_in_a_variant_is_named(tmp_path: Path) -> None:
 def test_a_checkpoint_among_the_settings_of_the_backbone_is_refused() -> None:
     with pytest.raises(BenchError, match=r"backbone\.train\.checkpoint is not a setting: write the folder as"):
         prepare(load_suite(NANO, ["backbone.train.checkpoint=nano"]))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ("{name: hunyuanvideo15}", "'hunyuanvideo15' needs a checkpoint: name its folder under backbone.checkpoint"),
+        ("{name: 'tests.helpers.toy:Bare', checkpoint: x}", "takes no checkpoint: leave out backbone.checkpoint"),
+    ],
+)
+def test_a_checkpoint_is_named_exactly_where_the_backbone_takes_one(backbone: str, message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        prepare(load_suite(NANO, [f"backbone={backbone}", *_WITHOUT_NANO]))
+
+
+@pytest.mark.parametrize("name", ["tests.helpers.toy:Bare", "tests.helpers.toy:Optional"])
+def test_a_backbone_without_a_checkpoint_is_made_without_one(name: str) -> None:
+    prepared = prepare(load_suite(NANO, [f"backbone={{name: '{name}'}}", *_WITHOUT_NANO]))
+    assert (prepared.suite.scale, "backbone" in prepared.checkpoints) == ("full", False)
+    assert type(make_backbone(prepared)).__name__ == name.partition(":")[2]
+
+
+def test_nano_alone_is_the_packaged_checkpoint_of_the_suites_backbone() -> None:
+    suite = load_suite(NANO)
+    assert suite.backbone.checkpoint_name == "nano/hunyuanvideo15"
+    other = suite.backbone.model_copy(update={"name": "another"})
+    assert (other.checkpoint, other.checkpoint_name) == ("nano", "nano/another")
+    assert prepare(suite).checkpoints["backbone"].path.name == "hunyuanvideo15"

@@ -10,7 +10,7 @@ from bench.algorithm.rollout import injected_variance
 from bench.core.errors import BenchError
 from bench.flow import sigma_schedule
 from bench.suite.methods import apply_noise_policy
-from bench.suite.schema import CommonEta, MatchedRSS, Native
+from bench.suite.noise import CommonEta, MatchedRSS, Native
 
 METHODS = ("flow_grpo", "dance_grpo", "cps", "sage_grpo")
 SIGMAS = sigma_schedule(20, 5.0)
@@ -28,23 +28,23 @@ def test_the_root_sum_square_at_eta_one_half_is_the_protocols(name: str, rss: fl
 
 @pytest.mark.parametrize("name", METHODS)
 def test_matched_rss_gives_every_method_the_same_noise(name: str) -> None:
-    matched = apply_noise_policy(plugins.method(name), MatchedRSS(kind="matched_rss", rss=0.4), SIGMAS, ALL)
+    matched = apply_noise_policy(plugins.method(name), MatchedRSS(rss=0.4), SIGMAS, ALL)
     assert float(injected_variance(matched, SIGMAS).sum().sqrt()) == pytest.approx(0.4, rel=1e-9)
 
 
 def test_matched_rss_counts_the_noisy_steps_only() -> None:
     noisy = ALL.clone()
     noisy[-5:] = False
-    matched = apply_noise_policy(plugins.method("dance_grpo"), MatchedRSS(kind="matched_rss", rss=0.3), SIGMAS, noisy)
+    matched = apply_noise_policy(plugins.method("dance_grpo"), MatchedRSS(rss=0.3), SIGMAS, noisy)
     assert float(injected_variance(matched, SIGMAS)[noisy].sum().sqrt()) == pytest.approx(0.3, rel=1e-9)
 
 
 def test_common_eta_sets_eta_and_native_leaves_it() -> None:
     method = plugins.method("dance_grpo")
-    assert apply_noise_policy(method, CommonEta(kind="common_eta", eta=0.6), SIGMAS, ALL).eta == 0.6  # type: ignore[attr-defined]
+    assert apply_noise_policy(method, CommonEta(eta=0.6), SIGMAS, ALL).eta == 0.6  # type: ignore[attr-defined]
     assert apply_noise_policy(method, Native(), SIGMAS, ALL) is method
 
 
 def test_an_rss_out_of_reach_is_refused_with_the_largest_possible_one() -> None:
-    with pytest.raises(BenchError, match=r"DanceGRPO injects at most 1\.000 at eta 1.*lower rss"):
-        apply_noise_policy(plugins.method("dance_grpo"), MatchedRSS(kind="matched_rss", rss=3.0), SIGMAS, ALL)
+    with pytest.raises(BenchError, match=r"DanceGRPO: it injects at most 1\.000 at eta 1.*lower rss"):
+        apply_noise_policy(plugins.method("dance_grpo"), MatchedRSS(rss=3.0), SIGMAS, ALL)

@@ -42,7 +42,7 @@ def diversity_of(x0: Tensor, micro_batch: int = 64) -> float:
         **{"updates": 1, "prompts": 2, "group_size": 4, "steps": 2, "train_steps": 1, "shift": 5.0, "guidance": 1.0},
         **{"lr": 1e-3, "micro_batch": micro_batch},
     )
-    none, empty = torch.zeros(0), Conditioning([], [])
+    none, empty = torch.zeros(0), Conditioning([])
     rollout = Rollout(none, StepView(none, none), none, none, none, {}, x0, empty, torch.arange(8))
     return diversity(rollout, RolloutConfig(budget, "predicted_x0", "distinct", 0))
 

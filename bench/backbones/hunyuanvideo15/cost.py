@@ -1,8 +1,7 @@
-"""Parameters and FLOPs of HunyuanVideo-1.5, by arithmetic from a transformer's config.json.
+"""Parameters, FLOPs and activations of HunyuanVideo-1.5, by arithmetic from a transformer's config.json.
 
 A multiplication with its addition counts as 2 FLOPs, as in `torch.utils.flop_counter`. Norms, rotary embeddings,
-activations and the products of LoRA weights (1.5 % of a forward pass at rank 32) are not counted. Bytes are in
-`bench.plan.memory`.
+activations and the products of LoRA weights (1.5 % of a forward pass at rank 32) are not counted.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.core.errors import BenchError
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+from bench.api import BenchError, ModelCost
+from bench.backbones.hunyuanvideo15.options import HunyuanOptions, latent_shape
 
 REFINER_MLP_RATIO = 4
 """Width of the text refiner's feed-forward layers over the model's, fixed in diffusers' class."""
@@ -37,6 +35,18 @@ RELEASED_VAE: dict[str, Any] = {
     "spatial_compression_ratio": 16,
     "temporal_compression_ratio": 4,
 }
+TOKENS_PER_WORD, TEMPLATE_TOKENS = 4 / 3, 5
+"""Estimate of a prompt's text tokens: so many per word, and the chat template's closing tokens."""
+BLOCK_BYTES = {"bfloat16": 141_000 / 2048, "float32": 184_000 / 2048}
+"""Activations of one joint block in bytes per token and unit of width, by the dtype of the base.
+
+Measured on a CPU at width 2048 for float32 LoRA weights on a bfloat16 base without autocast: 141 kB per token. With
+everything in bfloat16 it is 92 kB; in float32 twice that, 184 kB.
+"""
+VAE_MAPS = 3
+"""Full-resolution feature maps that a decoder holds at once: a convolution's input, its padded copy, its output."""
+TILE = 16
+"""Side of a suggested tile in latents, as in the full-size suites."""
 
 
 @dataclass(frozen=True)
@@ -169,3 +179,81 @@ def stored_parameters(folder: Path) -> int:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
     return total
+
+
+def decode_bytes(vae: Mapping[str, Any], size: Sequence[int], tile: tuple[int, int] | None = None) -> float:
+    """A lower bound on a float32 decoder's memory for one video: `VAE_MAPS` maps of its last stage at full resolution.
+
+    `size`: frames, height and width in pixels; `tile`: height and width of a tile.
+    """
+    frames, height, width = size
+    if tile is not None:
+        height, width = min(height, tile[0]), min(width, tile[1])
+    return VAE_MAPS * float(vae["block_out_channels"][0]) * frames * height * width * 4
+
+
+def side_parameters(folder: Path | None) -> tuple[float, float]:
+    """Parameters of the VAE and of both text encoders: of the folder's files, or the released numbers."""
+    if folder is None or not (folder / "vae" / "config.json").is_file():
+        return VAE_PARAMETERS, TEXT_PARAMETERS
+    text = sum(stored_parameters(folder / part) for part in ("text_encoder", "text_encoder_2"))
+    return stored_parameters(folder / "vae"), text
+
+
+def model_cost(folder: Path | None, params: Mapping[str, Any], words: float) -> ModelCost:
+    """Sizes from the checkpoint's configs, or those of the released model if the folder does not exist."""
+    config = None if folder is None else read_config(folder / "transformer")
+    vae = None if folder is None else read_config(folder / "vae")
+    source = "configs of the checkpoint folder"
+    if config is None or vae is None:
+        config, vae = {}, RELEASED_VAE
+        source = "checkpoint folder not found: the released 480p model is assumed"
+    options, net = HunyuanOptions(**params), Transformer.from_config(config)
+    shape = latent_shape(options.size, vae)
+    latents, text = net.tokens(shape), round(TOKENS_PER_WORD * words) + TEMPLATE_TOKENS
+    tile = None if options.vae_tiling is None else (options.vae_tiling[0], options.vae_tiling[1])
+    full, (vae_parameters, text_parameters) = options.lora_rank == 0, side_parameters(folder)
+    return ModelCost(
+        source=source,
+        size=(options.size[0], options.size[1], options.size[2]),
+        latent_shape=shape,
+        latents=latents,
+        text=text,
+        layers=net.num_layers,
+        width=net.width,
+        heads=net.num_attention_heads,
+        parameters=net.parameters,
+        block_parameters=net.block_parameters,
+        adapter_parameters=0 if full else net.lora_parameters(options.lora_rank, options.lora_targets),
+        vae_parameters=vae_parameters,
+        text_parameters=text_parameters,
+        trains="all weights" if full else f"LoRA of rank {options.lora_rank}",
+        dtype=options.dtype,
+        gradient_checkpointing=options.gradient_checkpointing,
+        resident_text=options.text_encoders == "resident",
+        copies_on_gpu=not full or options.anchors_on == "model",
+        tile=tile,
+        decode_batch=options.decode_batch,
+        forward=net.forward(latents, text),
+        backward=net.backward(latents, text, options.gradient_checkpointing, full),
+        decode=decode_flops(vae, options.size, tile is not None),
+        block_bytes=BLOCK_BYTES[options.dtype],
+        decode_bytes=decode_bytes(vae, options.size, tile),
+        savings=_savings(options, vae["spatial_compression_ratio"]),
+    )
+
+
+def _savings(options: HunyuanOptions, space: int) -> dict[str, Any]:
+    """Options with which a run takes less memory. Only the tiles change its results."""
+    savings: dict[str, Any] = {}
+    if not options.gradient_checkpointing:
+        savings["gradient_checkpointing"] = True
+    if options.text_encoders != "released":
+        savings["text_encoders"] = "released"
+    if options.lora_rank == 0 and options.anchors_on != "cpu":
+        savings["anchors_on"] = "cpu"
+    if options.vae_tiling is None:
+        savings["vae_tiling"] = [TILE * space, TILE * space, TILE, TILE]
+    if options.decode_batch > 1:
+        savings["decode_batch"] = 1
+    return savings

@@ -1,6 +1,6 @@
 """FSDP2: each process stores its shard of every weight of the transformer, of its gradient and of its optimizer state.
 
-torch's `fully_shard` (FSDP: Zhao et al. 2023, arXiv 2304.11277) gathers the weights of one joint block at a time.
+torch's `fully_shard` (FSDP: Zhao et al. 2023, arXiv 2304.11277) gathers the weights of one block at a time.
 A shard's gradient is the sum over all processes, as the harness expects. All processes must do the same number of
 forward passes and of backward passes: `max_forward_passes`.
 """
@@ -8,6 +8,7 @@ forward passes and of backward passes: `max_forward_passes`.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from bench.api import Shard
 
 
-def shard_model(transformer: Any, shard: Shard | None) -> None:
+def shard_model(transformer: Any, blocks: Iterable[torch.nn.Module], shard: Shard | None) -> None:
     """Shard the transformer over all processes, block by block. Weights that are added later are not sharded."""
     if shard is None:
         return
@@ -28,7 +29,8 @@ def shard_model(transformer: Any, shard: Shard | None) -> None:
     # the transformer's class returns a view; nothing here writes into it
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     mesh = init_device_mesh(device, (dist.get_world_size(),))
-    for module in (*transformer.transformer_blocks, transformer):
+    transformer.shard_groups = (*blocks, transformer)
+    for module in transformer.shard_groups:
         fully_shard(module, mesh=mesh)
         module.set_gradient_divide_factor(1.0)  # a sum; torch's default is a mean
         module.set_force_sum_reduction_for_comms(True)  # otherwise NCCL scales by the factor, which gloo cannot
@@ -52,7 +54,7 @@ def keep_gathered(transformer: Any) -> None:
 def release(transformer: Any) -> None:
     """Free gathered weights, so that the next pass gathers the current shards."""
     if is_sharded(transformer):
-        for module in (*transformer.transformer_blocks, transformer):
+        for module in transformer.shard_groups:
             module.reshard()
 
 

@@ -1,0 +1,55 @@
+"""The packaged noise policies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from bench.api import NoisePolicy
+from bench.core.errors import BenchError
+
+LARGEST_ETA, BISECTIONS = 1.0, 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Native(NoisePolicy):
+    """Each method keeps its own eta."""
+
+    def choose_eta(self, own: float | None, variance: Callable[[float], Float[Tensor, "n"]]) -> None:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonEta(NoisePolicy):
+    """One eta for all methods."""
+
+    eta: float
+    """Finite and at least 0."""
+
+    def choose_eta(self, own: float | None, variance: Callable[[float], Float[Tensor, "n"]]) -> float:
+        return self.eta
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchedRSS(NoisePolicy):
+    """The eta between 0 and 1 with which a rollout injects a given noise, by 60 bisections."""
+
+    rss: float
+    """Root of the summed variance that the noisy steps of a rollout add to a latent element, above 0."""
+
+    def choose_eta(self, own: float | None, variance: Callable[[float], Float[Tensor, "n"]]) -> float:
+        """Raises `BenchError` for an rss out of reach."""
+
+        def rss(eta: float) -> float:
+            return float(variance(eta).sum().sqrt())
+
+        low, high = 0.0, LARGEST_ETA
+        if rss(high) < self.rss:
+            raise BenchError(f"it injects at most {rss(high):.3f} at eta 1, below rss {self.rss}: lower rss.")
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if rss(middle) < self.rss else (low, middle)
+        return high
