@@ -337,7 +337,8 @@ class Evaluator(ABC):
     """
 
     metrics: Mapping[str, Metric]
-    """The metrics by name."""
+    """The metrics by name. Those of the class are compared with a suite's `reward:` before anything is loaded; where
+    they depend on parameters, the constructor sets them instead."""
     prompt_free: frozenset[str] = frozenset()
     """Metrics that do not depend on the prompt."""
     only_size: tuple[int, int, int] | None = None

@@ -12,9 +12,10 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, ProcessStateError
 from bench.core.hashing import sha256_file
 from bench.core.plugin_source import refuse_by_source
 from bench.core.provenance import ROOT
@@ -31,6 +32,8 @@ KINDS = {
     "advantage_rules": "advantage rule",
 }
 """Group of entry points, after "bench.", to the kind of its plug-ins in words."""
+_changed_by_import: dict[str, str] = {}
+"""Module to what its import has changed in this process. A module is imported once, so a second look needs this."""
 
 
 def available(group: str) -> dict[str, str]:
@@ -92,7 +95,7 @@ def find(group: str, name: str) -> Any:
     """The class of a name. An unknown name is a `BenchError` that names the nearest known one."""
     module_name, _, class_name = _target(group, name).partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module = _import(module_name, f"{KINDS[group]} {name!r}, when it is imported,")
     except ModuleNotFoundError as cause:
         raise _not_importable(group, name, cause.name) from cause
     cls = getattr(module, class_name, None)
@@ -101,12 +104,30 @@ def find(group: str, name: str) -> Any:
     return cls
 
 
+def _import(module_name: str, culprit: str) -> ModuleType:
+    """The module; `ProcessStateError` if its import changes a global setting or code of the harness."""
+    from bench.core.process_state import ProcessSnapshot
+
+    if module_name not in sys.modules:
+        before = ProcessSnapshot.take()
+        importlib.import_module(module_name)
+        if changes := before.changes():
+            _changed_by_import[module_name] = changes
+    if module_name in _changed_by_import:
+        raise ProcessStateError(f"{culprit} {_changed_by_import[module_name]}")
+    return sys.modules[module_name]
+
+
 def _construct(group: str, name: str, params: dict[str, Any]) -> Any:
     cls = find(group, name)
-    if getattr(cls, "__pydantic_config__", None):
-        return _validated(cls, f"{KINDS[group]} {name!r}", params)
-    check(group, name, params)
-    return cls(**params)
+    from bench.core.process_state import unchanged_process  # imports torch, without which names are checked
+
+    label = f"{KINDS[group]} {name!r}"
+    is_dataclass = getattr(cls, "__pydantic_config__", None) is not None
+    if not is_dataclass:
+        check(group, name, params)
+    with unchanged_process(f"{label}, in its constructor,"):
+        return _validated(cls, label, params) if is_dataclass else cls(**params)
 
 
 def check(group: str, name: str, params: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +19,12 @@ WEIGHT = 2.5
 """w of Hessel et al., which scales typical values to about [0, 1]."""
 
 
+METRICS: Mapping[str, Metric] = {
+    "clipscore": Metric(True, "2.5 * cosine", "mean over frames of 2.5 * max(cosine, 0)"),
+    "clip_cosine": Metric(True, "cosine", "mean over frames of the cosine between frame and prompt"),
+}
+
+
 @dataclass(eq=False, repr=False)
 class ClipScore(ClipEvaluator):
     """2.5 * max(cosine, 0) per frame, and the plain cosine; means over 8 uniform frames.
@@ -32,6 +39,7 @@ class ClipScore(ClipEvaluator):
     """
 
     name: ClassVar[str] = "clipscore"
+    metrics = METRICS
 
     processor: str | Path | None = None
     """Folder of tokenizer and image constants, for transformers only; null: the checkpoint."""
@@ -48,10 +56,6 @@ class ClipScore(ClipEvaluator):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._prefix = self.prefix
-        self.metrics = {
-            "clipscore": Metric(True, "2.5 * cosine", "mean over frames of 2.5 * max(cosine, 0)"),
-            "clip_cosine": Metric(True, "cosine", "mean over frames of the cosine between frame and prompt"),
-        }
 
     def _load(self) -> HuggingFaceClip | OpenClip:
         """A folder with config.json is one of transformers, unless `model` names an open_clip model."""

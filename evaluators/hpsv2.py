@@ -29,6 +29,12 @@ RELEASED = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
 ARCHITECTURE = "ViT-H-14"
 
 
+METRICS: Mapping[str, Metric] = {
+    "hpsv2": Metric(True, "cosine", "mean over frames of the cosine; about 0.20 to 0.35"),
+    "hpsv2_x100": Metric(True, "100 * cosine", "the cosine as benchmark tables print it"),
+}
+
+
 @dataclass(eq=False, repr=False)
 class HPSv2(ClipEvaluator):
     """Cosine per frame after letterboxing, and 100 times it; means over 8 uniform frames.
@@ -40,6 +46,7 @@ class HPSv2(ClipEvaluator):
     """
 
     name: ClassVar[str] = "hpsv2"
+    metrics = METRICS
 
     version: str | float
     """2.0 or 2.1; a file with the name of the other version is an error."""
@@ -53,11 +60,6 @@ class HPSv2(ClipEvaluator):
     def __post_init__(self) -> None:
         self.version = str(self.version)
         super().__post_init__()
-        name = f"HPS v{self.version}"
-        self.metrics = {
-            "hpsv2": Metric(True, "cosine", f"{name}, mean over frames of the cosine; about 0.20 to 0.35"),
-            "hpsv2_x100": Metric(True, "100 * cosine", f"{name} as benchmark tables print it"),
-        }
 
     def _load(self) -> OpenClip:
         version = str(self.version)

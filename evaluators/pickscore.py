@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -17,6 +18,13 @@ DIVISOR = 26.0
 """flow_grpo divides by this, so that typical values are near 1."""
 
 
+METRICS: Mapping[str, Metric] = {
+    "pickscore": Metric(True, "raw", "mean over frames of exp(logit scale) * cosine; about 17 to 24 for real images"),
+    "pickscore_div26": Metric(True, "raw / 26", "the unit of flow_grpo's training logs"),
+    "pickscore_cosine": Metric(True, "cosine", "the unit of DanceGRPO"),
+}
+
+
 @dataclass(eq=False, repr=False)
 class PickScore(ClipEvaluator):
     """exp(logit scale) * cosine per frame, in three units; means over 8 uniform frames.
@@ -25,19 +33,10 @@ class PickScore(ClipEvaluator):
     """
 
     name: ClassVar[str] = "pickscore"
+    metrics = METRICS
 
     processor: str | Path | None = None
     """Folder of tokenizer and image constants; null: the checkpoint."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.metrics = {
-            "pickscore": Metric(
-                True, "raw", "mean over frames of exp(logit scale) * cosine; about 17 to 24 for real images"
-            ),
-            "pickscore_div26": Metric(True, "raw / 26", "the unit of flow_grpo's training logs"),
-            "pickscore_cosine": Metric(True, "cosine", "the unit of DanceGRPO"),
-        }
 
     def _load(self) -> HuggingFaceClip:
         processor = None if self.processor is None else Path(self.processor)

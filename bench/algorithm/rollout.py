@@ -112,6 +112,21 @@ def noisy_steps(method: Method, sigmas: Tensor, settings: RolloutConfig, update:
     return noisy
 
 
+def _step_counts(method: Method, sigmas: Tensor, settings: RolloutConfig, update: int) -> str:
+    """Why a method has no more steps to train, for a message: its choice, its kernel, the settings of the suite."""
+    marked = method.stochastic(sigmas, update, stream(settings.seed, "stochastic", update))
+    silent = marked & (injected_variance(method, sigmas) == 0)
+    counts = f"the method marks {int(marked.sum())} of {len(marked)} steps noisy, "
+    if silent.any():
+        counts += f"its kernel adds no noise at {int(silent.sum())} of them, "
+    if marked[-1] and not silent[-1]:
+        if settings.decode == "predicted_x0":
+            counts += "`decode: predicted_x0` silences the last, "
+        elif not settings.train_last:
+            counts += "`last_step: untrained` leaves out the last, "
+    return counts
+
+
 def trained_steps(
     method: Method, sigmas: Tensor, noisy: Tensor, settings: RolloutConfig, update: int
 ) -> Int[Tensor, "n"]:
@@ -124,8 +139,9 @@ def trained_steps(
     candidates = (noisy if settings.train_last else noisy[:-1]).nonzero()[:, 0]
     if len(candidates) < n:
         raise BenchError(
-            f"{name} makes {len(candidates)} of {len(noisy)} steps noisy, but budget.train_steps is {n}: "
-            "widen its window or lower the budget."
+            f"{name} has {len(candidates)} steps to train at update {update}, but budget.train_steps is {n}: "
+            f"{_step_counts(method, sigmas, settings, update)}{len(candidates)} remain. "
+            "Widen its window, or lower budget.train_steps."
         )
     if type(method).train_steps is Method.train_steps:
         return candidates[torch.randperm(len(candidates), generator=rng)[:n]].sort().values

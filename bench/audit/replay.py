@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from bench import store
 from bench.audit.differences import TrainingDiff, compare_lines, environment, environment_changes, score_floors
 from bench.core.errors import BenchError, DivergedError
+from bench.core.process_state import process_state
 from bench.core.progress import ProgressCallback
 from bench.core.provenance import hardware, provenance
 from bench.launch.jobs import suite_jobs
@@ -156,7 +157,7 @@ def _repeat_updates(job: TrainingRun, updates: int, report: ProgressCallback) ->
         except DivergedError as cause:
             error = str(cause)
     replay_environment = environment(
-        provenance(processes=1, **gpu_name()),
+        provenance(processes=1, process_state=process_state(), **gpu_name()),
         dict(models.backbone.fingerprint()),
         {name: dict(evaluator.fingerprint()) for name, evaluator in models.evaluators.items()},
         job.prepared.prompts.digest,

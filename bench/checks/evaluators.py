@@ -1,12 +1,14 @@
 """The promises of an evaluator, one check for each, on the golden clips.
 
-`check_evaluator` raises at the first broken promise, `evaluator_violations` finds all of them.
+`check_evaluator` raises at the first broken promise, `evaluator_violations` finds all of them. A run checks its
+evaluators before it trains (`evaluator_gate`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+import difflib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,10 @@ from bench.checks.violations import (
 )
 from bench.core.errors import BenchError
 
+GATE = "evaluator_checks"
+"""Name of the gate in records."""
+WEIGHTS = "weights count"
+"""Name of the check that other weights give other scores."""
 Scores = dict[str, Tensor]
 """Metric to one value per video, [b]."""
 
@@ -207,7 +213,7 @@ _SEQUENCE: CheckSequence[Evaluator, ScoredBatch] = CheckSequence(
         "input unchanged": _pure,
         "NaN refused": _refuses_nan,
         "details": _details,
-        "weights count": _weights,
+        WEIGHTS: _weights,
     },
     essential=2,
     randomness="score changes torch's or numpy's global random state: use a generator of its own.",
@@ -226,3 +232,35 @@ def check_evaluator(evaluator: Evaluator) -> tuple[str, ...]:
     """The names of the checks, all passed by `evaluator`; the first that fails raises `BenchError`."""
     raise_first("evaluator", evaluator, evaluator_violations(evaluator))
     return CHECKS
+
+
+def evaluator_gate(evaluators: Mapping[str, Evaluator]) -> dict[str, Any]:
+    """The gate of a run that its evaluators pass the checks of `bench check`; the first failure is a `BenchError`.
+
+    "weights count" is left to `bench check`, since it changes the weights, group by group. An evaluator that accepts
+    no golden clip cannot be checked; then `passed` is None.
+    """
+    entries: dict[str, Any] = {}
+    for name, evaluator in evaluators.items():
+        if formula_clips(evaluator):
+            raise_first("evaluator", evaluator, _SEQUENCE.violations(evaluator, (WEIGHTS,)))
+            entries[name] = {"passed": True, "checks": len(CHECKS) - 1}
+        else:
+            entries[name] = {"passed": None, "not_available": f"no golden clip has the size {evaluator.only_size}"}
+    return {"passed": True if all(entry["passed"] for entry in entries.values()) else None, "evaluators": entries}
+
+
+def check_reward_metrics(reward: Mapping[str, Collection[str]], metrics: Mapping[str, Collection[str]]) -> None:
+    """Raise a `BenchError` for a reward metric that its evaluator does not give, with the nearest one that it gives.
+
+    `reward`: evaluator to the metrics of the suite. `metrics`: evaluator to the metrics that it gives, where known.
+    """
+    for name in [name for name in reward if name in metrics]:
+        for metric in reward[name]:
+            if metric not in metrics[name]:
+                near = difflib.get_close_matches(metric, metrics[name], 1)
+                hint = f"did you mean {near[0]!r}? Fix" if near else "fix"
+                raise BenchError(
+                    f"reward {name}.{metric}: the evaluator gives {', '.join(metrics[name])}; {hint} 'reward:' in the "
+                    "YAML."
+                )

@@ -10,20 +10,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxtyping import Float
 from torch import Tensor
 
 from bench import plugins
 from bench.api import Method
-from bench.checks.methods import CHECKS, HOOK_OF_CHECK, STEP_CHECKS, method_violations
-from bench.checks.violations import Violation
-from bench.core.errors import BenchError, BudgetFieldError
+from bench.checks.methods import CHECKS, HOOK_OF_CHECK, STEP_CHECKS, check_method, method_violations
+from bench.checks.steps import check_steps
+from bench.checks.violations import CHANGES, Violation, run_check
+from bench.core.errors import BenchError, BudgetFieldError, ProcessStateError
 from bench.flow import sigma_schedule
+from bench.suite.methods import make_method
+from bench.suite.schema import RowSpec, Suite
 
 SCHEDULES = ((10, 5.0), (20, 5.0))
 """(steps, shift) of the nano suite, and of SAGE-GRPO's rollouts (methods/sage_grpo.py)."""
+API = sys.modules[Method.__module__].__file__
 CONSTRUCTION = "construction"
 """Name of the finding for a class that cannot be constructed; no other check is then run."""
+SUITE = "suite"
+"""Name of the check against the budget, the settings and the noise policy of a suite."""
 
 
 class LintLine(NamedTuple):
@@ -40,9 +45,21 @@ class LintLine(NamedTuple):
 
 
 def lint_line(plugin: object, violation: Violation, hook: str | None) -> LintLine:
-    """The line of one broken promise, with the location of the hook, or of the class if `hook` is None."""
+    """The line of one broken promise: the statement that raised, else the hook, or the class if `hook` is None."""
     message = " ".join(violation.message.split())
-    return LintLine(locate(type(plugin), hook), violation.check.replace(" ", "-"), message)
+    location = _statement(violation.cause, type(plugin)) or locate(type(plugin), hook)
+    return LintLine(location, violation.check.replace(" ", "-"), message)
+
+
+def _statement(error: BaseException | None, cls: type) -> str | None:
+    """The innermost line of the traceback in the plug-in's own files; None if there is none, or no exception."""
+    own_files = {sys.modules[parent.__module__].__dict__.get("__file__") for parent in cls.__mro__[:-1]}
+    while error is not None:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own_files - {API}]
+        if frames:
+            return _location(frames[-1].filename, frames[-1].lineno or 1)
+        error = error.__cause__
+    return None
 
 
 def locate(cls: type, hook: str | None = None) -> str:
@@ -76,12 +93,20 @@ def _raised_at(error: BaseException, name: str) -> str:
     return _location(frames[-1].filename, frames[-1].lineno or 1) if frames else name
 
 
+def _module_file(name: str) -> str:
+    """The file of a plug-in whose import has changed something."""
+    file = sys.modules[name.partition(":")[0]].__file__
+    return name if file is None else _location(file, 1)
+
+
 def _make_method(name: str) -> Method | LintLine:
     """The method with its defaults, or why it cannot be constructed; a wrong name raises `BenchError`."""
     try:
         plugins.find("methods", name)
     except BudgetFieldError as error:
         return LintLine(_raised_at(error, name), "no-budget-field", str(error))
+    except ProcessStateError as error:
+        return LintLine(_module_file(name), CHANGES.replace(" ", "-"), str(error))
     except BenchError:
         raise
     except Exception as error:
@@ -91,13 +116,15 @@ def _make_method(name: str) -> Method | LintLine:
         raise BenchError(f"method {name!r} is not a class that derives from bench.api.Method.")
     try:
         return plugins.method(name)
+    except ProcessStateError as error:
+        return LintLine(locate(cls), CHANGES.replace(" ", "-"), str(error))
     except Exception as error:
         message = f"with its defaults the class cannot be constructed: {' '.join(str(error).split())}"
         return LintLine(locate(cls), CONSTRUCTION, message)
 
 
-def lint_method(name: str, schedules: Sequence[Float[Tensor, "t1"]] = ()) -> tuple[Method | None, list[LintLine]]:
-    """The method, or None, and a line for each check that failed on `SCHEDULES` or on one of `schedules`.
+def lint_method(name: str, suites: Sequence[Suite] = ()) -> tuple[Method | None, list[LintLine]]:
+    """The method, or None, and a line for each check that failed on `SCHEDULES` or on one of `suites`.
 
     Each check has at most one line, from the first schedule on which it failed. An unknown name raises `BenchError`.
     """
@@ -105,13 +132,35 @@ def lint_method(name: str, schedules: Sequence[Float[Tensor, "t1"]] = ()) -> tup
     if isinstance(method, LintLine):
         return None, [method]
     lines: dict[str, LintLine] = {}
-    for sigmas in [*(sigma_schedule(steps, shift) for steps, shift in SCHEDULES), *schedules]:
-        for violation in method_violations(method, sigmas):
-            line = lint_line(method, violation, HOOK_OF_CHECK.get(violation.check))
-            if violation.check in STEP_CHECKS:
-                line = line._replace(message=line.message + _schedule_note(sigmas))
-            lines.setdefault(violation.check, line)
-    return method, [lines[check] for check in CHECKS if check in lines]
+    for steps, shift in SCHEDULES:
+        _add_lines(lines, method, steps, shift)
+    for suite in suites:
+        if not _add_lines(lines, method, suite.budget.steps, suite.budget.shift):
+            for violation in run_check(SUITE, _fits, name, suite):
+                lines.setdefault(SUITE, lint_line(method, violation, "stochastic"))
+    return method, [lines[check] for check in (*CHECKS, SUITE) if check in lines]
+
+
+def _add_lines(lines: dict[str, LintLine], method: Method, steps: int, shift: float) -> bool:
+    """Add the line of each check that fails on a schedule, unless the check has one; whether one fails."""
+    sigmas, failed = sigma_schedule(steps, shift), False
+    for violation in method_violations(method, sigmas):
+        failed = True
+        line = lint_line(method, violation, HOOK_OF_CHECK.get(violation.check))
+        if violation.check in STEP_CHECKS:
+            line = line._replace(message=line.message + _schedule_note(sigmas))
+        lines.setdefault(violation.check, line)
+    return failed
+
+
+def _fits(name: str, suite: Suite) -> None:
+    """The method under the suite's noise policy passes all checks and has enough steps at every update."""
+    try:
+        method = make_method(suite, RowSpec(method=name, label="check"))
+        check_method(method, sigma_schedule(suite.budget.steps, suite.budget.shift))
+        check_steps(method, suite)
+    except BenchError as error:
+        raise BenchError(f"in suite {suite.name}: {error}") from error
 
 
 def _schedule_note(sigmas: Tensor) -> str:

@@ -27,9 +27,10 @@ from bench.checks.batch import (
     transition,
 )
 from bench.checks.violations import (
+    CHANGES,
     RANDOMNESS,
+    GlobalState,
     Violation,
-    global_state,
     raise_first,
     require,
     require_finite,
@@ -252,7 +253,7 @@ SCHEDULE_CHECKS: dict[str, Callable[[Method, Tensor], None]] = {
     "surrogate": _surrogate,
 }
 """Checks that need only the schedule, and are run even if `transition` raises."""
-CHECKS = (*DECLARATIONS, *STEP_CHECKS, *SCHEDULE_CHECKS, RANDOMNESS)
+CHECKS = (*DECLARATIONS, *STEP_CHECKS, *SCHEDULE_CHECKS, RANDOMNESS, CHANGES)
 HOOK_OF_CHECK: Mapping[str, str] = {
     **{name: "transition" for name in ("transition", "affine in v", "independent samples", "no-noise limit")},
     **{name: "log_prob" for name in ("log_prob", "gradient reaches v")},
@@ -273,7 +274,7 @@ def _make_batch(method: Method, sigmas: Tensor) -> SyntheticBatch:
 
 def method_violations(method: Method, sigmas: Float[Tensor, "t1"]) -> Iterator[Violation]:
     """Every broken promise of `method` on the schedule `sigmas`, in the order of `CHECKS`, at most one per check."""
-    state = global_state()
+    state = GlobalState.take()
     for name, declaration_check in DECLARATIONS.items():
         yield from run_check(name, declaration_check, method)
     batches: list[SyntheticBatch] = []
@@ -283,10 +284,9 @@ def method_violations(method: Method, sigmas: Float[Tensor, "t1"]) -> Iterator[V
             yield from run_check(name, step_check, method, batches[0])
     for name, schedule_check in SCHEDULE_CHECKS.items():
         yield from run_check(name, schedule_check, method, sigmas)
-    if global_state() != state:
-        yield Violation(
-            RANDOMNESS, "a hook changes torch's or numpy's global random state: use the generator it is given."
-        )
+    yield from state.violations(
+        "a hook changes torch's or numpy's global random state: use the generator it is given."
+    )
 
 
 def check_method(method: Method, sigmas: Float[Tensor, "t1"] | None = None) -> tuple[str, ...]:

@@ -6,17 +6,16 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
 from bench import plugins
 from bench.api import AdvantageRule, Evaluator, KLPolicy, NoisePolicy
 from bench.checks import backbones, evaluators, methods, rules
 from bench.checks.golden import GATE, check_golden, golden_path, write_golden
-from bench.checks.method_lint import CONSTRUCTION, LintLine, lint_line, lint_method, locate
-from bench.core.errors import BenchError
+from bench.checks.method_lint import CONSTRUCTION, SUITE, LintLine, lint_line, lint_method, locate
+from bench.checks.violations import CHANGES
+from bench.core.errors import BenchError, ProcessStateError
+from bench.core.process_state import fix_process_state
 from bench.suite.paths import resolve, resolve_parameters
-from bench.suite.schema import NANO
+from bench.suite.schema import NANO, Suite
 
 BASES = {
     "evaluators": Evaluator,
@@ -60,6 +59,8 @@ def _construct(group: str, name: str, params: Mapping[str, Any]) -> tuple[Any, l
     cls: Any = plugins.find(group, name)
     try:
         return plugins.MAKERS[group](name, **params), []
+    except ProcessStateError as error:
+        return None, [LintLine(locate(cls, "__init__"), CHANGES.replace(" ", "-"), str(error))]
     except BenchError:
         raise
     except Exception as error:
@@ -77,10 +78,10 @@ def _summary(name: str, plugin: object | None, lines: Sequence[LintLine], checks
     return [*map(str, lines), f"{name}: {last}"]
 
 
-def _check_method(name: str, schedules: Sequence[Float[Tensor, "t1"]]) -> tuple[list[str], bool]:
+def _check_method(name: str, suites: Sequence[Suite]) -> tuple[list[str], bool]:
     """Report of one method, and whether a check failed."""
-    method, lines = lint_method(name, schedules)
-    return _summary(name, method, lines, methods.CHECKS), bool(lines)
+    method, lines = lint_method(name, suites)
+    return _summary(name, method, lines, (*methods.CHECKS, *[SUITE] * bool(suites))), bool(lines)
 
 
 def _check_rule(group: str, name: str, params: Mapping[str, Any]) -> tuple[list[str], bool]:
@@ -124,34 +125,39 @@ def _check_evaluator(name: str, params: Mapping[str, Any], write: bool) -> tuple
         entry = check_golden(name, evaluator, path)
     except BenchError as error:
         return [*text, str(LintLine(locate(type(evaluator), "score"), GATE.replace("_", "-"), str(error)))], True
-    result = f"{entry['clips']} clips reproduced" if entry["passed"] else f"not available, {entry['not_available']}"
-    return [*text, f"{name}: golden scores: {result}"], False
+    if entry["passed"]:
+        return [*text, f"{name}: golden scores: {entry['clips']} clips reproduced"], False
+    return [
+        *text,
+        f"{name}: golden scores: not available, {entry['not_available']}",
+        f"note: nothing tells whether {name} gives the scores that it gave before: store its golden scores with "
+        "--write-golden, and every run compares them before it trains",
+    ], False
 
 
 def check_report(
-    names: Sequence[str],
-    schedules: Sequence[Float[Tensor, "t1"]] = (),
+    name: str,
+    suites: Sequence[Suite] = (),
     params: Mapping[str, Any] | None = None,
     nano: bool = False,
     write: bool = False,
-) -> tuple[str, int]:
-    """Lines and a summary for each plug-in, and how many of them have a failed check."""
-    text: list[str] = []
-    failures = 0
-    for name in names:
-        group = plugin_group(name)
-        if group == "methods" and (params or nano or write):
-            raise BenchError(f"{name} is a method: --params, --nano and --write-golden are not for methods.")
-        if group != "evaluators" and write:
-            raise BenchError(f"{name} is a {plugins.KINDS[group]}: --write-golden is for evaluators.")
-        if group == "methods":
-            lines, failed = _check_method(name, schedules)
-        elif group in rules.CHECKS:
-            lines, failed = _check_rule(group, name, params or {})
-        elif group == "backbones":
-            lines, failed = _check_backbone(name, constructor_params(name, params or {}, nano))
-        else:
-            lines, failed = _check_evaluator(name, constructor_params(name, params or {}, nano), write)
-        text += lines
-        failures += failed
-    return "\n".join(text), failures
+) -> tuple[str, bool]:
+    """Lines and a summary for a plug-in, and whether one of its checks failed.
+
+    The global settings of the process are those of a run. `suites`: what a method is checked against, too.
+    """
+    fix_process_state()
+    group = plugin_group(name)
+    if group == "methods" and (params or nano or write):
+        raise BenchError(f"{name} is a method: --params, --nano and --write-golden are not for methods.")
+    if group != "evaluators" and write:
+        raise BenchError(f"{name} is a {plugins.KINDS[group]}: --write-golden is for evaluators.")
+    if group == "methods":
+        lines, failed = _check_method(name, suites)
+    elif group in rules.CHECKS:
+        lines, failed = _check_rule(group, name, params or {})
+    elif group == "backbones":
+        lines, failed = _check_backbone(name, constructor_params(name, params or {}, nano))
+    else:
+        lines, failed = _check_evaluator(name, constructor_params(name, params or {}, nano), write)
+    return "\n".join(lines), failed

@@ -12,9 +12,10 @@ import torch
 from bench.api import AdvantageRule, Gaussian, KLPolicy, KLStep, NoisePolicy, RefreshRule, Rewards
 from bench.checks.batch import GROUP, PROMPTS, equal_bits, synthetic_rewards
 from bench.checks.violations import (
+    CHANGES,
     RANDOMNESS,
+    GlobalState,
     Violation,
-    global_state,
     raise_first,
     require,
     require_finite,
@@ -248,16 +249,15 @@ HOOK_OF_CHECK: Mapping[str, Mapping[str, str]] = {
 
 def check_names(group: str) -> tuple[str, ...]:
     """The names of a group's checks, in order."""
-    return (*CHECKS[group], RANDOMNESS)
+    return (*CHECKS[group], RANDOMNESS, CHANGES)
 
 
 def rule_violations(group: str, plugin: object) -> Iterator[Violation]:
     """Every broken promise of a KL policy, a noise policy or an advantage rule, at most one per check."""
-    state = global_state()
+    state = GlobalState.take()
     for name, check in CHECKS[group].items():
         yield from run_check(name, check, plugin)
-    if global_state() != state:
-        yield Violation(RANDOMNESS, "a hook changes torch's or numpy's global random state: rules draw no numbers.")
+    yield from state.violations("a hook changes torch's or numpy's global random state: rules draw no numbers.")
 
 
 def check_rule(group: str, plugin: object) -> None:

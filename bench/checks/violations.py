@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from bench.core.errors import BenchError
+from bench.core.process_state import ProcessSnapshot
 
 RANDOMNESS = "no global randomness"
-"""Name of the check that every kind of plug-in has at the end."""
+CHANGES = "no global changes"
+"""Names of the checks that every kind of plug-in has at the end."""
 
 Plugin = TypeVar("Plugin")
 FirstCall = TypeVar("FirstCall")
@@ -57,7 +59,7 @@ class Violation(NamedTuple):
     """The exception of the plug-in, if it raised one."""
 
 
-def global_state() -> tuple[bytes, str]:
+def _random_state() -> tuple[bytes, str]:
     """The state of torch's and numpy's global random generators.
 
     Python's own `random` is left to the check that repeats a call, since runtime type checkers draw from it.
@@ -65,6 +67,25 @@ def global_state() -> tuple[bytes, str]:
     numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
     position, key = numpy_state["state"]["pos"], numpy_state["state"]["key"]
     return torch.get_rng_state().numpy().tobytes(), str(position) + key.tobytes().hex()
+
+
+class GlobalState(NamedTuple):
+    """What no hook of a plug-in may change: global random generators, global settings, the code of the harness."""
+
+    random: tuple[bytes, str]
+    process: ProcessSnapshot
+
+    @classmethod
+    def take(cls) -> GlobalState:
+        """The present state."""
+        return cls(_random_state(), ProcessSnapshot.take())
+
+    def violations(self, randomness: str) -> Iterator[Violation]:
+        """A violation for each of the two checks that fails; `randomness` is the message of the first."""
+        if _random_state() != self.random:
+            yield Violation(RANDOMNESS, randomness)
+        if changes := self.process.changes():
+            yield Violation(CHANGES, f"a call of the plug-in {changes}")
 
 
 def run_check(name: str, check: Callable[..., Any], *inputs: Any) -> Iterator[Violation]:
@@ -106,11 +127,11 @@ class CheckSequence(Generic[Plugin, FirstCall]):
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all checks, in order."""
-        return (*self.before, self.call_name, *self.after, RANDOMNESS)
+        return (*self.before, self.call_name, *self.after, RANDOMNESS, CHANGES)
 
-    def violations(self, plugin: Plugin) -> Iterator[Violation]:
-        """Every violation in the order of `names`, at most one per check."""
-        state = global_state()
+    def violations(self, plugin: Plugin, without: Collection[str] = ()) -> Iterator[Violation]:
+        """Every violation in the order of `names`, at most one per check; `without`: checks that are left out."""
+        state = GlobalState.take()
         early = [violation for name, check in self.before.items() for violation in run_check(name, check, plugin)]
         yield from early
         if early:  # later checks would fail for the same reason
@@ -119,7 +140,7 @@ class CheckSequence(Generic[Plugin, FirstCall]):
         yield from run_check(self.call_name, lambda: results.append(self.call(plugin)))
         if not results:
             return
-        names = list(self.after)
+        names = [name for name in self.after if name not in without]
         first = [
             violation
             for name in names[: self.essential]
@@ -130,5 +151,4 @@ class CheckSequence(Generic[Plugin, FirstCall]):
             for name in names[self.essential :]:
                 yield from run_check(name, self.after[name], plugin, results[0])
                 self.restore(plugin)
-        if global_state() != state:
-            yield Violation(RANDOMNESS, self.randomness)
+        yield from state.violations(self.randomness)

@@ -21,12 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     suites = prepare_suites(args)
-    import torch
-
-    torch.set_num_threads(1)  # as in a run
     from bench.audit.ratio import audit_suite, write_audit
     from bench.audit.ratio_page import ratio_page
+    from bench.core.process_state import fix_process_state
 
+    fix_process_state()  # as in a run
     audits = [audit_suite(prepared, args.row, args.policy) for prepared in suites]
     written = [write_audit(each, args.results) for each in audits]
     print_result(args, "\n\n".join(map(ratio_page, audits)), audits)

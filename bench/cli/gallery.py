@@ -31,12 +31,11 @@ def execute(args: argparse.Namespace) -> int:
         if not policy.is_file():
             raise BenchError(f"policy {policy} is missing: run `bench run` on this suite and seed.")
     with working("loading torch"):
-        import torch
-
-        torch.set_num_threads(1)
         from bench.audit.gallery import build_gallery
+        from bench.core.process_state import fix_process_state
         from bench.suite.prepared import prepare
 
+        fix_process_state()
         prepared = prepare(suite)
     print_written(args, [build_gallery(prepared, args.results, args.seed, args.videos)])
     return 0

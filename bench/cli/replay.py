@@ -31,10 +31,9 @@ def execute(args: argparse.Namespace) -> int:
         raise BenchError(f"--tolerance is {args.tolerance}: give a finite number of at least 0.")
     store.read_record(args.run)  # for its error, before torch is imported
     with working("loading torch"):
-        import torch
-
-        torch.set_num_threads(1)  # as in a run
         from bench.audit.replay import replay, replay_document, replay_page, write_verdict
+        from bench.core.process_state import fix_process_state
+    fix_process_state()  # as in a run
     verdict = replay(args.run, args.updates, args.out)
     print_result(args, replay_page(verdict, args.tolerance), replay_document(verdict, args.tolerance))
     if verdict.whole:

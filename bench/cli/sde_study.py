@@ -31,11 +31,10 @@ def execute(args: argparse.Namespace) -> int:
     for name in args.methods:
         plugins.check_name("methods", name)
     with working("loading torch"):
-        import torch
-
-        torch.set_num_threads(1)
         from bench.audit.sde.page import build_page, main_tables
         from bench.audit.sde.study import contenders, study
+        from bench.core.process_state import fix_process_state
+    fix_process_state()
     with working("computing the study"):
         frames = study(contenders(args.methods, args.eta), args.steps, args.shift)
     words = [*args.methods, f"--steps {args.steps}", f"--shift {args.shift:g}"]

@@ -38,8 +38,10 @@ def prepare_suites(args: argparse.Namespace) -> list[PreparedSuite]:
     for suite in suites:
         check_names(suite)
     with working(f"loading torch, methods and evaluators for {suites[0].study}"):
+        from bench.core.process_state import fix_process_state
         from bench.suite.prepared import prepare_all
 
+        fix_process_state()  # so that a plug-in that changes a global setting is noticed here
         return prepare_all(suites)
 
 

@@ -5,6 +5,7 @@
     │   ├── DivergedError             a number of a run is not finite
     │   ├── RunLockedError            another process works on the run
     │   ├── BudgetFieldError          a method class declares a field of the budget, or one reserved for the suite
+    │   ├── ProcessStateError         a plug-in changes a global setting, or code of the harness
     │   ├── PeerLostError             another process of the run ended or hangs (bench.core.world)
     │   ├── KilledError               a process of the run was killed from outside (bench.launch.torchrun)
     │   └── NotAffineError            a method's step is not affine in x and v (bench.audit.sde.kernel)
@@ -38,3 +39,7 @@ class RunLockedError(BenchError):
 
 class BudgetFieldError(BenchError):
     """A method class declares a field that belongs to the suite's budget."""
+
+
+class ProcessStateError(BenchError):
+    """A plug-in changes a global setting of torch or numpy, or replaces code of the harness."""

@@ -1,30 +1,27 @@
-"""Three launchers: a pool of processes on this machine, torchrun (N processes per run), and Slurm (one job per run).
+"""Three launchers: a process per run on this machine, torchrun (N processes per run), and Slurm (one job per run).
 
 All show the same progress on stderr and count the same outcome.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import queue
 import traceback
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from multiprocessing.context import SpawnContext
-from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
 from bench.core.errors import BenchError
 from bench.core.progress import inform
 from bench.launch.config import LaunchConfig
+from bench.launch.local import LocalLauncher
 from bench.launch.progress import RunsProgress, Workload
 from bench.launch.slurm import LoggedSteps, SlurmLauncher
-from bench.launch.torchrun import KILLED_MESSAGE, Status, TorchrunLauncher
-from bench.launch.worker import REPORT_EVERY, init_pool_worker, run_in_pool
+from bench.launch.torchrun import Status, TorchrunLauncher
+from bench.launch.worker import REPORT_EVERY
 from bench.store.lock import is_locked
 from bench.suite.job import Job
 
@@ -60,18 +57,17 @@ class Outcome:
 def run_jobs(jobs: Sequence[Job], workloads: Workloads, launch: LaunchConfig, outcome: Outcome, folder: Path) -> None:
     """Do these runs, whose records are below `folder`, and count them in `outcome`; an error of one stops no other."""
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers: two threads each are far slower when they compete
+    messages: queue.SimpleQueue[Any] | LoggedSteps = queue.SimpleQueue()
+    at_once = {"local": min(launch.processes or len(os.sched_getaffinity(0)), len(jobs)), "torchrun": 1}
+    launcher: LocalLauncher | TorchrunLauncher | SlurmLauncher
     if launch.launcher == "local":
-        _run_in_pool(jobs, workloads, launch, outcome)
-        return
-    messages: queue.SimpleQueue[Any] | LoggedSteps
-    launcher: TorchrunLauncher | SlurmLauncher
-    if launch.launcher == "torchrun":
-        messages = queue.SimpleQueue()
+        launcher = LocalLauncher(messages)
+    elif launch.launcher == "torchrun":
         launcher = TorchrunLauncher(launch.layout, messages)
     else:
         messages = LoggedSteps(jobs)
         launcher = SlurmLauncher(jobs, launch.layout, launch.slurm, folder)
-    with ThreadPoolExecutor(1 if launch.launcher == "torchrun" else len(jobs)) as pool:
+    with ThreadPoolExecutor(at_once.get(launch.launcher, len(jobs))) as pool:
         try:
             watch_runs({pool.submit(launcher.run, job): job for job in jobs}, workloads, messages, outcome)
         except BaseException:
@@ -79,36 +75,6 @@ def run_jobs(jobs: Sequence[Job], workloads: Workloads, launch: LaunchConfig, ou
             pool.shutdown(wait=False, cancel_futures=True)
             launcher.stop()
             raise
-
-
-def _run_in_pool(jobs: Sequence[Job], workloads: Workloads, launch: LaunchConfig, outcome: Outcome) -> None:
-    """The local launcher: one process per run, several runs at a time."""
-    context = multiprocessing.get_context("spawn")
-    with _manager(context) as manager:
-        messages = manager.Queue()
-        workers = min(launch.processes or len(os.sched_getaffinity(0)), len(jobs))
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=init_pool_worker, initargs=(messages,))
-        try:
-            watch_runs({pool.submit(run_in_pool, job): job for job in jobs}, workloads, messages, outcome)
-        except BaseException:
-            inform("stopping the workers")
-            for child in multiprocessing.active_children():
-                if not child.name.startswith("SyncManager"):  # it holds the queue, and ends with its context
-                    child.terminate()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _manager(context: SpawnContext) -> SyncManager:
-    """The process that holds the queue; a script that starts runs while it is imported is a `BenchError`."""
-    try:
-        return context.Manager()
-    except EOFError as cause:  # the new process imports the script, which starts runs again
-        raise BenchError(
-            "the processes of the runs cannot start, since they import the script that starts them: put its calls, "
-            "such as run_suites(...), below `if __name__ == '__main__':`."
-        ) from cause
 
 
 def watch_runs(jobs: dict[Future[Status], Job], workloads: Workloads, messages: Any, outcome: Outcome) -> None:
@@ -135,8 +101,6 @@ def _result(future: Future[Status]) -> Status:
         return future.result()
     except BenchError as cause:
         return "error", str(cause)
-    except BrokenProcessPool:
-        return "error", KILLED_MESSAGE
     except Exception as cause:  # a bug: the other runs go on, the traceback is shown, the exit code is not 0
         traceback.print_exception(cause)
         return "error", f"{type(cause).__name__}: {cause}"

@@ -19,6 +19,7 @@ from typing import Any
 from bench import store
 from bench.core.errors import BenchError
 from bench.core.parallelism import ProcessLayout
+from bench.core.process_state import fix_process_state
 from bench.core.progress import Step
 from bench.core.world import PeerLostError
 from bench.launch.torchrun import KilledError, Node, Status, TorchrunLauncher
@@ -41,10 +42,8 @@ def run_job(job: Job, layout: ProcessLayout) -> Status:
     Returns the run's status, or "error", "killed" or "bug" with a text. With several nodes, each one returns a status:
     the first one that of the run, the others "done"; "lost" means that another node ended.
     """
-    import torch
-
     os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
+    fix_process_state()
     try:
         check_devices(job.suite, layout.nproc)
         check_gpu_memory(job.prepared, layout.size, layout.shard)

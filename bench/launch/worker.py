@@ -1,4 +1,6 @@
-"""Worker processes: a rank that torchrun started, and a process of the local launcher's pool.
+"""Worker processes: a rank that torchrun started, and a process of the local launcher.
+
+Both give the process its fixed global state before a plug-in is imported.
 
 A rank is started by `python -m torch.distributed.run ... -m bench.launch.worker JOB_FILE`. It sends lines to the
 launcher on stdout: "progress [...]" with the fields of a `Step`, or the reason of its end: "error", "lost" or "bug"
@@ -11,26 +13,25 @@ import contextlib
 import json
 import multiprocessing
 import os
-import signal
+import pickle
 import sys
 import threading
 import time
 import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from bench.core.errors import BenchError
+from bench.core.process_state import fix_process_state
 from bench.core.progress import ProgressCallback, Step, silent
 from bench.core.world import RESUME_HINT, PeerLostError, is_peer_loss, process_group
-from bench.launch.torchrun import STDERR_TAIL, Status, read_job
+from bench.launch.torchrun import STDERR_TAIL, read_job
 from bench.suite.job import Job
 from bench.train.run import execute
 
 REPORT_EVERY = 0.5
 """Seconds between two progress messages of a run."""
-
-_messages: Any = None
-"""The queue of the local launcher, in a process of its pool."""
 
 
 def throttle(send: ProgressCallback) -> ProgressCallback:
@@ -47,15 +48,22 @@ def throttle(send: ProgressCallback) -> ProgressCallback:
     return report
 
 
-def init_pool_worker(messages: Any) -> None:
-    """Prepare a process of the local launcher's pool; `messages` takes (label, step)."""
-    global _messages
-    import torch
+def run_in_process(pickled_job: bytes, messages: Connection) -> None:
+    """Do one run in a process of the local launcher.
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    Sends ("progress", step), and at the end ("end", (status, error of a diverged run)), ("error", text of a
+    `BenchError`) or ("bug", (message, traceback)). The job is pickled, since loading it imports its plug-ins.
+    """
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    _messages = messages
+    fix_process_state()
+    try:
+        job: Job = pickle.loads(pickled_job)  # noqa: S301  (from the parent process)
+        record = execute(job, throttle(lambda step: messages.send(("progress", step))))
+        messages.send(("end", (record.status, record.error)))
+    except BenchError as error:
+        messages.send(("error", str(error)))
+    except Exception as error:  # a bug
+        messages.send(("bug", (f"{type(error).__name__}: {error}", traceback.format_exc())))
 
 
 def _end_with_parent() -> None:
@@ -66,12 +74,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def run_in_pool(job: Job) -> Status:
-    """Do one run in a process of the local launcher's pool."""
-    record = execute(job, throttle(lambda step: _messages.put((job.label, step))))
-    return record.status, record.error
-
-
 def send(kind: str, value: Any) -> None:
     """Send one line to the torchrun launcher."""
     sys.stdout.write(f"{kind} {json.dumps(value)}\n")  # one write: lines of several processes do not mix
@@ -80,9 +82,7 @@ def send(kind: str, value: Any) -> None:
 
 def main(path: Path) -> int:
     """Do this rank's part of the run that the job file describes."""
-    import torch
-
-    torch.set_num_threads(1)
+    fix_process_state()
     job, shard = read_job(path)
     with process_group(job.prepared.cp_degree, shard) as world:
         report = throttle(lambda step: send("progress", step))

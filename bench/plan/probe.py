@@ -16,6 +16,7 @@ import torch
 
 from bench.api import Backbone, Conditioning, Method
 from bench.core.ledger import guidance_multiplicity
+from bench.core.process_state import fix_process_state
 from bench.core.rng import normal, stream
 from bench.flow import sigma_schedule
 from bench.plan.page import format_flops
@@ -72,7 +73,7 @@ class ProbeTimings:
 
 def run_probe(prepared: PreparedSuite) -> ProbeTimings:
     """Load the backbone and time a micro-batch of the suite's first row, on one thread as in a run. Stores nothing."""
-    torch.set_num_threads(1)
+    fix_process_state()
     suite, backbone = prepared.suite, make_backbone(prepared)
     backbone.reset(stream(0, "initial_policy"))
     latent = backbone.latent_shape

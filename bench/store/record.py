@@ -69,7 +69,7 @@ class RunRecord(BaseModel):
     peak_memory_mb: float | None = None
     """Peak memory of the process (CPU) or of the device (GPU), in MB of 10^6 bytes."""
     provenance: dict[str, Any] = {}
-    """Commit, sources, package versions, hardware and processes (`bench.core.provenance`)."""
+    """Commit, sources, package versions, hardware, processes (`bench.core.provenance`) and global settings."""
     updates_done: int = 0
     """Number of completed updates."""
     gates: dict[str, Any] = {}

@@ -14,8 +14,10 @@ from bench import store
 from bench.algorithm.rollout import Rollout, RolloutConfig, Sampler
 from bench.algorithm.sampling import micro_batches
 from bench.api import Backbone, Evaluator, KLPolicy
-from bench.core.errors import BenchError, DivergedError
+from bench.checks.evaluators import check_reward_metrics
+from bench.core.errors import DivergedError
 from bench.core.ledger import Ledger
+from bench.core.process_state import unchanged_settings
 from bench.core.rewards import Rewards
 from bench.core.rng import stream
 from bench.core.world import SINGLE_PROCESS, World
@@ -68,9 +70,10 @@ class RolloutVideos:
     def scores(self, evaluator: Evaluator) -> dict[str, Float[Tensor, "n"]]:
         """Collective call: each metric of all n samples of the update, in their order."""
         local = []
-        for rows in micro_batches(len(self.videos), self.micro_batch):
-            texts = [self.prompts[sample] for sample in self.samples[rows].tolist()]
-            local.append(dict(evaluator.score(self.videos[rows], texts, self.fps)))
+        with unchanged_settings(f"evaluator {type(evaluator).__module__}:{type(evaluator).__qualname__}, in score,"):
+            for rows in micro_batches(len(self.videos), self.micro_batch):
+                texts = [self.prompts[sample] for sample in self.samples[rows].tolist()]
+                local.append(dict(evaluator.score(self.videos[rows], texts, self.fps)))
         parts = self.world.gather_in_order(local)
         return {metric: torch.cat([part[metric] for part in parts]) for metric in parts[0]}
 
@@ -143,11 +146,8 @@ def score_rewards(
     for name, weights in suite.reward.items():
         scores = videos.scores(evaluators[name])
         ledger.call_reward(name, len(videos.prompts))
+        check_reward_metrics({name: weights}, {name: scores})
         for metric in weights:
-            if metric not in scores:
-                raise BenchError(
-                    f"reward {name}.{metric}: the evaluator gives {', '.join(scores)}; fix 'reward:' in the YAML."
-                )
             videos.require_finite(f"reward {metric}", scores[metric].isfinite(), folder)
             values[metric] = scores[metric].float().reshape(budget.prompts, budget.group_size)
     return Rewards(values, suite.weights, prepared.advantage_rule)

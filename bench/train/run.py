@@ -9,10 +9,13 @@ from typing import Any
 
 from bench import store
 from bench.api import Backbone, Evaluator
+from bench.checks.evaluators import GATE as CHECKS_GATE
+from bench.checks.evaluators import check_reward_metrics, evaluator_gate
 from bench.checks.golden import GATE, golden_gate
 from bench.core.errors import DivergedError
 from bench.core.hashing import digest
 from bench.core.ledger import Ledger
+from bench.core.process_state import process_state, unchanged_process
 from bench.core.progress import ProgressCallback, Step, silent
 from bench.core.provenance import peak_kib, provenance
 from bench.core.rng import stream
@@ -70,7 +73,7 @@ def run_record(job: Job, outcome: RunOutcome, seconds: dict[str, float], world: 
         backbone=dict(models.backbone.fingerprint()) if main else {},  # hashes gigabytes
         seconds={**trained.pop("seconds", {}), **seconds},
         peak_memory_mb=max(world.all_gather(peak_kib())) * 1024 / 1e6,
-        provenance=provenance(processes=world.size, shard=world.shard, **gpu_name()),
+        provenance=provenance(processes=world.size, shard=world.shard, process_state=process_state(), **gpu_name()),
         gates={**models.gates, **trained.pop("gates", {})},
         extra=extra,
         **trained,
@@ -101,7 +104,7 @@ class LoadedModels:
 
 
 def load_models(job: Job, report: ProgressCallback = silent, world: World = SINGLE_PROCESS) -> LoadedModels:
-    """The backbone with all prompts encoded, the evaluators of the run, and the gate of their golden scores."""
+    """The backbone with all prompts encoded, the evaluators of the run, and the gates that they pass."""
     prepared, suite = job.prepared, job.suite
     report(Step("load", 0, 1, suite.backbone.name))
     backbone = make_backbone(prepared, world)
@@ -113,8 +116,11 @@ def load_models(job: Job, report: ProgressCallback = silent, world: World = SING
     for name in names:
         report(Step("load", 0, 1, name))
         evaluators[name] = make_evaluator(prepared, name)
+    report(Step("load", 0, 1, "checks of the evaluators"))
+    checked = evaluator_gate(evaluators)
+    check_reward_metrics(suite.reward, {name: evaluator.metrics for name, evaluator in evaluators.items()})
     report(Step("load", 0, 1, "the golden scores"))
-    return LoadedModels(backbone, evaluators, {GATE: golden_gate(prepared, evaluators)})
+    return LoadedModels(backbone, evaluators, {CHECKS_GATE: checked, GATE: golden_gate(prepared, evaluators)})
 
 
 def execute(job: Job, report: ProgressCallback = silent, world: World = SINGLE_PROCESS) -> store.RunRecord:
@@ -139,24 +145,31 @@ def _watch_folder(job: Job, report: ProgressCallback) -> ProgressCallback:
     return checked
 
 
+def _train_and_evaluate(job: Job, outcome: RunOutcome, clock: Ledger, report: ProgressCallback, world: World) -> None:
+    """Fill the outcome with the trainer and the scores; raises `DivergedError` at a number that is not finite."""
+    backbone, evaluators = outcome.models.backbone, outcome.models.evaluators
+    if isinstance(job, TrainingRun):
+        outcome.trainer = Trainer.new(job, backbone, evaluators, world)
+        outcome.trainer.train(report)
+    else:
+        backbone.reset(stream(0, "initial_policy"))
+    with clock.phase("evaluate"):
+        outcome.scores = evaluate(backbone, evaluators, job.prepared, report, world)
+
+
 def _execute(job: Job, report: ProgressCallback, world: World) -> store.RunRecord:
     if world.is_main:
         store.write_text(job.folder / store.STARTED, job.digest + "\n")
         report = _watch_folder(job, report)
     clock = Ledger()
-    with clock.phase("load"):
-        outcome = RunOutcome(load_models(job, report, world))
-    backbone, evaluators = outcome.models.backbone, outcome.models.evaluators
-    try:
-        if isinstance(job, TrainingRun):
-            outcome.trainer = Trainer.new(job, backbone, evaluators, world)
-            outcome.trainer.train(report)
-        else:
-            backbone.reset(stream(0, "initial_policy"))
-        with clock.phase("evaluate"):
-            outcome.scores = evaluate(backbone, evaluators, job.prepared, report, world)
-    except DivergedError as cause:
-        outcome.error = str(cause)
+    with unchanged_process(f"a plug-in of the run {job.label} (its backbone, its method or an evaluator)"):
+        with clock.phase("load"):
+            outcome = RunOutcome(load_models(job, report, world))
+        try:
+            _train_and_evaluate(job, outcome, clock, report, world)
+        except DivergedError as cause:
+            outcome.error = str(cause)
+    backbone = outcome.models.backbone
     report(Step("store", 1, 1))
     record = run_record(job, outcome, clock.seconds, world)
     trained = outcome.trainer is not None and outcome.error is None

@@ -22,6 +22,7 @@ from bench.algorithm.update import UpdateConfig, Updater, UpdateStats
 from bench.api import Backbone, Evaluator, KLPolicy, Method
 from bench.checks.methods import check_method
 from bench.core.ledger import Ledger
+from bench.core.process_state import unchanged_settings
 from bench.core.progress import ProgressCallback, Step
 from bench.core.rewards import Rewards, tied
 from bench.core.rng import stream
@@ -191,7 +192,9 @@ class Trainer:
         """One update: rollout, decode, rewards, optimizer steps, one line of the log; returns the mean reward."""
         start = dict(self.ledger.seconds)
         prompts = update_prompts(self.job.prepared.prompts.train, self.suite.budget.prompts, self.job.seed, update)
-        rollout = collect_rollout(self.sampler, self.kl_policy, prompts, update)
+        culprit = f"method {self.job.row.spec.method!r} or backbone {self.suite.backbone.name!r}, in"
+        with unchanged_settings(f"{culprit} the rollout,"):
+            rollout = collect_rollout(self.sampler, self.kl_policy, prompts, update)
         videos = self._decode(rollout, prompts)
         rewards = self._score(videos, update)
         with self.ledger.phase("monitor"):
@@ -199,7 +202,7 @@ class Trainer:
                 "monitor": score_monitors(self.evaluators, self.suite, videos),
                 "group_diversity": diversity(rollout, self.config),
             }
-        with self.ledger.phase("update"):
+        with self.ledger.phase("update"), unchanged_settings(f"{culprit} the optimizer steps,"):
             self.kl_state, stats = self.updater(rollout, rewards, self.kl_state, update)
         if update == 0:
             largest = max(stats.ratio_error.values())

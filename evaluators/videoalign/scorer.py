@@ -53,12 +53,17 @@ OFFICIAL_TEMPLATE = "fdb6309bac618dd0c8b1b589d3a0970a974f7856eecbb355a190b2dce54
 """sha256 of the evaluation text that these weights were trained with."""
 
 MEANING = {"VQ": "visual quality", "MQ": "motion quality", "TA": "text alignment"}
+METRICS: Mapping[str, Metric] = {
+    **{axis: Metric(True, "standard deviations of the authors' validation set", MEANING[axis]) for axis in AXES},
+    **{f"{axis}_raw": Metric(True, "raw", f"{MEANING[axis]}, not normalised") for axis in AXES},
+}
 
 
 @dataclass(eq=False, repr=False)
 class VideoAlign(Evaluator):
     """VQ, MQ and TA, normalised as in the paper, and VQ_raw, MQ_raw and TA_raw, the outputs of the head."""
 
+    metrics = METRICS
     prompt_free = frozenset({"VQ", "MQ", "VQ_raw", "MQ_raw"})
     float32_spread = (
         5e-4,
@@ -114,9 +119,8 @@ class VideoAlign(Evaluator):
         self._model = freeze(model, float_type(self.dtype), self._device)
         self._norm = self._config.norm if self.normalise else None
         self._details: dict[str, list[object]] = {}
-        unit = "raw" if self._norm is None else "standard deviations of the authors' validation set"
-        self.metrics = {axis: Metric(True, unit, MEANING[axis]) for axis in AXES}
-        self.metrics |= {f"{axis}_raw": Metric(True, "raw", f"{MEANING[axis]}, not normalised") for axis in AXES}
+        if self._norm is None:
+            self.metrics = {name: replace(metric, unit="raw") for name, metric in METRICS.items()}
 
     def _check_official(self, template_file: Path) -> None:
         official = self._hashes.get("sha256:model.pth") == OFFICIAL_WEIGHTS

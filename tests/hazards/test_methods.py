@@ -155,4 +155,4 @@ def test_a_row_without_noise_is_refused_before_it_runs(
 ) -> None:
     rows = f"rows=[{{method: {method}, params: {{eta: 0.0}}, label: quiet}}]"
     assert main(["run", str(NANO), rows, "--results", str(tmp_path), "--dry-run"]) == 2
-    assert "makes 0 of 10 steps noisy, but budget.train_steps is 5" in capsys.readouterr().err
+    assert "has 0 steps to train at update 0, but budget.train_steps is 5" in capsys.readouterr().err

@@ -188,7 +188,7 @@ def test_the_backbone_of_the_tutorial_is_checked_and_trained(
     (tmp_path / "tiny.yaml").write_text(blocks(BACKBONE, "yaml")[0])
     jobs = suite_jobs(prepare(load_suite("tiny.yaml", ["budget.updates=2"])), tmp_path / "results")
     assert [job.label for job in jobs] == ["base", "flow_grpo-fixed seed 0", "sage_grpo-dual seed 0"]
-    assert execute(jobs[-1], lambda phase, done, total: None).status == "finished"
+    assert execute(jobs[-1]).status == "finished"
     assert main(["export", str(jobs[-1].folder), "out"]) == 2
     assert "the backbone 'tiny_video:TinyVideo' has no export" in capsys.readouterr().err
     assert main(["assets", "tiny.yaml"]) == 0

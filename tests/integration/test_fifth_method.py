@@ -51,4 +51,4 @@ def test_it_trains_from_a_yaml_that_names_it(tmp_path: Path) -> None:
 def test_it_cannot_train_more_steps_than_it_makes_noisy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = [f"rows=[{{method: '{NAME}'}}]", "budget.train_steps=5", "--results", str(tmp_path), "--dry-run"]
     assert main(["run", str(NANO), *words]) == 2
-    assert "WindowGRPO makes 2 of 10 steps noisy, but budget.train_steps is 5" in capsys.readouterr().err
+    assert "WindowGRPO has 2 steps to train at update 0, but budget.train_steps is 5" in capsys.readouterr().err

@@ -126,14 +126,12 @@ def test_a_divergence_is_a_failed_run_of_all_processes(tmp_path: Path) -> None:
 
 
 def test_a_mistake_in_the_processes_is_one_sentence(
-    tmp_path: Path, toy: Suite, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, toy: Suite, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    outcome = launch_one(
-        training_job(scored_by(toy, "tests.helpers.toy:Brightness", "light"), tmp_path), LaunchConfig("torchrun")
-    )
+    monkeypatch.setenv("TOY_REFUSES", "the toy refuses: fix it.")
+    outcome = launch_one(training_job(toy, tmp_path), LaunchConfig("torchrun"))
     assert outcome.errors == 1
-    stderr = capfd.readouterr().err
-    assert "error: reward tests.helpers.toy:Brightness.light: the evaluator gives brightness; fix 'reward:'" in stderr
+    assert f"{LABEL}: error: the toy refuses: fix it." in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from bench.store.record import JOB, read_run
 from bench.suite.job import BaseRun, Job
 from bench.suite.prepared import prepare
 from bench.suite.schema import Suite
-from tests.helpers.toy_suite import LABEL, launch_one, run_alone, scored_by, toy_importable, toy_suite, training_job
+from tests.helpers.toy_suite import LABEL, launch_one, run_alone, toy_importable, toy_suite, training_job
 
 THIS_MACHINE = {"cluster": "local", "timeout_min": 10}
 """submitit's own executor of this machine; a task of a job stands for a node."""
@@ -120,16 +120,13 @@ def test_progress_of_a_job_is_read_from_its_log(tmp_path: Path, toy: Suite, monk
 
 
 def test_a_job_on_one_node_does_a_run_or_names_the_error(
-    tmp_path: Path, toy: Suite, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, toy: Suite, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     results = tmp_path / "results"
-    suite = scored_by(toy, "tests.helpers.toy:Brightness", "light").model_copy(update={"rows": toy.rows})
-    outcome = run_suites([prepare(suite)], results, LaunchConfig("slurm", slurm=THIS_MACHINE))
+    monkeypatch.setenv("TOY_REFUSES", "the toy refuses: fix it.")
+    outcome = run_suites([prepare(toy)], results, LaunchConfig("slurm", slurm=THIS_MACHINE))
     assert (outcome.finished, outcome.failed, outcome.errors) == (1, 0, 1)
-    assert (
-        f"{LABEL}: error: reward tests.helpers.toy:Brightness.light: the evaluator gives brightness"
-        in capfd.readouterr().err
-    )
+    assert f"{LABEL}: error: the toy refuses: fix it." in capfd.readouterr().err
     assert read_run(results / "toy" / "base")[0].status == "finished"
     assert list((results / "toy" / FOLDER).glob("*_log.out"))
 

@@ -8,6 +8,8 @@ import pytest
 
 from bench import plugins
 from bench.api import BenchError, Method
+from bench.core.errors import ProcessStateError
+from bench.core.process_state import fix_process_state
 
 EXTERNAL = """
 from dataclasses import dataclass
@@ -21,6 +23,17 @@ class External(CPS):
 
 class NotAMethod:
     pass
+"""
+
+
+SIDE_EFFECTS = """
+import torch
+from bench.core import budget
+torch.set_float32_matmul_precision("medium")
+
+class Effect:
+    def __init__(self):
+        budget.PROBE_EVERY = 7
 """
 
 
@@ -86,3 +99,30 @@ def test_an_unknown_evaluator_parameter_is_refused() -> None:
 
 def test_methods_of_different_files_have_different_sources() -> None:
     assert plugins.source("methods", "cps") != plugins.source("methods", "flow_grpo")
+
+
+@pytest.mark.parametrize("kind", ["method", "evaluator", "backbone"])
+def test_an_import_that_changes_a_global_setting_is_refused_each_time(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fix_process_state()
+    (tmp_path / f"effect_{kind}.py").write_text(SIDE_EFFECTS, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"effect_{kind}:Effect"
+    for _ in range(2):  # a module is imported once
+        with pytest.raises(
+            ProcessStateError, match=rf"^{kind} '{name}', when it is imported, changes float32_matmul_pre"
+        ):
+            plugins.find(f"{kind}s", name)
+        fix_process_state()
+
+
+def test_a_constructor_that_replaces_code_of_the_harness_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = SIDE_EFFECTS.replace("torch.set", "# torch.set")
+    (tmp_path / "effect_of_constructor.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("bench.core.budget.PROBE_EVERY", 3)  # restored at the end of the test
+    with pytest.raises(ProcessStateError, match=r"in its constructor, replaces bench\.core\.budget\.PROBE_EVERY"):
+        plugins.evaluator("effect_of_constructor:Effect")

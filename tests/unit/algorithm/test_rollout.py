@@ -150,7 +150,7 @@ def test_final_latent_noises_and_trains_the_last_step() -> None:
     assert torch.equal(rollout.x0, rollout.x_next[-1])
     last = fresh_noise(rollout, SAGEGRPO())[-1]
     torch.testing.assert_close(last, noise(settings(), 0, "step", 4, ToyBackbone.latent_shape), rtol=0, atol=1e-3)
-    with pytest.raises(BenchError, match=r"SAGEGRPO makes 4 of 5 steps noisy, but budget\.train_steps is 5"):
+    with pytest.raises(BenchError, match=r"SAGEGRPO has 4 steps to train at update 0, but budget\.train_steps is 5"):
         sample(SAGEGRPO(), budget=every)
 
 

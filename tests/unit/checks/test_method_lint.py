@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from bench.checks.methods import CHECKS
 from bench.cli import main
+from bench.core.process_state import fix_process_state
 from tests.helpers.paths import PROJECT
 
 BAD = """\
@@ -77,7 +79,7 @@ def test_a_suite_adds_its_schedule(capsys: pytest.CaptureFixture[str], folder: P
     assert ": transition: " in lines[0]
     assert "[50 steps, sigma 1, 0.998, ...]" in lines[0]
     assert "steps: SAGE-GRPO's first step has no variance" in lines[1]
-    assert lines[2:] == [f"sage_grpo: 2 of {len(CHECKS)} checks failed"]
+    assert lines[2:] == [f"sage_grpo: 2 of {len(CHECKS) + 1} checks failed"]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +121,8 @@ def test_a_class_that_cannot_be_constructed_is_a_finding(
         (["flow_gpro"], "did you mean 'flow_grpo'?"),
         (["nowhere:Thing"], "module 'nowhere' cannot be imported"),
         (["pathlib:Path"], "is not a class that derives from bench.api.Method"),
+        (["cps", "budget.steps=4"], "budget.steps=4 overrides a setting of a suite: name the suite with --suite"),
+        (["gold", "--train"], "gold is not a method: --train is for methods"),
         (["cps", "--suite", "none.yaml"], "suite none.yaml cannot be read"),
     ],
 )
@@ -127,3 +131,89 @@ def test_a_wrong_name_is_exit_code_2(
 ) -> None:
     assert main(["check", *words]) == 2
     assert sentence in capsys.readouterr().err
+
+
+WINDOW = """\
+import torch
+from dataclasses import dataclass
+from typing import ClassVar
+from methods.flow_grpo import FlowGRPO
+
+@dataclass(frozen=True, kw_only=True)
+class Window(FlowGRPO):
+    paper: ClassVar[str] = "none"
+
+    def stochastic(self, sigmas, update, rng):
+        noisy = torch.zeros(len(sigmas) - 1, dtype=torch.bool)
+        noisy[update : update + 5] = True
+        return noisy
+
+    def step_weights(self, sigmas):
+        ones = torch.ones(len(sigmas) - 1)
+        return ones
+
+@dataclass(frozen=True, kw_only=True)
+class Raises(Window):
+    paper: ClassVar[str] = "none"
+
+    def step_weights(self, sigmas):
+        ones = torch.ones(len(sigmas) - 1)
+        return ones / ones[99]
+"""
+
+
+def test_a_suite_is_checked_with_its_overrides_at_every_update(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    (folder / "window_b.py").write_text(WINDOW)
+    nano = str(PROJECT / "bench" / "configs" / "nano.yaml")
+    words = ("window_b:Window", "--suite", nano)
+    code, lines = check(capsys, *words, "budget.updates=5")
+    assert code == 0, lines
+    assert f"{len(CHECKS) + 1} checks passed" in lines[0]
+    assert lines[0].endswith(", suite)")
+    code, lines = check(capsys, *words, "budget.updates=6")
+    assert code == 1
+    assert lines[0].startswith("window_b.py:10: suite: in suite nano: Window has 4 steps to train at update 5, but")
+    code, lines = check(capsys, "budget.updates=5", *words, "noise_policy={kind: matched_rss, rss: 50}")
+    assert code == 1
+    assert "lower rss" in lines[0]
+
+
+def test_the_statement_that_raised_is_named(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "window_c.py").write_text(WINDOW)
+    code, lines = check(capsys, "window_c:Raises")
+    assert code == 1
+    assert lines[0].startswith("window_c.py:25: step_weights: IndexError: index 99 is out of bounds")
+
+
+def test_an_import_with_a_side_effect_is_a_finding(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "window_d.py").write_text(f"{WINDOW}\ntorch.set_num_threads(2)\n")
+    code, lines = check(capsys, "window_d:Window")
+    assert code == 1
+    assert lines[0].startswith(
+        "window_d.py:1: no-global-changes: method 'window_d:Window', when it is imported, changes"
+    )
+    assert lines[1] == "window_d:Window: cannot be checked further before that is fixed"
+    fix_process_state()
+
+
+def test_two_updates_are_trained_on_nano(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    nano = str(PROJECT / "bench" / "configs" / "nano.yaml")
+    code, lines = check(capsys, "cps", "--train", "--suite", nano, "budget.steps=4", "budget.train_steps=2")
+    assert code == 0
+    number = r"-?[\d.e-]+"
+    for update, line in enumerate(lines[1:3]):
+        pattern = (
+            rf"cps, nano: update {update}: reward {number}, gradient norm {number}, ratio - 1 at most 0, [\d.]+ s"
+        )
+        assert re.fullmatch(pattern, line), line
+    assert re.fullmatch(r"cps, nano: 2 updates on nano, [\d.]+ s with loading", lines[3])
+    assert not any(folder.iterdir())
+
+
+def test_a_method_that_cannot_train_is_a_finding(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "window_e.py").write_text(WINDOW.replace("update + 5", "update + 4"))
+    code, lines = check(capsys, "window_e:Window", "--train")
+    assert code == 1
+    assert lines[1].startswith("window_e:Window: training: Window has 4 steps to train at update 0")

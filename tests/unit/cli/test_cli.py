@@ -65,7 +65,7 @@ def refused_untouched(capsys: pytest.CaptureFixture[str], results: Path, *overri
         ("evaluator_params={gold: {checkpoint: nano}}", "evaluator 'gold' has no parameter 'checkpoint'"),
         ("backbone.name=hunyuanvideo51", "did you mean 'hunyuanvideo15'?"),
         ("backbone.train={lora_rnk: 8}", "has no parameter 'lora_rnk': did you mean 'lora_rank'?"),
-        ("budget.train_steps=4", "makes 3 of 4 steps noisy, but budget.train_steps is 4"),
+        ("budget.train_steps=4", "has 3 steps to train at update 0, but budget.train_steps is 4"),
         ("budget.micro_batch=3", "choose a budget.micro_batch that divides 4"),
         ("seeds=[0, 0]", "contain one twice"),
         ("noise_policy={kind: matched_rss, rss: 50}", "lower rss"),

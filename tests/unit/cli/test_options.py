@@ -29,7 +29,7 @@ OPTIONS = {
     "compare": "a b --open --csv --json",
     "report": f"{SUITE} --json --quiet",
     "verify": "folders --json --quiet",
-    "check": "names --suite --params --nano --write-golden --json",
+    "check": "names --suite --train --params --nano --write-golden --json",
     "audit": f"{SUITE} --row --policy --json --quiet",
     "replay": "run --updates --out --tolerance --json --quiet",
     "gallery": f"{SUITE} --seed --videos --json --quiet",
