@@ -10,15 +10,12 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from importlib import metadata
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from bench.core.errors import BenchError, ProcessStateError
-from bench.core.hashing import sha256_file
 from bench.core.plugin_source import refuse_by_source
-from bench.core.provenance import ROOT
+from bench.core.plugin_sources import entry_points, plugin_digests
 
 if TYPE_CHECKING:
     from bench.api import AdvantageRule, Backbone, Evaluator, KLPolicy, Method, NoisePolicy
@@ -38,10 +35,7 @@ _changed_by_import: dict[str, str] = {}
 
 def available(group: str) -> dict[str, str]:
     """Name to "module:Class" of one group (a key of `KINDS`), sorted."""
-    return {
-        point.name: point.value
-        for point in sorted(metadata.entry_points(group=f"bench.{group}"), key=lambda p: p.name)
-    }
+    return entry_points(group)
 
 
 def group_of(name: str) -> str:
@@ -208,13 +202,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
 """Group to the function that makes its plug-ins."""
 
 
-def source(group: str, name: str) -> str:
-    """sha256 of the file of a plug-in, so that an edit of an external plug-in changes the digest of a run too."""
-    return sha256_file(inspect.getfile(find(group, name)))
-
-
-def external_sources(group: str, name: str) -> dict[str, dict[str, str]]:
-    """`source` by group and name; empty for a class of the project, whose files are in the source digest."""
-    if Path(inspect.getfile(find(group, name))).resolve().is_relative_to(ROOT / "bench"):
-        return {}
-    return {group: {name: source(group, name)}}
+def source(group: str, name: str) -> dict[str, str]:
+    """File of a plug-in to the digest of its code without comments (see `bench.core.plugin_sources`)."""
+    find(group, name)
+    return plugin_digests(group, name)

@@ -157,7 +157,7 @@ def _repeat_updates(job: TrainingRun, updates: int, report: ProgressCallback) ->
         except DivergedError as cause:
             error = str(cause)
     replay_environment = environment(
-        provenance(processes=1, process_state=process_state(), **gpu_name()),
+        provenance(processes=1, source_digest=job.source_digest, process_state=process_state(), **gpu_name()),
         dict(models.backbone.fingerprint()),
         {name: dict(evaluator.fingerprint()) for name, evaluator in models.evaluators.items()},
         job.prepared.prompts.digest,

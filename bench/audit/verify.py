@@ -20,8 +20,9 @@ from bench.report.tables.ablation import NAME as ABLATION
 from bench.report.tables.ablation import render_ablation
 from bench.report.tables.main import FOLDER, NAME, load_main_table, render_table
 from bench.store.record import RunRecord
-from bench.suite.difference import first_difference
+from bench.suite.difference import settings_difference
 from bench.suite.load import load_variants
+from bench.suite.recorded import SUITE_FILE
 from bench.suite.schema import Suite
 
 CONFIGS = ROOT / "bench" / "configs"
@@ -179,15 +180,18 @@ def _order_in(stored: dict[str, bytes]) -> list[str]:
 def candidate_selections(folder: Path) -> Iterator[Selection]:
     """Rows and seeds that `bench table` may have used for the records below `results/<suite>`, the likeliest first.
 
-    Rows: those of the project's own YAML of this name, if its settings are those of the records, then those of each
-    configuration in the records. Seeds: all that these configurations name, then those of each of them.
+    Rows: those of the suite that the folder stores, then those of the project's own YAML of this name, if its settings
+    are those of the records, then those of each configuration in the records. Seeds: those of the stored suite, then
+    all that the configurations name, then those of each of them.
     """
     records = _records(folder)
     configs = [Suite.model_validate(record.config) for record in records]
     own = packaged_suites().get(configs[0].suite)
-    fits = own is not None and all(first_difference(record.config, own.shared()) is None for record in records)
-    suites = [*([own] if own is not None and fits else []), *configs]
-    seeds = [sorted({seed for suite in configs for seed in suite.seeds}), *(suite.seeds for suite in suites)]
+    fits = own is not None and all(settings_difference(record.config, own) is None for record in records)
+    stored = _stored_suites(folder)
+    suites = [*stored, *([own] if own is not None and fits else []), *configs]
+    named = sorted({seed for suite in configs for seed in suite.seeds})
+    seeds = [*(suite.seeds for suite in stored), named, *(suite.seeds for suite in suites)]
     seen = []
     for rows in (rows_of(suite.rows) for suite in suites):
         for wanted in seeds:
@@ -195,6 +199,13 @@ def candidate_selections(folder: Path) -> Iterator[Selection]:
             if selection not in seen:
                 seen.append(selection)
                 yield selection
+
+
+def _stored_suites(folder: Path) -> list[Suite]:
+    """The suite that the folder, or that of its study, stores; [] if there is none."""
+    place = next((path for path in (folder, folder.parent) if (path / SUITE_FILE).is_file()), None)
+    variant = "" if place == folder else folder.name
+    return [] if place is None else [suite for suite in load_variants(place) if suite.variant == variant]
 
 
 def _records(folder: Path) -> list[RunRecord]:

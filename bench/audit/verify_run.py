@@ -18,13 +18,13 @@ from bench.core.hashing import canonical_json, digest
 from bench.core.ledger import Ledger
 from bench.report.data.records import failed_gates
 from bench.store.files import TEMPORARY
-from bench.store.record import RunRecord
-from bench.store.replay import REPLAY, read_replay
+from bench.store.record import REPLAY, RunRecord
+from bench.store.replay import read_replay
 from bench.suite.schema import Suite
 
 RERUN = "delete the folder and run `bench run` again, or restore all its files together"
 #: Files of a run that has ended. A failed run may also have the sample that stopped it.
-RUN_FILES = {store.RUN, store.SCORES, store.TRAIN, store.STARTED, store.POLICY, store.LOCK, REPLAY}
+RUN_FILES = {store.RUN, store.SCORES, store.TRAIN, store.STARTED, store.INPUTS, store.POLICY, store.LOCK, REPLAY}
 #: File that a run removes when it ends, to the finding about it.
 LEFTOVERS = {
     store.CHECKPOINT: "a checkpoint beside a finished record: delete it, the record is complete without it",
@@ -109,6 +109,9 @@ def _folder(folder: Path, record: RunRecord) -> Iterator[str]:
         start_digest = started.read_text(encoding="utf-8").strip()
         if start_digest != record.digest:
             yield f"the run was started with digest {start_digest}, but its record has {record.digest}"
+    inputs = store.read_inputs(folder)
+    if inputs and digest(inputs) != record.digest:
+        yield f"{store.INPUTS} has the digest {digest(inputs)}, but the record has {record.digest}"
 
 
 def _status(record: RunRecord) -> Iterator[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 from pathlib import Path
 
 from bench.cli.command import Command
 from bench.cli.output import print_result
-from bench.cli.suite_arguments import add_suite_arguments, command_line, prepare_suites
+from bench.cli.suite_arguments import add_suite_arguments, prepare_suites
 from bench.core.parallelism import SHARDS
 from bench.core.progress import working
 from bench.launch.config import LAUNCHERS
@@ -18,6 +19,11 @@ from bench.launch.config import LAUNCHERS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_suite_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what will run and what it will cost, and stop")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start anew the runs whose folders hold another run, which is removed when the new one begins",
+    )
     parser.add_argument("--processes", type=int, default=None, help="runs at a time (default: one per core)")
     parser.add_argument("--launcher", choices=LAUNCHERS, default=None, help="how runs are started (default: local)")
     parser.add_argument("--nproc", type=int, default=None, help="processes of one run, with torchrun or slurm")
@@ -50,21 +56,18 @@ def execute(args: argparse.Namespace) -> int:
             check_suite(prepared)
         jobs = all_jobs(suites, args.results)
         own = [(prepared, [job for job in jobs if job.prepared is prepared]) for prepared in suites]
-        text = "\n".join(describe(*each) for each in own)
-        print_result(args, text, {"suites": [planned_runs(*each) for each in own]})
+        text = "\n".join(describe(*each, args.overwrite) for each in own)
+        print_result(args, text, {"suites": [planned_runs(*each, args.overwrite) for each in own]})
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is handled like Ctrl-C
-    outcome = run_suites(suites, args.results, launch)
+    outcome = run_suites(suites, args.results, launch, args.overwrite)
     folder, runs = args.results / suites[0].suite.study, run_results(outcome)
     if outcome.errors or outcome.failed:
         print(f"{outcome.failed} run(s) failed and {outcome.errors} stopped with an error:", file=sys.stderr)
     for run in runs:
         if run["status"] != "finished":
             print(f"  {run['label']} in {run['folder']}: {run['reason']}", file=sys.stderr)
-    print(
-        f"records: {folder}; print the table with: {command_line('table', args)}",
-        file=sys.stderr,
-    )
+    print(f"records: {folder}; print the table with: {shlex.join(['bench', 'table', str(folder)])}", file=sys.stderr)
     counts = {status: sum(run["status"] == status for run in runs) for status in ("finished", "failed", "error")}
     print_result(args, "", {"suite": suites[0].suite.study, "folder": folder, "outcome": counts, "runs": runs})
     return 2 if outcome.errors else int(outcome.failed > 0)
@@ -81,6 +84,8 @@ COMMAND = Command(
         "bench run bench/configs/nano.yaml --dry-run",
         "bench run bench/configs/nano.yaml",
         "bench run bench/configs/nano.yaml suite=mine budget.updates=10 seeds='[0]' rows='[{method: cps, kl: fixed}]'",
+        "bench run bench/configs/nano.yaml suite=mine rows+='[{method: my_grpo:MyGRPO, label: mine}]' --overwrite",
+        "bench run results/mine seeds+='[3, 4]'",
         "bench run mine.yaml --launcher torchrun --nproc 8",
         "bench run mine.yaml --launch examples/launch/slurm.yaml",
     ),

@@ -3,38 +3,53 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bench.suite.prepared import PreparedSuite
+    from bench.suite.schema import Suite
 
 RESULTS = Path("results")
 """Default folder of the records, below the current folder."""
 
 
 def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's YAML file, its overrides and the folder of the records."""
-    parser.add_argument("suite", type=Path, help="YAML file of the suite, e.g. bench/configs/nano.yaml")
+    """Add the suite, its overrides and the folder of the records."""
     parser.add_argument(
-        "overrides", nargs="*", default=(), help="dotted overrides such as budget.updates=10 or seeds='[0]'"
+        "suite", type=Path, help="YAML file of the suite, or a results folder that stores it, such as results/mine"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=(),
+        help="dotted overrides such as budget.updates=10 or seeds='[0]'; KEY+=LIST adds to a list: seeds+='[3]'",
     )
     parser.add_argument(
         "--results",
         type=Path,
-        default=RESULTS,
-        help="folder of the records (default: results/ below the current folder)",
+        default=None,
+        help="folder of the records (default: the one of the suite's folder, else results/ below the current folder)",
     )
+
+
+def load_suites(args: argparse.Namespace) -> list[Suite]:
+    """The suite, or every variant of a study; sets `args.results` where the option is not given."""
+    from bench.suite.load import load_variants
+    from bench.suite.recorded import results_of
+
+    suites = load_variants(args.suite, args.overrides)
+    if args.results is None:
+        args.results = results_of(args.suite) if args.suite.is_dir() else RESULTS
+    return suites
 
 
 def prepare_suites(args: argparse.Namespace) -> list[PreparedSuite]:
     """The prepared suite, or every variant of a study; what is misspelt in it is refused before torch is imported."""
     from bench.core.progress import working
-    from bench.suite.load import load_variants
     from bench.suite.names import check_names
 
-    suites = load_variants(args.suite, args.overrides)
+    suites = load_suites(args)
     for suite in suites:
         check_names(suite)
     with working(f"loading torch, methods and evaluators for {suites[0].study}"):
@@ -43,9 +58,3 @@ def prepare_suites(args: argparse.Namespace) -> list[PreparedSuite]:
 
         fix_process_state()  # so that a plug-in that changes a global setting is noticed here
         return prepare_all(suites)
-
-
-def command_line(command: str, args: argparse.Namespace) -> str:
-    """Another command on the same suite, quoted for a shell: `bench COMMAND SUITE OVERRIDES [--results FOLDER]`."""
-    results = [] if args.results == RESULTS else ["--results", str(args.results)]
-    return shlex.join(["bench", command, str(args.suite), *args.overrides, *results])

@@ -40,9 +40,9 @@ class RecordedSuite:
 
 def recorded_suites(args: argparse.Namespace) -> list[RecordedSuite]:
     """The suite, or every variant of the study; records of other settings are a `BenchError`."""
-    from bench.suite.load import load_variants
+    from bench.cli.suite_arguments import load_suites
 
-    suites = load_variants(args.suite, args.overrides)  # for its errors, before the rest is imported
+    suites = load_suites(args)  # for its errors, before the rest is imported
     with working(f"reading the records of {suites[0].study}"):
         from bench.core.provenance import source_digest
         from bench.report.data.selection import rows_of
@@ -62,24 +62,30 @@ def ablation_levels(recorded: list[RecordedSuite]) -> list[AblationLevel]:
     return levels_of({each.suite.variant: load_records(each.folder, each.rows, each.suite.seeds) for each in recorded})
 
 
-def _check_settings(recorded: RecordedSuite, sources: str, command: str) -> None:
+def _check_settings(recorded: RecordedSuite, harness: str, command: str) -> None:
     """Refuse records of other settings than the suite's; print a note if their sources are other ones."""
     from bench import store
-    from bench.suite.difference import first_difference
+    from bench.core.hashing import digest
+    from bench.suite.recorded import record_difference
+    from bench.suite.sources import run_sources
 
     suite, folder = recorded.suite, recorded.folder
-    stale = 0
-    runs = [folder / "base", *(store.run_folder(folder, row.name, seed) for row in suite.rows for seed in suite.seeds)]
+    stale, sources = 0, {}
+    rows = {row.name: row for row in suite.rows}
+    runs = [folder / "base", *(store.run_folder(folder, row, seed) for row in rows for seed in suite.seeds)]
     for run in runs:
         if not (run / store.RUN).exists():
             continue
         record = store.read_record(run)
-        change = first_difference(record.config, suite.shared())
+        change = record_difference(run, record, suite)
         if change:
             raise BenchError(
                 f"record {run} was made with other settings: {change}. Give `bench {command}` the YAML and the "
-                "overrides of that run, or run the suite under a name of its own with suite=NAME."
+                f"overrides of that run or its folder {recorded.study_folder}, or run the suite under a name of its "
+                "own with suite=NAME."
             )
-        stale += record.provenance.get("source_digest") != sources
+        if record.row not in sources:
+            sources[record.row] = digest(run_sources(suite, rows.get(record.row), harness))
+        stale += record.provenance.get("source_digest") != sources[record.row]
     if stale:
         print(f"note: the sources have changed since {stale} of these runs were made", file=sys.stderr)

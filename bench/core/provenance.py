@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bench.core.errors import BenchError
 from bench.core.hashing import digest, sha256_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,10 +28,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE_ROOMS = (
     *("bench/api.py", "bench/flow.py", "bench/plugins.py", "bench/core", "bench/algorithm", "bench/store"),
     *("bench/suite", "bench/train", "bench/backbones", "bench/nano/gold.py", "bench/nano/world.py"),
-    *("methods", "evaluators"),
 )
-"""Files and folders whose code can change a number of a run. Checks, plans, launchers, reports, audits and the command
-line are not listed: after an edit there, finished runs stay valid."""
+"""Files and folders of the harness whose code can change a number of a run; `bench.core.plugin_sources` adds those of
+the run's own plug-ins. Checks, plans, launchers, reports, audits and the command line are not listed: after an edit
+there, finished runs stay valid."""
 
 PACKAGES = (
     *("torch", "torchvision", "diffusers", "transformers", "tokenizers", "safetensors", "accelerate", "peft"),
@@ -40,7 +41,7 @@ PACKAGES = (
 
 
 def source_digest(root: Path = ROOT, rooms: Sequence[str] = SOURCE_ROOMS) -> str:
-    """16 hexadecimal digits over the path and the code of every Python file in the rooms.
+    """16 hexadecimal digits over the path and the code of every Python file in the rooms of the harness.
 
     Comments, docstrings and blank lines do not count.
     """
@@ -57,11 +58,11 @@ def code_without_comments(path: Path) -> str:
 
     A docstring is any statement that consists of a string. The result does not depend on the version of Python.
     """
-    text = path.read_text(encoding="utf-8")
-    lines = text.splitlines(keepends=True)
+    text, tree = parse_python(path)
+    lines = io.StringIO(text).readlines()  # as Python counts them: a form feed ends no line
     starts = [0, *itertools.accumulate(map(len, lines))]
     docstrings = {}
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             last = node.end_lineno or node.lineno
             begin = starts[node.lineno - 1] + _characters(lines[node.lineno - 1], node.col_offset)
@@ -77,6 +78,18 @@ def code_without_comments(path: Path) -> str:
         text = text[:begin] + "\n" * text.count("\n", begin, end) + text[end:]
     numbered = enumerate(text.split("\n"), 1)
     return "\n".join(line if n in verbatim else line.rstrip() for n, line in numbered if n in verbatim or line.strip())
+
+
+def parse_python(path: Path) -> tuple[str, ast.Module]:
+    """The text of a Python file and its syntax tree; a file that is not Python is a `BenchError`."""
+    try:
+        with tokenize.open(path) as file:
+            text = file.read()
+        return text, ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        raise BenchError(f"{path} is not Python ({' '.join(str(error).split())}): fix it.") from error
+    except OSError as error:
+        raise BenchError(f"{path} cannot be read ({error.strerror}): is it there, and readable?") from error
 
 
 def _characters(line: str, utf8_bytes: int) -> int:
@@ -153,11 +166,14 @@ def peak_kib() -> int:
 
 
 def provenance(root: Path = ROOT, **extra: Any) -> dict[str, Any]:
-    """All of the above as one dict for a record. `extra`: further entries, for example the name of the GPU."""
+    """All of the above as one dict for a record.
+
+    `extra`: further entries, for example the name of the GPU, or a `source_digest` that includes plug-ins.
+    """
     return {
         "git": git_state(root),
         "lock_sha256": lock_digest(root),
-        "source_digest": source_digest(root),
+        "source_digest": extra.get("source_digest") or source_digest(root),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
         "packages": package_versions(),

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from bench import plugins, store
+from bench import store
 from bench.core.errors import BenchError
 from bench.core.hashing import digest
 from bench.core.progress import working
-from bench.core.provenance import package_versions, source_digest
+from bench.core.provenance import source_digest
+from bench.store.lock import run_lock
 from bench.store.record import STARTED
-from bench.suite.difference import first_difference
+from bench.suite.difference import row_difference, settings_difference
+from bench.suite.inputs import change_text, input_changes, run_inputs
 from bench.suite.job import BaseRun, Job, TrainingRun
 from bench.suite.prepared import PreparedSuite
-from bench.suite.schema import PluginSpec, RowSpec, Suite
 
 
 def all_jobs(suites: Sequence[PreparedSuite], results: Path) -> list[Job]:
@@ -29,88 +31,71 @@ def suite_jobs(prepared: PreparedSuite, results: Path, sources: str | None = Non
 
     The digest covers all parameters of a row's method (after the noise policy) and of its KL policy, not its name.
     Equal rows of two suites therefore have equal digests, and their runs are copied (`copy_finished`).
-    `sources`: the source digest, if the caller has it.
+    `sources`: the source digest of the harness, if the caller has it.
     """
-    suite, folder = prepared.suite, results / prepared.suite.name
-    common = suite.shared()
-    del common["noise_policy"]
+    suite, folder, harness = prepared.suite, results / prepared.suite.name, sources or source_digest()
     with working("hashing the checkpoints"):
-        checkpoints = {use: checkpoint.digest for use, checkpoint in prepared.checkpoints.items()}
-    shared = {
-        "shared": common,
-        "prompts": prepared.prompts.digest,
-        "checkpoints": checkpoints,
-        "sources": sources or source_digest(),
-        "packages": package_versions(),
-        "backbone": plugins.source("backbones", suite.backbone.name),
-        "evaluators": {name: plugins.source("evaluators", name) for name in suite.all_evaluators},
-        **_rule_sources(suite),
-    }
-    jobs: list[Job] = [BaseRun(prepared, folder / "base", digest({**shared, "row": None}))]
-    rows = [
-        (
-            row.name,
-            {
-                "row": row.identity(),
-                "method": plugins.source("methods", row.spec.method),
-                **plugins.external_sources("kl_policies", row.spec.kl_spec.name),
-            },
-        )
-        for row in prepared.rows
-    ]
+        base = run_inputs(prepared, None, None, harness)
+    rows = {row.name: run_inputs(prepared, row, None, harness) for row in prepared.rows}
+    jobs: list[Job] = [BaseRun(prepared, folder / "base", digest(base), inputs=base)]
     for seed in suite.seeds:
-        for name, identity in rows:
-            key = digest({**shared, **identity, "seed": seed})
-            jobs.append(TrainingRun(prepared, store.run_folder(folder, name, seed), key, name, seed))
+        for name in rows:
+            inputs = {**rows[name], "seed": seed}
+            path = store.run_folder(folder, name, seed)
+            jobs.append(TrainingRun(prepared, path, digest(inputs), name, seed, inputs=inputs))
     return jobs
 
 
-def _rule_sources(suite: Suite) -> dict[str, dict[str, str]]:
-    """Sources of a noise policy and of an advantage rule that are not part of the project."""
-    rules = {"noise_policies": suite.noise_policy, "advantage_rules": suite.advantage}
-    sources: dict[str, dict[str, str]] = {}
-    for group, spec in rules.items():
-        if isinstance(spec, PluginSpec):
-            sources |= plugins.external_sources(group, spec.kind)
-    return sources
+def unfinished(jobs: Sequence[Job], overwrite: bool = False) -> list[Job]:
+    """Jobs without a finished record of their digest, marked as overwriting where the folder has another run.
+
+    Without `overwrite`, a folder of another run, finished or not, is a `BenchError`.
+    """
+    others = [job for job in jobs if store.other_digest(job.folder, job.digest) is not None]
+    if others and not overwrite:
+        raise BenchError(_refusal(others))
+    pending = [job for job in jobs if job in others or not store.is_complete(job.folder)]
+    for job in others:
+        _refuse_stored(job)
+    return [replace(job, overwrite=True) if job in others else job for job in pending]
 
 
-def unfinished(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs without a finished record of their digest; a folder with another digest, finished or not, is refused."""
-    for job in jobs:
-        started = job.folder / STARTED
-        if started.exists():
-            stored = started.read_text(encoding="utf-8").strip()
-            if stored != job.digest and (job.folder / store.RUN).exists():
-                _check_settings(job)
-            store.check_digest(job.folder, stored, job.digest)
-    return [job for job in jobs if not store.is_complete(job.folder, job.digest)]
+def _refusal(others: Sequence[Job]) -> str:
+    """Which folders have other runs, and what the first of these has otherwise."""
+    folder, more = others[0].folder, len(others) - 1
+    names = f"{folder} holds another run" if not more else f"{folder} and {more} more folder(s) hold other runs"
+    return (
+        f"{names}: {other_run(others[0])}. Start anew with --overwrite, give this suite a name of its own with "
+        "suite=NAME, or write elsewhere with --results."
+    )
 
 
-def _check_settings(job: Job) -> None:
-    """Refuse a finished run with other settings and name the first of them; other sources or weights pass."""
-    recorded = store.read_record(job.folder).config
-    change = first_difference(recorded, job.suite.shared()) or _row_difference(recorded, job)
-    if change:
-        raise BenchError(
-            f"{job.folder} holds another run: {change}. Give this suite a name of its own with suite=NAME, "
-            "write elsewhere with --results, or move that folder."
-        )
-
-
-def _row_difference(recorded: dict[str, Any], job: Job) -> str | None:
-    """The first setting of the job's row that the row of the same name has otherwise in a recorded suite."""
-    if not isinstance(job, TrainingRun):
-        return None
-    rows = [RowSpec.model_validate(row) for row in recorded["rows"]]
-    same = next((row for row in rows if row.name == job.row_name), None)
-    if same is None:
-        return None
-    return first_difference(same.model_dump(mode="json"), job.row.spec.model_dump(mode="json"), f"row {job.row_name}")
+def other_run(job: Job) -> str:
+    """What the run in the job's folder has otherwise than the job, as text."""
+    changes = input_changes(store.read_inputs(job.folder), job)
+    if not changes and (job.folder / store.RUN).is_file():
+        recorded = store.read_record(job.folder).config
+        change = settings_difference(recorded, job.suite)
+        if not change and isinstance(job, TrainingRun):
+            change = row_difference(recorded, job.row.spec)
+        changes = [change] if change else []
+    other = store.other_digest(job.folder, job.digest)
+    return change_text(changes) or (
+        f"its digest is {other}, this run's is {job.digest} (the suite's settings, the weights or the sources changed)"
+    )
 
 
 STORED = "reference"
 """Folder of the project's stored runs below the results; a user's runs are never copied from it."""
+
+
+def _refuse_stored(job: Job) -> None:
+    """Refuse to overwrite one of the project's stored runs."""
+    if ("results", STORED) in pairwise(job.folder.resolve().parts):
+        raise BenchError(
+            f"{job.folder} holds a stored run, which is never overwritten: write elsewhere with --results, or give "
+            "this suite a name of its own with suite=NAME."
+        )
 
 
 def finished_runs(results: Path) -> dict[str, Path]:
@@ -138,7 +123,10 @@ def _copy_run(source: Path, job: Job, results: Path) -> bool:
     if record.status != "finished" or record.digest != job.digest:
         return False
     store.make_folder(job.folder)
-    store.write_text(job.folder / STARTED, job.digest + "\n")
+    with run_lock(job.folder):
+        if job.overwrite:
+            store.remove_run(job.folder)
+        store.start_run(job.folder, job.digest, job.inputs)
     for name in (store.TRAIN, store.POLICY):
         if (source / name).is_file():
             store.write_bytes(job.folder / name, (source / name).read_bytes())

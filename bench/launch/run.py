@@ -13,7 +13,7 @@ from bench.core.ledger import planned_counts
 from bench.core.progress import inform
 from bench.core.world import check_divisible
 from bench.launch.config import LaunchConfig
-from bench.launch.jobs import all_jobs, copy_finished, unfinished, unique_by_digest
+from bench.launch.jobs import all_jobs, copy_finished, other_run, unfinished, unique_by_digest
 from bench.launch.launchers import Outcome, run_jobs
 from bench.launch.progress import Workload
 from bench.plan.fit import check_gpu_memory
@@ -22,19 +22,21 @@ from bench.store.lock import is_locked
 from bench.suite.devices import check_devices
 from bench.suite.job import Job, TrainingRun
 from bench.suite.prepared import PreparedSuite
+from bench.suite.stored import write_suite
 from bench.train.preflight import check_suite
 
 
-def describe(prepared: PreparedSuite, jobs: Sequence[Job]) -> str:
+def describe(prepared: PreparedSuite, jobs: Sequence[Job], overwrite: bool = False) -> str:
     """The jobs of a suite, which of them are finished, and the cost of the others, for `--dry-run`."""
-    suite, pending = prepared.suite, unfinished(jobs)
+    suite, pending = prepared.suite, unfinished(jobs, overwrite)
+    states = {job.folder: "anew" if job.overwrite else "to do" for job in pending}
     budget, spending = suite.budget, planned_counts(suite.budget, len(suite.reward), suite.budget.updates)
     training = [job for job in pending if isinstance(job, TrainingRun)]
     evaluation = evaluation_nfe(prepared)
     lines = [
         f"suite {suite.name}: {len(jobs)} runs (base + {len(suite.rows)} rows x {len(suite.seeds)} seeds), "
         f"{len(pending)} to do",
-        *(f"  {job.label:32s} {'to do' if job in pending else 'finished'}  {job.digest}" for job in jobs),
+        *(f"  {job.label:32s} {states.get(job.folder, 'finished')}  {job.digest}" for job in jobs),
         f"each row: {budget.updates} updates of {budget.prompts} prompts x {budget.group_size} samples, "
         f"{budget.steps} steps, "
         f"{budget.train_steps} trained, {budget.minibatches} optimizer step(s) each",
@@ -45,18 +47,14 @@ def describe(prepared: PreparedSuite, jobs: Sequence[Job]) -> str:
         f"train NFE {spending['nfe_train'] * len(training):,}, "
         f"anchor NFE {sum(anchor_nfe(budget, job.row) for job in training):,}, "
         f"evaluation NFE {evaluation * len(pending):,}",
-        _time_left(jobs, len(training)),
+        _time_left([job for job in jobs if job not in pending], len(training)),
     ]
     return "\n".join(lines)
 
 
-def _time_left(jobs: Sequence[Job], pending: int) -> str:
+def _time_left(finished_jobs: Sequence[Job], pending: int) -> str:
     """Minutes per run, from the finished runs of this suite; without one, no estimate."""
-    finished = [
-        store.read_record(job.folder)
-        for job in jobs
-        if isinstance(job, TrainingRun) and store.is_complete(job.folder, job.digest)
-    ]
+    finished = [store.read_record(job.folder) for job in finished_jobs if isinstance(job, TrainingRun)]
     if not pending:
         return "time: nothing to do"
     if not finished:
@@ -84,16 +82,23 @@ def run_suites(
     suites: Sequence[PreparedSuite],
     results: Path,
     launch: LaunchConfig = LaunchConfig(),  # noqa: B008  (frozen)
+    overwrite: bool = False,
 ) -> Outcome:
     """Run every unfinished job of a suite, or of all variants of a study.
 
+    `overwrite`: where the folder of a job holds another run, start anew; that run is removed when the new one begins.
+    Once all checks have passed, the suite is stored in the folder of its records (`bench.suite.stored`).
     An error of one run does not stop the others. The outcome counts finished and failed runs and errors.
     """
     for prepared in suites:
         check_launch(prepared, launch)
     jobs, folder = all_jobs(suites, results), results / suites[0].suite.study
     store.check_writable(folder)
-    pending, outcome = unfinished(jobs), Outcome(jobs=jobs)
+    pending, outcome = unfinished(jobs, overwrite), Outcome(jobs=jobs)
+    write_suite(folder, [prepared.suite for prepared in suites])
+    for job in pending:
+        if job.overwrite:
+            inform(f"{job.folder} is done anew: it holds another run ({other_run(job)})")
     finished = [job for job in jobs if job not in pending]
     outcome.failed = sum(store.read_record(job.folder).status == "failed" for job in finished)
     if finished:

@@ -30,12 +30,16 @@ def _result(job: Job, reason: str | None) -> dict[str, Any]:
     return {**_names(job), "status": status, "reason": reason, "seconds": seconds}
 
 
-def planned_runs(prepared: PreparedSuite, jobs: Sequence[Job]) -> dict[str, Any]:
-    """The runs of a suite with the status "finished" or "to do", and what each row and each evaluation spends."""
-    suite, pending = prepared.suite, unfinished(jobs)
+def planned_runs(prepared: PreparedSuite, jobs: Sequence[Job], overwrite: bool = False) -> dict[str, Any]:
+    """The runs of a suite with their status, and what each row and each evaluation spends.
+
+    The status is "finished", "to do", or "anew" for a run that replaces another one in its folder.
+    """
+    suite = prepared.suite
+    states = {job.folder: "anew" if job.overwrite else "to do" for job in unfinished(jobs, overwrite)}
     return {
         "suite": suite.name,
-        "runs": [{**_names(job), "status": "to do" if job in pending else "finished"} for job in jobs],
+        "runs": [{**_names(job), "status": states.get(job.folder, "finished")} for job in jobs],
         "each_row_spends": planned_counts(suite.budget, len(suite.reward), suite.budget.updates),
         "nfe_of_each_evaluation": evaluation_nfe(prepared),
     }

@@ -60,6 +60,8 @@ def write_job(job: Job, shard: Shard | None = None, node: int = 0) -> Path:
         "seed": job.identity["seed"],
         "folder": str(job.folder.resolve()),
         "digest": job.digest,
+        "inputs": job.inputs,
+        "overwrite": job.overwrite,
     }
     store.make_folder(job.folder)
     path = job.folder / (JOB if node == 0 else f"{node}-{JOB}")
@@ -71,7 +73,12 @@ def read_job(path: Path) -> tuple[Job, Shard | None]:
     """The job that `write_job` has written, and how its weights are sharded."""
     content = json.loads(path.read_text(encoding="utf-8"))
     run = prepare(Suite.model_validate(content["suite"])), Path(content["folder"]), content["digest"]
-    job = BaseRun(*run) if content["row"] is None else TrainingRun(*run, content["row"], content["seed"])
+    options = {"inputs": content["inputs"], "overwrite": content["overwrite"]}
+    job = (
+        BaseRun(*run, **options)
+        if content["row"] is None
+        else TrainingRun(*run, content["row"], content["seed"], **options)
+    )
     return job, content["shard"]
 
 

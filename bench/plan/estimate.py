@@ -22,8 +22,8 @@ from bench.plan.fit import exceeds_memory
 from bench.plan.hardware import Hardware
 from bench.plan.memory import memory_use
 from bench.plan.workload import UnitCost, held_out_videos, phase_costs, run_counts, suite_model, unit_flops
-from bench.suite.difference import first_difference
 from bench.suite.prepared import PreparedSuite
+from bench.suite.recorded import record_difference
 from bench.suite.schema import Suite
 from bench.train.preflight import check_backbone, check_methods
 
@@ -88,7 +88,7 @@ def finished_seconds(suite: Suite, results: Path) -> list[float]:
             folder = store.run_folder(results / suite.name, row.name, seed)
             if (folder / store.RUN).exists():
                 record = store.read_record(folder)
-                same_settings = first_difference(record.config, suite.shared()) is None
+                same_settings = record_difference(folder, record, suite) is None
                 if same_settings and record.provenance.get("hardware", {}).get("cpu") == cpu:
                     seconds.append(sum(record.seconds.values()))
     return seconds

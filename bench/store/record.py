@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -23,8 +24,12 @@ RUN, SCORES, TRAIN = "run.json", "scores.parquet", "train.jsonl"
 STARTED, POLICY, OFFENDING, LOCK = "digest", "policy.safetensors", "offending_sample.safetensors", ".lock"
 """The digest with which the run was started, the trained weights, the video of a sample that was not finite, and the
 lock that a process holds while it works on the run."""
+INPUTS = "inputs.json"
+"""What the digest of the run was made from, so that a later run can say what differs."""
 CHECKPOINT, JOB = "checkpoint.pt", "job.json"
 """Files that are removed when a run ends: the checkpoint, and the input of the processes of one run."""
+REPLAY = "replay.json"
+"""The comparison of the run with its repetition."""
 
 
 class RunRecord(BaseModel):
@@ -110,6 +115,39 @@ def write_run(folder: Path | str, record: RunRecord, scores: pd.DataFrame | None
         replace_atomically(folder / SCORES, lambda path: write_parquet(frame, path))
     write_text(folder / RUN, text)
     return record
+
+
+def start_run(folder: Path | str, digest: str, inputs: Mapping[str, Any]) -> None:
+    """Mark the folder as that of the run with this digest; `inputs` is what the digest was made from."""
+    write_text(Path(folder) / STARTED, digest + "\n")
+    write_text(Path(folder) / INPUTS, json.dumps(plain(inputs), indent=1, sort_keys=True) + "\n")
+
+
+def read_inputs(folder: Path | str) -> dict[str, Any]:
+    """What the digest of the folder's run was made from; {} for a run of an older version."""
+    path = Path(folder) / INPUTS
+    if not path.is_file():
+        return {}
+    try:
+        inputs = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BenchError(f"{path} is not JSON ({error}): delete it, no number depends on it.") from error
+    return inputs if isinstance(inputs, dict) else {}
+
+
+def other_digest(folder: Path | str, digest: str) -> str | None:
+    """The digest of the run in the folder, finished or not, if it is another one than `digest`; else None."""
+    folder = Path(folder)
+    started = folder / STARTED
+    stored = [started.read_text(encoding="utf-8").strip()] if started.is_file() else []
+    stored += [read_record(folder).digest] if (folder / RUN).is_file() else []
+    return next((each for each in stored if each != digest), None)
+
+
+def remove_run(folder: Path | str) -> None:
+    """Remove the files of the run in the folder, and no other file; the record first, which marks it as complete."""
+    for name in (RUN, SCORES, TRAIN, CHECKPOINT, POLICY, OFFENDING, REPLAY, INPUTS, STARTED):
+        (Path(folder) / name).unlink(missing_ok=True)
 
 
 def check_digest(folder: Path | str, actual: str, expected: str) -> None:

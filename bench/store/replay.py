@@ -9,9 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.core.errors import BenchError
 from bench.store.files import write_text
-from bench.store.record import RunRecord
-
-REPLAY = "replay.json"
+from bench.store.record import REPLAY, RunRecord
 
 
 class ReplayRecord(BaseModel):

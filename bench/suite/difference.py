@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.core.hashing import canonical_json
+from bench.suite.paths import path_parameters
+from bench.suite.schema import RowSpec, Suite
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -42,6 +44,12 @@ def differing_parts(left: Any, right: Any) -> tuple[Any, Any]:
     return {key: one for key, (one, _) in pairs.items()}, {key: other for key, (_, other) in pairs.items()}
 
 
+def shortened(value: Any, length: int = 60) -> str:
+    """The value as text for a message, cut to so many characters."""
+    text = str(value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def first_difference(recorded: Any, wanted: Any, key: str = "") -> str | None:
     """The first setting of `wanted` that `recorded` has otherwise; None if nothing differs.
 
@@ -55,3 +63,31 @@ def first_difference(recorded: Any, wanted: Any, key: str = "") -> str | None:
                 return change
         return None
     return None if recorded == wanted else f"{key} is {recorded} there and {wanted} here"
+
+
+def row_difference(recorded: Mapping[str, Any], wanted: RowSpec) -> str | None:
+    """The first setting that the row of the same label has otherwise in a recorded suite; None if there is none."""
+    rows = [RowSpec.model_validate(row) for row in recorded.get("rows", [])]
+    same = next((row for row in rows if row.name == wanted.name), None)
+    if same is None:
+        return None
+    return first_difference(same.model_dump(mode="json"), wanted.model_dump(mode="json"), f"row {wanted.name}")
+
+
+def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A suite's settings without its paths: what a path leads to counts, by its digest, and not where it lies."""
+    kept = {key: value for key, value in settings.items() if key != "prompts"}
+    backbone = settings.get("backbone")
+    if isinstance(backbone, Mapping):
+        kept["backbone"] = {key: value for key, value in backbone.items() if key != "checkpoint"}
+    params = settings.get("evaluator_params") or {}
+    kept["evaluator_params"] = {
+        name: {key: value for key, value in own.items() if key not in path_parameters(own)}
+        for name, own in params.items()
+    }
+    return kept
+
+
+def settings_difference(recorded: Mapping[str, Any], suite: Suite) -> str | None:
+    """The first setting of the suite that a record's configuration has otherwise; paths do not count."""
+    return first_difference(without_paths(recorded), without_paths(suite.shared()))

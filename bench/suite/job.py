@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.core.hashing import digest
 from bench.suite.prepared import PreparedRow, PreparedSuite
-from bench.suite.schema import Suite
+from bench.suite.schema import RowSpec, Suite
+from bench.suite.sources import run_sources
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,10 @@ class BaseRun:
     prepared: PreparedSuite
     folder: Path
     digest: str
+    inputs: dict[str, Any] = field(default_factory=dict, kw_only=True, compare=False)
+    """What the digest was made from (`bench.suite.inputs`)."""
+    overwrite: bool = field(default=False, kw_only=True, compare=False)
+    """Whether another run in the folder is removed when this one begins."""
 
     @property
     def suite(self) -> Suite:
@@ -26,6 +32,16 @@ class BaseRun:
     def label(self) -> str:
         """Name of the run in progress and messages."""
         return self._in_study("base")
+
+    @property
+    def source_digest(self) -> str:
+        """Digest of the sources of the harness and of the run's plug-ins."""
+        return digest(self.inputs.get("sources") or run_sources(self.suite, self.spec))
+
+    @property
+    def spec(self) -> RowSpec | None:
+        """The row of the suite; None for the base."""
+        return None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -48,12 +64,16 @@ class TrainingRun(BaseRun):
         return self.prepared.row(self.row_name)
 
     @property
+    def spec(self) -> RowSpec:
+        return self.row.spec
+
+    @property
     def label(self) -> str:
         return self._in_study(f"{self.row_name} seed {self.seed}")
 
     @property
     def identity(self) -> dict[str, Any]:
-        spec = self.row.spec
+        spec = self.spec
         names = {"row": spec.name, "method": spec.method, "kl": spec.kl_spec.name, "seed": self.seed}
         return {"suite": self.suite.name, **names}
 

@@ -1,4 +1,7 @@
-"""Read a suite's YAML: duplicate and unknown keys are refused, overrides are part of the digest."""
+"""Read a suite's YAML, or the suite that a results folder stores; duplicate and unknown keys are refused.
+
+Overrides are part of the digest.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ from pydantic import ValidationError
 
 from bench.core.budget import AdvantageSettings, Budget
 from bench.core.errors import BenchError
-from bench.suite.difference import flatten
+from bench.suite.difference import flatten, shortened
 from bench.suite.paths import PATH_RULE, packaged, resolve
+from bench.suite.recorded import SUITE_FILE, named_folder, recorded_suites
 from bench.suite.schema import (
     NANO,
     BackboneSpec,
@@ -46,8 +50,9 @@ class UniqueKeys(yaml.SafeLoader):
 
 
 def load_suite(path: Path | str, overrides: Sequence[str] = ()) -> Suite:
-    """Read a suite's YAML and apply overrides such as `budget.lr=1e-4` or `rows='[{method: cps}]'`.
+    """Read a suite and apply overrides such as `budget.lr=1e-4`, `rows='[{method: cps}]'` or `seeds+='[3]'`.
 
+    `path` is a YAML file, or a results folder such as `results/mine`, which stores its suite.
     The override `variant=NAME` picks one variant of a study (see `load_variants`).
     """
     suites = load_variants(path, overrides)
@@ -62,7 +67,7 @@ def load_variants(path: Path | str, overrides: Sequence[str] = ()) -> list[Suite
 
     A variant's settings win over the overrides, and are merged like those of a suite that extends another one.
     """
-    data = _read_suite(Path(path), [])
+    data = _read_folder(Path(path)) if Path(path).is_dir() else _read_suite(Path(path), [])
     for override in overrides:
         _apply_override(data, override)
     variants, selected = data.pop("variants", None), data.pop("variant", None)
@@ -77,13 +82,13 @@ def load_variants(path: Path | str, overrides: Sequence[str] = ()) -> list[Suite
     if selected is not None and selected not in variants:
         raise BenchError(f"suite {path} has no variant {selected!r}: choose one of {', '.join(map(str, variants))}.")
     for name, settings in variants.items():
-        common = sorted({"suite", "seeds", "rows", "variants", "extends"} & settings.keys())
+        common = sorted({"suite", "seeds", "rows", "variants", "extends", "seeds+", "rows+"} & settings.keys())
         if common:
             raise BenchError(
                 f"suite {path}: variant {name!r} sets {common[0]!r}, which all variants share; move it up."
             )
     return [
-        _validate(path, {**merge_mappings(data, settings, MERGED), "suite": f"{data.get('suite')}/{name}"})
+        _validate(path, {**_merge(path, data, settings), "suite": f"{data.get('suite')}/{name}"})
         for name, settings in variants.items()
         if selected in (None, name)
     ]
@@ -124,11 +129,85 @@ def _read_suite(path: Path, children: list[Path]) -> dict[str, Any]:
     data = read_mapping(path)
     parent = data.pop("extends", None)
     if parent is None:
-        return data
+        return _merge(path, {}, data)
     parent_path = path.parent / str(parent)
     if parent_path in children:
         raise BenchError(f"suite {path} extends {parent}, which extends it in turn: remove one 'extends:'.")
-    return merge_mappings(_read_suite(parent_path, [*children, path]), data, MERGED)
+    return _merge(path, _read_suite(parent_path, [*children, path]), data)
+
+
+def _read_folder(folder: Path) -> dict[str, Any]:
+    """The mapping of the suite that a results folder stores; its name is that of the folder."""
+    folder = named_folder(folder)
+    if (folder / SUITE_FILE).is_file():
+        return {**_read_suite(folder / SUITE_FILE, []), "suite": folder.name}
+    if (folder.parent / SUITE_FILE).is_file():
+        return {**_read_folder(folder.parent), "variant": folder.name}
+    return suite_mapping(recorded_suites(folder))
+
+
+def suite_mapping(suites: Sequence[Suite]) -> dict[str, Any]:
+    """The mapping from which `load_variants` makes a suite, or all variants of a study, with all defaults.
+
+    Settings that all variants share stand outside of `variants`, so that overrides reach them.
+    """
+    first = suites[0]
+    named = {"suite": first.study, **first.model_dump(mode="json", include={"seeds", "rows"})}
+    settings = [suite.shared() for suite in suites]
+    if not first.variant:
+        return {**named, **settings[0]}
+    common = _common(settings)
+    variants = {suite.variant: _rest(own, common) for suite, own in zip(suites, settings, strict=True)}
+    return {**named, **common, "variants": variants}
+
+
+def _common(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What all of these have; of a mapping that `variants:` merges, its common keys."""
+    common: dict[str, Any] = {}
+    for key, value in settings[0].items():
+        if all(other[key] == value for other in settings):
+            common[key] = value
+        elif key in MERGED:
+            common[key] = {k: v for k, v in value.items() if all(other[key].get(k, ...) == v for other in settings)}
+    return common
+
+
+def _rest(settings: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
+    """What a variant adds to the common settings."""
+    rest = {key: value for key, value in settings.items() if common.get(key) != value}
+    for key in rest.keys() & common.keys():
+        part = {name: value for name, value in settings[key].items() if name not in common[key]}
+        if merge_mappings({key: common[key]}, {key: part}, MERGED)[key] == settings[key]:
+            rest[key] = part
+    return rest
+
+
+def _merge(path: Path | str, base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`changes` over `base`, and lists under `KEY+` added to those under `KEY`."""
+    return _add_lists(path, merge_mappings(base, changes, MERGED))
+
+
+def _add_lists(path: Path | str, mapping: dict[str, Any], key: str = "") -> dict[str, Any]:
+    """The mapping with each `NAME+` added to the list `NAME`, in all mappings below but the variants of a study."""
+    result = {
+        name: _add_lists(path, value, f"{key}{name}.") if isinstance(value, dict) and name != "variants" else value
+        for name, value in mapping.items()
+        if not str(name).endswith("+")
+    }
+    for name, items in mapping.items():
+        if str(name).endswith("+"):
+            result[name[:-1]] = _added(f"suite {path}: {key}{name}", result, name[:-1], items)
+    return result
+
+
+def _added(what: str, mapping: dict[str, Any], name: str, items: Any) -> list[Any]:
+    """The list of `name`, empty where it is missing, and the `items` that are added to it."""
+    before = mapping.get(name, [])
+    if not isinstance(before, list):
+        raise BenchError(f"{what} adds to a list, but {name!r} is {shortened(before)!r}: leave out the '+'.")
+    if not isinstance(items, list):
+        raise BenchError(f"{what} adds {shortened(items)!r}, which is not a list: write it in brackets, as [...].")
+    return [*before, *items]
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
@@ -142,9 +221,11 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     if not isinstance(mapping, dict):
         raise BenchError(f"override {override!r}: {'.'.join(parents)!r} is not a mapping in the suite.")
     try:
-        mapping[last] = _as_number(yaml.safe_load(value))
+        content = _as_number(yaml.load(value, Loader=UniqueKeys))  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError as cause:
-        raise BenchError(f"override {override!r}: the value is not YAML.") from cause
+        raise BenchError(f"override {override!r}: the value is not YAML: {' '.join(str(cause).split())}.") from cause
+    name = last.removesuffix("+")
+    mapping[name] = content if name == last else _added(f"override {override!r}", mapping, name, content)
 
 
 def _as_number(value: Any) -> Any:

@@ -7,56 +7,19 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from bench import plugins
 from bench.algorithm.rollout import RolloutConfig
 from bench.api import AdvantageRule, Backbone, Evaluator, KLPolicy, Method, ShardsWeights
 from bench.core.errors import BenchError
-from bench.core.hashing import GOLDEN, MANIFEST, sha256_file, verify_manifest
 from bench.core.world import SINGLE_PROCESS, World
+from bench.suite.checkpoints import Checkpoint, checkpoint_names
 from bench.suite.devices import cp_degree
 from bench.suite.methods import make_method, recorded_params, rollout_config
-from bench.suite.paths import PATH_RULE, packaged, path_parameters, resolve, resolve_parameters
+from bench.suite.paths import resolve_parameters
 from bench.suite.prompts import PromptLists
 from bench.suite.schema import PluginSpec, RowSpec, Suite
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint folder or file that the suite names."""
-
-    name: str
-    """Its name or path in the suite."""
-
-    @property
-    def path(self) -> Path:
-        return resolve(self.name)
-
-    def require(self) -> Path:
-        """The path; a missing checkpoint is a `BenchError`."""
-        if not self.path.exists():
-            raise BenchError(
-                f"checkpoint {self.path} does not exist ({PATH_RULE}): `bench assets SUITE` lists its files and how "
-                "to fetch them; fix the path in the suite, or build a part of nano with `bench nano`."
-            )
-        return self.path
-
-    @cached_property
-    def digest(self) -> Any:
-        """sha256 of every file but the golden scores; a checkpoint with a manifest is verified against it."""
-        path = self.require()
-        if (path / MANIFEST).exists():
-            return verify_manifest(path)
-        if packaged(self.name):
-            raise BenchError(
-                f"checkpoint {path} has no {MANIFEST}: restore it with `git checkout`, or by `bench nano manifest`."
-            )
-        inside = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name != GOLDEN]
-        files = [path] if path.is_file() else inside
-        return [[file.relative_to(path.parent).as_posix(), sha256_file(file)] for file in files]
 
 
 @dataclass(frozen=True)
@@ -135,26 +98,21 @@ def prepare(suite: Suite, checkpoints_by_name: dict[str, Checkpoint] | None = No
         PreparedRow(row, make_method(suite, row), plugins.kl_policy(row.kl_spec.name, **row.kl_spec.params))
         for row in suite.rows
     )
-    names = _backbone_checkpoint(suite)
-    for name in suite.all_evaluators:
-        params = suite.evaluator_params.get(name, {})
-        names |= {f"{name}.{key}": path for key, path in path_parameters(params).items()}
+    _check_backbone_checkpoint(suite)
+    names = checkpoint_names(suite)
     cache = {} if checkpoints_by_name is None else checkpoints_by_name
     checkpoints = {use: cache.setdefault(name, Checkpoint(name)) for use, name in sorted(names.items())}
     return PreparedSuite(suite, rows, _advantage_rule(suite), suite.prompt_lists(), checkpoints, cp_degree(suite))
 
 
-def _backbone_checkpoint(suite: Suite) -> dict[str, str]:
-    """The name of the backbone's checkpoint; empty for a backbone that takes none."""
+def _check_backbone_checkpoint(suite: Suite) -> None:
+    """Refuse a suite that names no checkpoint for a backbone which needs one, or one which takes none."""
     spec = suite.backbone
     parameter = inspect.signature(plugins.find("backbones", spec.name)).parameters.get("checkpoint")
-    if spec.checkpoint_name is not None:
-        if parameter is None:
-            raise BenchError(f"backbone {spec.name!r} takes no checkpoint: leave out backbone.checkpoint.")
-        return {"backbone": spec.checkpoint_name}
-    if parameter is not None and parameter.default is parameter.empty:
+    if spec.checkpoint is not None and parameter is None:
+        raise BenchError(f"backbone {spec.name!r} takes no checkpoint: leave out backbone.checkpoint.")
+    if spec.checkpoint is None and parameter is not None and parameter.default is parameter.empty:
         raise BenchError(f"backbone {spec.name!r} needs a checkpoint: name its folder under backbone.checkpoint.")
-    return {}
 
 
 def _advantage_rule(suite: Suite) -> AdvantageRule:

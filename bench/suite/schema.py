@@ -152,6 +152,8 @@ class RowSpec(StrictModel):
         return self.label or f"{self.method}-{self.kl_spec.name}".replace(":", ".")
 
 
+PILOT_SEED = 100
+"""Seeds from this one on are pilot seeds, which tune settings before the reported seeds are run."""
 NANO: dict[str, Any] = {
     "prompts": {"train": "bench/prompts/nano_train.txt", "heldout": "bench/prompts/nano_heldout.txt"},
     "evaluator_params": {
@@ -271,17 +273,21 @@ class Suite(StrictModel):
         """Every evaluator that the suite uses, each once."""
         return list(dict.fromkeys([*self.evaluation.evaluators, *self.reward, *self.monitor]))
 
-    def plugin_names(self) -> list[tuple[str, str]]:
-        """Group and name of every plug-in that the suite names."""
-        names = [("evaluators", name) for name in [*self.all_evaluators, *self.evaluator_params]]
-        names.append(("backbones", self.backbone.name))
-        for row in self.rows:
+    def run_plugins(self, row: RowSpec | None) -> list[tuple[str, str]]:
+        """Group and name of every plug-in of a run; `row` is None for the base."""
+        names = [("backbones", self.backbone.name), *(("evaluators", name) for name in self.all_evaluators)]
+        if row is not None:
             names += [("methods", row.method), ("kl_policies", row.kl_spec.name)]
         if isinstance(self.noise_policy, PluginSpec):
             names.append(("noise_policies", self.noise_policy.kind))
         if isinstance(self.advantage, PluginSpec):
             names.append(("advantage_rules", self.advantage.kind))
-        return list(dict.fromkeys(names))
+        return names
+
+    def plugin_names(self) -> list[tuple[str, str]]:
+        """Group and name of every plug-in that the suite names, each once."""
+        names = [name for row in self.rows for name in self.run_plugins(row)]
+        return list(dict.fromkeys([*names, *(("evaluators", name) for name in self.evaluator_params)]))
 
     def _score_errors(self) -> Iterator[str]:
         metrics = [metric for named in self.reward.values() for metric in named]

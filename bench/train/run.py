@@ -73,7 +73,13 @@ def run_record(job: Job, outcome: RunOutcome, seconds: dict[str, float], world: 
         backbone=dict(models.backbone.fingerprint()) if main else {},  # hashes gigabytes
         seconds={**trained.pop("seconds", {}), **seconds},
         peak_memory_mb=max(world.all_gather(peak_kib())) * 1024 / 1e6,
-        provenance=provenance(processes=world.size, shard=world.shard, process_state=process_state(), **gpu_name()),
+        provenance=provenance(
+            processes=world.size,
+            shard=world.shard,
+            source_digest=job.source_digest,
+            process_state=process_state(),
+            **gpu_name(),
+        ),
         gates={**models.gates, **trained.pop("gates", {})},
         extra=extra,
         **trained,
@@ -157,10 +163,21 @@ def _train_and_evaluate(job: Job, outcome: RunOutcome, clock: Ledger, report: Pr
         outcome.scores = evaluate(backbone, evaluators, job.prepared, report, world)
 
 
+def _claim_folder(job: Job) -> None:
+    """Mark the folder as that of this run; another run in it is removed if the job overwrites, else refused."""
+    other = store.other_digest(job.folder, job.digest)
+    if other is not None:
+        if not job.overwrite:
+            store.check_digest(job.folder, other, job.digest)
+        store.remove_run(job.folder)
+    store.start_run(job.folder, job.digest, job.inputs)
+
+
 def _execute(job: Job, report: ProgressCallback, world: World) -> store.RunRecord:
     if world.is_main:
-        store.write_text(job.folder / store.STARTED, job.digest + "\n")
+        _claim_folder(job)
         report = _watch_folder(job, report)
+    world.barrier()  # the files of another run are gone
     clock = Ledger()
     with unchanged_process(f"a plug-in of the run {job.label} (its backbone, its method or an evaluator)"):
         with clock.phase("load"):

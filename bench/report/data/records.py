@@ -115,9 +115,13 @@ def is_nano(name: str, config: Mapping[str, Any]) -> bool:
     return "nano" in name or "nano" in str(checkpoint)
 
 
+STORED = ROOT / "results" / "reference"
+"""Folder of the project's stored reference runs, one folder per suite."""
+
+
 def stored_folder(name: str, reference: Path | None = None) -> Path:
     """Folder of the stored reference runs of the suite `name`: `reference`, or the project's own. It may not exist."""
-    return reference or ROOT / "results" / "reference" / name
+    return reference or STORED / name
 
 
 def failed_gates(record: RunRecord) -> list[str]:
@@ -221,7 +225,11 @@ def reward_weights(config: Mapping[str, Any]) -> dict[str, float]:
 
 def comparable_settings(run: Run) -> dict[str, Any]:
     """Everything that must be equal for the runs of one table, by name."""
-    record = run.record
+    return {**recorded_settings(run.record), "scored videos": run.videos, "metrics": list(run.cells.columns)}
+
+
+def recorded_settings(record: RunRecord) -> dict[str, Any]:
+    """The part of `comparable_settings` that needs no scores."""
     return {
         "suite": record.suite,
         "prompts digest": record.prompts_digest,
@@ -230,8 +238,6 @@ def comparable_settings(run: Run) -> dict[str, Any]:
         "evaluator fingerprints": record.evaluators,
         "budget": record.budget,
         "budget digest": record.budget_digest,
-        "scored videos": run.videos,
-        "metrics": list(run.cells.columns),
     }
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +15,23 @@ from scipy.special import stdtrit
 
 from bench.core.hashing import canonical_json
 from bench.report import formatting
-from bench.report.data.records import RowRuns, SuiteRecords, incomparable_setting
+from bench.report.data.records import (
+    STORED,
+    SUITE_SPECIFIC,
+    RowRuns,
+    SuiteRecords,
+    incomparable_setting,
+    is_nano,
+    load_records,
+    recorded_settings,
+    records_below,
+    stored_folder,
+)
 from bench.report.data.selection import BASE, row_settings
 from bench.report.data.statistics import CONFIDENCE
 from bench.report.data.summary import summarise
+from bench.store.record import RUN, RunRecord
+from bench.suite.difference import differences, differing_parts, shortened
 
 #: Columns of the table that are compared, and their names in the table of the page.
 SCORES = {
@@ -49,6 +65,87 @@ def prediction_band(stored: npt.ArrayLike, n: int) -> tuple[float, float]:
         return math.nan, math.nan
     half = float(stdtrit(m - 1, (1 + CONFIDENCE) / 2)) * float(y.std(ddof=1)) * math.sqrt(1 / n + 1 / m)
     return float(y.mean()) - half, float(y.mean()) + half
+
+
+class Reference(NamedTuple):
+    """The stored runs beside which a suite is shown."""
+
+    folder: Path
+    """Folder of the stored suite's records; it may not exist."""
+    runs: SuiteRecords | None = None
+    """The stored runs, with the suite's own labels; None if there are none."""
+    note: str | None = None
+    """Why there are none, if stored runs with nearly the same settings exist."""
+
+
+def find_reference(suite: SuiteRecords, folder: Path, reference: Path | None = None) -> Reference:
+    """The stored runs with the settings of the suite whose records are in `folder`.
+
+    `reference` names the folder of the stored runs. Without it, the project's stored suites are searched: that of the
+    same name comes first, then of those with the suite's settings the one with the most equal rows. A stored suite
+    itself has no reference.
+    """
+    named = stored_folder(suite.name, reference)
+    if folder.resolve().is_relative_to(STORED.resolve()) or named.resolve() == folder.resolve():
+        return Reference(named)
+    own = next((run.record for run in suite.runs), None)
+    if reference is not None or own is None:
+        return Reference(named, _stored_runs(suite, named))
+    stored = {path: _differing(own, records[0][1]) for path, records in _stored_suites(suite.nano)}
+    fitting = [path for path, differing in stored.items() if not differing]
+    if named in fitting or (named in stored and not fitting):
+        return Reference(named, _stored_runs(suite, named))
+    if fitting:
+        best = max(fitting, key=lambda path: len(_equal_rows(suite, path)))
+        return Reference(best, _stored_runs(suite, best))
+    if not stored:
+        return Reference(named)
+    nearest = min(stored, key=lambda path: len(stored[path]))
+    setting, values = next(iter(stored[nearest].items()))
+    here, there = map(shortened, differing_parts(*values))
+    name = nearest.relative_to(STORED).as_posix()
+    note = f"No stored reference has these settings: the nearest, {name}, differs in {setting}: {there}, here {here}."
+    return Reference(named, note=note)
+
+
+def _stored_suites(nano: bool) -> Iterator[tuple[Path, list[tuple[Path, RunRecord]]]]:
+    """Folder and records of each of the project's stored suites, of the miniature model or of others."""
+    folders = sorted([*STORED.glob(f"*/*/{RUN}"), *STORED.glob(f"*/*/*/{RUN}")])
+    for folder in dict.fromkeys(path.parent.parent for path in folders if not path.parent.name.startswith("seed-")):
+        records = records_below(folder)
+        if is_nano(records[0][1].suite, records[0][1].config) == nano:
+            yield folder, records
+
+
+def _differing(own: RunRecord, stored: RunRecord) -> dict[str, tuple[Any, Any]]:
+    """Name to the two values of each setting in which the records of two suites differ, such as their budgets."""
+    pairs = differences(recorded_settings(own), recorded_settings(stored))
+    return {name: pair for name, pair in pairs.items() if name not in SUITE_SPECIFIC}
+
+
+def _equal_rows(suite: SuiteRecords, folder: Path) -> dict[str, str]:
+    """Label of each row of the suite to that of the stored row with the same method, KL policy and parameters."""
+    stored = {
+        canonical_json(row_settings(record)): record.row
+        for _, record in records_below(folder)
+        if record.seed is not None and record.status == "finished"
+    }
+    own = {
+        runs.row.label: canonical_json(row_settings(runs.finished[0].record)) for runs in suite.rows if runs.finished
+    }
+    return {label: stored[settings] for label, settings in own.items() if settings in stored}
+
+
+def _stored_runs(suite: SuiteRecords, folder: Path) -> SuiteRecords | None:
+    """The stored runs of the suite's rows under its own labels; a row without an equal one gets that of its label."""
+    if not any(folder.rglob(RUN)):
+        return None
+    equal = _equal_rows(suite, folder)
+    labels = {runs.row: equal.get(runs.row.label, runs.row.label) for runs in suite.rows}
+    stored = load_records(folder, [row._replace(label=label) for row, label in labels.items()])
+    by_label = {runs.row.label: runs for runs in stored.rows}
+    rows = [replace(by_label[label], row=row) for row, label in labels.items()]
+    return replace(stored, rows=rows)
 
 
 def add_reference(table: pd.DataFrame, suite: SuiteRecords, stored: SuiteRecords | None) -> pd.DataFrame:

@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bench.store.record import RunRecord
-from bench.suite.schema import RowSpec
+from bench.suite.schema import PILOT_SEED, RowSpec
 
 BASE = "base"
-#: Seeds from this one on are pilot seeds, which tune settings before the reported seeds are run. A table shows them
-#: only if the suite has no other seeds.
-PILOT_SEED = 100
 
 
 class Row(NamedTuple):

@@ -10,7 +10,8 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json
-from bench.report.data.records import SuiteRecords, incomparable_setting, load_records, stored_folder
+from bench.report.data.records import SuiteRecords, incomparable_setting, load_records
+from bench.report.data.reference import find_reference
 from bench.report.data.selection import Row, row_settings
 from bench.report.data.training import WINDOW, Training, curves, gradients, load_training, noise
 from bench.report.figures import plots
@@ -41,8 +42,8 @@ def render_figures(
     """{file name: content} of curves, noise and gradients as png, pdf and csv and of figures.md; {figure: caption}.
 
     `rows` and `seeds` are those of the suite's YAML; left out, they are taken from the records' own configuration.
-    Only finished runs are drawn. `reference` is a folder of stored runs of the same suite whose curves are drawn too
-    (default: `results/reference/<suite>`, if it exists). Records that do not compare, or that lack the data of a
+    Only finished runs are drawn. `reference` is a folder of stored runs with the same settings whose curves are drawn
+    too (default: see `find_reference`). Records that do not compare, or that lack the data of a
     figure, are a `BenchError`. The bytes depend on the records and on matplotlib only.
     """
     suite = load_records(suite_folder, rows, seeds)
@@ -65,14 +66,11 @@ def render_figures(
 
 def _stored(suite: SuiteRecords, folder: Path, reference: Path | None) -> tuple[list[Training], str]:
     """Stored runs with the same settings and rows, and a sentence on them for the caption."""
-    stored_path = stored_folder(suite.name, reference)
-    if not any(stored_path.rglob(RUN)):
-        if reference is not None:
-            raise BenchError(f"reference {reference} holds no records ({RUN}): name a folder of finished runs.")
+    stored_path, stored, _ = find_reference(suite, folder, reference)
+    if stored is None and reference is not None and not any(reference.rglob(RUN)):
+        raise BenchError(f"reference {reference} holds no records ({RUN}): name a folder of finished runs.")
+    if stored is None or not any(runs.finished for runs in stored.rows):
         return [], ""
-    if stored_path.resolve() == folder.resolve():
-        return [], ""
-    stored = load_records(stored_path, [runs.row for runs in suite.rows])
     if setting := incomparable_setting(suite, stored):
         return [], f" The stored reference runs were made with another {setting} and are not drawn."
     settings, stored_settings = (

@@ -11,12 +11,11 @@ import pandas as pd
 from bench.report import formatting
 from bench.report.data.controls import control_notes, is_control
 from bench.report.data.records import RowRuns, SuiteRecords, load_records, stored_folder
-from bench.report.data.reference import add_reference, reference_notes, reference_section
+from bench.report.data.reference import add_reference, find_reference, reference_notes, reference_section
 from bench.report.data.selection import BASE, Row
 from bench.report.data.summary import COUNTS, METRICS, PAIR_SCORES, PUBLISHED, add_published, pairs_of_rows, summarise
 from bench.report.tables.notes import footnotes, nano_warning
 from bench.store.files import write_files
-from bench.store.record import RUN
 
 FOLDER, NAME = "tables", "main"
 
@@ -49,6 +48,8 @@ class MainTable(NamedTuple):
     """The stored reference runs, if there are any."""
     controls: list[str]
     """One line per control."""
+    no_reference: str | None = None
+    """Why there are no stored reference runs."""
 
     @property
     def sections(self) -> dict[str, Table]:
@@ -68,7 +69,8 @@ class MainTable(NamedTuple):
 
     def notes(self, controls: Sequence[str] = ()) -> list[str]:
         """The notes under the table, with the lines of `controls`."""
-        reference = reference_notes(self.suite, self.table, self.stored) if self.stored else []
+        missing = [self.no_reference] if self.no_reference else []
+        reference = reference_notes(self.suite, self.table, self.stored) if self.stored else missing
         return [*footnotes(self.suite, self.table), *controls, *reference]
 
 
@@ -89,17 +91,15 @@ def load_main_table(
     """The numbers of a suite's main table, from its records.
 
     `rows` and `seeds` are those of the suite's YAML; left out, they are taken from the records' own configuration.
-    `reference` is a folder of stored runs of the same suite (default: `results/reference/<suite>`, if it exists),
+    `reference` is a folder of stored runs with the same settings (default: see `find_reference`),
     `published` the folder of published numbers. Controls are looked up beside the suite's folder, then beside
     `reference`. Runs with other budgets, prompts, evaluators or spending are a `BenchError`.
     """
     suite = load_records(suite_folder, rows, seeds)
-    folder = stored_folder(suite.name, reference)
-    stored = None
-    if any(folder.rglob(RUN)) and folder.resolve() != Path(suite_folder).resolve():
-        stored = load_records(folder, [runs.row for runs in suite.rows])
-    table = add_reference(add_published(summarise(suite), suite, published), suite, stored)
-    return MainTable(suite, table, stored, control_notes(suite, Path(suite_folder).parent, folder.parent))
+    stored = find_reference(suite, Path(suite_folder), reference)
+    table = add_reference(add_published(summarise(suite), suite, published), suite, stored.runs)
+    controls = control_notes(suite, Path(suite_folder).parent, stored_folder(suite.name, reference).parent)
+    return MainTable(suite, table, stored.runs, controls, stored.note)
 
 
 def render_table(main: MainTable) -> dict[str, str]:

@@ -23,6 +23,7 @@ from bench.report.tables.ablation import build_ablation
 from bench.report.tables.main import build_table
 from bench.store.replay import REPLAY
 from bench.suite.schema import Suite
+from bench.suite.stored import write_suite as write_suite_file
 from tests.helpers.toy_records import CONFIG, ledger, write, write_suite
 
 RUN = "cps-fixed/seed-1"
@@ -138,6 +139,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "replay": (put(REPLAY, "{}"), "replay.json is not valid"),
     "other folder": (move, "the record is of cps-fixed/seed-1"),
     "other start": (put(store.STARTED, "0123\n"), "was started with digest 0123"),
+    "other inputs": (put(store.INPUTS, '{"seed": 1}\n'), "inputs.json has the digest"),
     "gate": (lambda path: rewrite(path, gates={"ratio_audit": {"passed": False}}), "the validity gate ratio_audit"),
     "nan": (lambda path: rewrite(path, extra={"a": [1.0, float("nan")]}), "at extra.a.1 that is not finite"),
     "budget": (lambda path: rewrite(path, budget=BUDGET | {"updates": 0}), "the budget is not one of this version"),
@@ -233,6 +235,16 @@ def test_a_table_without_one_of_its_runs_is_found(written: Path, tmp_path: Path)
     folder = shutil.copytree(written, tmp_path / "results")
     shutil.rmtree(folder / "toy" / "sage_grpo-dual" / "seed-2")
     assert any("main.csv: is not what" in line for line in lines(folder))
+
+
+def test_a_table_with_the_rows_of_the_stored_suite_passes(results: Path) -> None:
+    """No record has this selection of rows and seeds in its own configuration."""
+    rows = [{"method": "cps", "kl": "fixed"}, {"method": "flow_grpo", "kl": "fixed"}]
+    suite = Suite.model_validate({**CONFIG, "rows": rows, "seeds": [0, 2]})
+    build_table(results / "toy", rows_of(suite.rows), suite.seeds)
+    assert any("is not what `bench table` writes" in line for line in lines(results))
+    write_suite_file(results / "toy", [suite])
+    assert lines(results) == []
 
 
 def test_a_study_is_checked_with_the_order_of_its_variants(tmp_path: Path) -> None:

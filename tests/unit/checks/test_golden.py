@@ -27,8 +27,8 @@ from bench.cli import main
 from bench.core.hashing import verify_manifest, write_manifest
 from bench.nano.gold import VQ_UNIT, Gold
 from bench.report.data.records import failed_gates
+from bench.suite.checkpoints import Checkpoint
 from bench.suite.paths import resolve
-from bench.suite.prepared import Checkpoint
 from bench.suite.schema import NANO
 from evaluators.clipscore import ClipScore
 from tests.helpers.nano_suite import run, tiny

@@ -264,7 +264,7 @@ def test_a_second_call_trains_nothing(finished: Path, capsys: pytest.CaptureFixt
     err = capsys.readouterr().err
     assert "3 of 3 runs are finished already" in err
     table = shlex.split(err.splitlines()[-1].partition("print the table with: ")[2])
-    assert table == ["bench", "table", str(NANO), *TINY, ROWS, "--results", str(finished)]
+    assert table == ["bench", "table", str(finished / "tiny")]
     assert {path: path.stat().st_mtime_ns for path in files} == before
     assert main(again(finished, "--dry-run")) == 0
     out = capsys.readouterr().out
@@ -275,7 +275,7 @@ def test_a_second_call_trains_nothing(finished: Path, capsys: pytest.CaptureFixt
 def test_another_suite_in_the_same_folder_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "tiny/base/run.json").read_bytes()
     sentence = refused(capsys, finished, ROWS, "budget.lr=1e-3")
-    assert "holds another run: " in sentence
+    assert "base and 2 more folder(s) hold other runs: budget.lr is 0.0003 there and 0.001 here. " in sentence
     assert "write elsewhere with --results" in sentence
     assert (finished / "tiny/base/run.json").read_bytes() == before
 
@@ -293,14 +293,16 @@ def test_another_row_of_the_same_name_is_refused_with_the_setting_that_differs(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sentence = refused(capsys, finished, "rows=[{method: cps, params: {eta: 0.5}, label: cps-none}]")
-    assert "holds another run: row cps-none.params.eta is None there and 0.5 here" in sentence
+    assert "holds another run: row cps-none: params.eta is 0.7 there and 0.5 here" in sentence
 
 
 def test_records_of_other_sources_are_refused(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "source_digest", lambda: "other sources")
-    assert "the weights or the sources changed" in refused(capsys, finished, ROWS)
+    assert "hold other runs: the harness's sources changed. Start anew with --overwrite" in refused(
+        capsys, finished, ROWS
+    )
 
 
 def test_another_row_or_seed_of_the_same_suite_reuses_the_base(
@@ -341,6 +343,31 @@ def test_table_writes_its_three_files(finished: Path, capsys: pytest.CaptureFixt
         assert table["gold_overall"][i] == pytest.approx(gold.sum(axis=1).mean(), rel=1e-7)  # 8 digits are written
         assert table["trained"][i] == pytest.approx(weighted.mean(), rel=1e-7)
     assert "\\begin{tabular}" in (folder / "main.tex").read_text()
+
+
+def test_the_results_folder_stands_for_the_suite_and_its_overrides(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(finished / "tiny")
+    assert main(["table", str(NANO), *TINY, ROWS, "--results", str(finished)]) == 0
+    table = capsys.readouterr().out
+    assert main(["table", folder]) == 0
+    assert capsys.readouterr().out == table
+    assert main(["run", folder, "rows+=[{method: cps, kl: fixed}]", "seeds+=[1]", "--dry-run"]) == 0
+    assert "suite tiny: 7 runs (base + 3 rows x 2 seeds), 4 to do" in capsys.readouterr().out
+    assert main(["verify", folder]) == 0
+
+
+def test_overwrite_prints_what_is_done_anew(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(again(finished, "budget.lr=1e-3", "--dry-run", "--overwrite")) == 0
+    assert capsys.readouterr().out.count(" anew ") == 3
+
+
+def test_rows_that_the_suite_does_not_have_are_named_under_the_table(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["table", str(finished / "tiny"), "rows=[{method: cps}]"]) == 0
+    assert "Records of other seeds or rows, not in this table: flow_grpo-fixed/seed-0." in capsys.readouterr().out
 
 
 def test_table_without_records_says_what_to_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

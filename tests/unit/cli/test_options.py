@@ -15,13 +15,12 @@ import pytest
 from bench.cli.app import COMMANDS, main, parse, parser
 from bench.cli.command import Command
 from bench.cli.parser import SHELLS
-from bench.cli.suite_arguments import command_line
 from tests.helpers.nano_suite import NANO
 from tests.helpers.paths import PROJECT
 
 SUITE = "suite overrides --results"
 OPTIONS = {
-    "run": f"{SUITE} --dry-run --processes --launcher --nproc --shard --launch --json --quiet",
+    "run": f"{SUITE} --dry-run --overwrite --processes --launcher --nproc --shard --launch --json --quiet",
     "plan": f"{SUITE} --gpu --gpus --gpu-memory --tflops --context-parallel --shard --scorer-seconds --probe --json "
     "--quiet",
     "table": f"{SUITE} --json --quiet",
@@ -104,22 +103,6 @@ def test_every_example_parses_and_is_shown(command: Command, capsys: pytest.Capt
         assert program == "bench"
         assert parse(words).command == command.name
     assert command.exit_codes is None or f"\nexit code: {command.exit_codes}\n" in text
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["nano.yaml"], "bench table nano.yaml"),
-        (["nano.yaml", "--results", "there", "seeds=[0, 1]"], "bench table nano.yaml 'seeds=[0, 1]' --results there"),
-    ],
-)
-def test_a_command_on_the_same_suite_is_written_for_a_shell(words: list[str], line: str) -> None:
-    args = parse(["run", *words])
-    assert command_line("table", args) == line
-    again = parse(shlex.split(line)[1:])
-    assert {key: getattr(again, key) for key in ("suite", "overrides", "results")} == {
-        key: getattr(args, key) for key in ("suite", "overrides", "results")
-    }
 
 
 def python(code: str) -> str:

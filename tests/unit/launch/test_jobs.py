@@ -14,8 +14,9 @@ import pytest
 from bench.core.errors import BenchError
 from bench.core.hashing import write_manifest
 from bench.launch.jobs import suite_jobs, unfinished
-from bench.suite import prepared
-from bench.suite.prepared import Checkpoint, prepare
+from bench.suite import checkpoints
+from bench.suite.checkpoints import Checkpoint
+from bench.suite.prepared import prepare
 from tests.helpers import nano_suite
 
 
@@ -37,7 +38,7 @@ def test_a_file_is_identified_by_its_content(tmp_path: Path) -> None:
 
 def test_a_packaged_checkpoint_needs_its_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "weights.bin").write_bytes(b"one")
-    monkeypatch.setattr(prepared, "resolve", lambda name: tmp_path)
+    monkeypatch.setattr(checkpoints, "resolve", lambda name: tmp_path)
     with pytest.raises(BenchError, match=r"has no manifest\.json: restore it"):
         _ = Checkpoint("nano/clip").digest
     write_manifest(tmp_path)

@@ -273,3 +273,59 @@ def test_nano_alone_is_the_packaged_checkpoint_of_the_suites_backbone() -> None:
     other = suite.backbone.model_copy(update={"name": "another"})
     assert (other.checkpoint, other.checkpoint_name) == ("nano", "nano/another")
     assert prepare(suite).checkpoints["backbone"].path.name == "hunyuanvideo15"
+
+
+def test_an_override_adds_to_a_list() -> None:
+    base = load_suite(NANO)
+    suite = load_suite(
+        NANO, ["rows+=[{method: cps, label: mine}]", "seeds+=[7]", "seeds+=[8]", "monitor+=[clipscore]"]
+    )
+    assert [row.name for row in suite.rows] == [*(row.name for row in base.rows), "mine"]
+    assert suite.seeds == [*base.seeds, 7, 8]
+    assert suite.monitor == ["gold", "clipscore"]
+    assert load_suite(NANO, ["evaluation.evaluators+=[detectors]"]).evaluation.evaluators[-1] == "detectors"
+    assert load_suite(NANO, ["seeds=[5]", "seeds+=[6]"]).seeds == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "decode+=[a]",
+            r"override 'decode\+=\[a\]' adds to a list, but 'decode' is 'predicted_x0': leave out the '\+'",
+        ),
+        ("budget+=[a]", "adds to a list, but 'budget' is"),
+        ("sedes+=[3]", "unknown key 'sedes'; did you mean 'seeds'"),
+        ("seeds+=3", r"override 'seeds\+=3' adds '3.0|3', which is not a list: write it in brackets"),
+        ("rows+=[{method: cps}, {method: cps}]", "two rows are called 'cps-none'"),
+        ("rows=[{method: cps, method: dance_grpo}]", "key 'method' is given twice"),
+        ("rows+=[{method: cps, method: dance_grpo}]", "key 'method' is given twice"),
+    ],
+)
+def test_what_cannot_be_added_is_one_sentence(override: str, message: str) -> None:
+    with pytest.raises(BenchError, match=message) as caught:
+        load_suite(NANO, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_suite_that_extends_another_adds_to_its_lists(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(NANO.read_text())
+    child = tmp_path / "child.yaml"
+    child.write_text(
+        "extends: base.yaml\nsuite: child\n"
+        "rows+:\n  - {method: cps, label: mine}\nevaluation: {evaluators+: [detectors]}\n"
+    )
+    grandchild = tmp_path / "grandchild.yaml"
+    grandchild.write_text("extends: child.yaml\nsuite: grandchild\nrows+: [{method: cps, label: second}]\n")
+    base, suite = load_suite(NANO), load_suite(grandchild, ["rows+=[{method: cps, label: third}]"])
+    assert [row.name for row in suite.rows] == [*(row.name for row in base.rows), "mine", "second", "third"]
+    assert suite.evaluation.evaluators == [*base.evaluation.evaluators, "detectors"]
+
+
+def test_a_variant_adds_to_the_lists_of_its_study(tmp_path: Path) -> None:
+    text = STUDY + "  watched: {{monitor+: [clipscore]}}\n"
+    assert [suite.monitor for suite in load_variants(study(tmp_path, text))] == [
+        *(["gold"], ["gold"], ["gold", "clipscore"])
+    ]
+    with pytest.raises(BenchError, match=r"variant 'odd' sets 'rows\+', which all variants share"):
+        load_variants(study(tmp_path, STUDY + "  odd: {{rows+: [{{method: cps}}]}}\n"))
