@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
-import importlib.util
 import inspect
-import os
 import sys
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from bench.core.errors import BenchError, ProcessStateError
-from bench.core.plugin_source import refuse_by_source
+from bench.core.imports import check_module, import_plugin
+from bench.core.plugin_classes import refuse_by_source
 from bench.core.plugin_sources import entry_points, plugin_digests
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from bench.api import AdvantageRule, Backbone, Evaluator, KLPolicy, Method, NoisePolicy
 
 KINDS = {
@@ -53,18 +52,11 @@ def group_of(name: str) -> str:
 def check_name(group: str, name: str) -> None:
     """Raise a `BenchError` on an unknown name, or on "module:Class" without such a module; nothing is imported."""
     module_name = _target(group, name).partition(":")[0]
-    try:
-        spec = importlib.util.find_spec(module_name)
-    except ModuleNotFoundError as cause:  # of a package that contains the module
-        raise _not_importable(group, name, cause.name) from cause
-    if spec is None:
-        raise _not_importable(group, name, module_name)
+    check_module(module_name, f"{KINDS[group]} {name!r}", is_entry_point=name in available(group))
 
 
 def _target(group: str, name: str) -> str:
-    """ "module:Class" of a name, with the working folder among the places that are searched for the module."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # "module:Class" may be a file beside the suite
+    """ "module:Class" of a name; one whose source shows that it is no plug-in of this group is a `BenchError`."""
     known, kind = available(group), KINDS[group]
     target = known.get(name, name)
     if ":" not in target:
@@ -78,38 +70,27 @@ def _target(group: str, name: str) -> str:
     return target
 
 
-def _not_importable(group: str, name: str, module: str | None) -> BenchError:
-    return BenchError(
-        f"{KINDS[group]} {name!r}: module {module!r} cannot be imported; "
-        "run from the folder that contains it, or install it."
-    )
-
-
 def find(group: str, name: str) -> Any:
     """The class of a name. An unknown name is a `BenchError` that names the nearest known one."""
     module_name, _, class_name = _target(group, name).partition(":")
-    try:
-        module = _import(module_name, f"{KINDS[group]} {name!r}, when it is imported,")
-    except ModuleNotFoundError as cause:
-        raise _not_importable(group, name, cause.name) from cause
+    module = _import(module_name, f"{KINDS[group]} {name!r}", name in available(group))
     cls = getattr(module, class_name, None)
     if cls is None:
         raise BenchError(f"{KINDS[group]} {name!r}: module {module_name} has no class {class_name!r}.")
     return cls
 
 
-def _import(module_name: str, culprit: str) -> ModuleType:
+def _import(module_name: str, label: str, is_entry_point: bool) -> ModuleType:
     """The module; `ProcessStateError` if its import changes a global setting or code of the harness."""
-    from bench.core.process_state import ProcessSnapshot
+    from bench.core.process_state import ProcessSnapshot  # imports torch, without which names are checked
 
-    if module_name not in sys.modules:
-        before = ProcessSnapshot.take()
-        importlib.import_module(module_name)
-        if changes := before.changes():
-            _changed_by_import[module_name] = changes
+    before = None if module_name in sys.modules else ProcessSnapshot.take()
+    module = import_plugin(module_name, label, is_entry_point)
+    if before is not None and (changes := before.changes()):
+        _changed_by_import[module_name] = changes
     if module_name in _changed_by_import:
-        raise ProcessStateError(f"{culprit} {_changed_by_import[module_name]}")
-    return sys.modules[module_name]
+        raise ProcessStateError(f"{label}, when it is imported, {_changed_by_import[module_name]}")
+    return module
 
 
 def _construct(group: str, name: str, params: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from bench.checks.method_lint import CONSTRUCTION, SUITE, LintLine, lint_line, l
 from bench.checks.violations import CHANGES
 from bench.core.errors import BenchError, ProcessStateError
 from bench.core.process_state import fix_process_state
+from bench.core.provenance import check_not_installed
 from bench.suite.paths import resolve, resolve_parameters
 from bench.suite.schema import NANO, Suite
 
@@ -120,6 +121,7 @@ def _check_evaluator(name: str, params: Mapping[str, Any], write: bool) -> tuple
     if write:
         if path is None:
             raise BenchError(f"evaluator {name} has no folder for golden scores: give --params checkpoint=FOLDER.")
+        check_not_installed(path, "give a copy of the checkpoint with --params checkpoint=FOLDER")
         text.append(f"{name}: golden scores written to {write_golden(evaluator, path)}")
     try:
         entry = check_golden(name, evaluator, path)

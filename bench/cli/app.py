@@ -26,6 +26,7 @@ from bench.cli import (
     run,
     score,
     sde_study,
+    suites,
     table,
     verify,
 )
@@ -33,6 +34,7 @@ from bench.cli.command import Command
 from bench.cli.output import output_of
 from bench.cli.parser import SHELLS, CommandParser, PrintCompletion
 from bench.core.errors import BenchError
+from bench.core.extras import missing_extra
 from bench.core.progress import set_quiet
 
 COMMANDS: tuple[Command, ...] = (
@@ -48,6 +50,7 @@ COMMANDS: tuple[Command, ...] = (
     replay.COMMAND,
     gallery.COMMAND,
     score.COMMAND,
+    suites.COMMAND,
     assets.COMMAND,
     sde_study.COMMAND,
     export.COMMAND,
@@ -105,6 +108,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except BenchError as error:
         print(f"bench {command.name}: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        sentence = missing_extra(error)
+        if sentence is None:
+            raise
+        print(f"bench {command.name}: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"interrupted; {command.interrupted}", file=sys.stderr)

@@ -11,7 +11,7 @@ from bench.cli.output import print_result
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "suite", nargs="?", type=Path, default=None, help="YAML of a suite (default: all known assets)"
+        "suite", nargs="?", type=Path, default=None, help="YAML file or name of a suite (default: all known assets)"
     )
     parser.add_argument("overrides", nargs="*", default=(), help="the suite's overrides, as for `bench run`")
     parser.add_argument("--verify", action="store_true", help="also compare sha256 where known (reads all bytes)")

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suite",
         type=Path,
         default=None,
-        help="YAML of a suite that methods are checked against; overrides such as budget.steps=20 may follow",
+        help="suite that methods are checked against, by name or file; overrides such as budget.steps=20 may follow",
     )
     parser.set_defaults(overrides=[])
     parser.add_argument("--train", action="store_true", help="train two updates of each method on nano, in seconds")
@@ -85,11 +85,14 @@ def _parameters(words: Sequence[str]) -> dict[str, Any]:
     """Parameter to value; values are YAML."""
     import yaml
 
+    from bench.suite.paths import as_written
+
     for word in words:
         if not word.partition("=")[2]:
             raise BenchError(f"--params takes KEY=VALUE, got {word!r}: write for example checkpoint=FOLDER.")
     try:
-        return {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in words)}
+        pairs = [(key, value) for key, _, value in (word.partition("=") for word in words)]
+        return {key: as_written(key, yaml.safe_load(value), value) for key, value in pairs}
     except yaml.YAMLError as cause:
         raise BenchError(f"--params {' '.join(words)}: a value is not YAML; put it in quotes.") from cause
 

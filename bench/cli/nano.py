@@ -20,14 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
+    from bench.core.provenance import check_not_installed
+    from bench.suite.paths import resolve
+
+    folder = args.out or resolve("nano").parent
+    check_not_installed(folder, "give another folder with --out")
     import torch
 
     if args.device == "cpu":
         torch.set_num_threads(1)
     from bench.nano.build import build_part
-    from bench.suite.paths import resolve
 
-    folder = args.out or resolve("nano").parent
     build_part(args.part, folder, args.steps, args.seed, args.device)
     return 0
 

@@ -26,10 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     from bench import store
+    from bench.core.provenance import check_not_installed
 
     if not 0 <= args.tolerance < math.inf:
         raise BenchError(f"--tolerance is {args.tolerance}: give a finite number of at least 0.")
     store.read_record(args.run)  # for its error, before torch is imported
+    check_not_installed(args.run, "replay a copy of it")
     with working("loading torch"):
         from bench.audit.replay import replay, replay_document, replay_page, write_verdict
         from bench.core.process_state import fix_process_state

@@ -17,7 +17,10 @@ RESULTS = Path("results")
 def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the suite, its overrides and the folder of the records."""
     parser.add_argument(
-        "suite", type=Path, help="YAML file of the suite, or a results folder that stores it, such as results/mine"
+        "suite",
+        type=Path,
+        help="name of a packaged suite such as nano (see `bench suites`), a YAML file, or a results folder such as "
+        "results/mine",
     )
     parser.add_argument(
         "overrides",

@@ -42,7 +42,7 @@ def plugin_files(group: str, name: str) -> dict[str, Path]:
     path relative to that folder. Imports inside functions count; imports by a computed name are not seen.
     """
     module = entry_points(group).get(name, name).partition(":")[0]
-    start = _module_file(module)
+    start = module_file(module)
     if start is None:
         return {}
     tree = _Tree(module.split(".")[0], start.parents[module.count(".") + (start.name == "__init__.py")])
@@ -93,7 +93,7 @@ def _candidates(path: Path) -> tuple[Path, Path]:
     return path / "__init__.py", path.with_name(f"{path.name}.py")
 
 
-def _module_file(module: str) -> Path | None:
+def module_file(module: str) -> Path | None:
     """The file of a module; None if it is not found or has no file."""
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is not None:

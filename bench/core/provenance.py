@@ -25,6 +25,9 @@ from bench.core.hashing import digest, sha256_file
 ROOT = Path(__file__).resolve().parents[2]
 """The folder of the packages bench, methods and evaluators: in a checkout, the project's root."""
 
+CHECKOUT = (ROOT / "pyproject.toml").is_file()
+"""Whether the code runs from a checkout; otherwise from installed packages, into which nothing is written."""
+
 SOURCE_ROOMS = (
     *("bench/api.py", "bench/flow.py", "bench/plugins.py", "bench/core", "bench/algorithm", "bench/store"),
     *("bench/suite", "bench/train", "bench/backbones", "bench/nano/gold.py", "bench/nano/world.py"),
@@ -38,6 +41,12 @@ PACKAGES = (
     *("open-clip-torch", "numpy", "scipy", "pandas", "pyarrow", "pydantic", "pillow", "av"),
 )
 """Distributions whose version can change a number or a record."""
+
+
+def check_not_installed(path: Path, fix: str) -> None:
+    """Refuse to write to a path inside the installed packages; `fix` is the end of the sentence."""
+    if not CHECKOUT and path.resolve().is_relative_to(ROOT):
+        raise BenchError(f"{path} belongs to the installed package and is not changed: {fix}.")
 
 
 def source_digest(root: Path = ROOT, rooms: Sequence[str] = SOURCE_ROOMS) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from bench import plugins
 from bench.algorithm.sampling import HeldOutConfig, sample_held_out
 from bench.api import Backbone
-from bench.core.provenance import ROOT
+from bench.core.provenance import CHECKOUT, ROOT
 from bench.core.rng import stream
 from bench.nano import gold, vae, world
 from bench.nano.recipe import FOLDERS, write_json
@@ -89,10 +89,10 @@ def _pair_accuracies(clips: Tensor, prompts: list[str], truth: dict[str, Tensor]
 
 
 def write(folder: Path, seed: int = 0) -> None:
-    """Measure; write `measured.json` beside the checkpoints, and the page of thresholds among the results."""
+    """Measure; write `measured.json` beside the checkpoints, and the page of thresholds (to a checkout's results)."""
     measured = {key: round(value, 4) for key, value in measure(seed).items()}
     write_json(folder / "measured.json", {"command": "bench nano measure", "seed": seed, "measured": measured})
-    write_text(PAGE, page(folder, measured, seed))
+    write_text(PAGE if CHECKOUT else folder / PAGE.name, page(folder, measured, seed))
 
 
 PAGE = ROOT / "results" / "reference" / "nano" / "checkpoints.md"

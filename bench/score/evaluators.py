@@ -15,7 +15,7 @@ from bench.api import Evaluator
 from bench.core.errors import BenchError
 from bench.core.hashing import MANIFEST, plain, verify_manifest
 from bench.core.provenance import package_versions
-from bench.suite.paths import PATHS, resolve_parameters
+from bench.suite.paths import is_path_key, resolve_parameters
 from bench.suite.schema import NANO
 
 
@@ -55,7 +55,7 @@ def _split(text: str, names: Sequence[str]) -> tuple[str, str, Any]:
         )
     key = left.removeprefix(f"{name}.")
     try:
-        return name, key, value if key in PATHS else yaml.safe_load(value)
+        return name, key, value if is_path_key(key) else yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise BenchError(f"--params {text}: the value is not YAML, put it in quotes.") from error
 

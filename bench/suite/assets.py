@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bench.core.errors import BenchError
 from bench.core.hashing import MANIFEST, sha256_file, verify_manifest
 from bench.core.progress import track
-from bench.suite.paths import PATHS, packaged, resolve
+from bench.suite.paths import packaged, path_parameters, resolve
 from bench.suite.schema import Suite
 
 DATA = Path(__file__).with_name("assets.yaml")
@@ -158,8 +158,8 @@ def needs(suite: Suite) -> list[Need]:
     result = [] if checkpoint is None else [Need("backbone.checkpoint", checkpoint, backbone=suite.backbone.name)]
     for evaluator in suite.all_evaluators:
         params = suite.evaluator_params.get(evaluator, {})
-        paths = {key: value for key, value in params.items() if isinstance(value, str)}
-        result += [Need(f"{evaluator}.{key}", paths[key]) for key in PATHS if key in paths]
+        paths = path_parameters(params)
+        result += [Need(f"{evaluator}.{key}", path) for key, path in paths.items()]
         main = next((name for name, asset in assets.items() if f"{evaluator}.checkpoint" in asset.uses), None)
         if main is None:
             continue

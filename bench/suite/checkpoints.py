@@ -55,6 +55,7 @@ def checkpoint_names(suite: Suite) -> dict[str, str]:
     """Use to name of each checkpoint; a use is "backbone", or an evaluator's parameter: "videoalign.base_model"."""
     checkpoint = suite.backbone.checkpoint_name
     names = {} if checkpoint is None else {"backbone": checkpoint}
+    names |= {f"backbone.{key}": path for key, path in path_parameters(suite.backbone.train).items()}
     for name in suite.all_evaluators:
         params = suite.evaluator_params.get(name, {})
         names |= {f"{name}.{key}": path for key, path in path_parameters(params).items()}

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from bench.core.budget import AdvantageSettings, Budget
 from bench.core.errors import BenchError
 from bench.suite.difference import flatten, shortened
-from bench.suite.paths import PATH_RULE, packaged, resolve
+from bench.suite.packaged import CONFIGS, packaged_files, suite_file
+from bench.suite.paths import PATH_RULE, as_written, change_paths, is_path_key, locate, packaged, resolve
 from bench.suite.recorded import SUITE_FILE, named_folder, recorded_suites
 from bench.suite.schema import (
     NANO,
@@ -36,7 +37,10 @@ from bench.suite.schema import (
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a repeated key (plain YAML silently keeps the last one)."""
+    """YAML's safe loader, which refuses a repeated key (plain YAML silently keeps the last one).
+
+    A number that stands for a path is kept as its text, such as `checkpoint: 2024_01`.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -46,13 +50,18 @@ class UniqueKeys(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", name.start_mark)
             seen.add(key)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        for name, value in node.value:
+            if isinstance(value, yaml.ScalarNode):
+                key = self.construct_object(name, deep=True)
+                mapping[key] = as_written(str(key), mapping[key], value.value)
         return mapping
 
 
 def load_suite(path: Path | str, overrides: Sequence[str] = ()) -> Suite:
     """Read a suite and apply overrides such as `budget.lr=1e-4`, `rows='[{method: cps}]'` or `seeds+='[3]'`.
 
-    `path` is a YAML file, or a results folder such as `results/mine`, which stores its suite.
+    `path`: a YAML file, the name of a packaged suite, such as "nano" (see `bench.suite.packaged.suite_file`), or a
+    results folder such as `results/mine`, which stores its suite.
     The override `variant=NAME` picks one variant of a study (see `load_variants`).
     """
     suites = load_variants(path, overrides)
@@ -67,9 +76,10 @@ def load_variants(path: Path | str, overrides: Sequence[str] = ()) -> list[Suite
 
     A variant's settings win over the overrides, and are merged like those of a suite that extends another one.
     """
-    data = _read_folder(Path(path)) if Path(path).is_dir() else _read_suite(Path(path), [])
+    data = _read_folder(Path(path)) if is_results_folder(path) else _read_suite(str(path), Path(), [])
     for override in overrides:
         _apply_override(data, override)
+    data = change_paths(data, lambda name: locate(name, Path()))  # those of overrides
     variants, selected = data.pop("variants", None), data.pop("variant", None)
     if variants is None:
         if selected is not None:
@@ -115,7 +125,7 @@ def read_mapping(path: Path, what: str = "suite", example: str = "bench/configs/
         data = yaml.load(file.read_text(encoding="utf-8"), Loader=UniqueKeys)  # noqa: S506  (a SafeLoader)
     except OSError as cause:
         raise BenchError(
-            f"{what} {path} cannot be read ({cause.strerror}): name a YAML file such as {example} ({PATH_RULE})."
+            f"{what} {path} cannot be read ({cause.strerror}): name a YAML file that can be read ({PATH_RULE})."
         ) from cause
     except yaml.YAMLError as cause:
         raise BenchError(f"{what} {path} is not YAML: {' '.join(str(cause).split())}.") from cause
@@ -124,23 +134,35 @@ def read_mapping(path: Path, what: str = "suite", example: str = "bench/configs/
     return data
 
 
-def _read_suite(path: Path, children: list[Path]) -> dict[str, Any]:
-    """The suite's mapping on top of that of `extends: other.yaml` (beside the file); `children` extend this file."""
-    data = read_mapping(path)
+def _read_suite(name: str, folder: Path, children: list[Path]) -> dict[str, Any]:
+    """The suite's mapping on top of that of the suite that it extends, with its paths from the current folder.
+
+    `name` counts from `folder`; `children` are the files that extend this one. Relative paths count from the folder of
+    the file that contains them; those of a packaged suite from the current folder.
+    """
+    file = suite_file(name, folder)
+    data = read_mapping(file)
     parent = data.pop("extends", None)
+    own_folder = Path() if CONFIGS in file.absolute().parents else file.parent
+    data = change_paths(data, lambda path: locate(path, own_folder))
     if parent is None:
-        return _merge(path, {}, data)
-    parent_path = path.parent / str(parent)
-    if parent_path in children:
-        raise BenchError(f"suite {path} extends {parent}, which extends it in turn: remove one 'extends:'.")
-    return _merge(path, _read_suite(parent_path, [*children, path]), data)
+        return _merge(file, {}, data)
+    chain = [*children, file.resolve()]
+    if suite_file(str(parent), file.parent).resolve() in chain:
+        raise BenchError(f"suite {file} extends {parent}, which extends it in turn: remove one 'extends:'.")
+    return _merge(file, _read_suite(str(parent), file.parent, chain), data)
+
+
+def is_results_folder(path: Path | str) -> bool:
+    """Whether this is a folder, and not the name of a packaged suite."""
+    return Path(path).is_dir() and str(path) not in packaged_files()
 
 
 def _read_folder(folder: Path) -> dict[str, Any]:
     """The mapping of the suite that a results folder stores; its name is that of the folder."""
     folder = named_folder(folder)
     if (folder / SUITE_FILE).is_file():
-        return {**_read_suite(folder / SUITE_FILE, []), "suite": folder.name}
+        return {**_read_suite(str(folder / SUITE_FILE), Path(), []), "suite": folder.name}
     if (folder.parent / SUITE_FILE).is_file():
         return {**_read_folder(folder.parent), "variant": folder.name}
     return suite_mapping(recorded_suites(folder))
@@ -221,16 +243,22 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     if not isinstance(mapping, dict):
         raise BenchError(f"override {override!r}: {'.'.join(parents)!r} is not a mapping in the suite.")
     try:
-        content = _as_number(yaml.load(value, Loader=UniqueKeys))  # noqa: S506  (a SafeLoader)
+        content = read_value(last.removesuffix("+"), value)
     except yaml.YAMLError as cause:
         raise BenchError(f"override {override!r}: the value is not YAML: {' '.join(str(cause).split())}.") from cause
     name = last.removesuffix("+")
     mapping[name] = content if name == last else _added(f"override {override!r}", mapping, name, content)
 
 
-def _as_number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text; in an override it is a number."""
-    if isinstance(value, str):
+def read_value(key: str, text: str) -> Any:
+    """The value of `key=text` on the command line, which is YAML; a path that looks like a number is its text."""
+    value = yaml.load(text, Loader=UniqueKeys)  # noqa: S506  (a SafeLoader)
+    return _as_number(key, as_written(key, value, text))
+
+
+def _as_number(key: str, value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text; in an override it is a number, unless it is a path."""
+    if isinstance(value, str) and not is_path_key(key):
         try:
             return float(value)
         except ValueError:

@@ -17,7 +17,7 @@ from bench.core.world import SINGLE_PROCESS, World
 from bench.suite.checkpoints import Checkpoint, checkpoint_names
 from bench.suite.devices import cp_degree
 from bench.suite.methods import make_method, recorded_params, rollout_config
-from bench.suite.paths import resolve_parameters
+from bench.suite.paths import PATH_ENDINGS, is_path_key, resolve_parameters
 from bench.suite.prompts import PromptLists
 from bench.suite.schema import PluginSpec, RowSpec, Suite
 
@@ -86,7 +86,9 @@ def prepare(suite: Suite, checkpoints_by_name: dict[str, Checkpoint] | None = No
     """
     for name in [*suite.all_evaluators, *suite.evaluator_params]:
         plugins.check("evaluators", name, suite.evaluator_params.get(name, {}))
+        _check_path_names("evaluators", name)
     plugins.check("backbones", suite.backbone.name, suite.backbone.train)
+    _check_path_names("backbones", suite.backbone.name)
     if "checkpoint" in suite.backbone.train:
         raise BenchError("backbone.train.checkpoint is not a setting: write the folder as backbone.checkpoint.")
     if "shard" in suite.backbone.train:
@@ -122,6 +124,22 @@ def _advantage_rule(suite: Suite) -> AdvantageRule:
     return plugins.advantage_rule("standardized", **dataclasses.asdict(spec))
 
 
+def _check_path_names(group: str, name: str) -> None:
+    """Refuse a plug-in with a parameter that is a `Path` by its type and not by its name.
+
+    A suite is read, and its paths are resolved, without the plug-in's class, so the names have to tell.
+    """
+    for key, parameter in inspect.signature(plugins.find(group, name)).parameters.items():
+        annotation = parameter.annotation
+        text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+        types = {each.strip().rpartition(".")[2] for each in text.split("|")}
+        if "Path" in types <= {"Path", "None"} and not is_path_key(key):
+            raise BenchError(
+                f"{plugins.KINDS[group]} {name!r}: its parameter {key!r} is a Path, but its name does not say so; "
+                f"let the name end in {', '.join(PATH_ENDINGS)}, so that a suite resolves and hashes it."
+            )
+
+
 def prepare_all(suites: Sequence[Suite]) -> list[PreparedSuite]:
     """A suite, or all variants of a study, which share their checkpoints."""
     checkpoints_by_name: dict[str, Checkpoint] = {}
@@ -133,7 +151,7 @@ def make_backbone(prepared: PreparedSuite, world: World = SINGLE_PROCESS) -> Bac
 
     Raises `BenchError` for a backbone that cannot shard its weights.
     """
-    name, params = prepared.suite.backbone.name, prepared.suite.backbone.train
+    name, params = prepared.suite.backbone.name, resolve_parameters(prepared.suite.backbone.train)
     given: dict[str, Any] = {}
     if "backbone" in prepared.checkpoints:
         given["checkpoint"] = prepared.checkpoints["backbone"].path

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 from bench.core.budget import PROBE_EVERY, AdvantageSettings, Budget
 from bench.core.errors import BenchError
-from bench.suite.paths import packaged
+from bench.suite.paths import change_paths, names_package, packaged
 from bench.suite.prompts import PromptLists, read_prompts
 
 
@@ -26,7 +26,10 @@ class BackboneSpec(StrictModel):
     """Entry point of the group bench.backbones, or "module:Class"."""
     checkpoint: str | None = None
     """A folder, or "nano/PART" for a checkpoint that comes with the project; "nano" is that of the backbone, such as
-    "nano/hunyuanvideo15". null for a backbone without a checkpoint."""
+    "nano/hunyuanvideo15". null for a backbone without a checkpoint.
+
+    A relative path in a YAML file counts from the folder of that file, here and for all paths of a suite.
+    """
     train: dict[str, Any] = {}
     """Constructor arguments of the backbone, and what is trained.
 
@@ -338,8 +341,12 @@ class Suite(StrictModel):
         return lists
 
     def shared(self) -> dict[str, Any]:
-        """Settings that all runs share: everything but the name, the seeds and the rows."""
-        return self.model_dump(mode="json", exclude={"suite", "seeds", "rows"})
+        """Settings that all runs share: everything but the name, the seeds, the rows and the user's own paths.
+
+        Two paths are the same setting if the contents are: the digests of prompts and checkpoints stand for them.
+        """
+        settings = self.model_dump(mode="json", exclude={"suite", "seeds", "rows"})
+        return change_paths(settings, lambda path: path if names_package(path) else None)
 
 
 def merge_mappings(

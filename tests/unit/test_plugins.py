@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import methods
 from bench import plugins
 from bench.api import BenchError, Method
 from bench.core.errors import ProcessStateError
+from bench.core.extras import missing_extra
 from bench.core.process_state import fix_process_state
 
 EXTERNAL = """
@@ -126,3 +130,59 @@ def test_a_constructor_that_replaces_code_of_the_harness_is_refused(
     monkeypatch.setattr("bench.core.budget.PROBE_EVERY", 3)  # restored at the end of the test
     with pytest.raises(ProcessStateError, match=r"in its constructor, replaces bench\.core\.budget\.PROBE_EVERY"):
         plugins.evaluator("effect_of_constructor:Effect")
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder `methods` of a user, in the current folder."""
+    folder = tmp_path / "methods"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    before = list(methods.__path__)
+    yield folder
+    methods.__path__[:] = before
+    for name in ("methods.own_grpo", "methods.own_parts"):
+        sys.modules.pop(name, None)
+
+
+def test_a_users_folder_methods_is_not_hidden_by_the_project(own_folder: Path) -> None:
+    (own_folder / "own_grpo.py").write_text("from methods.own_parts import *\n" + EXTERNAL, encoding="utf-8")
+    (own_folder / "own_parts.py").write_text("", encoding="utf-8")
+    assert plugins.method("methods.own_grpo:External").paper == "none"
+    assert list(plugins.source("methods", "methods.own_grpo:External")) == [
+        "methods/own_grpo.py",
+        "methods/own_parts.py",
+    ]
+    with pytest.raises(BenchError, match=r"module 'methods\.missing' cannot be imported; run from the folder that"):
+        plugins.method("methods.missing:External")
+
+
+def test_a_users_module_with_a_name_of_the_project_is_refused(own_folder: Path) -> None:
+    (own_folder / "cps.py").write_text(EXTERNAL, encoding="utf-8")
+    with pytest.raises(
+        BenchError, match=rf"{own_folder}/cps\.py has the name of a module of this project, methods\.cps"
+    ):
+        plugins.method("methods.cps:CPS")
+    assert plugins.find("methods", "cps").__module__ == "methods.cps", "an entry point names the project's own"
+
+
+def test_a_missing_module_of_a_plug_in_is_named_with_file_and_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "needs_more.py").write_text("import os\n\nimport no_such_package.parts\n", encoding="utf-8")
+    with pytest.raises(BenchError, match=rf"{tmp_path}/needs_more\.py, line 3, imports 'no_such_package', which is"):
+        plugins.method("needs_more:Thing")
+
+
+def test_a_missing_module_that_an_extra_brings_is_left_to_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    (tmp_path / "needs_extra.py").write_text("import diffusers\n", encoding="utf-8")
+    with pytest.raises(ModuleNotFoundError) as caught:
+        plugins.method("needs_extra:Thing")
+    assert missing_extra(caught.value) == (
+        "the package 'diffusers' is missing: install it with `pip install 'grpo-video-bench[run]'`."
+    )

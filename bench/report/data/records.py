@@ -14,7 +14,7 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json, digest
-from bench.core.provenance import ROOT
+from bench.core.provenance import CHECKOUT, ROOT
 from bench.report.data.selection import Row, recorded_rows, recorded_seeds
 from bench.store.record import RUN, RunRecord, read_record, read_run
 from bench.suite.difference import differences, differing_parts
@@ -115,13 +115,23 @@ def is_nano(name: str, config: Mapping[str, Any]) -> bool:
     return "nano" in name or "nano" in str(checkpoint)
 
 
-STORED = ROOT / "results" / "reference"
-"""Folder of the project's stored reference runs, one folder per suite."""
+STORED = ROOT / ("results" if CHECKOUT else "bench/report") / "reference"
+"""The project's stored runs: in a checkout below its results, in a wheel inside the package (see setup.py)."""
 
 
-def stored_folder(name: str, reference: Path | None = None) -> Path:
-    """Folder of the stored reference runs of the suite `name`: `reference`, or the project's own. It may not exist."""
-    return reference or STORED / name
+def stored_folder(name: str, reference: Path | None = None, own: Path | None = None) -> Path:
+    """Folder of the stored reference runs of the suite `name`: `reference`, or the project's own. It may not exist.
+
+    It is `own`, a folder of runs of this suite, if these are the stored ones: copies of the same files.
+    """
+    stored = reference or STORED / name
+    return own if own is not None and _same_runs(own, stored) else stored
+
+
+def _same_runs(folder: Path, stored: Path) -> bool:
+    """Whether every record in `folder` that `stored` has too is the same file, byte for byte, and there is one."""
+    runs = [path.relative_to(stored) for path in stored.rglob(RUN) if (folder / path.relative_to(stored)).is_file()]
+    return bool(runs) and all((folder / run).read_bytes() == (stored / run).read_bytes() for run in runs)
 
 
 def failed_gates(record: RunRecord) -> list[str]:

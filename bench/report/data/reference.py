@@ -85,7 +85,7 @@ def find_reference(suite: SuiteRecords, folder: Path, reference: Path | None = N
     same name comes first, then of those with the suite's settings the one with the most equal rows. A stored suite
     itself has no reference.
     """
-    named = stored_folder(suite.name, reference)
+    named = stored_folder(suite.name, reference, folder)
     if folder.resolve().is_relative_to(STORED.resolve()) or named.resolve() == folder.resolve():
         return Reference(named)
     own = next((run.record for run in suite.runs), None)

@@ -96,9 +96,10 @@ def load_main_table(
     `reference`. Runs with other budgets, prompts, evaluators or spending are a `BenchError`.
     """
     suite = load_records(suite_folder, rows, seeds)
-    stored = find_reference(suite, Path(suite_folder), reference)
+    folder = Path(suite_folder)
+    stored = find_reference(suite, folder, reference)
     table = add_reference(add_published(summarise(suite), suite, published), suite, stored.runs)
-    controls = control_notes(suite, Path(suite_folder).parent, stored_folder(suite.name, reference).parent)
+    controls = control_notes(suite, folder.parent, stored_folder(suite.name, reference, folder).parent)
     return MainTable(suite, table, stored.runs, controls, stored.note)
 
 

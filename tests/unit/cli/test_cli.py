@@ -18,7 +18,6 @@ from bench.cli import main
 from bench.core.hashing import write_manifest
 from bench.core.provenance import ROOT
 from bench.launch import jobs
-from bench.suite.paths import PATH_RULE
 from tests.helpers.nano_suite import CHECKPOINT, NANO, TINY
 
 ROWS = "rows=[{method: flow_grpo, kl: fixed}, {method: cps}]"
@@ -151,7 +150,7 @@ def test_a_suite_that_is_no_suite(capsys: pytest.CaptureFixture[str], tmp_path: 
     results, path = tmp_path / "results", tmp_path / "suite.yaml"
     sentence = refused(capsys, results, suite=path)
     assert f"suite {path} cannot be read (No such file or directory)" in sentence
-    assert PATH_RULE in sentence
+    assert "or a packaged suite (`bench suites` lists them)" in sentence
     path.write_text("suite: [")
     assert "is not YAML" in refused(capsys, results, suite=path)
     path.write_text("- a\n- b\n")

@@ -33,6 +33,7 @@ OPTIONS = {
     "replay": "run --updates --out --tolerance --json --quiet",
     "gallery": f"{SUITE} --seed --videos --json --quiet",
     "score": "evaluators --videos --prompts --out --params --nano --batch --dtype --device --overwrite --json --quiet",
+    "suites": "--json",
     "assets": "suite overrides --verify --json --quiet",
     "sde-study": "methods --steps --shift --eta --out --json --quiet",
     "export": "run out --json",

@@ -9,7 +9,8 @@ import pytest
 
 from bench import plugins
 from bench.api import BenchError
-from bench.core.plugin_source import module_file, refuse_by_source
+from bench.core.plugin_classes import refuse_by_source
+from bench.core.plugin_sources import module_file
 
 SOURCE = """
 raise SystemExit("this module was imported")

@@ -1,30 +1,11 @@
-"""What the source of a plug-in says about it, read without running it."""
+"""Whether a class can be a plug-in, by its source, which is read without running it."""
 
 from __future__ import annotations
 
 import ast
-import importlib.util
 import sys
-from pathlib import Path
 
-
-def module_file(module: str) -> Path | None:
-    """The Python file of a module, found without importing it or its packages; None where there is no such file."""
-    top, *parts = module.split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):  # a module of sys.modules without a spec
-        return None
-    if spec is None:
-        return None
-    if not parts:
-        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
-    for folder in spec.submodule_search_locations or ():
-        path = Path(folder, *parts)
-        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-            if candidate.is_file():
-                return candidate
-    return None
+from bench.core.plugin_sources import module_file
 
 
 def refuse_by_source(module: str, name: str, needs_base: bool) -> str | None:
@@ -35,7 +16,7 @@ def refuse_by_source(module: str, name: str, needs_base: bool) -> str | None:
     if module.split(".")[0] in sys.stdlib_module_names:
         return f"{module} is a module of Python itself"
     path = module_file(module)
-    if path is None:
+    if path is None or path.suffix != ".py":
         return None
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
