@@ -13,7 +13,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table reproduce ablations table figures report plans test check docs docs-pages departures bench-speed format clean
+.PHONY: help setup reproduce-table reproduce ablations table figures report plans test fuzz check docs docs-pages departures bench-speed format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -59,6 +59,9 @@ report: setup ## one HTML page about SUITE, from the runs that exist: results/<s
 
 test: setup ## the tests that need neither a GPU nor downloaded weights
 	$(BIN)/python -m pytest -n 2
+
+fuzz: setup ## read thousands of damaged files and options (10 minutes; FUZZ_EXAMPLES inputs of each kind): one sentence or acceptance
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-1000} $(BIN)/python -m pytest -n 0 tests/fuzz
 
 check: setup ## lint, format, types, import contracts, spelling
 	$(BIN)/ruff check

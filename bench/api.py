@@ -29,6 +29,7 @@ from bench.core.budget import RESERVED_FIELDS, Budget
 from bench.core.errors import BenchError, BudgetFieldError, DivergedError
 from bench.core.parallelism import Shard, context_degree
 from bench.core.rewards import AdvantageRule, Rewards, StandardizedAdvantages
+from bench.core.strict_json import parse_json, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +63,8 @@ __all__ = [
     "StepView",
     "context_degree",
     "latent_mean",
+    "parse_json",
+    "read_json",
 ]
 
 LATE = {"late": True}

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from bench.core.errors import BenchError, ProcessStateError
 from bench.core.imports import check_module, import_plugin
+from bench.core.parameters import check_types, json_text
 from bench.core.plugin_classes import refuse_by_source
 from bench.core.plugin_sources import entry_points, plugin_digests
+from bench.core.text import shown
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -64,6 +66,11 @@ def _target(group: str, name: str) -> str:
         hint = f"did you mean {near[0]!r}?" if near else "write a class of your own as 'module:Class'."
         raise BenchError(f"unknown {kind} {name!r}: known are {', '.join(known)}; {hint}")
     module_name, _, class_name = target.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
+        raise BenchError(
+            f"{kind} {shown(repr(name))} is not 'module:Class': write the names of a Python module "
+            "and of a class in it, such as my_grpo:MyGRPO."
+        )
     problem = None if name in known else refuse_by_source(module_name, class_name, group != "backbones")
     if problem:
         raise BenchError(f"{kind} {name!r}: {problem}; it was not imported.")
@@ -98,6 +105,9 @@ def _construct(group: str, name: str, params: dict[str, Any]) -> Any:
     from bench.core.process_state import unchanged_process  # imports torch, without which names are checked
 
     label = f"{KINDS[group]} {name!r}"
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(cls.__abstractmethods__))
+        raise BenchError(f"{label} is abstract: name a class that defines {missing}.")
     is_dataclass = getattr(cls, "__pydantic_config__", None) is not None
     if not is_dataclass:
         check(group, name, params)
@@ -106,13 +116,20 @@ def _construct(group: str, name: str, params: dict[str, Any]) -> Any:
 
 
 def check(group: str, name: str, params: Mapping[str, Any]) -> None:
-    """Raise a `BenchError` on an unknown name or parameter, without making an object."""
-    known = inspect.signature(find(group, name)).parameters
+    """Raise a `BenchError` on an unknown name or parameter or a value of another type, without making an object."""
+    cls = find(group, name)
+    if group == "evaluators" and not (inspect.isclass(cls) and issubclass(cls, Evaluator)):
+        raise BenchError(f"{group.removesuffix('s')} {name!r} is not a bench.api.Evaluator: derive the class from it.")
+    try:
+        known = inspect.signature(cls).parameters
+    except (ValueError, TypeError) as cause:  # a class of the interpreter, or no class
+        raise BenchError(f"{group.removesuffix('s')} {name!r} is no plug-in: write a class of your own.") from cause
     for key in params:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}."
             raise BenchError(f"{KINDS[group]} {name!r} has no parameter {key!r}: {hint}")
+    check_types(cls, f"{KINDS[group]} {name!r}", params)
 
 
 def _validated(cls: Any, name: str, params: dict[str, Any]) -> Any:
@@ -120,7 +137,7 @@ def _validated(cls: Any, name: str, params: dict[str, Any]) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(cls).validate_python(params)
+        return TypeAdapter(cls).validate_json(json_text(f"method {name!r}", params), strict=True)
     except ValidationError as cause:
         error = cause.errors()[0]
         key = str(error["loc"][-1]) if error["loc"] else ""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 from jaxtyping import Float, UInt8
+from pydantic import Field
 from torch import Tensor, nn
 
-from bench.api import BenchError
+from bench.api import BenchError, read_json
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -24,6 +24,12 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 M = TypeVar("M", bound=nn.Module)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Count = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
+Rate = Annotated[float, Field(gt=0, description="a number above 0")]
+Dtype = Annotated[str, Field(pattern=f"^({'|'.join(DTYPES)})$", description=f"one of {', '.join(DTYPES)}")]
+Device = Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, mps, cuda or cuda:N")]
+"""Types of parameters, which are checked before anything is loaded."""
 
 
 def check_batch(videos: Float[Tensor, "b 3 f h w"], prompts: Sequence[str], fps: float) -> None:
@@ -72,19 +78,6 @@ def file_sha256(path: Path) -> str:
         raise BenchError(f"file {path} is missing: point the evaluator at a complete checkpoint folder.")
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a checkpoint."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BenchError(f"file {path} is missing: point the evaluator at a complete checkpoint folder.") from None
-    except (OSError, ValueError) as error:
-        raise BenchError(f"file {path} cannot be read as JSON ({error}): fetch it again.") from None
-    if not isinstance(value, dict):
-        raise BenchError(f"file {path} does not hold a JSON object: fetch it again.")
-    return value
 
 
 @contextmanager

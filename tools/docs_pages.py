@@ -100,7 +100,10 @@ LINKS = {
     "KLSpec": "rows-kl",
 }
 """Class to the anchor of its section."""
-TYPES = {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "Path": "path", "Any": "any"}
+TYPES = {
+    **{"str": "text", "int": "integer", "float": "number", "bool": "true or false", "Path": "path", "Any": "any"},
+    **{"Count": "integer", "Rate": "number", "Dtype": "text", "Device": "text"},  # of evaluators.common
+}
 BOUNDS = {"ge": "at least", "gt": "above"}
 MODULES = {
     "bench": "bench/__init__.py",

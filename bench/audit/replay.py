@@ -125,7 +125,7 @@ def _replay_folder(out: Path | None, run: Path, digest: str) -> Iterator[Path]:
     if (out / store.RUN).exists() or out.resolve() == run.resolve():
         raise BenchError(f"--out {out} contains a run already: name a new folder for the replay.")
     if started.is_file():
-        store.check_digest(out, started.read_text(encoding="utf-8").strip(), digest)
+        store.check_digest(out, store.read_digest(out), digest)
     elif out.exists() and any(out.iterdir()):
         raise BenchError(f"--out {out} contains other files: name a new or an empty folder for the replay.")
     yield out

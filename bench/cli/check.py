@@ -83,18 +83,15 @@ def _train(name: str, suites: Sequence[Suite]) -> tuple[str, bool]:
 
 def _parameters(words: Sequence[str]) -> dict[str, Any]:
     """Parameter to value; values are YAML."""
-    import yaml
-
-    from bench.suite.paths import as_written
+    from bench.core.strict_yaml import parse_yaml
+    from bench.core.text import shown
+    from bench.suite.paths import is_path_key
 
     for word in words:
         if not word.partition("=")[2]:
             raise BenchError(f"--params takes KEY=VALUE, got {word!r}: write for example checkpoint=FOLDER.")
-    try:
-        pairs = [(key, value) for key, _, value in (word.partition("=") for word in words)]
-        return {key: as_written(key, yaml.safe_load(value), value) for key, value in pairs}
-    except yaml.YAMLError as cause:
-        raise BenchError(f"--params {' '.join(words)}: a value is not YAML; put it in quotes.") from cause
+    parts = (word.partition("=") for word in words)
+    return {key: parse_yaml(value, f"--params {shown(f'{key}={value}')}", key, is_path_key) for key, _, value in parts}
 
 
 COMMAND = Command(

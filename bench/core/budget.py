@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from bench.core.errors import BenchError
+from bench.core.limits import STEPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class Budget:
         self._check_shape()
 
     def _check_shape(self) -> None:
+        if self.steps > STEPS:
+            raise BenchError(f"budget.steps is {self.steps}: set it to at most {STEPS}.")
         if self.group_size < 2:
             raise BenchError("budget.group_size is 1, so every advantage is 0: a group needs at least 2 samples.")
         if self.train_steps > self.steps:

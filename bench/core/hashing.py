@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.errors import BenchError
+from bench.core.strict_json import read_json
 
 DIGEST_LENGTH = 16
 """Length of the hexadecimal digests that name runs, budgets and prompt lists: 64 bits, ample for a suite."""
@@ -99,15 +100,15 @@ def verify_manifest(folder: Path | str) -> dict[str, str]:
     return digests
 
 
+def _is_entry(name: str, entry: Any) -> bool:
+    """Whether this is a file with its digest and its size."""
+    described = isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and type(entry.get("bytes")) is int
+    return described and name.isprintable() and entry["sha256"].isalnum()
+
+
 def _read_manifest(folder: Path, fix: str) -> dict[str, dict[str, Any]]:
     path = folder / MANIFEST
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BenchError(f"checkpoint manifest {path} cannot be read ({error.strerror}). {fix}") from error
-    except ValueError as error:
-        raise BenchError(f"checkpoint manifest {path} is not JSON ({error}). {fix}") from error
-    files = entries.values() if isinstance(entries, dict) else []
-    if not files or not all(isinstance(entry, dict) and {"sha256", "bytes"} <= set(entry) for entry in files):
+    entries = read_json(path, "checkpoint manifest", fix[0].lower() + fix[1:].rstrip("."))
+    if not entries or not all(_is_entry(name, entry) for name, entry in entries.items()):
         raise BenchError(f"checkpoint manifest {path} does not list {{file: {{sha256, bytes}}}}. {fix}")
-    return dict(entries)
+    return entries

@@ -46,7 +46,7 @@ def check_module(module_name: str, plugin: str, is_entry_point: bool) -> None:
 
 
 def _search(module_name: str, is_entry_point: bool) -> Path | None:
-    """Let modules be found in the current folder; returns the user's folder `methods` or `evaluators` if it is meant."""
+    """Let modules be found in the current folder; the user's folder `methods` or `evaluators`, if meant."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # "module:Class" may be a file beside the suite
     package = module_name.partition(".")[0]

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from bench.core.errors import BenchError
 from bench.core.parallelism import SHARDS, ProcessLayout, Shard
+from bench.core.text import shown
 
 Launcher = Literal["local", "torchrun", "slurm"]
 LAUNCHERS: tuple[Launcher, ...] = get_args(Launcher)
@@ -135,7 +136,9 @@ def _read_file(path: Path) -> dict[str, Any]:
         if key not in keys:
             raise BenchError(f"launch file {path}: unknown key {key!r}; the keys are {', '.join(keys)}.")
         if type(value) is not _TYPES.get(key, int):
-            raise BenchError(f"launch file {path}: {key} is {value!r}; see examples/launch for its values.")
+            raise BenchError(
+                f"launch file {path}: {key} is {shown(repr(value), 60)}; see examples/launch for its values."
+            )
     return settings
 
 
@@ -145,9 +148,14 @@ def _read_accelerate(path: Path) -> dict[str, Any]:
 
     try:
         config = load_config_from_file(str(path)).to_dict()  # enumerations become their values, None is left out
-    except (ValueError, TypeError) as cause:
-        raise BenchError(f"launch file {path}: accelerate cannot read it: {' '.join(str(cause).split())}") from cause
-    distributed_type = config["distributed_type"]
+    except (ValueError, TypeError, KeyError, AttributeError) as cause:
+        problem = shown(" ".join(str(cause).split()), 500)
+        raise BenchError(
+            f"launch file {path}: accelerate cannot read it ({problem}): write it again with `accelerate config`."
+        ) from cause
+    distributed_type = config.get("distributed_type")
+    if distributed_type in (None, False):  # NO without quotes
+        distributed_type = "NO"
     _check_machines(path, config)
     for key, reason in _REFUSED.items():
         if config.get(key) not in _UNSET:
@@ -187,7 +195,8 @@ def _shard(path: Path, fsdp: Mapping[str, Any]) -> Shard:
     version, policy = fsdp.get("fsdp_version", 1), fsdp.get("fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP")
     if version != 2:
         raise BenchError(
-            f"launch file {path}: fsdp_config.fsdp_version is {version!r}, but only version 2 is supported."
+            f"launch file {path}: fsdp_config.fsdp_version is {shown(repr(version), 60)}, but only version 2 is "
+            "supported: write the number 2, without quotes."
         )
     if policy != "TRANSFORMER_BASED_WRAP":
         raise _refusal(path, "fsdp_config.fsdp_auto_wrap_policy", policy, "weights are gathered block by block")
@@ -203,4 +212,4 @@ def _shard(path: Path, fsdp: Mapping[str, Any]) -> Shard:
 
 
 def _refusal(path: Path, key: str, value: object, reason: str) -> BenchError:
-    return BenchError(f"launch file {path}: {key} is {value!r}, but {reason}; remove the key.")
+    return BenchError(f"launch file {path}: {key} is {shown(repr(value), 60)}, but {reason}; remove the key.")

@@ -104,7 +104,7 @@ def finished_runs(results: Path) -> dict[str, Path]:
     for path in sorted(results.rglob(store.RUN)):
         started = path.parent / STARTED
         if STORED not in path.relative_to(results).parts and started.is_file():
-            folders.setdefault(started.read_text(encoding="utf-8").strip(), path.parent)
+            folders.setdefault(store.read_digest(path.parent), path.parent)
     return folders
 
 

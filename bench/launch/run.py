@@ -22,6 +22,7 @@ from bench.store.lock import is_locked
 from bench.suite.devices import check_devices
 from bench.suite.job import Job, TrainingRun
 from bench.suite.prepared import PreparedSuite
+from bench.suite.prompts import count_comments
 from bench.suite.stored import write_suite
 from bench.train.preflight import check_suite
 
@@ -37,6 +38,7 @@ def describe(prepared: PreparedSuite, jobs: Sequence[Job], overwrite: bool = Fal
         f"suite {suite.name}: {len(jobs)} runs (base + {len(suite.rows)} rows x {len(suite.seeds)} seeds), "
         f"{len(pending)} to do",
         *(f"  {job.label:32s} {states.get(job.folder, 'finished')}  {job.digest}" for job in jobs),
+        _prompt_counts(prepared),
         f"each row: {budget.updates} updates of {budget.prompts} prompts x {budget.group_size} samples, "
         f"{budget.steps} steps, "
         f"{budget.train_steps} trained, {budget.minibatches} optimizer step(s) each",
@@ -50,6 +52,16 @@ def describe(prepared: PreparedSuite, jobs: Sequence[Job], overwrite: bool = Fal
         _time_left([job for job in jobs if job not in pending], len(training)),
     ]
     return "\n".join(lines)
+
+
+def _prompt_counts(prepared: PreparedSuite) -> str:
+    """Prompts of both files, and their lines that are passed over because they start with '#'."""
+    files, lists = prepared.suite.prompts, prepared.prompts
+    train, held_out = count_comments(files.train, "prompts.train"), count_comments(files.heldout, "prompts.heldout")
+    return (
+        f"prompts: {len(lists.train)} for training, {len(lists.held_out)} held out; "
+        f"lines with # that are passed over: {train} and {held_out}"
+    )
 
 
 def _time_left(finished_jobs: Sequence[Job], pending: int) -> str:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from bench import plugins
 from bench.api import Evaluator
 from bench.core.errors import BenchError
 from bench.core.hashing import MANIFEST, plain, verify_manifest
 from bench.core.provenance import package_versions
+from bench.core.strict_yaml import parse_yaml
+from bench.core.text import shown
 from bench.suite.paths import is_path_key, resolve_parameters
 from bench.suite.schema import NANO
 
@@ -51,13 +52,10 @@ def _split(text: str, names: Sequence[str]) -> tuple[str, str, Any]:
     name = max((name for name in names if left.startswith(f"{name}.")), key=len, default=None)
     if name is None or not equals:
         raise BenchError(
-            f"--params {text}: write it as name.key=value with one of the evaluators {', '.join(names)} as the name."
+            f"--params {shown(text)}: write it as name.key=value, where the name is one of {', '.join(names)}."
         )
     key = left.removeprefix(f"{name}.")
-    try:
-        return name, key, value if is_path_key(key) else yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise BenchError(f"--params {text}: the value is not YAML, put it in quotes.") from error
+    return name, key, parse_yaml(value, f"--params {shown(text)}", key, is_path_key)
 
 
 def _check(name: str, params: dict[str, Any], nano: bool) -> None:

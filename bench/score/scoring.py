@@ -25,7 +25,6 @@ from bench.score.partial import (
     prompt_notes,
     score_rows,
     score_table,
-    storable,
     summarise,
     video_notes,
     write_scores,
@@ -149,9 +148,7 @@ class Scoring:
         try:
             sha256 = sha256_file(item.path)
             if item.prompt is None:
-                raise BenchError(f"video {item.video} has no prompt: add it to the list given with --prompts.")
-            if storable(item.prompt) != item.prompt:
-                raise BenchError(f"video {item.video} has a prompt with half a character (a cut emoji): complete it.")
+                raise BenchError(f"video {item.video} {item.problem}.")
             names = []
             for name in self.evaluators:
                 known = self.partial.done.get((sha256, item.prompt, name))

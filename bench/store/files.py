@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import glob
-import json
 import os
 import re
 import tempfile
@@ -18,6 +17,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json
+from bench.core.limits import JSON_LINES_BYTES
+from bench.core.strict_json import parse_json
+from bench.core.text import decode_text, read_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -194,14 +196,15 @@ def _complete_length(size: int, path: Path) -> int:
 
 def read_lines(path: Path | str) -> list[dict[str, Any]]:
     """The complete lines of a file of JSON lines; [] if there is no file. A last line without newline is left out."""
-    path = Path(path)
+    path, fix = Path(path), "delete the folder of the run and start it again"
     if not path.is_file():
         return []
-    content = path.read_bytes()
-    lines = content[: content.rfind(b"\n") + 1].splitlines()
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise BenchError(
-            f"{path} has a line that is not JSON ({error}): delete the folder of the run and start it again."
-        ) from error
+    content = read_bytes(path, "file", fix, JSON_LINES_BYTES)
+    complete = decode_text(content[: content.rfind(b"\n") + 1], f"file {path}")
+    lines = []
+    for number, text in enumerate(complete.split("\n")[:-1], 1):
+        line = parse_json(text, f"{path}, line {number},", fix)
+        if not isinstance(line, dict):
+            raise BenchError(f"{path}, line {number}, is not a JSON object: {fix}.")
+        lines.append(line)
+    return lines

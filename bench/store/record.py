@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.core.errors import BenchError
 from bench.core.hashing import plain
+from bench.core.strict_json import read_json
+from bench.core.text import read_text, shown
 from bench.store.files import replace_atomically, write_text
 from bench.store.scores import SCORE_COLUMNS, content_digest, sorted_scores, write_parquet
 
@@ -189,17 +191,24 @@ def is_complete(folder: Path | str, digest: str | None = None) -> bool:
 def read_record(folder: Path | str) -> RunRecord:
     """The validated record."""
     path = Path(folder) / RUN
-    fix = "Delete the folder and run `bench run` again, or restore it from where it was copied."
+    fix = "delete the folder and run `bench run` again, or restore it from where it was copied"
+    content = read_json(path, "record", fix)
     try:
-        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BenchError(f"record {path} cannot be read ({error.strerror}): run `bench run` first.") from error
+        return RunRecord.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise BenchError(f"record {path} is not valid at {key}: {first['msg']}. {fix}") from error
-    except ValueError as error:
-        raise BenchError(f"record {path} is not readable text ({error}). {fix}") from error
+        key = shown(".".join(str(part) for part in first["loc"]))
+        raise BenchError(f"record {path} is not valid at {key} ({first['msg']}): {fix}.") from error
+
+
+def read_digest(folder: Path | str) -> str:
+    """The digest with which the run in this folder was started (the file `STARTED`)."""
+    fix = "delete the folder of the run and start it again"
+    path = Path(folder) / STARTED
+    text = read_text(path, "digest", fix, 1000).strip()
+    if not text.isprintable():
+        raise BenchError(f"digest {path} is not one line of text: {fix}.")
+    return text
 
 
 def read_run(folder: Path | str) -> tuple[RunRecord, pd.DataFrame]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.core.errors import BenchError
+from bench.core.strict_json import read_json
 from bench.store.files import write_text
 from bench.store.record import REPLAY, RunRecord
 
@@ -50,9 +51,10 @@ def read_replay(folder: Path, run: RunRecord) -> ReplayRecord | None:
     if not path.is_file():
         return None
     fix = "delete it, or make it again with `bench replay`"
+    content = read_json(path, "replay", fix)
     try:
-        record = ReplayRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
+        record = ReplayRecord.model_validate(content)
+    except ValidationError as error:
         raise BenchError(f"replay {path} is not valid ({' '.join(str(error).split())[:160]}): {fix}.") from error
     if (record.digest, record.scores_digest) != (run.digest, run.scores_digest):
         raise BenchError(f"replay {path} is that of another run than the record beside it: {fix}.")

@@ -6,19 +6,23 @@ Overrides are part of the digest.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from bench.core.budget import AdvantageSettings, Budget
 from bench.core.errors import BenchError
+from bench.core.limits import EXTENDS, YAML_BYTES, YAML_CHARACTERS
+from bench.core.parameters import quotes_hint
+from bench.core.strict_yaml import parse_yaml
+from bench.core.text import read_text, shown
 from bench.suite.difference import flatten, shortened
 from bench.suite.packaged import CONFIGS, packaged_files, suite_file
-from bench.suite.paths import PATH_RULE, as_written, change_paths, is_path_key, locate, packaged, resolve
+from bench.suite.paths import PATH_RULE, change_paths, is_path_key, locate, packaged, resolve
 from bench.suite.recorded import SUITE_FILE, named_folder, recorded_suites
 from bench.suite.schema import (
     NANO,
@@ -34,27 +38,6 @@ from bench.suite.schema import (
     Suite,
     merge_mappings,
 )
-
-
-class UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a repeated key (plain YAML silently keeps the last one).
-
-    A number that stands for a path is kept as its text, such as `checkpoint: 2024_01`.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for name, _ in node.value:
-            key = self.construct_object(name, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", name.start_mark)
-            seen.add(key)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        for name, value in node.value:
-            if isinstance(value, yaml.ScalarNode):
-                key = self.construct_object(name, deep=True)
-                mapping[key] = as_written(str(key), mapping[key], value.value)
-        return mapping
 
 
 def load_suite(path: Path | str, overrides: Sequence[str] = ()) -> Suite:
@@ -106,7 +89,7 @@ def load_variants(path: Path | str, overrides: Sequence[str] = ()) -> list[Suite
 
 def _validate(path: Path | str, data: dict[str, Any]) -> Suite:
     try:
-        return Suite.model_validate(data)
+        return Suite.model_validate_json(json.dumps(data), strict=True)  # strict: no text or truth value is a number
     except ValidationError as cause:
         raise BenchError(f"suite {path}: {_first_error(cause, data)}") from cause
 
@@ -121,14 +104,8 @@ def read_mapping(path: Path, what: str = "suite", example: str = "bench/configs/
     `what` and `example` are for the error messages.
     """
     file = path if packaged(str(path)) else resolve(str(path))
-    try:
-        data = yaml.load(file.read_text(encoding="utf-8"), Loader=UniqueKeys)  # noqa: S506  (a SafeLoader)
-    except OSError as cause:
-        raise BenchError(
-            f"{what} {path} cannot be read ({cause.strerror}): name a YAML file that can be read ({PATH_RULE})."
-        ) from cause
-    except yaml.YAMLError as cause:
-        raise BenchError(f"{what} {path} is not YAML: {' '.join(str(cause).split())}.") from cause
+    text = read_text(file, what, f"name a YAML file that can be read ({PATH_RULE})", YAML_BYTES, path)
+    data = parse_yaml(text, f"{what} {path}", is_text=is_path_key)
     if not isinstance(data, dict):
         raise BenchError(f"{what} {path} is not a mapping of keys to values: start from {example}.")
     return data
@@ -147,10 +124,14 @@ def _read_suite(name: str, folder: Path, children: list[Path]) -> dict[str, Any]
     data = change_paths(data, lambda path: locate(path, own_folder))
     if parent is None:
         return _merge(file, {}, data)
+    if not isinstance(parent, str):
+        raise BenchError(f"suite {file}: extends takes one suite, not {shown(repr(parent), 60)}: name one.")
     chain = [*children, file.resolve()]
-    if suite_file(str(parent), file.parent).resolve() in chain:
+    if suite_file(parent, file.parent).resolve() in chain:
         raise BenchError(f"suite {file} extends {parent}, which extends it in turn: remove one 'extends:'.")
-    return _merge(file, _read_suite(str(parent), file.parent, chain), data)
+    if len(children) == EXTENDS:
+        raise BenchError(f"suite {file} is above {EXTENDS} suites that extend each other: merge some of them.")
+    return _merge(file, _read_suite(parent, file.parent, chain), data)
 
 
 def is_results_folder(path: Path | str) -> bool:
@@ -234,36 +215,20 @@ def _added(what: str, mapping: dict[str, Any], name: str, items: Any) -> list[An
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
+    where = f"override {shown(repr(override))}"
     if not equals:
-        raise BenchError(f"override {override!r} has no '=': write it as key.subkey=value.")
+        raise BenchError(f"{where} has no '=': write it as key.subkey=value.")
+    if len(key) > YAML_CHARACTERS:
+        raise BenchError(f"{where}: the key has {len(key):,} characters: write at most {YAML_CHARACTERS:,}.")
     *parents, last = key.split(".")
     mapping: Any = data
     for name in parents:
         mapping = mapping.setdefault(name, {}) if isinstance(mapping, dict) else None
     if not isinstance(mapping, dict):
-        raise BenchError(f"override {override!r}: {'.'.join(parents)!r} is not a mapping in the suite.")
-    try:
-        content = read_value(last.removesuffix("+"), value)
-    except yaml.YAMLError as cause:
-        raise BenchError(f"override {override!r}: the value is not YAML: {' '.join(str(cause).split())}.") from cause
+        raise BenchError(f"{where}: {'.'.join(parents)!r} is not a mapping in the suite.")
     name = last.removesuffix("+")
-    mapping[name] = content if name == last else _added(f"override {override!r}", mapping, name, content)
-
-
-def read_value(key: str, text: str) -> Any:
-    """The value of `key=text` on the command line, which is YAML; a path that looks like a number is its text."""
-    value = yaml.load(text, Loader=UniqueKeys)  # noqa: S506  (a SafeLoader)
-    return _as_number(key, as_written(key, value, text))
-
-
-def _as_number(key: str, value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text; in an override it is a number, unless it is a path."""
-    if isinstance(value, str) and not is_path_key(key):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    content = parse_yaml(value, where, name, is_path_key)
+    mapping[name] = content if name == last else _added(where, mapping, name, content)
 
 
 _UNION_MEMBERS: dict[str, Any] = {
@@ -299,8 +264,11 @@ def _first_error(cause: ValidationError, data: dict[str, Any]) -> str:
         )
     if error["type"] == "list_type" and not isinstance(error["input"], dict):
         items = str(error["input"]).replace(",", " ").split()
-        return f"key {key!r}: {error['input']} is not a list: write {key}='[{', '.join(items)}]'."
-    return f"key {key!r}: {error['msg']} (got {str(error['input'])[:60]!r})."
+        return (
+            f"key {key!r}: {shown(error['input'], 60)} is not a list: write {key}='[{shown(', '.join(items), 60)}]'."
+        )
+    hint = quotes_hint(error["type"], error["input"])
+    return f"key {key!r}: {error['msg']} (got {str(error['input'])[:60]!r}){hint}."
 
 
 def _missing(key: str, data: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,7 +47,7 @@ def resolve(name: str) -> Path:
         return ROOT / "bench" / "nano" / "checkpoints" / (name.removeprefix("nano").lstrip("/") or "hunyuanvideo15")
     if name.startswith("bench/"):
         return ROOT / name
-    return Path(os.path.expanduser(name)).absolute()
+    return Path(os.path.expanduser(name)).absolute()  # unlike Path.expanduser, it accepts the name of an unknown user
 
 
 def locate(name: str, folder: Path) -> str:
@@ -63,12 +62,6 @@ def locate(name: str, folder: Path) -> str:
 def is_path_key(key: str) -> bool:
     """Whether a parameter of a plug-in names a file or folder, by its name."""
     return key in (*PATHS, *UNHASHED_PATHS) or key.endswith(PATH_ENDINGS)
-
-
-def as_written(key: str, value: Any, text: str) -> Any:
-    """The value that YAML has read from `text`; for a path, the text itself where YAML reads a number or a date."""
-    is_number = isinstance(value, int | float | datetime.date) and not isinstance(value, bool)
-    return text if is_number and is_path_key(key) else value
 
 
 def change_paths(settings: Mapping[str, Any], change: Callable[[str], str | None]) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 from bench.core.errors import BenchError
 from bench.core.hashing import digest
+from bench.core.limits import PROMPT_CHARACTERS, PROMPTS
+from bench.core.text import read_list, shown
 from bench.suite.paths import resolve
 
 
@@ -24,10 +27,11 @@ class PromptLists:
 
     def check(self, prompts_per_update: int) -> None:
         """Refuse a prompt that is in both lists, and fewer training prompts than an update needs."""
-        leaked = sorted(set(self.train) & set(self.held_out))
+        leaked = sorted(set(map(normal_form, self.train)) & set(map(normal_form, self.held_out)))
         if leaked:
             raise BenchError(
-                f"prompt {leaked[0]!r} is in the training and in the held-out list: remove it from one of them."
+                f"prompt {shown(repr(leaked[0]))} is in the training and in the held-out list: remove it from one of "
+                "them."
             )
         if prompts_per_update > len(self.train):
             raise BenchError(
@@ -35,16 +39,42 @@ class PromptLists:
             )
 
 
+NO_TEXT = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".yaml", ".yml", ".parquet", ".xlsx")
+"""Suffixes of files that are no plain text with a prompt per line."""
+
+
+def normal_form(prompt: str) -> str:
+    """The text by which prompts are compared: without spaces at its ends, in Unicode's normal form C."""
+    return unicodedata.normalize("NFC", prompt.strip())
+
+
 def read_prompts(name: str, key: str) -> list[str]:
-    """Prompts of the file that the suite's key `key` names; an empty list and a repeated prompt are refused."""
+    """Prompts of the file that the suite's key `key` names, as they stand there.
+
+    An empty list, a repeated prompt and one that is too long are refused. Prompts are compared by `normal_form`.
+    """
     path = resolve(name)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as cause:
-        raise BenchError(
-            f"prompt file {path} cannot be read ({cause.strerror}): check '{key}' in the YAML."
-        ) from cause
-    prompts = [line for line in lines if line.strip() and not line.startswith("#")]
-    if len(set(prompts)) < len(prompts) or not prompts:
+    prompts = [line for line in _lines(name, key) if line.strip() and not line.startswith("#")]
+    if len(prompts) > PROMPTS:
+        raise BenchError(f"prompt file {path} has {len(prompts):,} prompts: give at most {PROMPTS:,}.")
+    if len(set(map(normal_form, prompts))) < len(prompts) or not prompts:
         raise BenchError(f"prompt file {path} is empty or contains a prompt twice: give each prompt once.")
+    longest = max(prompts, key=len)
+    if len(longest) > PROMPT_CHARACTERS:
+        raise BenchError(
+            f"prompt file {path} has a prompt of {len(longest):,} characters ({shown(longest, 40)}): the limit is "
+            f"{PROMPT_CHARACTERS:,}, so shorten it."
+        )
     return prompts
+
+
+def count_comments(name: str, key: str) -> int:
+    """Lines of a prompt file that start with '#'."""
+    return sum(line.startswith("#") for line in _lines(name, key))
+
+
+def _lines(name: str, key: str) -> list[str]:
+    path = resolve(name)
+    if path.suffix.lower() in NO_TEXT:
+        raise BenchError(f"prompt file {path} is a {path.suffix}: give a text file with a prompt per line in '{key}'.")
+    return read_list(path, "prompt file", f"check '{key}' in the YAML").split("\n")

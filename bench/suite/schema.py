@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 from bench.core.budget import PROBE_EVERY, AdvantageSettings, Budget
 from bench.core.errors import BenchError
+from bench.core.limits import NAME_CHARACTERS, SEED_BITS, STEPS
+from bench.core.text import shown
 from bench.suite.paths import change_paths, names_package, packaged
 from bench.suite.prompts import PromptLists, read_prompts
 
@@ -106,7 +108,7 @@ class Evaluation(StrictModel):
 
     evaluators: list[str]
     """Entry points of the group bench.evaluators, or "module:Class"; each once, those of `reward` among them."""
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=STEPS)
     """Sampling steps of a held-out video (deterministic sampler, the budget's shift and guidance), at least 1."""
     videos_per_prompt: int = Field(ge=1)
     """Videos of each held-out prompt, at least 1; they differ in their initial noise."""
@@ -235,17 +237,23 @@ class Suite(StrictModel):
             raise BenchError(f"suite {self.suite}: {message}")
 
     def _row_errors(self) -> Iterator[str]:
+        if len(self.suite) > NAME_CHARACTERS:
+            yield f"the name has {len(self.suite)} characters and names a folder; use at most {NAME_CHARACTERS}."
         names = [row.name for row in self.rows]
         for name in names:
             if names.count(name) > 1:
                 yield f"two rows are called {name!r}; give each a different 'label:'."
             if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name == "base":
-                yield f"{name!r} names a folder; use letters, digits, '-', '_' or '.'."
+                yield f"{shown(repr(name))} names a folder; use letters, digits, '-', '_' or '.'."
+            if len(name) > NAME_CHARACTERS:
+                yield f"row {shown(name, 60)!r} names a folder; use at most {NAME_CHARACTERS} characters."
         for row in self.rows:
             if row.params and row.label is None:
                 yield f"row {row.name!r} sets params, so give it a 'label:' that names the change."
         if len(set(self.seeds)) < len(self.seeds):
-            yield f"seeds {self.seeds} contain one twice; a seed is one training run."
+            yield f"seeds {shown(self.seeds)} contain one twice; a seed is one training run."
+        if max(map(abs, self.seeds)) >= 2**SEED_BITS:
+            yield f"seeds {shown(self.seeds)} contain one of more than {SEED_BITS} bits; use smaller ones."
 
     @property
     def name(self) -> str:

@@ -22,8 +22,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from bench.api import BenchError
-from evaluators.common import read_json
+from bench.api import BenchError, read_json
 
 FRAMES = 8
 """Frames scored per video."""

@@ -9,17 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bench.api import BenchError
+from bench.api import BenchError, read_json
 from evaluators.clip.frames import ClipText, read_image_rule
-from evaluators.common import (
-    building_model,
-    file_sha256,
-    load_exact,
-    merge_disjoint,
-    read_json,
-    read_weights,
-    weight_files,
-)
+from evaluators.common import building_model, file_sha256, load_exact, merge_disjoint, read_weights, weight_files
 
 if TYPE_CHECKING:
     from transformers import CLIPModel

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bench.api import BenchError
+from bench.api import BenchError, read_json
 from evaluators.clip.frames import ImageRule, TorchvisionRule, three_numbers
-from evaluators.common import CLIP_MEAN, CLIP_STD, file_sha256, load_exact, read_json, read_weights
+from evaluators.common import CLIP_MEAN, CLIP_STD, file_sha256, load_exact, read_weights
 
 CONFIG_FILE = "open_clip_config.json"
 """Configuration that open_clip writes beside its weights."""

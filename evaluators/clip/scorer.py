@@ -20,6 +20,9 @@ from evaluators.clip.frames import FRAMES
 from evaluators.clip.huggingface import HuggingFaceClip
 from evaluators.clip.open_clip import OpenClip
 from evaluators.common import (
+    Count,
+    Device,
+    Dtype,
     check_batch,
     check_finite,
     float_type,
@@ -44,11 +47,11 @@ class ClipEvaluator(Evaluator):
     checkpoint: str | Path
     """Local folder or file of the model."""
     _: KW_ONLY
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     """Type of the weights: "float32" (the reference) or "bfloat16"."""
-    micro_batch: int = 64
+    micro_batch: Count = 64
     """Frames, or prompts, per forward pass; an integer of at least 1."""
-    device: str | None = None
+    device: Device | None = None
     """Device of the model; null: the GPU if there is one, else the CPU."""
 
     def __post_init__(self) -> None:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bench.api import BenchError
-from evaluators.common import building_model, load_exact, merge_disjoint, read_json, read_weights, weight_files
+from bench.api import BenchError, read_json
+from evaluators.common import building_model, load_exact, merge_disjoint, read_weights, weight_files
 from evaluators.videoalign.inputs import MIN_FRAME_PIXELS
 from evaluators.videoalign.network import RewardModel
 

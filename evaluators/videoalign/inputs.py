@@ -177,9 +177,9 @@ class Text:
 
 
 def read_template(path: Path) -> str:
-    """The template byte for byte: line endings are not translated, blanks are not stripped.
+    """The template byte for byte: blanks are not stripped. A byte-order mark or carriage returns are an error.
 
-    A carriage return or a byte order mark is an error: an editor or a checkout has added it, and it changes scores.
+    They come from an editor or a checkout under Windows, and would change the scores.
     """
     try:
         text = path.read_bytes().decode("utf-8")
@@ -190,12 +190,12 @@ def read_template(path: Path) -> str:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BenchError(f"prompt template {path} cannot be read as UTF-8 ({error}): fetch it again.") from None
-    added = [name for mark, name in (("\r", "carriage returns"), ("\ufeff", "a byte order mark")) if mark in text]
-    if added:
-        raise BenchError(
-            f"prompt template {path} holds {' and '.join(added)}, which change scores: fetch it again without a "
-            "translation of line ends, as in a Windows checkout."
-        )
+    for character, name in (("\ufeff", "a byte-order mark"), ("\r", "carriage returns"), ("\0", "a NUL character")):
+        if character in text:
+            raise BenchError(
+                f"prompt template {path} holds {name}, which would change the scores: fetch it again, or save it as "
+                "plain UTF-8 with newlines."
+            )
     return text
 
 

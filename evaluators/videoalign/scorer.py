@@ -20,6 +20,10 @@ from torch import Tensor
 
 from bench.api import BenchError, Evaluator, Metric
 from evaluators.common import (
+    Count,
+    Device,
+    Dtype,
+    Rate,
     check_batch,
     check_finite,
     file_sha256,
@@ -76,24 +80,24 @@ class VideoAlign(Evaluator):
     base_model: str | Path | None = None
     """Folder of Qwen2-VL: config.json, and weights for the adapter layout only; null: `<checkpoint>/base`."""
     _: KW_ONLY
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     """Type of the weights: "float32" (the reference) or "bfloat16" (as published)."""
     normalise: bool = True
     """Whether VQ, MQ and TA are (raw - mean) / std with the checkpoint's constants; without constants they are raw."""
     prompt_template: str | Path | None = None
     """File of the evaluation text; null: `<checkpoint>/prompt_template.txt`."""
-    step: int | None = None
+    step: Count | None = None
     """N of checkpoint-N; null: the highest."""
-    sample_fps: float | None = None
+    sample_fps: Rate | None = None
     """Frames sampled per second of video; null: the checkpoint's. With another value here, in `num_frames` or in
     `max_frame_pixels`, scores are not comparable with published ones."""
-    num_frames: int | None = None
+    num_frames: Count | None = None
     """Number of sampled frames, in place of a rate; null: the checkpoint's."""
-    max_frame_pixels: int | None = None
+    max_frame_pixels: Count | None = None
     """Largest area of a frame, pixels; null: the checkpoint's."""
-    micro_batch: int = 16
+    micro_batch: Count = 16
     """Videos per forward pass; an integer of at least 1."""
-    device: str | None = None
+    device: Device | None = None
     """Device of the model; null: the GPU if there is one, else the CPU."""
 
     def __post_init__(self) -> None:

@@ -397,7 +397,7 @@ def test_missing_files_are_refused(copy, tmp_path):
     for name, message in (
         ("checkpoint-11352/model.pth", "neither model.pth nor"),
         ("checkpoint-11352", "no checkpoint-N folder"),
-        ("model_config.json", "model_config.json is missing"),
+        ("model_config.json", "model_config.json cannot be read"),
         ("prompt_template.txt", "prompt_template.txt is missing"),
         ("base/config.json", "config.json is missing"),
         ("base", "base_model="),

@@ -89,22 +89,22 @@ Damage = Callable[[Path], None]
 SUITE: dict[str, tuple[Damage | None, tuple[str, ...], str]] = {
     "missing shard": (drop_shard, (), r"1 of \d+ shards of transformer are missing, first .*-00002-of-.*restore"),
     "dtype of a file": (quantise, (), "holds weights of dtype F8_E4M3: give the folder with F32 or BF16 or F16"),
-    "dtype": (None, ("backbone.train.dtype=float16",), "dtype is 'float16': choose one of float32, bfloat16"),
+    "dtype": (None, ("backbone.train.dtype=float16",), "'dtype' is 'float16': it should be 'float32' or 'bfloat16'"),
     "dtype of all weights": (
         None,
         ("backbone.train.lora_rank=0", "backbone.train.dtype=bfloat16"),
         "bfloat16 weights lose small updates to rounding: set backbone.train.dtype to float32",
     ),
     "rank": (None, ("backbone.train.lora_rank=-4",), "lora_rank is -4: give a rank of at least 1, or 0"),
-    "no rank": (None, ("backbone.train.lora_rank=many",), "lora_rank is many: give a rank of at least 1"),
+    "no rank": (None, ("backbone.train.lora_rank=many",), "'lora_rank' is 'many': it should be a valid integer"),
     "layers": (
         None,
         ("backbone.train.lora_targets=all",),
-        "lora_targets is 'all': choose one of attention,",
+        "'lora_targets' is 'all': it should be 'attention'",
     ),
     "guidance": (distil, ("budget.guidance=6.0",), r"is distilled .*: set budget.guidance to 1"),
     "size": (None, ("backbone.train.size=[12, 16, 16]",), r"size \[12, 16, 16\]: frames must be 4 n \+ 1"),
-    "no size": (None, ("backbone.train.size=[13, 16]",), r"size \[13, 16\]: frames must be 4 n \+ 1"),
+    "no size": (None, ("backbone.train.size=[13, 16]",), r"'size' is \[13, 16\]: it has too few items"),
     "tiles": (None, ("backbone.train.vae_tiling=[8, 8, 4, 4]",), "the pixel sizes 4 times the latent ones"),
 }
 """Damage to the folder, overrides, and the sentence of both commands."""

@@ -178,8 +178,8 @@ def test_a_template_that_alters_the_prompt_is_refused(tmp_path: Path, field: str
 @pytest.mark.parametrize(
     ("section", "key", "value", "message"),
     [
-        ("inference_config", "VQ_mean", float("nan"), "VQ_mean, which must be finite"),
-        ("inference_config", "VQ_std", float("inf"), "VQ_std, which must be positive"),
+        ("inference_config", "VQ_mean", float("nan"), "a number at inference_config.VQ_mean that is not finite"),
+        ("inference_config", "VQ_std", 0.0, "VQ_std, which must be positive"),
         ("inference_config", "VQ_std", "wide", "could not convert"),
         ("peft_lora_config", "lora_r", "four", "invalid literal"),
         ("data_config", "fps", -2.0, "sample_fps=-2.0: set it to a finite value above 0"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bench.api import BenchError
+from bench.api import BenchError, parse_json, read_json
 from bench.backbones.hunyuanvideo15.text_encoders import TextEncoders
 from bench.backbones.hunyuanvideo15.transformer import drop_masks
 
@@ -41,8 +40,13 @@ STORED_DTYPES = ("F32", "BF16", "F16")
 """Accepted types of stored weights, by safetensors' names. fp8 or int8 weights would load without an error."""
 
 
+RESTORE = "restore the folder from its source"
+HEADER_BYTES = 100_000_000
+"""Largest header of a weight file, which is safetensors' own limit."""
+
+
 def _damaged(folder: Path, reason: str) -> BenchError:
-    return BenchError(f"checkpoint {folder} does not load ({reason}): restore the folder from its source.")
+    return BenchError(f"checkpoint {folder} does not load ({reason}): {RESTORE}.")
 
 
 def check_folder(folder: Path) -> None:
@@ -54,37 +58,30 @@ def check_folder(folder: Path) -> None:
             "under backbone.checkpoint."
         )
     index = folder / "model_index.json"
-    kind = read_json(folder, index).get("_class_name", PIPELINE) if index.is_file() else PIPELINE
+    kind = read_config(index).get("_class_name", PIPELINE) if index.is_file() else PIPELINE
     if kind != PIPELINE:
         raise BenchError(
-            f"checkpoint {folder} is a {kind}, and only the text-to-video {PIPELINE} is supported: give a t2v folder."
+            f"checkpoint {folder} is a {str(kind)[:60]}, and only the text-to-video {PIPELINE} is supported: "
+            "give a t2v folder."
         )
     for part, (key, expected) in CLASSES.items():
-        value = read_json(folder, folder / part / "config.json").get(key)
+        value = read_config(folder / part / "config.json").get(key)
         if value not in expected:
             raise BenchError(
-                f"checkpoint {folder}/{part}/config.json has {key} {value!r}, expected {expected[0]!r}: "
+                f"checkpoint {folder}/{part}/config.json has {key} {str(value)[:60]!r}, expected {expected[0]!r}: "
                 "give a diffusers pipeline folder of HunyuanVideo-1.5 under backbone.checkpoint."
             )
         _check_weights(folder, part)
-    if read_json(folder, folder / "transformer" / "config.json").get("use_meanflow"):
+    if read_config(folder / "transformer" / "config.json").get("use_meanflow"):
         raise BenchError(
             f"checkpoint {folder} is step-distilled (use_meanflow), and its velocity is defined differently: "
             "give a folder that is not step-distilled."
         )
 
 
-def read_json(folder: Path, path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file of the checkpoint's folder."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as cause:
-        raise _damaged(folder, f"{path.relative_to(folder)} cannot be read: {cause.strerror}") from cause
-    except ValueError as cause:
-        raise _damaged(folder, f"{path.relative_to(folder)} is not JSON") from cause
-    if not isinstance(content, dict):
-        raise _damaged(folder, f"{path.relative_to(folder)} does not hold a mapping")
-    return content
+def read_config(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of the checkpoint's folder."""
+    return read_json(path, "checkpoint file", RESTORE)
 
 
 def _check_weights(folder: Path, part: str) -> None:
@@ -95,8 +92,9 @@ def _check_weights(folder: Path, part: str) -> None:
         _header(folder, single)
         return
     listed: dict[str, set[str]] = {}
-    for key, shard in read_json(folder, index).get("weight_map", {}).items():
-        listed.setdefault(shard, set()).add(key)
+    weight_map = read_config(index).get("weight_map")
+    for key, shard in weight_map.items() if isinstance(weight_map, dict) else ():
+        listed.setdefault(str(shard), set()).add(key)
     if not listed:
         raise _damaged(folder, f"{index.relative_to(folder)} lists no weights")
     missing = [shard for shard in sorted(listed) if not (single.parent / shard).is_file()]
@@ -117,7 +115,8 @@ def _header(folder: Path, path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size)) if size < path.stat().st_size else None
+            fits = size < min(path.stat().st_size, HEADER_BYTES)
+            header = parse_json(file.read(size), f"checkpoint file {path}", RESTORE) if fits else None
         entries = {key: value for key, value in (header or {}).items() if key != "__metadata__"}
         end = 8 + size + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         unsupported = sorted({entry["dtype"] for entry in entries.values()} - set(STORED_DTYPES))
@@ -140,7 +139,7 @@ def _header(folder: Path, path: Path) -> dict[str, Any]:
 def is_distilled(folder: Path) -> bool:
     """Whether the model is guidance-distilled: its folder has a guider of scale 1."""
     path = folder / "guider" / "guider_config.json"
-    return path.is_file() and read_json(folder, path).get("guidance_scale") == 1
+    return path.is_file() and read_config(path).get("guidance_scale") == 1
 
 
 def refuse_guidance(folder: Path, guidance: float) -> None:

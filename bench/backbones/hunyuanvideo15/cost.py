@@ -6,15 +6,16 @@ activations and the products of LoRA weights (1.5 % of a forward pass at rank 32
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.api import BenchError, ModelCost
+from bench.api import BenchError, ModelCost, parse_json, read_json
 from bench.backbones.hunyuanvideo15.options import HunyuanOptions, latent_shape
+
+RESTORE = "restore the checkpoint from its source"
 
 REFINER_MLP_RATIO = 4
 """Width of the text refiner's feed-forward layers over the model's, fixed in diffusers' class."""
@@ -164,11 +165,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     path = folder / "config.json"
     if not path.is_file():
         return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as cause:
-        raise BenchError(f"{path} is not JSON ({cause}): restore the checkpoint from its source.") from cause
-    return dict(config)
+    return read_json(path, "checkpoint file", RESTORE)
 
 
 def stored_parameters(folder: Path) -> int:
@@ -176,8 +173,12 @@ def stored_parameters(folder: Path) -> int:
     total = 0
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+            content = file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size))
+        header = parse_json(content, f"checkpoint file {path}", RESTORE)
+        try:
+            total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (AttributeError, KeyError, TypeError) as cause:
+            raise BenchError(f"checkpoint file {path} is not a safetensors file: {RESTORE}.") from cause
     return total
 
 

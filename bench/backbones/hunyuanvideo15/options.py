@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from bench.api import BenchError, context_degree
-from bench.backbones.hunyuanvideo15.checkpoint import DTYPES, read_json
+from bench.backbones.hunyuanvideo15.checkpoint import DTYPES, RESTORE, read_config
 from bench.backbones.hunyuanvideo15.policy import LORA_TARGETS
 
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
@@ -22,8 +23,12 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "lora_targets": tuple(LORA_TARGETS),
 }
 """Options that take one of a few values."""
+LONGEST_SIDE = 10_000
+"""Largest number of frames, and of pixels along a side."""
 TRANSFORMER = {"patch_size": 1, "patch_size_t": 1, "num_attention_heads": 16}
 """Defaults of diffusers' class for keys that a config.json leaves out."""
+COMPRESSION = ("latent_channels", "temporal_compression_ratio", "spatial_compression_ratio")
+"""Whole numbers that the VAE's config.json has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +128,22 @@ class HunyuanOptions:
                 f"backbone.train.lora_rank 0 trains all weights, and {self.dtype} weights lose small updates to "
                 "rounding: set backbone.train.dtype to float32."
             )
+        self._check_numbers()
         if isinstance(self.parallel, Mapping) and (unknown := sorted(self.parallel.keys() - {"context"})):
             raise BenchError(
                 f"backbone.train.parallel has no key {unknown[0]!r}: it takes context, a number of processes."
             )
         context_degree(self.parallel)
+
+    def _check_numbers(self) -> None:
+        if not 0 < self.fps < math.inf:
+            raise BenchError(f"backbone.train.fps is {self.fps}: set it to a finite value above 0.")
+        for name in ("decode_batch", "lora_alpha"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BenchError(f"backbone.train.{name} is {value}: set it to at least 1.")
+        if max(self.size, default=0) > LONGEST_SIDE:
+            raise BenchError(f"backbone.train.size is {list(self.size)}: each number is at most {LONGEST_SIDE:,}.")
 
 
 def show_options(constructor: Constructor) -> Constructor:
@@ -137,15 +153,21 @@ def show_options(constructor: Constructor) -> Constructor:
     """
     signature = inspect.signature(constructor)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    parameters = [*own, *inspect.signature(HunyuanOptions).parameters.values()]
+    types = get_type_hints(HunyuanOptions)
+    options = inspect.signature(HunyuanOptions).parameters.values()
+    parameters = [*own, *(option.replace(annotation=types[option.name]) for option in options)]
     constructor.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return constructor
 
 
 def check_sizes(folder: Path, options: HunyuanOptions) -> None:
     """Refuse a video size, tiles or a degree of context parallelism that the folder's models cannot do."""
-    vae = read_json(folder, folder / "vae" / "config.json")
-    net = TRANSFORMER | read_json(folder, folder / "transformer" / "config.json")
+    vae = read_config(folder / "vae" / "config.json")
+    net = TRANSFORMER | read_config(folder / "transformer" / "config.json")
+    numbers = (("vae", vae, COMPRESSION), ("transformer", net, TRANSFORMER))
+    for part, key, value in ((part, key, config.get(key)) for part, config, keys in numbers for key in keys):
+        if type(value) is not int or value < 1:
+            raise BenchError(f"checkpoint file {folder}/{part}/config.json: {key} is {str(value)[:60]!r}: {RESTORE}.")
     shape = latent_shape(options.size, vae)
     if options.vae_tiling is not None:
         check_tiles(options.vae_tiling, vae["spatial_compression_ratio"])

@@ -126,7 +126,7 @@ def move(path: Path) -> None:
 
 
 SPOILT: dict[str, tuple[Spoil, str]] = {
-    "half a record": (lambda path: (path / store.RUN).write_text("{") and None, "is not valid at"),
+    "half a record": (lambda path: (path / store.RUN).write_text("{") and None, "run.json is not JSON"),
     "unknown key": (lambda path: rewrite(path, extras=1), "is not valid at extras"),
     "no scores": (lambda path: (path / store.SCORES).unlink(), "scores.parquet cannot be read"),
     "no scores named": (lambda path: rewrite(path, scores_digest=None), "has no scores"),
@@ -151,18 +151,18 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "curve": (cut_lines, "does not hold the 6 updates"),
     "curve's ledger": (edit(store.TRAIN, '"nfe_rollout": 144', '"nfe_rollout": 145'), "has another ledger than"),
     "curve's nan": (edit(store.TRAIN, '"reward": 0.0', '"reward": NaN'), "line 1, holds a number at reward"),
-    "curve's text": (edit(store.TRAIN, '{"update"', "{update"), "a line that is not JSON"),
+    "curve's text": (edit(store.TRAIN, '{"update"', "{update"), "line 1, is not JSON"),
     "reward": (lambda path: rewrite(path, config={**TOLD, "reward": [1]}), "is not one of this version"),
     "budget's form": (lambda path: rewrite(path, config={**TOLD, "budget": 3}), "is not one of this version"),
     "calls' form": (lambda path: rewrite(path, ledger=SPENT | {"reward_calls": 3}), "reward_calls is 0"),
-    "curve's form": (lambda path: (path / store.TRAIN).write_text("[1]\n") and None, "does not hold the 6 updates"),
+    "curve's form": (lambda path: (path / store.TRAIN).write_text("[1]\n") and None, "line 1, is not a JSON object"),
     "config": (edit(store.RUN, '"decode": "predicted_x0"', '"decode": "x0"'), "is not one of this version"),
 }  # fmt: skip
 
 
 BLOCKING = {
     *("half a record", "unknown key", "no scores", "no scores named", "other scores"),
-    *("config", "reward", "budget's form"),
+    *("config", "reward", "budget's form", "nan"),
 }
 """Errors after which the suite cannot be checked."""
 

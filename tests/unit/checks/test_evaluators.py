@@ -301,9 +301,9 @@ def test_golden_scores_of_ones_own_checkpoint(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_constructor_that_raises_is_a_finding(capsys: pytest.CaptureFixture[str]) -> None:
-    code, lines, _ = check(capsys, "clipscore", "--params", "micro_batch=0")
-    assert code == 1
-    assert "score: " in lines[0]
+    code, _, error = check(capsys, "clipscore", "--params", "micro_batch=0")
+    assert code == 2
+    assert "evaluator 'clipscore', parameter 'micro_batch' is 0: give a whole number of at least 1" in error
     code, lines, _ = check(capsys, "tests.unit.checks.test_evaluators:Unmade")
     assert code == 1
     assert "construction: KeyError: 'weights'" in lines[0]
@@ -322,7 +322,7 @@ class Unmade(Sound):
         (["zzz"], "'zzz' is not the name of a plug-in (method: cps, dance_grpo"),
         (["cps", "--nano"], "cps is a method: --params, --nano and --write-golden are not for methods"),
         (["clipscore", "--params", "checkpoint"], "--params takes KEY=VALUE, got 'checkpoint'"),
-        (["clipscore", "--params", "prefix=[a"], "a value is not YAML"),
+        (["clipscore", "--params", "prefix=[a"], "is not YAML (line 1, column 3"),
         (["clipscore", "--params", "prefx=a"], "did you mean 'prefix'?"),
         (["clipscore", "--nano", "--params", "checkpoint=x"], "--nano takes the packaged checkpoint"),
         (["clipscore", "--params", "checkpoint=nowhere"], "nowhere does not exist"),

@@ -93,7 +93,7 @@ def test_a_suite_adds_its_schedule(capsys: pytest.CaptureFixture[str], folder: P
         (
             "bad_c",
             "from bench.api import Method\n\nclass A(Method):\n    paper = 'none'\n",
-            "bad_c.py:3: construction: with its defaults the class cannot be constructed: Can't instantiate abstract",
+            "bad_c.py:3: construction: with its defaults the class cannot be constructed: method 'bad_c:A' is",
         ),
         (
             "bad_d",

@@ -92,7 +92,7 @@ def test_a_missing_file() -> None:
 def test_yaml_tags_run_no_code(tmp_path: Path) -> None:
     path = tmp_path / "suite.yaml"
     path.write_text(f"suite: !!python/object/apply:os.mkdir ['{tmp_path}/made']\n", encoding="utf-8")
-    with pytest.raises(BenchError, match="is not YAML"):
+    with pytest.raises(BenchError, match=r"line 1: the tag 'python/object/apply:os\.mkdir' does not fit"):
         load_suite(path)
     assert not (tmp_path / "made").exists()
 
