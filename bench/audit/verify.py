@@ -62,11 +62,11 @@ def verify(folders: Sequence[Path]) -> Report:
     runs: set[Path] = set()
     tables: set[Path] = set()
     for folder in folders:
-        below = {path.parent for name in RUN_FILES for path in folder.rglob(name)}
+        below = {path.parent for name in RUN_FILES for path in store.find(folder, f"**/{name}")}
         if not below:
             raise BenchError(f"{folder} holds no run (no {store.RUN} anywhere below): name a folder of records.")
         runs |= below
-        tables |= {path for path in folder.rglob(FOLDER) if path.is_dir()}
+        tables |= {path for path in store.find(folder, f"**/{FOLDER}") if path.is_dir()}
     findings: list[Finding] = []
     for run in track(sorted(runs), "checking runs"):
         findings += check_run(run)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +20,41 @@ def execute(args: argparse.Namespace) -> int:
     recorded = recorded_suites(args)
     import pandas as pd
 
-    from bench.report.tables.ablation import build_ablation
-    from bench.report.tables.main import build_table
+    from bench.report.tables.ablation import AblationTable, write_ablation_files
+    from bench.report.tables.main import load_main_table, write_table_files
+    from bench.report.tables.screen import ablation_screen, main_screen
 
     written: list[Path] = []
-    printed: list[Path] = []
+    printed: list[str] = []
     document: dict[str, Any] = {"suites": {}}
     for each in recorded:
-        paths = build_table(each.folder, rows=each.rows, seeds=each.suite.seeds)
+        main = load_main_table(each.folder, each.rows, each.suite.seeds)
+        paths = write_table_files(each.folder, main)
         written += paths.values()
         document["suites"][each.suite.name] = records(pd.read_csv(paths["main.csv"]))
-        printed += [] if each.suite.variant else [paths["main.md"]]
+        printed += (
+            []
+            if each.suite.variant
+            else [main_screen(main, partial(_run_command, each.study_folder), str(paths["main.md"]))]
+        )
     levels = ablation_levels(recorded)
     if levels:
         folder = recorded[0].study_folder
-        paths = build_ablation(folder, levels, folder.name)
+        ablation = AblationTable(levels, folder.name)
+        paths = write_ablation_files(folder, ablation)
         written += paths.values()
         document["ablation"] = records(pd.read_csv(paths["ablation.csv"]))
-        printed.append(paths["ablation.md"])
-    text = "\n".join(path.read_text(encoding="utf-8") for path in printed)
-    print_result(args, text, {**document, "written": written})
+        printed.append(ablation_screen(ablation, str(paths["ablation.md"])))
+    print_result(args, "\n".join(printed), {**document, "written": written})
     print("written: " + ", ".join(map(str, written)), file=sys.stderr)
     return 0
+
+
+def _run_command(folder: Path, seeds: Sequence[int]) -> str:
+    """`bench run` on the suite of a results folder with other seeds."""
+    from bench.report.tables.main import more_seeds
+
+    return f"{shlex.join(['bench', 'run', str(folder)])} {more_seeds(seeds)}"
 
 
 COMMAND = Command(

@@ -101,7 +101,7 @@ def _refuse_stored(job: Job) -> None:
 def finished_runs(results: Path) -> dict[str, Path]:
     """Digest to folder of every finished run below `results`, without those of the folder `STORED`."""
     folders: dict[str, Path] = {}
-    for path in sorted(results.rglob(store.RUN)):
+    for path in store.find(results, f"**/{store.RUN}"):
         started = path.parent / STARTED
         if STORED not in path.relative_to(results).parts and started.is_file():
             folders.setdefault(store.read_digest(path.parent), path.parent)

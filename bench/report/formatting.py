@@ -16,6 +16,7 @@ ALPHA = 0.05
 _TEX = {
     **{"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"},
     **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"},
+    **{"↓": r"$\downarrow$", "†": r"$\dagger$"},
     "`": "",  # Markdown's code marks
     **{"[": "{[}", "]": "{]}"},  # LaTeX reads [..] after the end of a line as its option
 }

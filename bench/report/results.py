@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from bench.core.errors import BenchError
-from bench.report.data.records import failed_gates, mean_scores, records_below, reward_weights
+from bench.report.data.metrics import mean_scores, reward_weights
+from bench.report.data.records import failed_gates, records_below
 from bench.report.data.summary import COUNTS, count
 from bench.report.tables.main import load_main_table
-from bench.store.files import read_lines
+from bench.store.files import find, read_lines
 from bench.store.record import RUN, TRAIN, read_run
 from bench.store.scores import SCORE_COLUMNS
 
@@ -141,7 +142,7 @@ class Results:
 def load_results(folder: Path | str) -> Results:
     """Read every record below a suite's folder, such as `results/nano`, or below a parent of several suites."""
     top = Path(folder)
-    paths = {path.parent for path in top.rglob(RUN)}
+    paths = {path.parent for path in find(top, f"**/{RUN}")}
     suite_folders = sorted({run.parent.parent if run.name.startswith("seed-") else run.parent for run in paths})
     if not suite_folders:
         raise BenchError(f"{top} holds no records ({RUN}): name a suite's folder, such as results/nano.")

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+def find(folder: Path | str, pattern: str) -> list[Path]:
+    """Paths below a folder that match a glob pattern such as `**/run.json`, sorted.
+
+    Folders and files whose name starts with a dot are passed over: notebooks and editors keep copies in them.
+    """
+    paths = Path(folder).glob(pattern)
+    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a pyarrow table as parquet and flush it to the disk."""
     import pyarrow.parquet as pq

@@ -34,6 +34,19 @@ REPLAY = "replay.json"
 """The comparison of the run with its repetition."""
 
 
+class MetricEntry(BaseModel):
+    """What an evaluator declares about one of its metrics."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    evaluator: str
+    """Name of the evaluator."""
+    higher_is_better: bool
+    """Whether a larger value means a better video."""
+    unit: str
+    """Unit or scale."""
+
+
 class RunRecord(BaseModel):
     """Everything about one run except its curves (`train.jsonl`) and its scores (`scores.parquet`)."""
 
@@ -67,6 +80,8 @@ class RunRecord(BaseModel):
     """All settings of the suite, with defaults."""
     evaluators: dict[str, dict[str, Any]] = {}
     """Fingerprints of the evaluators by name."""
+    metrics: dict[str, MetricEntry] = {}
+    """Metrics by name, as their evaluators declare them; empty in older records."""
     backbone: dict[str, Any] = {}
     """Fingerprint of the video generator."""
     ledger: dict[str, Any] = {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.core.hashing import canonical_json
-from bench.suite.paths import path_parameters
+from bench.suite.paths import change_paths
 from bench.suite.schema import RowSpec, Suite
 
 
@@ -76,16 +76,7 @@ def row_difference(recorded: Mapping[str, Any], wanted: RowSpec) -> str | None:
 
 def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A suite's settings without its paths: what a path leads to counts, by its digest, and not where it lies."""
-    kept = {key: value for key, value in settings.items() if key != "prompts"}
-    backbone = settings.get("backbone")
-    if isinstance(backbone, Mapping):
-        kept["backbone"] = {key: value for key, value in backbone.items() if key != "checkpoint"}
-    params = settings.get("evaluator_params") or {}
-    kept["evaluator_params"] = {
-        name: {key: value for key, value in own.items() if key not in path_parameters(own)}
-        for name, own in params.items()
-    }
-    return kept
+    return {key: value for key, value in change_paths(settings, lambda path: None).items() if key != "prompts"}
 
 
 def settings_difference(recorded: Mapping[str, Any], suite: Suite) -> str | None:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from bench.core.errors import BenchError
 from bench.core.hashing import digest
+from bench.store.files import find
 from bench.store.record import RUN, RunRecord, read_inputs, read_record, run_folder
 from bench.suite.checkpoints import Checkpoint, checkpoint_names
 from bench.suite.difference import first_difference, row_difference, settings_difference
@@ -54,7 +55,7 @@ def recorded_suites(folder: Path) -> list[Suite]:
 
 
 def _records(folder: Path) -> list[RunRecord]:
-    paths = [path.parent for path in sorted([*folder.glob(f"*/{RUN}"), *folder.glob(f"*/seed-*/{RUN}")])]
+    paths = [path.parent for path in sorted([*find(folder, f"*/{RUN}"), *find(folder, f"*/seed-*/{RUN}")])]
     records = {path: read_record(path) for path in paths}
     return [record for path, record in records.items() if path == run_folder(folder, record.row, record.seed)]
 

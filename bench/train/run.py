@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,7 @@ def run_record(job: Job, outcome: RunOutcome, seconds: dict[str, float], world: 
         prompts_digest=job.prepared.prompts.digest,
         config=suite.model_dump(mode="json"),
         evaluators={name: dict(e.fingerprint()) for name, e in models.evaluators.items()} if main else {},
+        metrics=declared_metrics(models.evaluators),
         backbone=dict(models.backbone.fingerprint()) if main else {},  # hashes gigabytes
         seconds={**trained.pop("seconds", {}), **seconds},
         peak_memory_mb=max(world.all_gather(peak_kib())) * 1024 / 1e6,
@@ -84,6 +86,15 @@ def run_record(job: Job, outcome: RunOutcome, seconds: dict[str, float], world: 
         extra=extra,
         **trained,
     )
+
+
+def declared_metrics(evaluators: Mapping[str, Evaluator]) -> dict[str, store.MetricEntry]:
+    """Metrics by name, as the evaluators declare them."""
+    return {
+        name: store.MetricEntry(evaluator=evaluator, higher_is_better=metric.higher_is_better, unit=metric.unit)
+        for evaluator, scorer in evaluators.items()
+        for name, metric in scorer.metrics.items()
+    }
 
 
 def _trained_fields(trainer: Trainer) -> dict[str, Any]:

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bench.core.errors import BenchError
+from bench.core.hashing import canonical_json
 from bench.report.data import dynamics
+from bench.report.data.metrics import FURTHER, LABELS, REWARD, MetricColumn, ordered
 from bench.report.data.records import RowRuns, Run, SuiteRecords, check_equal, comparable_settings, failed_gates
 from bench.report.data.selection import BASE, row_settings
 from bench.report.data.statistics import detectable_effect, holm, paired_difference, two_way
-from bench.report.data.summary import interval_columns, pair_difference
+from bench.report.data.summary import common_seeds, interval_columns, pair_difference
 from bench.suite.difference import flatten
 
-#: Scores that mean the same in every level. The training reward is not one of them: its weights may differ.
-SCORES = ("overall", "gold_overall", "vq", "mq", "ta", "clipscore", "pickscore")
-#: Score to the column of its difference to the first level of the group.
-TO_FIRST = {
-    "overall": "to_first",
-    "gold_overall": "to_first_gold",
-    "vq": "to_first_vq",
-    "mq": "to_first_mq",
-    "ta": "to_first_ta",
-}
-#: Differences that are tested: p after Holm, and the smallest detectable effect.
-TESTED = ("to_first", "to_first_gold")
 #: Names in `records.comparable_settings` that must be equal for all levels of an ablation.
 EQUAL_SETTINGS = (
     *("prompts digest", "evaluation", "backbone fingerprint", "evaluator fingerprints"),
@@ -50,6 +40,8 @@ class AblationLevel:
     """The untrained model, as the level's own suite scored it."""
     config: Mapping[str, Any]
     """The configuration of the suite with its name, its seeds and, as `row`, the settings of this row."""
+    metrics: Mapping[str, MetricColumn] = field(default_factory=dict)
+    """The columns that the level's suite has scored."""
 
     @property
     def suite(self) -> str:
@@ -101,7 +93,7 @@ def levels_of_study(suites: Mapping[str, SuiteRecords]) -> list[AblationLevel]:
 def _level(group: str, name: str, runs: RowRuns, suite: SuiteRecords) -> AblationLevel:
     settings = row_settings(runs.finished[0].record) if runs.finished else {}
     config = {**suite.config, "suite": suite.name, "seeds": suite.seeds, "row": settings}
-    return AblationLevel(group, name, runs, suite.base, config)
+    return AblationLevel(group, name, runs, suite.base, config, suite.metrics)
 
 
 def levels_of(suites: Mapping[str, SuiteRecords]) -> list[AblationLevel]:
@@ -115,6 +107,36 @@ def grouped(levels: Sequence[AblationLevel]) -> dict[str, list[AblationLevel]]:
     for level in levels:
         groups.setdefault(level.group, []).append(level)
     return groups
+
+
+def level_metrics(levels: Sequence[AblationLevel]) -> dict[str, MetricColumn]:
+    """The scores of an ablation: the one that levels are compared by, then gold Overall, then the others in order.
+
+    The first is Overall, else the reward if it is the same in all levels, else the first metric. Further metrics and a
+    reward that differs between levels are left out, since its values would not compare.
+    """
+    known = {name: metric for level in levels for name, metric in level.metrics.items() if name not in FURTHER}
+    if REWARD in known and ("overall" in known or len({canonical_json(lv.config.get("reward")) for lv in levels}) > 1):
+        del known[REWARD]
+    names = ordered(list(known)) or ["overall"]
+    names = list(dict.fromkeys([names[0], *(name for name in names if name == "gold_overall"), *names]))
+    return {name: known.get(name, MetricColumn(name, LABELS[name])) for name in names}
+
+
+def to_first_columns(metrics: Mapping[str, MetricColumn]) -> dict[str, str]:
+    """Score to the column of its difference to the first level of the group."""
+    first, *others = metrics
+    short = {first: "to_first", "gold_overall": "to_first_gold"}
+    return {name: short.get(name, f"to_first_{name}") for name in (first, *others)}
+
+
+def tested_scores(metrics: Mapping[str, MetricColumn]) -> list[str]:
+    """Scores whose differences are tested: the first one, gold Overall, and metrics of the user's own."""
+    return [
+        name
+        for index, (name, metric) in enumerate(metrics.items())
+        if index == 0 or name == "gold_overall" or metric.is_own
+    ]
 
 
 def refuse_mixed(levels: Sequence[AblationLevel]) -> None:
@@ -151,43 +173,48 @@ def _runs(levels: Sequence[AblationLevel]) -> Iterator[tuple[str, Run]]:
 def compare_levels(levels: Sequence[AblationLevel]) -> pd.DataFrame:
     """One line per level: its scores, and its differences to the base and to the first level of its group.
 
-    Columns: group, level, n_seeds, n_failed; each of `SCORES` with `_lo`, `_hi`; `overall_delta` and
-    `gold_overall_delta` (to the base of the level's own suite, paired by prompt); `to_first*` (to the group's first
-    level, paired by seed and prompt over the `to_first_seeds` seeds that both finished; NaN where both are the same
-    runs) with `_lo`, `_hi`, `_p`, and for `TESTED` `_p_holm` (over the whole table) and `_mde`; `dynamics.columns`;
+    Columns: group, level, n_seeds, n_failed; each of `level_metrics` with `_lo`, `_hi`, and for `tested_scores`
+    `<score>_delta` (to the base of the level's own suite, paired by prompt); `to_first*` (to the group's first level,
+    paired by seed and prompt over the `to_first_seeds` seeds that both finished; NaN where both are the same runs)
+    with `_lo`, `_hi`, `_p`, and for `tested_scores` `_p_holm` (over the whole table) and `_mde`; `dynamics.columns`;
     failed_gates, run_ids. Scores are in score units; intervals are 95 % intervals; NaN where a number is unknown.
     """
     refuse_mixed(levels)
-    lines = []
+    metrics, lines = level_metrics(levels), []
     for first, *others in grouped(levels).values():
         setbacks = dynamics.setbacks(first.runs)  # read once per group
-        lines += [_line(first, first, {}), *[_line(level, first, setbacks) for level in others]]
-    table = pd.DataFrame(lines)
-    for name in TESTED:
-        position = list(table.columns).index(f"{name}_p") + 1
-        table.insert(position, f"{name}_p_holm", holm(table[f"{name}_p"].tolist()))
+        lines += [_line(first, first, {}, metrics), *[_line(level, first, setbacks, metrics) for level in others]]
+    table, columns = pd.DataFrame(lines), to_first_columns(metrics)
+    for name in tested_scores(metrics):
+        position = list(table.columns).index(f"{columns[name]}_p") + 1
+        table.insert(position, f"{columns[name]}_p_holm", holm(table[f"{columns[name]}_p"].tolist()))
     return table
 
 
-def _line(level: AblationLevel, first: AblationLevel, setbacks: Mapping[int | None, float]) -> dict[str, Any]:
+def _line(
+    level: AblationLevel,
+    first: AblationLevel,
+    setbacks: Mapping[int | None, float],
+    metrics: Mapping[str, MetricColumn],
+) -> dict[str, Any]:
     """A level compared with the first one of its group, whose setbacks by seed are `setbacks`."""
-    runs = level.runs
+    runs, tested = level.runs, tested_scores(metrics)
     line: dict[str, Any] = {"group": level.group, "level": level.name}
     line |= {"n_seeds": len(runs.finished), "n_failed": len(runs.failed)}
-    for score in SCORES:
+    for score in metrics:
         x = runs.matrix(score)
         line |= interval_columns(score, None if x is None else two_way(x))
-        if score in ("overall", "gold_overall"):
+        if score in tested:
             base = level.base.cells.get(score) if level.base else None
             delta = None if x is None or base is None else paired_difference(x, base.to_numpy())
             line |= interval_columns(f"{score}_delta", delta)
     same = level is first or same_runs(level, first)
-    common = [] if same else sorted(set(runs.seeds) & set(first.runs.seeds))
+    common = [] if same else common_seeds(runs, first.runs)
     line["to_first_seeds"] = len(common)
-    for score, name in TO_FIRST.items():
+    for score, name in to_first_columns(metrics).items():
         estimate = pair_difference(runs, first.runs, score, common)
         line |= interval_columns(name, estimate) | {f"{name}_p": estimate.p if estimate else np.nan}
-        if name in TESTED:
+        if score in tested:
             line[f"{name}_mde"] = detectable_effect(estimate.se, estimate.df) if estimate else np.nan
     failed = sorted({gate for run in runs.finished for gate in failed_gates(run.record)})
     line |= dynamics.columns(runs, {} if same else setbacks) | {"failed_gates": " ".join(failed)}

@@ -11,6 +11,7 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json
+from bench.report.data.metrics import FURTHER, REWARD, MetricColumn
 from bench.report.data.records import EQUAL_SPENDING, RowRuns, SuiteRecords, differing_settings, load_records
 from bench.report.data.reference import inside_band, prediction_band
 from bench.report.data.selection import BASE, row_settings
@@ -27,8 +28,6 @@ from bench.report.data.statistics import (
 from bench.report.data.summary import interval_columns
 from bench.suite.difference import differences, differing_parts
 
-#: Scores that are compared, the most important ones first: columns of the main table.
-SCORES = ("overall", "trained", "gold_overall", "vq", "mq", "ta", "clipscore", "pickscore")
 #: How the two sides of a difference are paired: values of the column `paired`.
 BOTH, PROMPTS, NOTHING = "seed, prompt", "prompt", "nothing"
 
@@ -188,9 +187,7 @@ def score_differences(
     """
     same_prompts = "scored videos" not in unequal
     lines = []
-    for score in SCORES:
-        if (score == "trained" and "reward" in unequal) or not ({score} <= set(a.columns) & set(b.columns)):
-            continue
+    for score in compared_metrics(a, b, unequal):
         if a.base and b.base:
             lines.append(_base_line(score, *(one.base.cells[score].to_numpy() for one in (a, b) if one.base)))
         lines += [_line(pair, score, same_prompts, not unequal) for pair in pairs]
@@ -201,6 +198,17 @@ def score_differences(
     table["inside"] = table["inside"].astype("boolean")
     order = {BASE: -1, **{pair.name: index for index, pair in enumerate(pairs)}}
     return table.sort_values("row", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+
+
+def compared_metrics(a: SuiteRecords, b: SuiteRecords, unequal: Mapping[str, Any]) -> dict[str, MetricColumn]:
+    """The scores that both sides have, the most important ones first; without a reward that differs."""
+    common = {
+        name: metric
+        for name, metric in a.metrics.items()
+        if name in b.metrics and name not in FURTHER and not (name == REWARD and "reward" in unequal)
+    }
+    first = [name for name in ("overall", REWARD, "gold_overall") if name in common]
+    return {name: common[name] for name in dict.fromkeys([*first, *common])}
 
 
 def _base_line(score: str, a: Array, b: Array) -> dict[str, Any]:
@@ -241,10 +249,10 @@ def _difference(x: Array, y: Array, by_seed: bool, by_prompt: bool) -> Estimate:
     return paired_difference(x, y) if by_seed else independent_difference(x, y)
 
 
-def equal_runs(pairs: Sequence[RowPair]) -> tuple[int, int, float]:
+def equal_runs(pairs: Sequence[RowPair], score: str) -> tuple[int, int, float]:
     """Runs whose row and seed both sides have: their number, how many have bitwise equal scores, and the largest gap.
 
-    The gap is the absolute difference of the mean Overall of two runs, score units; NaN if no run differs.
+    The gap is the absolute difference of the means of one score of two runs, score units; NaN if no run differs.
     """
     same_seed = [
         (run, other)
@@ -255,8 +263,8 @@ def equal_runs(pairs: Sequence[RowPair]) -> tuple[int, int, float]:
     ]
     differ = [(run, other) for run, other in same_seed if run.record.scores_digest != other.record.scores_digest]
     gaps = [
-        abs(float(run.cells["overall"].mean() - other.cells["overall"].mean()))
+        abs(float(run.cells[score].mean() - other.cells[score].mean()))
         for run, other in differ
-        if "overall" in run.cells and "overall" in other.cells
+        if score in run.cells and score in other.cells
     ]
     return len(same_seed), len(same_seed) - len(differ), max(gaps, default=float("nan"))

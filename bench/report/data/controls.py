@@ -13,6 +13,7 @@ from bench.core.provenance import ROOT
 from bench.report import formatting
 from bench.report.data.records import SuiteRecords, incomparable_setting, load_records
 from bench.report.data.statistics import paired_difference
+from bench.store.files import find
 from bench.store.record import RUN
 
 CONFIGS = ROOT / "bench" / "configs"
@@ -74,7 +75,7 @@ def _find_runs(own: Path, stored: Path) -> tuple[Path, str] | None:
     folders = [(own, "your own runs"), (stored, "our stored runs")]
     if own.resolve() == stored.resolve():
         folders = folders[1:]
-    return next(((path, origin) for path, origin in folders if any(path.glob(f"*/seed-*/{RUN}"))), None)
+    return next(((path, origin) for path, origin in folders if find(path, f"*/seed-*/{RUN}")), None)
 
 
 def _control_line(kind: Control, suite: SuiteRecords, folder: Path, origin: str) -> str:
@@ -89,7 +90,7 @@ def _control_line(kind: Control, suite: SuiteRecords, folder: Path, origin: str)
 
 
 def _line(kind: Control, control: SuiteRecords, start: str) -> str:
-    """Seeds, reward, `trained - base` of each row with its 95 % interval, and the verdict; in bold if it fails."""
+    """Seeds, reward, difference of the Reward to the base with its 95 % interval, and verdict; in bold if it fails."""
     table = _differences(control)
     digits = formatting.decimals(table, "delta")
     rows = [f"{row['row']} {formatting.interval(row, 'delta', digits)}{row['part']}" for _, row in table.iterrows()]
@@ -97,13 +98,13 @@ def _line(kind: Control, control: SuiteRecords, start: str) -> str:
     shuffled = ", shuffled within each group" if control.config.get("shuffle_rewards") else ""
     passed, verdict = _verdict(kind, control, table)
     text = (
-        f"{start}: {len(control.seeds)} seeds, reward {reward}{shuffled}; trained - base: {', '.join(rows)}. {verdict}"
+        f"{start}: {len(control.seeds)} seeds, reward {reward}{shuffled}; Reward - base: {', '.join(rows)}. {verdict}"
     )
     return text if passed is not False else f"**{text}**"
 
 
 def _differences(control: SuiteRecords) -> pd.DataFrame:
-    """`trained - base` of each row with its interval, NaN if unknown, and a text if seeds are missing."""
+    """Reward - base of each row with its interval, NaN if unknown, and a text if seeds are missing."""
     lines = []
     base = control.base.cells.get("trained") if control.base else None
     for runs in control.rows:

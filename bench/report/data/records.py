@@ -14,21 +14,19 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json, digest
-from bench.core.provenance import CHECKOUT, ROOT
+from bench.report.data.metrics import (
+    REWARD,
+    MetricColumn,
+    column_names,
+    mean_scores,
+    metric_columns,
+    reward_weights,
+)
 from bench.report.data.selection import Row, recorded_rows, recorded_seeds
-from bench.store.record import RUN, RunRecord, read_record, read_run
+from bench.store.files import find
+from bench.store.record import RUN, MetricEntry, RunRecord, read_record, read_run
 from bench.suite.difference import differences, differing_parts
 
-#: Column of the table to the metric names that it adds up, each with weight 1; `trained` adds the suite's own weights.
-SUMS = {
-    "overall": ("VQ", "MQ", "TA"),
-    "vq": ("VQ",),
-    "mq": ("MQ",),
-    "ta": ("TA",),
-    "clipscore": ("clipscore",),
-    "pickscore": ("pickscore",),
-    "gold_overall": ("gold_VQ", "gold_MQ", "gold_TA"),
-}
 #: Keys of the configuration, besides the budget, that must be equal in the closed division.
 EQUAL_SETTINGS = (
     *("reward", "decode", "last_step", "uncond_branch", "group_noise", "noise_policy", "advantage", "evaluation"),
@@ -48,11 +46,13 @@ class Run:
     record: RunRecord
     cells: pd.DataFrame
     """Means over the videos of a prompt, score units. Index: prompt_index; columns: those of `SUMS` whose metrics were
-    scored, `trained`, and every further metric in lower case."""
+    scored, `trained`, and every metric under its column name."""
     videos: str
     """Digest of the list of scored prompts and videos."""
     folder: Path
     """Folder of the record; `train.jsonl` is in it too."""
+    sources: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Evaluator and metric of each column that is no sum."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,26 @@ class SuiteRecords:
         return list(runs[0].cells.columns) if runs else []
 
     @cached_property
+    def metrics(self) -> dict[str, MetricColumn]:
+        """Column to its label, direction and unit, in order; two runs that declare another direction are refused."""
+        declared: dict[str, tuple[MetricEntry, Run]] = {}
+        for run in self.runs:
+            for metric, entry in run.record.metrics.items():
+                known, first = declared.setdefault(metric, (entry, run))
+                if known.higher_is_better != entry.higher_is_better:
+                    raise BenchError(
+                        f"runs {_name(first.record)} and {_name(run.record)} declare opposite directions of metric "
+                        f"{metric}: set higher_is_better in its evaluator once, and run one of them again."
+                    )
+        sources = self.runs[0].sources if self.runs else {}
+        return metric_columns(self.columns, sources, {metric: entry for metric, (entry, _) in declared.items()})
+
+    @property
+    def primary(self) -> str:
+        """The column that rows are compared by: Overall, else the reward, else the first metric."""
+        return next((name for name in ("overall", REWARD, *self.columns) if name in self.columns), "overall")
+
+    @cached_property
     def runs(self) -> list[Run]:
         """The base and all finished runs."""
         return ([self.base] if self.base else []) + [run for row in self.rows for run in row.finished]
@@ -113,25 +133,6 @@ def is_nano(name: str, config: Mapping[str, Any]) -> bool:
     backbone = config.get("backbone")
     checkpoint = backbone.get("checkpoint", "") if isinstance(backbone, Mapping) else ""
     return "nano" in name or "nano" in str(checkpoint)
-
-
-STORED = ROOT / ("results" if CHECKOUT else "bench/report") / "reference"
-"""The project's stored runs: in a checkout below its results, in a wheel inside the package (see setup.py)."""
-
-
-def stored_folder(name: str, reference: Path | None = None, own: Path | None = None) -> Path:
-    """Folder of the stored reference runs of the suite `name`: `reference`, or the project's own. It may not exist.
-
-    It is `own`, a folder of runs of this suite, if these are the stored ones: copies of the same files.
-    """
-    stored = reference or STORED / name
-    return own if own is not None and _same_runs(own, stored) else stored
-
-
-def _same_runs(folder: Path, stored: Path) -> bool:
-    """Whether every record in `folder` that `stored` has too is the same file, byte for byte, and there is one."""
-    runs = [path.relative_to(stored) for path in stored.rglob(RUN) if (folder / path.relative_to(stored)).is_file()]
-    return bool(runs) and all((folder / run).read_bytes() == (stored / run).read_bytes() for run in runs)
 
 
 def failed_gates(record: RunRecord) -> list[str]:
@@ -165,6 +166,7 @@ def load_records(
     weights = reward_weights(config)
 
     base: Run | None = None
+    _refuse_copies(records)
     by_row: dict[str, RowRuns] = {row.label: RowRuns(row) for row in selected}
     ignored: list[str] = []
     for path, record in records.items():
@@ -194,43 +196,29 @@ def load_records(
 
 def records_below(folder: Path | str) -> list[tuple[Path, RunRecord]]:
     """Folder and record of every run of `results/<suite>`, sorted by folder."""
-    paths = sorted([*Path(folder).glob(f"*/{RUN}"), *Path(folder).glob(f"*/seed-*/{RUN}")])
+    paths = sorted([*find(folder, f"*/{RUN}"), *find(folder, f"*/seed-*/{RUN}")])
     return [(path.parent, read_record(path.parent)) for path in paths]
+
+
+def _refuse_copies(records: Mapping[Path, RunRecord]) -> None:
+    """Raise a `BenchError` if two folders hold the run of one row and seed."""
+    folders: dict[tuple[str, int | None], Path] = {}
+    for path, record in records.items():
+        first = folders.setdefault((record.row, record.seed), path)
+        if first != path:
+            seed = "" if record.seed is None else f" seed {record.seed}"
+            raise BenchError(
+                f"{record.row}{seed} is there twice: {first} and {path}. Move the copy away; a run counts once."
+            )
 
 
 def _read_run(folder: Path, weights: Mapping[str, float]) -> Run:
     record, scores = read_run(folder)
     videos = scores[["prompt_index", "prompt", "video"]].drop_duplicates()
     videos_digest = digest([list(key) for key in videos.itertuples(index=False)])
-    return Run(record, mean_scores(scores, weights, folder), videos_digest, folder)
-
-
-def mean_scores(scores: pd.DataFrame, weights: Mapping[str, float], folder: Path) -> pd.DataFrame:
-    """`Run.cells` of the scores of one run; `weights` is the training reward, metric to weight."""
-    if scores.groupby("metric")["evaluator"].nunique().max() > 1:
-        raise BenchError(
-            f"scores in {folder} have one metric from two evaluators: metric names must be unique in a suite."
-        )
-    videos = scores.pivot(index=["prompt_index", "prompt", "video"], columns="metric", values="value")
-    missing = sorted(set(weights) - set(videos.columns))
-    if missing:
-        raise BenchError(
-            f"scores in {folder} lack the trained metrics {missing}: add their evaluator to the suite's evaluation."
-        )
-    columns = {
-        name: videos[list(parts)].sum(axis=1) for name, parts in SUMS.items() if set(parts) <= set(videos.columns)
-    }
-    if weights:
-        columns["trained"] = (videos[list(weights)] * pd.Series(weights)).sum(axis=1)
-    shown = {part for name, parts in SUMS.items() if len(parts) == 1 for part in parts}
-    columns |= {str(name).lower(): videos[name] for name in sorted(set(videos.columns) - shown)}
-    return pd.DataFrame(columns).groupby(level="prompt_index").mean()
-
-
-def reward_weights(config: Mapping[str, Any]) -> dict[str, float]:
-    """The training reward of a recorded configuration: metric to weight."""
-    reward = config.get("reward") or {}
-    return {name: float(weight) for weights in reward.values() for name, weight in weights.items()}
+    evaluators = dict(zip(scores["metric"], scores["evaluator"], strict=True))
+    sources = {column: (str(evaluators[metric]), metric) for metric, column in column_names(scores).items()}
+    return Run(record, mean_scores(scores, weights, folder), videos_digest, folder, sources)
 
 
 def comparable_settings(run: Run) -> dict[str, Any]:

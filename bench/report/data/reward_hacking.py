@@ -7,48 +7,54 @@ from typing import Any
 import pandas as pd
 
 from bench.report import formatting
+from bench.report.data.metrics import DETECTORS, FURTHER, REWARD, SUMS
 from bench.report.data.records import SuiteRecords
 
-HELD_OUT = {"gold_overall": "gold Overall", "clipscore": "CLIPScore", "pickscore": "PickScore", "hpsv2": "HPSv2"}
-"""Column to name of the scores that should not fall, unless their evaluator gives the reward."""
 DARKER = 0.2
 """Rise of the share of dark pixels above which a row is marked."""
 FACTOR = 2.0
-"""Factor, up or down, above which a change of edge density, colour entropy or motion energy is marked."""
-RATIOS = ("edge_density", "colour_entropy", "motion_energy")
+"""Factor, up or down, above which a change of another detector is marked."""
 
 
 def hack_notes(suite: SuiteRecords, table: pd.DataFrame) -> list[str]:
-    """One sentence per row whose trained score rises while a held-out score falls or a pixel detector moves too far.
+    """One sentence per row whose reward rises while another score gets worse or a pixel detector moves too far.
 
     A change counts only if the 95 % interval of the paired difference to the base excludes 0. The thresholds of the
     pixel detectors are conventions, chosen before any full-size run: a reason to look at the videos, not a proof.
     """
-    notes = []
+    notes: list[str] = []
+    if REWARD not in suite.columns:
+        return notes
     for _, row in table.iloc[1:].iterrows():
         signs = [*_falling_scores(suite, row), *_drifting_detectors(row, table.iloc[0])]
-        if signs and row["trained_delta_lo"] > 0:
-            gain = formatting.interval(row, "trained_delta", formatting.decimals(table, "trained_delta"))
+        if signs and row[f"{REWARD}_delta_lo"] > 0:
+            gain = formatting.interval(row, f"{REWARD}_delta", formatting.decimals(table, f"{REWARD}_delta"))
             notes.append(
-                f"{row['row']}: REWARD HACKING SUSPECTED: the trained score rises by {gain} over the base, "
+                f"{row['row']}: REWARD HACKING SUSPECTED: the held-out reward rises by {gain} over the base, "
                 f"but {'; '.join(signs)}. Look at its videos before you trust the reward."
             )
     return notes
 
 
 def _falling_scores(suite: SuiteRecords, row: pd.Series[Any]) -> list[str]:
-    rewards = {name.partition("_")[0].lower() for name in suite.weights}
-    return [
-        f"{head} falls ({formatting.interval(row, f'{name}_delta', 3)})"
-        for name, head in HELD_OUT.items()
-        if name.partition("_")[0] not in rewards and row.get(f"{name}_delta_hi", 0.0) < 0
-    ]
+    """Scores of evaluators that give no reward, and their sums, that get worse."""
+    rewards = set(suite.config.get("reward") or {})
+    sources = suite.runs[0].sources
+    evaluators = {metric: evaluator for evaluator, metric in sources.values()}
+    signs = []
+    for name, metric in suite.metrics.items():
+        evaluator = metric.evaluator or evaluators.get(SUMS.get(name, ("",))[0])
+        worst = row[f"{name}_delta_hi"] if metric.higher_is_better else -row[f"{name}_delta_lo"]
+        if name != REWARD and name not in FURTHER and evaluator not in rewards and worst < 0:
+            direction = "falls" if metric.higher_is_better else "rises"
+            signs.append(f"{metric.title} {direction} ({formatting.interval(row, f'{name}_delta', 3)})")
+    return signs
 
 
 def _drifting_detectors(row: pd.Series[Any], base: pd.Series[Any]) -> list[str]:
     """Pixel detectors whose mean is too far from that of the base, up or down."""
     signs = []
-    for name in ("dark_fraction", *RATIOS):
+    for name in DETECTORS:
         if name not in row or not (row[f"{name}_delta_lo"] > 0 or row[f"{name}_delta_hi"] < 0):
             continue
         value, before = row[name], base[name]

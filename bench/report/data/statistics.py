@@ -60,20 +60,31 @@ def two_way(x: npt.ArrayLike) -> Estimate:
     x = np.asarray(x, dtype=np.float64)
     if x.ndim != 2:
         raise ValueError(f"two_way needs x[seed, prompt], got shape {x.shape}")
-    seeds, prompts = x.shape
-    if seeds < 2 or prompts < 2:
+    if min(x.shape) < 2:
         return _unknown(x)
+    return _estimate(float(x.mean()), *standard_error(mean_squares(x), *x.shape))
+
+
+def mean_squares(x: Array) -> tuple[float, float, float]:
+    """Mean squares of the seeds, the prompts and the rest of x[seed, prompt], both at least 2."""
+    seeds, prompts = x.shape
     mean = x.mean()
     by_seed, by_prompt = x.mean(1, keepdims=True), x.mean(0, keepdims=True)
+    ms_s = prompts * float(((by_seed - mean) ** 2).sum()) / (seeds - 1)
+    ms_p = seeds * float(((by_prompt - mean) ** 2).sum()) / (prompts - 1)
+    ms_e = float(((x - by_seed - by_prompt + mean) ** 2).sum()) / ((seeds - 1) * (prompts - 1))
+    return ms_s, ms_p, ms_e
+
+
+def standard_error(squares: tuple[float, float, float], seeds: int, prompts: int) -> tuple[float, float]:
+    """Standard error of the grand mean, and its degrees of freedom, from the mean squares of `mean_squares`."""
+    ms_s, ms_p, ms_e = squares
     df_s, df_p = seeds - 1, prompts - 1
     df_e = df_s * df_p
-    ms_s = prompts * float(((by_seed - mean) ** 2).sum()) / df_s
-    ms_p = seeds * float(((by_prompt - mean) ** 2).sum()) / df_p
-    ms_e = float(((x - by_seed - by_prompt + mean) ** 2).sum()) / df_e
     total = max(ms_s + ms_p - ms_e, ms_s, ms_p, ms_e)
     spread = ms_s**2 / df_s + ms_p**2 / df_p + ms_e**2 / df_e
     df = min(max(total**2 / spread, min(df_s, df_p)), df_e) if spread > 0 else min(df_s, df_p)
-    return _estimate(float(mean), float(np.sqrt(total / x.size)), df)
+    return float(np.sqrt(total / (seeds * prompts))), df
 
 
 def one_way(x: npt.ArrayLike) -> Estimate:
@@ -189,14 +200,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def detectable_effect(se: float, df: float, power: float = POWER) -> float:
-    """The smallest true difference that a two-sided 5 % t test finds with this power, for an estimate's se and df.
+def detectable_effect(se: float, df: float, power: float = POWER, confidence: float = CONFIDENCE) -> float:
+    """The smallest true difference that a two-sided t test finds with this power, for an estimate's se and df.
+
+    The level of the test is 1 - `confidence`.
 
     Solves the non-central t exactly (the chance of the wrong sign, below 1e-4 at a power of 0.8, is left out).
     """
     if not (se >= 0 and df > 0):
         return float("nan")
-    return float(nctdtrinc(df, 1 - power, stdtrit(df, (1 + CONFIDENCE) / 2))) * se
+    return float(nctdtrinc(df, 1 - power, stdtrit(df, (1 + confidence) / 2))) * se
 
 
 def interquartile_mean(x: npt.ArrayLike, axis: int | None = None) -> Array:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.core.errors import BenchError
+from bench.report.data.metrics import FURTHER
 from bench.report.data.records import RowRuns, Run, SuiteRecords, failed_gates
 from bench.report.data.selection import BASE
 from bench.report.data.statistics import (
@@ -25,25 +24,23 @@ from bench.report.data.statistics import (
     two_way,
 )
 
-#: Columns that main.csv always has, in this order; NaN if their metrics were not scored.
-METRICS = ("overall", "trained", "vq", "mq", "ta", "clipscore", "pickscore", "gold_overall")
-PUBLISHED = ("overall", "vq", "mq", "ta", "clipscore", "pickscore")
-PUBLISHED_FOLDER, PUBLISHED_FILE = Path(__file__).parents[1] / "published", "sage_grpo_setting_b.csv"
 #: Ledger totals that are counts; `reward_calls` is summed over the evaluators.
 COUNTS = ("nfe_rollout", "nfe_train", "nfe_anchor", "reward_calls", "videos", "decodes", "updates")
 #: Seed of the bootstrap's own generator: the same draws for every row.
 BOOTSTRAP_SEED = 0
-#: Scores that every pair of rows is compared by, and their names.
-PAIR_SCORES = {"overall": "Overall", "gold_overall": "gold Overall"}
 #: With more rows than this the pairs are left out: after the correction for so many tests none would be significant.
 MOST_ROWS_FOR_PAIRS = 6
 
 
 def summarise(suite: SuiteRecords) -> pd.DataFrame:
-    """main.csv without the published and reference columns, one line per row, the base first; NaN if unknown."""
+    """main.csv without the published and reference columns, one line per row, the base first; NaN if unknown.
+
+    The columns of a metric are there if the metric was scored. `<primary>_mde`, `<primary>_iqm`, `improvement` and
+    `vs_best_*` are about the column `suite.primary`.
+    """
     rows = [_base(suite)] + [_row(suite, runs) for runs in suite.rows]
     table = pd.DataFrame(rows)
-    for name in ("overall_delta", "trained_delta", "vs_best_delta"):
+    for name in _tested(suite):
         table[f"{name}_p_holm"] = holm(table[f"{name}_p"].tolist())
     for name in ("n_seeds", "n_failed", *COUNTS):
         table[name] = table[name].astype("Int64")
@@ -54,7 +51,12 @@ def summarise(suite: SuiteRecords) -> pd.DataFrame:
 
 
 def _metrics(suite: SuiteRecords) -> list[str]:
-    return list(dict.fromkeys([*METRICS, *suite.columns]))
+    return suite.columns or [suite.primary]
+
+
+def _tested(suite: SuiteRecords) -> list[str]:
+    """Differences that have a p-value: each metric to the base, without further metrics, and the best other row."""
+    return [*(f"{name}_delta" for name in _metrics(suite) if name not in FURTHER), "vs_best_delta"]
 
 
 def _base(suite: SuiteRecords) -> dict[str, Any]:
@@ -63,13 +65,12 @@ def _base(suite: SuiteRecords) -> dict[str, Any]:
         cells = suite.base.cells.get(name) if suite.base else None
         line |= interval_columns(name, None if cells is None else one_way(cells.to_numpy()))
         line |= interval_columns(f"{name}_delta", None)
-    for name in ("overall_delta", "trained_delta", "vs_best_delta"):
-        line[f"{name}_p"] = np.nan
-    overall = suite.base.cells.get("overall") if suite.base else None
-    iqm = None if overall is None else bootstrap_iqm(overall.to_numpy(), _generator())
-    line |= interval_columns("overall_iqm", iqm)
+    line |= {f"{name}_p": np.nan for name in _tested(suite)}
+    primary = suite.base.cells.get(suite.primary) if suite.base else None
+    iqm = None if primary is None else bootstrap_iqm(primary.to_numpy(), _generator())
+    line |= interval_columns(f"{suite.primary}_iqm", iqm)
     line |= interval_columns("improvement", None)
-    line |= {"overall_mde": np.nan, "vs_best_row": "", **dict.fromkeys(COUNTS, pd.NA)}
+    line |= {f"{suite.primary}_mde": np.nan, "vs_best_row": "", **dict.fromkeys(COUNTS, pd.NA)}
     line |= interval_columns("vs_best_delta", None)
     return line | _identity([suite.base] if suite.base else [])
 
@@ -84,38 +85,47 @@ def _row(suite: SuiteRecords, runs: RowRuns) -> dict[str, Any]:
         if x is not None and suite.base is not None:
             deltas[name] = paired_difference(x, suite.base.cells[name].to_numpy())
         line |= interval_columns(f"{name}_delta", deltas.get(name))
-    for name in ("overall", "trained"):
-        line[f"{name}_delta_p"] = deltas[name].p if name in deltas else np.nan
-    delta = deltas.get("overall")
-    line["overall_mde"] = detectable_effect(delta.se, delta.df) if delta else np.nan
-    overall = runs.matrix("overall")
-    line |= interval_columns("overall_iqm", None if overall is None else bootstrap_iqm(overall, _generator()))
-    base = suite.base.cells["overall"].to_numpy() if suite.base and delta else None
-    line |= interval_columns("improvement", _improvement(overall, base))
+        if name not in FURTHER:
+            line[f"{name}_delta_p"] = deltas[name].p if name in deltas else np.nan
+    delta = deltas.get(suite.primary)
+    line[f"{suite.primary}_mde"] = detectable_effect(delta.se, delta.df) if delta else np.nan
+    x = runs.matrix(suite.primary)
+    line |= interval_columns(f"{suite.primary}_iqm", None if x is None else bootstrap_iqm(x, _generator()))
+    base = suite.base.cells[suite.primary].to_numpy() if suite.base and delta else None
+    line |= interval_columns("improvement", _improvement(x, base, _sign(suite)))
     return line | _best_other(suite, runs) | spent(runs) | _identity(runs.finished)
 
 
-def _improvement(overall: Any, base: Any) -> Interval | None:
-    return None if overall is None or base is None else bootstrap_improvement(overall, base, _generator())
+def _sign(suite: SuiteRecords) -> int:
+    """1 if more is better in the column that rows are compared by, -1 if less is."""
+    return suite.metrics[suite.primary].sign if suite.columns else 1
+
+
+def _improvement(x: Any, base: Any, sign: int) -> Interval | None:
+    return None if x is None or base is None else bootstrap_improvement(sign * x, sign * base, _generator())
 
 
 def _best_other(suite: SuiteRecords, runs: RowRuns) -> dict[str, Any]:
-    """Difference to the other trained row with the highest Overall, over the seeds that both have."""
+    """Difference to the best other trained row by the primary column, over the seeds that both have."""
     columns: dict[str, Any] = {"vs_best_row": "", "vs_best_delta_p": np.nan, **interval_columns("vs_best_delta", None)}
     means = {
-        other.row.label: x.mean()
+        other.row.label: _sign(suite) * x.mean()
         for other in suite.rows
-        if other is not runs and (x := other.matrix("overall")) is not None
+        if other is not runs and (x := other.matrix(suite.primary)) is not None
     }
-    if runs.matrix("overall") is None or not means:
+    if runs.matrix(suite.primary) is None or not means:
         return columns
     best = next(other for other in suite.rows if other.row.label == max(means, key=lambda label: means[label]))
     columns["vs_best_row"] = best.row.label
-    common = sorted(set(runs.seeds) & set(best.seeds))
-    estimate = pair_difference(runs, best, "overall", common)
+    estimate = pair_difference(runs, best, suite.primary, common_seeds(runs, best))
     return (
         columns | interval_columns("vs_best_delta", estimate) | {"vs_best_delta_p": estimate.p if estimate else np.nan}
     )
+
+
+def common_seeds(runs: RowRuns, other: RowRuns) -> list[int]:
+    """The seeds that both rows have finished, ascending."""
+    return sorted(set(runs.seeds) & set(other.seeds))
 
 
 def pair_difference(runs: RowRuns, other: RowRuns, score: str, seeds: Sequence[int]) -> Estimate | None:
@@ -124,8 +134,13 @@ def pair_difference(runs: RowRuns, other: RowRuns, score: str, seeds: Sequence[i
     return None if x is None or y is None else paired_difference(x, y)
 
 
+def pair_scores(suite: SuiteRecords) -> list[str]:
+    """The columns that every pair of rows is compared by: the primary one, and gold Overall if it was scored."""
+    return list(dict.fromkeys([suite.primary, *(name for name in ("gold_overall",) if name in suite.columns)]))
+
+
 def pairs_of_rows(suite: SuiteRecords) -> pd.DataFrame:
-    """One line per pair of trained rows: `row`, `other`, and `<score>_diff` with `_lo`, `_hi`, `_p`, `_p_holm`.
+    """One line per pair of rows: `row`, `other`, `<score>_diff` with `_lo`, `_hi`, `_p`, `_p_holm` and `_mde`.
 
     Differences row - other in score units, paired by prompt and by seed over the seeds that both finished; 95 %
     intervals; Holm's adjustment over all pairs of one score. Empty with more than `MOST_ROWS_FOR_PAIRS` rows.
@@ -133,15 +148,15 @@ def pairs_of_rows(suite: SuiteRecords) -> pd.DataFrame:
     lines = []
     for one, other in combinations(suite.rows if len(suite.rows) <= MOST_ROWS_FOR_PAIRS else [], 2):
         line: dict[str, Any] = {"row": one.row.label, "other": other.row.label}
-        common = sorted(set(one.seeds) & set(other.seeds))
-        for score in PAIR_SCORES:
-            estimate = pair_difference(one, other, score, common)
+        for score in pair_scores(suite):
+            estimate = pair_difference(one, other, score, common_seeds(one, other))
             line |= interval_columns(f"{score}_diff", estimate) | {
-                f"{score}_diff_p": estimate.p if estimate else np.nan
+                f"{score}_diff_p": estimate.p if estimate else np.nan,
+                f"{score}_diff_mde": detectable_effect(estimate.se, estimate.df) if estimate else np.nan,
             }
         lines.append(line)
     table = pd.DataFrame(lines)
-    for score in PAIR_SCORES if lines else ():
+    for score in pair_scores(suite) if lines else ():
         table[f"{score}_diff_p_holm"] = holm(table[f"{score}_diff_p"].tolist())
     return table
 
@@ -176,18 +191,3 @@ def interval_columns(name: str, value: Estimate | Interval | None) -> dict[str, 
 
 def _generator() -> np.random.Generator:
     return np.random.default_rng(BOOTSTRAP_SEED)
-
-
-def add_published(table: pd.DataFrame, suite: SuiteRecords, folder: Path | None = None) -> pd.DataFrame:
-    """Append `published_*`, the paper's full-size numbers, matched on method and KL policy; empty where none is known.
-
-    A row that changes parameters of its method is not the published method and stays empty.
-    """
-    path = (folder or PUBLISHED_FOLDER) / PUBLISHED_FILE
-    if not path.is_file():
-        raise BenchError(f"published numbers {path} are missing: restore them with `git checkout -- {path.parent}`.")
-    published = pd.read_csv(path).set_index(["method", "kl"])[list(PUBLISHED)].add_prefix("published_")
-    table = table.join(published, on=["method", "kl"])
-    variants = [runs.row.label for runs in suite.rows if runs.row.variant]
-    table.loc[table["row"].isin(variants), list(published.columns)] = np.nan
-    return table

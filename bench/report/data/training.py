@@ -13,7 +13,8 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.core.errors import BenchError
-from bench.report.data.records import SUMS, Run, SuiteRecords
+from bench.report.data.metrics import SUMS
+from bench.report.data.records import Run, SuiteRecords
 from bench.report.data.selection import Row
 from bench.report.data.statistics import Estimate, one_way
 from bench.store.files import read_lines
@@ -23,7 +24,7 @@ Array = npt.NDArray[np.float64]
 
 #: Updates of the centred moving mean that is drawn. Every update has other prompts, so its raw mean is noisy.
 WINDOW = 5
-#: Panels of the curves besides the trained reward, if the runs recorded their metrics: names of `SUMS`.
+#: Panels of the curves besides the trained reward, if the runs recorded their metrics: sums and single metrics.
 MONITORED = ("gold_overall", "overall", "clipscore", "pickscore")
 #: Relative tolerance of two schedules of one row, which may come from different machines in single precision.
 SCHEDULE_TOLERANCE = 1e-5
@@ -61,8 +62,9 @@ class TrainLine(TrainModel):
         values = {"trained": self.reward}
         for name in MONITORED:
             known = {**self.rewards, **self.monitor} if name == "gold_overall" else self.monitor
-            if set(SUMS[name]) <= set(known):
-                values[name] = sum(known[part] for part in SUMS[name])
+            parts = SUMS.get(name, (name,))
+            if set(parts) <= set(known):
+                values[name] = sum(known[part] for part in parts)
         return values
 
 

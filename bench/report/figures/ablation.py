@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from bench.core.errors import BenchError
-from bench.report.data.ablation import AblationLevel, compare_levels
+from bench.report.data.ablation import AblationLevel, compare_levels, level_metrics, tested_scores
 from bench.report.data.records import is_nano
 from bench.report.figures import plots
 from bench.store.files import write_files
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 
 FOLDER, NAME = "figures", "ablation"
-#: Score to the name of its difference to the base; each is a column of panels with its own colour and marker.
-PANELS = {"overall": "Overall - base", "gold_overall": "gold Overall - base"}
 #: Inches: width of a column of panels; height of a level's line, of a panel's title, and of title, axis and legend.
 WIDTH, LINE, PANEL, FRAME = 4.6, 0.27, 0.5, 1.3
 
@@ -44,29 +42,36 @@ def render_ablation_figure(levels: Sequence[AblationLevel]) -> dict[str, bytes]:
     nano = any(is_nano(level.suite, level.config) for level in levels)
     title = f"{', '.join(titles)}: ablation{', miniature model and scorers' if nano else ''}"
     with plots.styled():
-        return plots.figure_files(NAME, forest(title, frame), frame)
+        return plots.figure_files(NAME, forest(title, frame, panels_of(levels)), frame)
+
+
+def panels_of(levels: Sequence[AblationLevel]) -> dict[str, str]:
+    """Score to the name of its difference to the base; each is a column of panels with its own colour and marker."""
+    metrics = level_metrics(levels)
+    return {name: f"{metrics[name].label} - base" for name in tested_scores(metrics)}
 
 
 def forest_data(levels: Sequence[AblationLevel]) -> pd.DataFrame:
     """One line per level: group, level, n_seeds, n_failed, n_planned, and `<score>_delta` with `_lo`, `_hi`.
 
-    The scores are those of `PANELS` that at least one level has; differences are to the base, with 95 % intervals.
+    The scores are those of `panels_of` that at least one level has; differences are to the base, with 95 % intervals.
     """
     table = compare_levels(levels)
     planned = {(level.group, level.name): len(level.seeds) for level in levels}
     frame = table[["group", "level", "n_seeds", "n_failed"]].copy()
     frame["n_planned"] = [planned[key] for key in zip(table["group"], table["level"], strict=True)]
-    scores = [score for score in PANELS if table[score].notna().any()] or list(PANELS)
+    metrics = panels_of(levels)
+    scores = [score for score in metrics if table[score].notna().any()] or list(metrics)
     names = [f"{score}_delta{end}" for score in scores for end in ("", "_lo", "_hi")]
     return pd.concat([frame, table[names]], axis=1)
 
 
-def forest(title: str, frame: pd.DataFrame) -> Figure:
+def forest(title: str, frame: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
     """A panel per group and score: one line per level; the first level is hollow, with a dotted line at its mean."""
     from matplotlib.figure import Figure
 
     groups = {str(name): lines for name, lines in frame.groupby("group", sort=False)}
-    scores = [score for score in PANELS if f"{score}_delta" in frame]
+    scores = [score for score in labels if f"{score}_delta" in frame]
     heights = [LINE * len(lines) + PANEL for lines in groups.values()]
     figure = Figure(figsize=(WIDTH * len(scores) + 1.4, sum(heights) + FRAME), layout="constrained")
     ratios: dict[str, Any] = {"height_ratios": heights}
@@ -78,7 +83,7 @@ def forest(title: str, frame: pd.DataFrame) -> Figure:
         for index, (axis, score) in enumerate(zip(panels, scores, strict=True)):
             _panel(axis, lines, f"{score}_delta", {"color": plots.COLOURS[index], "marker": "oD"[index]})
     for axis, score in zip(axes[-1], scores, strict=True):
-        axis.set_xlabel(f"{PANELS[score]} (score units)")
+        axis.set_xlabel(f"{labels[score]} (score units)")
         axis.locator_params(axis="x", nbins=6)
     figure.suptitle(title, fontsize=11)
     _legend(figure)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from bench.report.data.records import SUMS, SuiteRecords
+from bench.report.data.metrics import SUMS
+from bench.report.data.records import SuiteRecords
 from bench.report.data.training import WINDOW, Training
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def formula(suite: SuiteRecords, panel: str) -> str:
     """The sum that a panel of the curves shows, such as "0.5 VQ + 1 TA"."""
     if panel == "trained":
         return " + ".join(f"{weight:g} {name}" for name, weight in suite.weights.items())
-    return " + ".join(SUMS[panel])
+    return " + ".join(SUMS.get(panel, (panel,)))
 
 
 def equalizer_stages(lines: pd.DataFrame) -> dict[str, str]:

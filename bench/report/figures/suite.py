@@ -11,8 +11,8 @@ import pandas as pd
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json
 from bench.report.data.records import SuiteRecords, incomparable_setting, load_records
-from bench.report.data.reference import find_reference
 from bench.report.data.selection import Row, row_settings
+from bench.report.data.stored import find_reference
 from bench.report.data.training import WINDOW, Training, curves, gradients, load_training, noise
 from bench.report.figures import plots
 from bench.report.figures.plots import PANELS
@@ -67,7 +67,7 @@ def render_figures(
 def _stored(suite: SuiteRecords, folder: Path, reference: Path | None) -> tuple[list[Training], str]:
     """Stored runs with the same settings and rows, and a sentence on them for the caption."""
     stored_path, stored, _ = find_reference(suite, folder, reference)
-    if stored is None and reference is not None and not any(reference.rglob(RUN)):
+    if stored is None and reference is not None and not find(reference, f"**/{RUN}"):
         raise BenchError(f"reference {reference} holds no records ({RUN}): name a folder of finished runs.")
     if stored is None or not any(runs.finished for runs in stored.rows):
         return [], ""

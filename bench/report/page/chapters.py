@@ -14,18 +14,19 @@ import pandas as pd
 from bench import store
 from bench.core.hashing import canonical_json
 from bench.report import formatting
+from bench.report.data.metrics import LABELS
 from bench.report.data.records import SuiteRecords, failed_gates, records_below
 from bench.report.data.selection import BASE
-from bench.report.tables.main import MainTable, Table
+from bench.report.data.summary import pair_scores
+from bench.report.tables.main import MainTable
 from bench.report.tables.notes import DECODE
+from bench.report.tables.sections import Table
 from bench.store.record import RunRecord
 from bench.suite.difference import flatten
 
 #: Validity gates in the order of the page, and whether only trained runs have them.
 GATES = {"golden_scores": False, "ratio_audit": True}
 FILES = (store.RUN, store.SCORES, store.TRAIN)
-#: Scores of the first table, and their names.
-HEADLINE = {"overall": "Overall", "gold_overall": "gold Overall"}
 
 
 @dataclass(frozen=True)
@@ -131,45 +132,52 @@ def _about(suite: SuiteRecords, records: Sequence[RunRecord]) -> list[tuple[str,
 
 
 def _headline(suite: SuiteRecords, table: pd.DataFrame, scores: Table) -> GridData:
-    """Overall, its difference to the base with interval, p after Holm and MDE, and the gold score if there is one."""
-    names = [name for name in HEADLINE if table[name].notna().any()]
-    digits = {name: formatting.decimals(table, name) for name in (*names, "overall_delta", "gold_overall_delta")}
+    """The primary score, its difference to the base with interval, p after Holm and MDE, and gold Overall."""
+    first, *others = pair_scores(suite)
+    labels = {name: suite.metrics[name].label if suite.columns else LABELS[name] for name in (first, *others)}
+    digits = {name: formatting.decimals(table, name) for score in labels for name in (score, f"{score}_delta")}
     rows = []
     for (_, row), line in zip(table.iterrows(), scores[1], strict=True):
         base = row["row"] == BASE
-        text = [*line[:2], formatting.interval(row, "overall", digits["overall"])]
+        text = [*line[:2], formatting.interval(row, first, digits[first])]
         tested = [
-            formatting.difference_cell(row, "overall_delta", digits["overall_delta"]),
-            formatting.p_value(row["overall_delta_p_holm"]),
-            formatting.number(row["overall_mde"]),
+            formatting.difference_cell(row, f"{first}_delta", digits[f"{first}_delta"]),
+            formatting.p_value(row[f"{first}_delta_p_holm"]),
+            formatting.number(row[f"{first}_mde"]),
         ]
         text += ["-"] * 3 if base else tested
-        for name in names[1:]:
+        for name in others:
             text += [
                 formatting.interval(row, name, digits[name]),
                 "-" if base else formatting.interval(row, f"{name}_delta", digits[f"{name}_delta"]),
             ]
         rows.append(text)
-    more = [head for name in names[1:] for head in (HEADLINE[name], f"{HEADLINE[name]} - base")]
-    return GridData("Result", ["Row", "seeds", "Overall", "Overall - base", "p (Holm)", "MDE", *more], rows)
+    more = [head for name in others for head in (labels[name], f"{labels[name]} - base")]
+    return GridData(
+        "Result", ["Row", "seeds", labels[first], f"{labels[first]} - base", "p (Holm)", "MDE", *more], rows
+    )
 
 
 def _prompts(suite: SuiteRecords) -> GridData:
-    """Overall of each held-out prompt: mean over the videos, and over the seeds of a row."""
-    runs = suite.runs
-    if not runs or "overall" not in runs[0].cells:
+    """The primary score of each held-out prompt: mean over the videos, and over the seeds of a row."""
+    runs, primary = suite.runs, suite.primary
+    if not runs:
         return GridData("Held-out prompts", [], [])
     texts = store.read_run(runs[0].folder)[1].drop_duplicates("prompt_index")["prompt"].tolist()
-    columns = {BASE: suite.base.cells["overall"].tolist()} if suite.base else {}
+    columns = {BASE: suite.base.cells[primary].tolist()} if suite.base else {}
     for one in suite.rows:
-        x = one.matrix("overall")
+        x = one.matrix(primary)
         if x is not None:
             columns[one.row.label] = x.mean(0).tolist()
     rows = [
         [text, str(index), *(formatting.number(column[index]) for column in columns.values())]
         for index, text in enumerate(texts)
     ]
-    return GridData("Held-out prompts", ["Prompt", "number", *(f"Overall: {name}" for name in columns)], rows)
+    return GridData(
+        "Held-out prompts",
+        ["Prompt", "number", *(f"{suite.metrics[primary].label}: {name}" for name in columns)],
+        rows,
+    )
 
 
 def _texts(suite: SuiteRecords) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from bench.report.figures.ablation import NAME as FOREST
 from bench.report.figures.ablation import render_ablation_figure
 from bench.report.figures.suite import FOLDER, render_figures
 from bench.report.page.chapters import RUN_HEAD, Chapter, GridData, build_chapter
-from bench.report.tables.ablation import ablation_sections
+from bench.report.tables.ablation import AblationTable
 from bench.report.tables.main import MainTable, load_main_table
 from bench.store.files import write_text
 
@@ -131,12 +131,12 @@ def _pictures(main: MainTable, records: Path, selection: Selection) -> tuple[lis
 
 
 def _ablation(levels: Sequence[AblationLevel], title: str) -> Ablation:
-    sections, notes = ablation_sections(levels)
+    ablation = AblationTable(levels, title)
     picture = render_ablation_figure(levels)[f"{FOREST}.png"]
     groups = ", ".join(dict.fromkeys(level.group for level in levels))
     return Ablation(
-        [GridData(name, *section) for name, section in sections.items()],
-        notes,
+        [GridData(name, *section) for name, section in ablation.sections.items()],
+        ablation.notes,
         _figure(f"{title}: ablation", picture, f"{ALTS[FOREST]} ({groups}).", CAPTIONS[FOREST]),
     )
 

@@ -11,29 +11,76 @@ import pandas as pd
 from bench.core.errors import BenchError
 from bench.report import formatting
 from bench.report.data.ablation import (
-    SCORES,
     AblationLevel,
     compare_levels,
     grouped,
+    level_metrics,
     same_runs,
     settings_that_differ,
+    tested_scores,
+    to_first_columns,
 )
 from bench.report.data.records import is_nano
-from bench.report.tables.main import FOLDER, Table
-from bench.report.tables.main import HEADS as MAIN_HEADS
+from bench.report.data.verdict import ablation_verdict, listed
+from bench.report.legend import legend
+from bench.report.tables.main import FOLDER, LEGEND, NOTES, VERDICT, bullets
 from bench.report.tables.notes import effect_notes, nano_warning, run_notes
+from bench.report.tables.sections import Table
 from bench.store.files import write_files
 
 NAME = "ablation"
-#: Scores and their column heads, the most important ones first.
-HEADS = {name: MAIN_HEADS[name] for name in SCORES}
 #: Cell for the difference of the baseline to itself.
 ITSELF = "-"
 
 
+class AblationTable:
+    """The numbers of an ablation, and its texts."""
+
+    def __init__(self, levels: Sequence[AblationLevel], title: str) -> None:
+        if not levels:
+            raise BenchError(f"{title} has no ablation: give one method several rows, or the study several variants.")
+        self.levels = levels
+        self.title = title
+        """Name of the suite or the study."""
+        self.metrics = level_metrics(levels)
+        self.table = compare_levels(levels)
+        """The columns of ablation.csv."""
+        self.nano = any(is_nano(level.suite, level.config) for level in levels)
+
+    @property
+    def sections(self) -> dict[str, Table]:
+        """Title to heads and lines of each section."""
+        content = {
+            "Scores": _scores(self),
+            "Differences": _differences(self),
+            "Single scores": _single_scores(self),
+            "Training": _training(self.table),
+        }
+        return {title: section for title, section in content.items() if len(section[0]) > 2}
+
+    @property
+    def verdict(self) -> list[str]:
+        """What the levels show, in sentences that follow from the tested differences only."""
+        return [*([nano_warning(self.title)] if self.nano else []), *ablation_verdict(self.table, self.metrics)]
+
+    @property
+    def notes(self) -> list[str]:
+        """The notes under the table."""
+        return ablation_notes(self)
+
+    def legend(self, text: str) -> list[str]:
+        """One line per word of the table that occurs in `text`."""
+        return legend(text, (level.runs.row.kl for level in self.levels), self.metrics.values())
+
+
 def build_ablation(folder: Path | str, levels: Sequence[AblationLevel], title: str) -> dict[str, Path]:
     """Write ablation.md, ablation.csv and ablation.tex atomically: {file name: path}; see `render_ablation`."""
-    return write_files(Path(folder) / FOLDER, render_ablation(levels, title))
+    return write_ablation_files(folder, AblationTable(levels, title))
+
+
+def write_ablation_files(folder: Path | str, ablation: AblationTable) -> dict[str, Path]:
+    """Write ablation.md, ablation.csv and ablation.tex of a loaded table atomically: {file name: path}."""
+    return write_files(Path(folder) / FOLDER, _render(ablation))
 
 
 def render_ablation(levels: Sequence[AblationLevel], title: str) -> dict[str, str]:
@@ -41,29 +88,14 @@ def render_ablation(levels: Sequence[AblationLevel], title: str) -> dict[str, st
 
     Levels that do not compare are a `BenchError`.
     """
-    if not levels:
-        raise BenchError(f"{title} has no ablation: give one method several rows, or the study several variants.")
-    table = compare_levels(levels)
-    notes = ablation_notes(levels, table)
+    return _render(AblationTable(levels, title))
+
+
+def _render(ablation: AblationTable) -> dict[str, str]:
     return {
-        f"{NAME}.md": _markdown(levels, table, title, notes),
-        f"{NAME}.csv": table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
-        f"{NAME}.tex": _tex(levels, table, title, notes),
-    }
-
-
-def ablation_sections(levels: Sequence[AblationLevel]) -> tuple[dict[str, Table], list[str]]:
-    """Title to heads and lines of each section, and the notes."""
-    table = compare_levels(levels)
-    return _sections(levels, table), ablation_notes(levels, table)
-
-
-def _sections(levels: Sequence[AblationLevel], table: pd.DataFrame) -> dict[str, Table]:
-    return {
-        "Scores": _scores(levels, table),
-        "Differences": _differences(table),
-        "Single scores": _single_scores(table),
-        "Training": _training(table),
+        f"{NAME}.md": _markdown(ablation),
+        f"{NAME}.csv": ablation.table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
+        f"{NAME}.tex": _tex(ablation),
     }
 
 
@@ -79,45 +111,52 @@ def _lines(table: pd.DataFrame) -> list[tuple[list[str], bool, pd.Series[Any]]]:
     return lines
 
 
-def _scores(levels: Sequence[AblationLevel], table: pd.DataFrame) -> Table:
-    digits = {name: formatting.decimals(table, name) for name in HEADS}
-    seeds = {(level.group, level.name): len(level.seeds) for level in levels}
+def _scores(ablation: AblationTable) -> Table:
+    table, metrics = ablation.table, ablation.metrics
+    digits = {name: formatting.decimals(table, name) for name in metrics}
+    seeds = {(level.group, level.name): len(level.seeds) for level in ablation.levels}
     rows = []
     for lead, _, row in _lines(table):
         failed = f" ({row['n_failed']} failed)" if row["n_failed"] else ""
         count = f"{row['n_seeds']}/{seeds[row['group'], row['level']]}{failed}"
-        rows.append([*lead, count, *[formatting.interval(row, name, digits[name]) for name in HEADS]])
-    return ["Group", "level", "seeds", *HEADS.values()], rows
+        rows.append([*lead, count, *[formatting.interval(row, name, digits[name]) for name in metrics]])
+    return ["Group", "level", "seeds", *(metric.label for metric in metrics.values())], rows
 
 
-def _differences(table: pd.DataFrame) -> Table:
-    names = ("overall_delta", "to_first", "gold_overall_delta", "to_first_gold")
-    digits = {name: formatting.decimals(table, name) for name in names}
+def _differences(ablation: AblationTable) -> Table:
+    """Differences of the tested scores to the base and to the baseline."""
+    table, columns = ablation.table, to_first_columns(ablation.metrics)
+    names = {f"{score}_delta": columns[score] for score in tested_scores(ablation.metrics)}
+    digits = {name: formatting.decimals(table, name) for pair in names.items() for name in pair}
     rows = []
     for lead, is_first, row in _lines(table):
         line = []
-        for base, first in (names[:2], names[2:]):
+        for base, first in names.items():
             line += [formatting.interval(row, base, digits[base])]
             tested = [formatting.p_value(row[f"{first}_p_holm"]), formatting.number(row[f"{first}_mde"])]
             line += [ITSELF] * 3 if is_first else [formatting.difference_cell(row, first, digits[first]), *tested]
         rows.append([*lead, *line])
     heads = [
         head
-        for name in ("Overall", "gold Overall")
-        for head in (f"{name} - base", f"{name} - baseline", "p (Holm)", "MDE")
+        for score in tested_scores(ablation.metrics)
+        for head in (
+            *(f"{ablation.metrics[score].label} - base", f"{ablation.metrics[score].label} - baseline"),
+            *("p (Holm)", "MDE"),
+        )
     ]
     return ["Group", "level", *heads], rows
 
 
-def _single_scores(table: pd.DataFrame) -> Table:
-    """Differences of VQ, MQ and TA to the baseline."""
-    heads = {"to_first_vq": "VQ - baseline", "to_first_mq": "MQ - baseline", "to_first_ta": "TA - baseline"}
-    digits = {name: formatting.decimals(table, name) for name in heads}
+def _single_scores(ablation: AblationTable) -> Table:
+    """Differences to the baseline of the scores that are not tested."""
+    table, tested = ablation.table, tested_scores(ablation.metrics)
+    columns = {name: column for name, column in to_first_columns(ablation.metrics).items() if name not in tested}
+    digits = {column: formatting.decimals(table, column) for column in columns.values()}
     rows = []
     for lead, is_first, row in _lines(table):
-        line = [ITSELF if is_first else formatting.interval(row, name, digits[name]) for name in heads]
+        line = [ITSELF if is_first else formatting.interval(row, name, digits[name]) for name in columns.values()]
         rows.append([*lead, *line])
-    return ["Group", "level", *heads.values()], rows
+    return ["Group", "level", *(f"{ablation.metrics[name].label} - baseline" for name in columns)], rows
 
 
 def _training(table: pd.DataFrame) -> Table:
@@ -137,19 +176,32 @@ def _share(value: Any) -> str:
     return formatting.MISSING if pd.isna(value) else f"{value:.2g}"
 
 
-def ablation_notes(levels: Sequence[AblationLevel], table: pd.DataFrame) -> list[str]:
-    tests = {name: int(table[f"{name}_p"].notna().sum()) for name in ("to_first", "to_first_gold")}
-    notes = [
+def ablation_notes(ablation: AblationTable) -> list[str]:
+    """The notes under an ablation: what the reader must know about these runs first, definitions last."""
+    levels, table, metrics = ablation.levels, ablation.table, ablation.metrics
+    columns = to_first_columns(metrics)
+    tests = [
+        f"{int(table[f'{columns[name]}_p'].notna().sum())} of {metrics[name].title}" for name in tested_scores(metrics)
+    ]
+    title = next(iter(metrics.values())).title
+    sums = {
+        "overall": "Overall = VQ + MQ + TA per video",
+        "gold_overall": "gold Overall = gold_VQ + gold_MQ + gold_TA",
+    }
+    known = "; ".join(text for name, text in sums.items() if name in metrics)
+    reward = "The training reward is left out, because its weights may differ between levels."
+    return [
+        *_runs(levels),
+        *_settings(levels),
         _counts(levels),
-        "Overall = VQ + MQ + TA per video; gold Overall = gold_VQ + gold_MQ + gold_TA. The training reward is left "
-        "out, because its weights may differ between levels.",
+        *([f"{known}. {reward}"] if known else []),
         "`x [lo, hi]` is a mean and its 95 % interval over seeds x prompts, both random. [n/a]: fewer than two seeds.",
         "The baseline is the first level of its group; differences to it are paired by seed and prompt, over the "
         "seeds that both levels finished. Differences to the base, the untrained model, are paired by prompt.",
-        f"p is adjusted after Holm over all comparisons with a baseline: {tests['to_first']} of Overall and, apart "
-        f"from these, {tests['to_first_gold']} of gold Overall. Bold only where the interval excludes 0 and the "
-        "adjusted p is below 0.05. Differences to the base and those of single scores are not tested.",
-        *effect_notes(table["to_first_mde"], "difference of Overall to the baseline"),
+        f"p is adjusted after Holm over all comparisons of one score with a baseline: {listed(tests)}. Bold only "
+        "where the interval excludes 0 and the adjusted p is below 0.05. Differences to the base and those of single "
+        "scores are not tested.",
+        *effect_notes(table["to_first_mde"], f"difference of {title} to the baseline"),
         "Gradient spread: largest over smallest gradient norm of the trained steps, geometric means over updates and "
         "seeds; 1 is balanced. Setback: the largest fall of the training reward (running mean of 5 updates) below its "
         "earlier maximum, in standard deviations of the reward within a group at the start; mean over seeds. Their "
@@ -157,7 +209,6 @@ def ablation_notes(levels: Sequence[AblationLevel], table: pd.DataFrame) -> list
         "KL share: norm of the KL term's gradient over the norm of the rest of the gradient, mean over the updates "
         "that record both (a rest of 0 has no ratio), then over seeds. n/a: not recorded.",
     ]
-    return [*notes, *_settings(levels), *_runs(levels)]
 
 
 def _counts(levels: Sequence[AblationLevel]) -> str:
@@ -200,21 +251,21 @@ def _runs(levels: Sequence[AblationLevel]) -> list[str]:
     return notes
 
 
-def _markdown(levels: Sequence[AblationLevel], table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
-    nano = any(is_nano(level.suite, level.config) for level in levels)
-    parts = [f"# {title}: ablation", *([nano_warning(title)] if nano else [])]
-    for name, section in _sections(levels, table).items():
+def _markdown(ablation: AblationTable) -> str:
+    parts = [f"# {ablation.title}: ablation", f"## {VERDICT}", bullets(ablation.verdict)]
+    for name, section in ablation.sections.items():
         parts += [f"## {name}", formatting.markdown(*section)]
-    parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+    parts += [f"## {NOTES}", bullets(ablation.notes)]
+    parts += [f"## {LEGEND}", bullets(ablation.legend("\n".join(parts)))]
     return "\n\n".join(parts) + "\n"
 
 
-def _tex(levels: Sequence[AblationLevel], table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
-    head = "% Written by `bench table` from the run records; needs the package booktabs.\n"
+def _tex(ablation: AblationTable) -> str:
+    title, head = ablation.title, "% Written by `bench table` from the run records; needs the package booktabs.\n"
     scores = formatting.tex_table(
-        *_scores(levels, table), f"{title}: ablation, scores", f"tab:{title}-ablation-scores", notes
+        *_scores(ablation), f"{title}: ablation, scores", f"tab:{title}-ablation-scores", ablation.notes
     )
     differences = formatting.tex_table(
-        *_differences(table), f"{title}: ablation, differences", f"tab:{title}-ablation-differences", []
+        *_differences(ablation), f"{title}: ablation, differences", f"tab:{title}-ablation-differences", []
     )
     return head + scores + "\n" + differences

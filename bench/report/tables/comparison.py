@@ -8,15 +8,27 @@ from pathlib import Path
 import pandas as pd
 
 from bench.report import formatting
-from bench.report.data.comparison import BOTH, NOTHING, PROMPTS, Comparison, equal_runs, unequal_texts
+from bench.report.data.comparison import (
+    BOTH,
+    NOTHING,
+    PROMPTS,
+    Comparison,
+    RowPair,
+    compared_metrics,
+    equal_runs,
+    select_seeds,
+    unequal_texts,
+)
 from bench.report.data.reference import COUNTED
 from bench.report.data.selection import BASE
 from bench.report.data.summary import COUNTS, spent
-from bench.report.tables.main import COST_HEADS, HEADS, Table, minutes_and_memory
+from bench.report.legend import legend
+from bench.report.tables.main import LEGEND
 from bench.report.tables.notes import nano_warning
+from bench.report.tables.screen import narrow, wrapped
+from bench.report.tables.sections import COST_HEADS, Table, minutes_and_memory
 from bench.store.files import write_text
 
-NAMES = {**HEADS, "trained": "trained"}
 COLUMNS = (
     *("row", "score", "seeds_a", "seeds_b", "paired", "a", "a_lo", "a_hi", "b", "b_lo", "b_hi"),
     *("diff", "diff_lo", "diff_hi", "diff_p", "diff_p_holm", "diff_mde", "band_lo", "band_hi", "inside"),
@@ -31,30 +43,66 @@ def write_csv(comparison: Comparison, path: Path) -> None:
 def markdown(comparison: Comparison, a: Path, b: Path) -> str:
     """Title, differing settings, differences, the ledgers (in the open division only) and the notes."""
     nano = [nano_warning(comparison.a.name)] if comparison.a.nano else []
-    parts = [f"# {comparison.a.name}: {a} (A) against {b} (B)", *nano]
+    parts = [f"# {comparison.a.name}: {a} (A) against {b} (B)", wrapped([*_equality(comparison), *nano])]
     if comparison.unequal:
         parts.append(_open_division(comparison))
-    parts += ["## Differences", formatting.markdown(*_differences(comparison.table))]
+    heads, rows = _differences(comparison)
+    if rows:
+        parts += ["## Differences", narrow((heads, rows), keys=2)]
     if comparison.unequal:
-        parts += ["## What one run spent", formatting.markdown(*_ledgers(comparison))]
-    parts += ["## Notes", "\n".join(f"- {note}" for note in _notes(comparison))]
+        parts += ["## What one run spent", narrow(_ledgers(comparison))]
+    notes = _notes(comparison, bool(rows))
+    parts += ["## Notes", wrapped(notes)]
+    words = legend("\n".join([*parts]), (), compared_metrics(comparison.a, comparison.b, comparison.unequal).values())
+    parts += [f"## {LEGEND}", wrapped(words)]
     return "\n\n".join(parts) + "\n"
 
 
+def _equality(comparison: Comparison) -> list[str]:
+    """How many runs of the same row and seed have equal bits; the sentence that matters for a reproduction."""
+    title = comparison.a.metrics[comparison.a.primary].title
+    same_seed, equal, gap = equal_runs(comparison.pairs, comparison.a.primary)
+    if not same_seed:
+        return ["No run of one side has the row and the seed of a run of the other side."]
+    apart = f"; {title} of the others differs by up to {gap:.2g}" if gap == gap else ""
+    return [f"{equal} of {same_seed} runs with the same row and seed in both have equal bits{apart}."]
+
+
+def _all_equal(comparison: Comparison) -> set[str]:
+    """Names of the rows, and the base, whose scores are equal in both folders for every seed that is compared."""
+    names = {pair.name for pair in comparison.pairs if _is_equal(pair)}
+    bases = [suite.base for suite in (comparison.a, comparison.b) if suite.base]
+    same = len(bases) == 2 and bases[0].record.scores_digest == bases[1].record.scores_digest
+    return names | ({BASE} if same else set())
+
+
 def _open_division(comparison: Comparison) -> str:
-    settings = "\n".join(f"- {text}" for text in unequal_texts(comparison.unequal))
+    settings = wrapped(unequal_texts(comparison.unequal))
     return (
         "**Open division: A and B differ in settings too, so the differences are not due to the methods alone.**\n\n"
         f"{settings}"
     )
 
 
-def _differences(table: pd.DataFrame) -> Table:
+def _is_equal(pair: RowPair) -> bool:
+    """Whether a row is compared over common seeds, whose scores are all equal bit for bit."""
+    used = select_seeds(pair.a.seeds, pair.b.seeds)
+    digests = [
+        [run.record.scores_digest for run in runs.finished if run.record.seed in seeds]
+        for runs, seeds in ((pair.a, used.a), (pair.b, used.b))
+    ]
+    return used.paired and digests[0] == digests[1]
+
+
+def _differences(comparison: Comparison) -> Table:
+    """One line per row and score, without rows that are equal bit for bit."""
+    table = comparison.table[~comparison.table["row"].isin(_all_equal(comparison))]
+    metrics = compared_metrics(comparison.a, comparison.b, comparison.unequal)
     digits = {score: _decimals(group) for score, group in table.groupby("score", sort=False)}
     rows = []
     for _, row in table.iterrows():
         decimals = digits[row["score"]]
-        lead = [row["row"], NAMES[row["score"]]]
+        lead = [row["row"], metrics[row["score"]].label]
         if row["row"] == BASE:
             verdict = "equal" if row["paired"] == "equal" else f"differs by {row['diff']:.1e}"
             values = [formatting.number(row[name], decimals) for name in ("a", "b", "diff")]
@@ -96,21 +144,29 @@ def _ledgers(comparison: Comparison) -> Table:
     return ["Row", *COST_HEADS], rows
 
 
-def _notes(comparison: Comparison) -> list[str]:
-    table = comparison.table
-    same_seed, equal, gap = equal_runs(comparison.pairs)
-    apart = f"; Overall of the others differs by up to {gap:.2g}" if gap == gap else ""
+def _notes(comparison: Comparison, differing: bool) -> list[str]:
+    """The notes; those on differences and bands only if a difference is shown."""
+    table, equal = comparison.table, _all_equal(comparison)
     notes = [
-        f"Rows are matched by method, KL policy and the parameters of both: {len(comparison.pairs)} rows in common.",
-        f"{same_seed} runs have the same row and seed in both; {equal} of them have bitwise equal scores{apart}.",
         *comparison.unmatched,
-        *_pairing(table["paired"].tolist()),
+        f"Rows are matched by method, KL policy and the parameters of both: {len(comparison.pairs)} rows in common.",
+    ]
+    if equal:
+        order = [BASE, *(pair.name for pair in comparison.pairs)]
+        names = ", ".join(name for name in order if name in equal)
+        notes.append(f"Equal for every seed, prompt and metric, and not in a table: {names}.")
+    if not differing:
+        return notes
+    shown = table[~table["row"].isin(equal)]
+    return [
+        *notes,
+        *_pairing(shown["paired"].tolist()),
         "p is adjusted after Holm over the rows of one score. Bold only where the interval excludes 0 and the "
         "adjusted p is below 0.05. MDE: the smallest true difference that a two-sided 5 % test, not adjusted, detects "
         "with a power of 80 %; smaller ones are not ruled out. n/a: fewer than two seeds on a side.",
         "The base has no seeds: its scores are equal, or the platforms compute differently.",
+        *_band(comparison, shown),
     ]
-    return [*notes, *_band(table)]
 
 
 def _pairing(used: Sequence[str]) -> list[str]:
@@ -123,13 +179,15 @@ def _pairing(used: Sequence[str]) -> list[str]:
     return [text for kind, text in texts.items() if kind in used]
 
 
-def _band(table: pd.DataFrame) -> list[str]:
-    verdicts = table[table["inside"].notna() & table["score"].isin(COUNTED)]["inside"]
+def _band(comparison: Comparison, table: pd.DataFrame) -> list[str]:
+    scores = [name for name in dict.fromkeys([comparison.a.primary, *COUNTED]) if name in comparison.a.columns]
+    verdicts = table[table["inside"].notna() & table["score"].isin(scores)]["inside"]
     if verdicts.empty:
         return ["No verdict inside or outside: it needs new seeds of the same settings, and A has none."]
+    labels = ", ".join(comparison.a.metrics[name].title for name in scores)
     return [
         "Band: the mean over A's seeds lies in it with 95 % probability if they reproduce B's runs: mean of B +- "
         "t(m - 1) s sqrt(1/n + 1/m), n seeds in A, m in B, s their standard deviation; only for rows without common "
-        f"seeds. {int(verdicts.sum())} of {len(verdicts)} comparisons (Overall, trained, gold Overall of each row) "
-        "are inside; in a true reproduction about 5 % lie outside by chance."
+        f"seeds. {int(verdicts.sum())} of {len(verdicts)} comparisons ({labels} of each row) are inside; in a true "
+        "reproduction about 5 % lie outside by chance."
     ]

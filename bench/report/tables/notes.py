@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from bench.report import formatting
+from bench.report.data.metrics import REWARD
+from bench.report.data.published import published_notes
 from bench.report.data.records import RowRuns, SuiteRecords, failed_gates
 from bench.report.data.reward_hacking import hack_notes
 from bench.report.data.statistics import BOOTSTRAP_DRAWS
@@ -22,23 +24,16 @@ EVALUATOR_NAMES = {"clipscore": "CLIPScore", "pickscore": "PickScore", "hpsv2": 
 
 
 def nano_warning(name: str) -> str:
-    """The warning above every table of the miniature model; `name` is that of the suite or the study."""
+    """The warning of every table of the miniature model; `name` is that of the suite or the study."""
     return (
         f"**{name} measures a miniature model with miniature evaluators. Its numbers compare with each other only: "
-        "nothing here is a result about HunyuanVideo-1.5; the published full-size numbers are context, not a target.**"
+        "nothing here is a result about HunyuanVideo-1.5.**"
     )
 
 
-def footnotes(suite: SuiteRecords, table: pd.DataFrame) -> list[str]:
-    """The notes of a main table, without those on controls and the stored reference."""
+def footnotes(suite: SuiteRecords, table: pd.DataFrame, context: Sequence[str] = ()) -> list[str]:
+    """The notes of a main table: what is wrong with these runs, `context` (controls, reference), then definitions."""
     notes = [
-        "Overall = VQ + MQ + TA per video; trained = the reward, "
-        + (" + ".join(f"{weight:g} {name}" for name, weight in suite.weights.items()) or "not recorded")
-        + "; gold Overall = gold_VQ + gold_MQ + gold_TA.",
-        *_statistics(suite, table),
-        *_settings(suite.config, suite.nano),
-        *_cut_prompts(suite),
-        *_repeated(suite),
         *hack_notes(suite, table),
         *[note for runs in suite.rows for note in run_notes(runs.row.label, runs, len(suite.seeds))],
     ]
@@ -46,6 +41,45 @@ def footnotes(suite: SuiteRecords, table: pd.DataFrame) -> list[str]:
         notes.append("The base has no record yet, so differences to it are not shown.")
     if suite.ignored:
         notes.append(f"Records of other seeds or rows, not in this table: {', '.join(suite.ignored)}.")
+    return [
+        *notes,
+        *context,
+        *_repeated(suite),
+        *_sums(suite),
+        *_directions(suite),
+        *_statistics(suite, table),
+        *_settings(suite.config),
+        *_cut_prompts(suite),
+        *published_notes(suite),
+    ]
+
+
+def _sums(suite: SuiteRecords) -> list[str]:
+    """How the columns that add up metrics are made."""
+    texts = {
+        "overall": "Overall = VQ + MQ + TA per video",
+        REWARD: "Reward = " + " + ".join(f"{weight:g} {name}" for name, weight in suite.weights.items()),
+        "gold_overall": "gold Overall = gold_VQ + gold_MQ + gold_TA",
+    }
+    known = [text for name, text in texts.items() if name in suite.columns]
+    return [f"{'; '.join(known)}."] if known else []
+
+
+def _directions(suite: SuiteRecords) -> list[str]:
+    """Units of the user's own metrics, the arrow, and directions that older records do not have."""
+    metrics = [metric for metric in suite.metrics.values() if metric.evaluator is not None]
+    units = [f"{metric.title} in {metric.unit}" for metric in metrics if metric.is_own and metric.unit]
+    notes = [f"Units: {'; '.join(units)}."] if units else []
+    if any(not metric.higher_is_better for metric in metrics):
+        notes.append(
+            "↓: less is better, so a negative difference is an improvement; in all other columns more is better."
+        )
+    if any(not metric.declared for metric in metrics):
+        less = ", ".join(metric.title for metric in metrics if not metric.higher_is_better)
+        notes.append(
+            "These records do not declare the direction of their metrics: higher counts as better"
+            f"{f', but for {less}' if less else ''}."
+        )
     return notes
 
 
@@ -61,7 +95,8 @@ def _statistics(suite: SuiteRecords, table: pd.DataFrame) -> list[str]:
         f"IQM and probability of improvement: {BOOTSTRAP_DRAWS:,} bootstrap draws over seeds and prompts; with few "
         "seeds these intervals are too narrow.",
     ]
-    return [*notes, *effect_notes(table["overall_mde"], "difference of Overall to the base")]
+    title = suite.metrics[suite.primary].title if suite.columns else suite.primary
+    return [*notes, *effect_notes(table[f"{suite.primary}_mde"], f"difference of {title} to the base")]
 
 
 def effect_notes(effects: pd.Series[Any], difference: str) -> list[str]:
@@ -75,7 +110,7 @@ def effect_notes(effects: pd.Series[Any], difference: str) -> list[str]:
     ]
 
 
-def _settings(config: Mapping[str, Any], nano: bool) -> list[str]:
+def _settings(config: Mapping[str, Any]) -> list[str]:
     notes = []
     budget = config.get("budget")
     if isinstance(budget, Mapping) and budget.get("minibatches") == 1:
@@ -91,11 +126,6 @@ def _settings(config: Mapping[str, Any], nano: bool) -> list[str]:
         values = ", ".join(f"{key} {value}" for key, value in policy.items() if key != "kind" and value is not None)
         kind = f"{policy.get('kind')}{f' ({values})' if values else ''}"
         notes.append(f"Noise policy: {kind}. Equal eta is not equal exploration.")
-    limit = "do not compare with nano" if nano else "are for other prompts, seeds and settings than these runs"
-    notes.append(
-        f"Published: numbers of SAGE-GRPO's paper (arXiv 2603.21872) for HunyuanVideo-1.5 at full size; they {limit}. "
-        "n/a: no published number is known."
-    )
     return notes
 
 

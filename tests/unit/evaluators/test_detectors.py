@@ -11,6 +11,7 @@ from torch import Tensor
 from bench.api import BenchError
 from bench.checks.evaluators import check_evaluator
 from bench.plugins import evaluator
+from bench.report.data.metrics import DETECTORS, LESS_IS_BETTER
 from evaluators.detectors import BINS, Detectors, entropy, slope
 
 
@@ -20,6 +21,12 @@ def one(video: Tensor, fps: float = 8.0) -> dict[str, float]:
 
 def still(frame: Tensor, frames: int = 4) -> Tensor:
     return frame[:, None].repeat(1, frames, 1, 1)
+
+
+def test_older_records_have_the_directions_that_the_detectors_declare() -> None:
+    declared = Detectors().metrics
+    assert set(declared) == set(DETECTORS)
+    assert {name for name, metric in declared.items() if not metric.higher_is_better} == set(LESS_IS_BETTER)
 
 
 def test_it_keeps_the_promises_of_an_evaluator() -> None:

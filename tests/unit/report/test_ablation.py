@@ -21,9 +21,10 @@ from bench.cli import main
 from bench.core.provenance import ROOT
 from bench.report.data import dynamics, statistics
 from bench.report.data.ablation import AblationLevel, compare_levels, levels_of_study, levels_of_suite
-from bench.report.data.records import load_records, stored_folder
+from bench.report.data.records import load_records
+from bench.report.data.stored import stored_folder
 from bench.report.figures.ablation import build_ablation_figure
-from bench.report.tables.ablation import ablation_notes, build_ablation
+from bench.report.tables.ablation import AblationTable, ablation_notes, build_ablation
 from bench.suite.load import load_variants
 from bench.suite.schema import Suite
 from tests.helpers.records import make_record, make_scores, write_lines, write_run
@@ -267,10 +268,11 @@ def test_the_table_says_what_must_be_said(suite: Path) -> None:
     assert path == suite / "tables" / "ablation.md"
     text = path.read_text(encoding="utf-8")
     for phrase in [
+        "Overall: better than the baseline of its group: sage_grpo, sage_grpo-fixed (3.00",
         "**toy-nano measures a miniature model",
         "n = 3 seeds (0, 1, 2) of each level, independent training runs, on 6 held-out prompts.",
         "The baseline is the first level of its group",
-        "after Holm over all comparisons with a baseline: 2 of Overall and, apart from these, 2 of gold Overall",
+        "after Holm over all comparisons of one score with a baseline: 2 of Overall and 2 of gold Overall",
         "MDE: the smallest true difference",
         "KL share: norm of the KL term's gradient over the norm of the rest",
         "differ between the levels of sage_grpo: `row.kl` none (sage_grpo-none), fixed (sage_grpo-fixed)",
@@ -299,7 +301,8 @@ def test_a_difference_that_says_nothing_is_not_bold(suite: Path) -> None:
         write(suite, "sage_grpo-fixed", seed, 0.05, sway=True)
         write(suite, "sage_grpo-dual", seed, 0.0)
     text = build_ablation(suite, levels_of_suite(load_records(suite)), "toy-nano")["ablation.md"].read_text()
-    assert "**" not in text.partition("## Scores")[2]
+    assert "**" not in text.partition("## Scores")[2].partition("## Notes")[0]
+    assert "2 of 2 levels cannot be told apart from their baseline" in text
 
 
 def test_a_run_that_fails_a_gate_is_marked(suite: Path) -> None:
@@ -370,9 +373,11 @@ def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
 
     assert main(["table", *words]) == 0
     out, err = capsys.readouterr()
-    assert out.strip() == (results / "noise" / "tables" / "ablation.md").read_text(encoding="utf-8").strip()
-    assert out.startswith("# noise: ablation\n\n**noise measures a miniature model")
-    assert "of cps-none, cps-fixed: `noise_policy.kind` native (native), common_eta (common)" in out
+    assert out.startswith("# noise: ablation\n\n## Scores")
+    assert "- **noise measures a miniature model" in out.partition("## What these runs show")[2]
+    assert max(map(len, out.splitlines())) <= 100
+    text = (results / "noise" / "tables" / "ablation.md").read_text(encoding="utf-8")
+    assert "of cps-none, cps-fixed: `noise_policy.kind` native (native), common_eta (common)" in text
     for variant in variants:
         assert sorted(file.name for file in (results / "noise" / variant / "tables").iterdir()) == [
             *("main.csv", "main.md", "main.tex")
@@ -403,7 +408,10 @@ def test_a_suite_with_two_rows_of_a_method_shows_its_ablation_below(
     assert main(["table", *words, "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     tables = tmp_path / "two" / "tables"
-    assert out.strip() == "\n".join((tables / f"{name}.md").read_text() for name in ("main", "ablation")).strip()
+    assert out.index("# two: main table") < out.index("# two: ablation")
+    assert f"bench run {NANO} suite=two" in out, "the command for more seeds has the overrides"
+    assert "seeds='[0, 1, 2, 3, 4]'" in out
+    assert "seeds=[0, 1]" not in out
     assert pd.read_csv(tables / "ablation.csv")["level"].tolist() == ["cps-none", "cps-fixed"]
     assert main(["figures", *words, "--results", str(tmp_path)]) == 0
     assert (tmp_path / "two" / "figures" / "ablation.png").is_file()
@@ -446,6 +454,4 @@ def test_a_level_that_shares_the_baselines_runs_is_not_tested(suite: Path) -> No
     table = compare_levels([group[0], twin]).set_index("level")
     assert table.loc[twin.name, "to_first_seeds"] == 0
     assert math.isnan(table.loc[twin.name, "to_first"])
-    assert any(
-        "the same runs as" in note for note in ablation_notes([group[0], twin], compare_levels([group[0], twin]))
-    )
+    assert any("the same runs as" in note for note in ablation_notes(AblationTable([group[0], twin], "toy")))

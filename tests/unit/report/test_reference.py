@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from bench.report.data import records, reference
+from bench.report.data import stored as stored_runs
 from bench.report.data.records import load_records
-from bench.report.data.reference import Reference, find_reference
+from bench.report.data.stored import Reference, find_reference
 from bench.report.figures.suite import render_figures
 from bench.report.tables.main import load_main_table, render_table
 from tests.helpers import toy_records
@@ -23,8 +23,7 @@ LONGER = {"budget": {**CONFIG["budget"], "updates": 7}}
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the project's stored suites: `alpha` has both rows, `few` the same settings and one row."""
     folder = tmp_path / "stored"
-    for module in (records, reference):
-        monkeypatch.setattr(module, "STORED", folder)
+    monkeypatch.setattr(stored_runs, "STORED", folder)
     toy_records.write_suite(folder / "alpha", {"suite": "alpha"})
     for row, seed in (("base", None), ("cps-fixed", 0), ("cps-fixed", 1)):
         toy_records.write(folder / "few", row, seed, {"suite": "few", "rows": [CPS], "seeds": [0, 1]})
@@ -90,6 +89,5 @@ def test_a_stored_suite_has_no_reference(stored: Path) -> None:
 
 
 def test_no_stored_runs_at_all(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "STORED", tmp_path / "nothing")
-    monkeypatch.setattr(records, "STORED", tmp_path / "nothing")
+    monkeypatch.setattr(stored_runs, "STORED", tmp_path / "nothing")
     assert found(tmp_path, "mine") == Reference(tmp_path / "nothing" / "mine")

@@ -68,7 +68,7 @@ UP = {"VQ": 1.0, "MQ": 1.0, "TA": 1.0}
 )
 def test_a_row_that_games_its_reward_is_marked(tmp_path: Path, lifts: dict[str, Any], says: str) -> None:
     (note,) = notes(tmp_path, lifts)
-    assert note.startswith("cps-fixed: REWARD HACKING SUSPECTED: the trained score rises by 2.0")
+    assert note.startswith("cps-fixed: REWARD HACKING SUSPECTED: the held-out reward rises by 2.0")
     assert says in note
     assert ("edge_density goes from 0.200 to 0.500" in note) == ("edge_density" in lifts)
 

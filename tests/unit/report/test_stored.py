@@ -11,7 +11,8 @@ import pytest
 from bench.cli.suite_records import recorded_suites
 from bench.core.errors import BenchError
 from bench.core.provenance import ROOT
-from bench.report.data.records import RUN, stored_folder
+from bench.report.data.stored import stored_folder
+from bench.store.record import RUN
 
 STORED = ROOT / "results" / "reference" / "nano_control_gold"
 

@@ -1,0 +1,77 @@
+"""The words of a table in one sentence each; `docs/reference/glossary.md` has the same sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from bench.report.data.metrics import MetricColumn
+
+TERMS = {
+    "Overall": "VQ + MQ + TA of a video, without weights.",
+    "Reward": "The weighted sum of metrics that the suite trains on, measured on held-out videos.",
+    "VQ": "Visual quality, one of VideoReward's three scores; higher is better.",
+    "MQ": "Motion quality, one of VideoReward's three scores; higher is better.",
+    "TA": "Text alignment, one of VideoReward's three scores; higher is better.",
+    "CLIPScore": "2.5 times the cosine of frame and prompt in CLIP, at least 0, mean over 8 frames.",
+    "PickScore": "A human preference score for images: the raw logit, mean over frames; papers also print logit / 26.",
+    "HPSv2": "A human preference score for images, versions 2.0 and 2.1: the cosine, mean over frames.",
+    "gold": "A formula's scores of nano clips, the quality that learned scores stand for; gold Overall is the sum of "
+    "three.",
+    "base": "The untrained model.",
+    "baseline": "The first level of a group in an ablation.",
+    "seed": "An independent training run of a row.",
+    "n": "The number of seeds.",
+    "interval": "`x [lo, hi]`: a mean, and the range that contains the true one in 95 of 100 such experiments.",
+    "p (Holm)": "A p-value after Holm's correction.",
+    "MDE": "Minimum detectable effect: the smallest true difference that a 5 % test finds with a power of 80 %.",
+    "IQM": "Interquartile mean: the mean of the middle half of the values.",
+    "best other row": "The best trained row among the others, by Overall, or by the Reward without Overall.",
+    "band": "The range in which the mean over fresh seeds falls with 95 % probability if it reproduces the stored "
+    "runs.",
+    "equal bits": "Two results are the same in every bit.",
+    "gate": "A check whose failure makes a run unfit to be cited; the row gets a dagger.",
+    "NFE": "Network function evaluations, counted per sample; guidance counts twice.",
+    "anchor": "A frozen copy of the model that a KL policy compares the policy with.",
+    "RSS": "Root of the summed squares; of the noise that a rollout injects per latent element.",
+    "equalizer": "Weights of the trained steps that make their gradient norms equal (temporal gradient equalizer).",
+    "gradient spread": "Largest over smallest gradient norm of the trained steps; 1 is balanced.",
+    "setback": "The deepest fall of the training reward below what it had reached.",
+    "KL share": "Norm of the KL term's gradient over the norm of the rest.",
+}
+KL_POLICIES = {
+    "none": "The KL policy without a KL term.",
+    "fixed": "The KL policy whose anchor is the frozen base.",
+    "stepwise": "The KL policy against the policy that made the rollout.",
+    "moving": "The KL policy whose anchor is a copy of the policy, renewed every 10 updates.",
+    "dual": "The KL policy of SAGE-GRPO: a moving (or fixed) anchor plus the stepwise term.",
+}
+#: What a word looks like in a table, if it is not the word itself.
+PATTERNS = {
+    "n": r"\bn = \d",
+    "interval": r"\d \[-?\d",
+    "p (Holm)": r"p \(Holm\)|\(p [<\d]|, p [<\d]",
+    "gate": r"†|\bgates?\b",
+    "seed": r"\bseeds?\b",
+    "best other row": r"best other",
+    "band": r"\bbands?\b",
+}
+
+
+def legend(text: str, kl_policies: Iterable[str] = (), metrics: Iterable[MetricColumn] = ()) -> list[str]:
+    """One line per word that occurs in `text`, per KL policy, and per metric of an evaluator of the user's own."""
+    lines = [
+        f"**{term}**: {meaning}"
+        for term, meaning in TERMS.items()
+        if re.search(PATTERNS.get(term, rf"\b{re.escape(term)}\b"), text)
+    ]
+    own = [metric for metric in metrics if metric.is_own and metric.evaluator is not None]
+    lines += [f"**{metric.title}**: {_described(metric)}" for metric in own if metric.title in text]
+    used = set(kl_policies)
+    return lines + [f"**{name}**: {meaning}" for name, meaning in KL_POLICIES.items() if name in used]
+
+
+def _described(metric: MetricColumn) -> str:
+    unit = "" if metric.unit is None else f", unit {metric.unit}"
+    direction = "higher" if metric.higher_is_better else "lower"
+    return f"Metric of {metric.evaluator}{unit}; {direction} is better."

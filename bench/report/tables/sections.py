@@ -1,0 +1,178 @@
+"""The sections of the main table: heads and lines of text, from the numbers of `data.summary`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from bench.report import formatting
+from bench.report.data.metrics import FURTHER, LABELS, REWARD, MetricColumn
+from bench.report.data.records import RowRuns, SuiteRecords
+from bench.report.data.selection import BASE
+from bench.report.data.summary import COUNTS, pair_scores
+
+Table = tuple[list[str], list[list[str]]]
+"""Column heads, and lines of cells."""
+
+#: Column heads of the cost of one run: the totals of `summary.COUNTS`, then time and memory.
+COST_HEADS = (
+    *("rollout NFE", "train NFE", "anchor NFE", "reward calls", "videos", "decodes", "updates"),
+    *("minutes", "peak MB"),
+)
+P_VALUE = "p (Holm)"
+RUN_IDS = "run ids"
+
+
+def shown_metrics(suite: SuiteRecords) -> list[MetricColumn]:
+    """The metrics of the section Scores, in order: all that were scored but further metrics and the reward."""
+    return [metric for name, metric in suite.metrics.items() if name not in FURTHER and name != REWARD] or [
+        suite.metrics[suite.primary] for _ in suite.columns[:1]
+    ]
+
+
+def label(row: pd.Series[Any]) -> str:
+    """Label of a row, with a dagger if one of its runs fails a gate."""
+    return f"{row['row']} †" if row["failed_gates"] else str(row["row"])
+
+
+def _seeds(row: pd.Series[Any], suite: SuiteRecords) -> str:
+    if row["method"] == BASE:
+        return "-"
+    failed = f" ({row['n_failed']} failed)" if row["n_failed"] else ""
+    return f"{row['n_seeds']}/{len(suite.seeds)}{failed}"
+
+
+def scores(suite: SuiteRecords, table: pd.DataFrame) -> Table:
+    """Means with their intervals of the base and of every row."""
+    metrics = shown_metrics(suite)
+    rows = [
+        [*lead, *cells, row["run_ids"] or formatting.MISSING]
+        for lead, cells, row in zip(
+            [[label(row), _seeds(row, suite)] for _, row in table.iterrows()],
+            _intervals(table, [metric.name for metric in metrics]),
+            [row for _, row in table.iterrows()],
+            strict=True,
+        )
+    ]
+    return ["Row", "seeds", *(metric.label for metric in metrics), RUN_IDS], rows
+
+
+def _intervals(table: pd.DataFrame, names: Sequence[str]) -> list[list[str]]:
+    """`mean [lo, hi]` of some columns, for each line of the table."""
+    digits = {name: formatting.decimals(table, name) for name in names}
+    return [[formatting.interval(row, name, digits[name]) for name in names] for _, row in table.iterrows()]
+
+
+def _tested(table: pd.DataFrame, name: str) -> list[list[str]]:
+    """A difference with its interval, and its p-value, for each trained row."""
+    digits = formatting.decimals(table, name)
+    return [
+        [formatting.difference_cell(row, name, digits), formatting.p_value(row[f"{name}_p_holm"])]
+        for _, row in table.iloc[1:].iterrows()
+    ]
+
+
+def differences(suite: SuiteRecords, table: pd.DataFrame) -> Table:
+    """Differences to the base of the main scores and of metrics of the user's own, and to the best other row."""
+    primary = suite.primary
+    title = suite.metrics[primary].label if suite.columns else LABELS[primary]
+    rest = [
+        metric
+        for name, metric in suite.metrics.items()
+        if name != primary and (name in (REWARD, "gold_overall") or metric.is_own)
+    ]
+    columns = [
+        [[label(row)] for _, row in table.iloc[1:].iterrows()],
+        _tested(table, f"{primary}_delta"),
+        [[formatting.number(row[f"{primary}_mde"])] for _, row in table.iloc[1:].iterrows()],
+        *(_tested(table, f"{metric.name}_delta") for metric in rest),
+        _tested(table, "vs_best_delta"),
+        [[row["vs_best_row"] or formatting.MISSING] for _, row in table.iloc[1:].iterrows()],
+    ]
+    heads = ["Row", f"{title} - base", P_VALUE, "MDE"]
+    heads += [head for metric in rest for head in (f"{metric.label} - base", P_VALUE)]
+    return [*heads, f"{title} - best other", P_VALUE, "best other row"], _side_by_side(columns)
+
+
+def single_differences(suite: SuiteRecords, table: pd.DataFrame) -> Table:
+    """Differences to the base of the single scores of the packaged evaluators."""
+    metrics = [
+        metric
+        for metric in shown_metrics(suite)
+        if not metric.is_own and metric.name not in (suite.primary, "gold_overall")
+    ]
+    columns = [
+        [[label(row)] for _, row in table.iloc[1:].iterrows()],
+        *(_tested(table, f"{metric.name}_delta") for metric in metrics),
+    ]
+    heads = ["Row", *(head for metric in metrics for head in (f"{metric.label} - base", P_VALUE))]
+    return heads, _side_by_side(columns) if metrics else []
+
+
+def _side_by_side(columns: Sequence[Sequence[Sequence[str]]]) -> list[list[str]]:
+    """Lines of the cells of several groups of columns."""
+    return [[cell for cells in line for cell in cells] for line in zip(*columns, strict=True)]
+
+
+def pairs(suite: SuiteRecords, table: pd.DataFrame) -> Table:
+    """Every pair of trained rows; no lines with fewer than two rows or too many of them."""
+    if table.empty or not suite.columns:
+        return [], []
+    names = pair_scores(suite)
+    digits = {name: formatting.decimals(table, f"{name}_diff") for name in names}
+    lines = []
+    for _, row in table.iterrows():
+        line = [f"{row['row']} - {row['other']}"]
+        for name in names:
+            line.append(formatting.difference_cell(row, f"{name}_diff", digits[name]))
+            line.append(formatting.p_value(row[f"{name}_diff_p_holm"]))
+        lines.append(line)
+    return ["Pair", *[head for name in names for head in (suite.metrics[name].label, P_VALUE)]], lines
+
+
+def aggregates(suite: SuiteRecords, table: pd.DataFrame) -> Table:
+    """The reward, the interquartile mean and the probability of improvement."""
+    primary = suite.primary
+    title = suite.metrics[primary].title if suite.columns else LABELS[primary]
+    names = {f"{primary}_iqm": f"IQM of {title}", "improvement": f"P({title} better than base)"}
+    names = {REWARD: LABELS[REWARD], **names} if REWARD in suite.columns else names
+    lines = zip(table.iterrows(), _intervals(table, list(names)), strict=True)
+    return ["Row", *names.values()], [[label(row), *cells] for (_, row), cells in lines]
+
+
+def further(suite: SuiteRecords, table: pd.DataFrame) -> Table:
+    """All further metrics that were scored: other units, single gold scores, detectors of reward hacking."""
+    metrics = [metric for name, metric in suite.metrics.items() if name in FURTHER]
+    lines = zip(table.iterrows(), _intervals(table, [metric.name for metric in metrics]), strict=True)
+    rows = [[label(row), *cells] for (_, row), cells in lines]
+    return ["Row", *(metric.label for metric in metrics)], rows if metrics else []
+
+
+def cost(suite: SuiteRecords, table: pd.DataFrame) -> Table:
+    """What one run of each row spent."""
+    rows = []
+    for (_, row), runs in zip(table.iloc[1:].iterrows(), suite.rows, strict=True):
+        counts = [formatting.count(row[name]) for name in COUNTS]
+        rows.append([label(row), *counts, *minutes_and_memory(runs)])
+    return ["Row", *COST_HEADS], rows
+
+
+def minutes_and_memory(runs: RowRuns) -> list[str]:
+    """Mean minutes per run and largest peak memory in MB of the finished runs, as text."""
+    seconds = [sum(run.record.seconds.values()) for run in runs.finished if run.record.seconds]
+    memory = [run.record.peak_memory_mb for run in runs.finished if run.record.peak_memory_mb is not None]
+    minutes = formatting.number(sum(seconds) / len(seconds) / 60, 1) if seconds else formatting.MISSING
+    return [minutes, formatting.count(max(memory)) if memory else formatting.MISSING]
+
+
+def published(suite: SuiteRecords, table: pd.DataFrame) -> Table:
+    """Our means beside the published ones, if they belong to the suite."""
+    names = [name for name in suite.columns if f"published_{name}" in table]
+    heads = [head for name in names for head in (f"{suite.metrics[name].label}: here", "published")]
+    rows = []
+    for _, row in table.iterrows():
+        cells = [(formatting.number(row[name], 4), formatting.number(row[f"published_{name}"], 4)) for name in names]
+        rows.append([label(row), *[text for pair in cells for text in pair]])
+    return ["Row", *heads], rows if names else []

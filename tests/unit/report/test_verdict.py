@@ -1,0 +1,190 @@
+"""The verdict: sentences that follow from the tested numbers, the seeds that would decide more, and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.report.data.power import seeds_needed
+from bench.report.data.statistics import detectable_effect, two_way
+from bench.report.tables.main import MainTable, load_main_table
+from bench.report.tables.screen import main_screen, narrow
+from tests.helpers.records import make_record, make_scores, write_run
+
+PROMPTS = [f"prompt {p}" for p in range(8)]
+LEDGER = {"nfe_rollout": 10, "nfe_train": 20, "reward_calls": {"videoalign": 8}}
+CONFIG: dict[str, Any] = {
+    "suite": "toy",
+    "backbone": {"name": "toy", "checkpoint": "full"},
+    "budget": {"updates": 2},
+    "reward": {"videoalign": {"VQ": 0.5, "MQ": 0.5, "TA": 1.0}},
+}
+METRICS = {"videoalign": ["VQ", "MQ", "TA"]}
+
+
+@pytest.fixture(autouse=True)
+def _no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+def write(folder: Path, means: dict[str, list[float]], spread: float = 0.1, **config: Any) -> Path:
+    """A suite whose row `name` has the VQ `means[name][seed]`, plus a pattern over the prompts of each run."""
+    seeds = list(range(max(map(len, means.values()))))
+    rows = [dict(zip(("method", "kl"), name.split("-"), strict=True)) for name in means]
+    settings = {**CONFIG, "seeds": seeds, "rows": rows, **config}
+    runs = [("base", None, 0.0), *((name, s, v) for name, values in means.items() for s, v in enumerate(values))]
+    for number, (name, seed, value) in enumerate(runs):
+        pattern = np.random.default_rng(number).normal(0, spread, len(PROMPTS))
+        pattern -= pattern.mean()
+
+        def score(p: int, k: int, metric: str, value: float = value, pattern: Any = pattern) -> float:
+            return float(value + pattern[p]) if metric == "VQ" else 0.0
+
+        record = make_record(settings, name, seed, ledger={} if seed is None else LEDGER)
+        write_run(folder, record, make_scores(PROMPTS, 1, score, METRICS))
+    return folder
+
+
+def load(folder: Path, **options: Any) -> MainTable:
+    return load_main_table(folder, **{"reference": folder.parent / "nowhere", **options})
+
+
+CLEAR = {"cps-fixed": [0.50, 0.52, 0.48], "sage_grpo-dual": [1.0, 1.02, 0.98], "flow_grpo-none": [0.53, 0.46, 0.54]}
+
+
+def test_rows_are_ordered_only_where_the_test_says_so(tmp_path: Path) -> None:
+    sentences = load(write(tmp_path / "toy", CLEAR)).verdict.sentences
+    assert sentences[1] == "Overall: cps-fixed, sage_grpo-dual and flow_grpo-none are better than the base."
+    assert sentences[2].startswith("Overall: sage_grpo-dual is better than cps-fixed (0.500 [")
+    assert " and flow_grpo-none (0.490 [" in sentences[2]
+    assert sentences[3].startswith("Overall: cannot be told apart: cps-fixed and flow_grpo-none (-0.010 [")
+    assert "Largest undecided pair: cps-fixed and flow_grpo-none" in sentences[4]
+    assert "HunyuanVideo" not in " ".join(sentences)
+
+
+def test_three_seeds_name_their_limit_and_the_command_for_more(tmp_path: Path) -> None:
+    main = load(write(tmp_path / "toy", CLEAR))
+    text = " ".join(main.verdict.sentences)
+    assert "3 seeds can show a true difference of two rows in Overall with a power of 80 % if it is at least" in text
+    assert "shows no collapse in 3 seeds with a probability of 73 %" in text
+    assert main.verdict.seeds == [0, 1, 2, 3, 4]
+    text = main_screen(main, lambda seeds: f"bench run toy.yaml seeds={seeds}", "main.md")
+    assert text.endswith("For more seeds:\n\n    bench run toy.yaml seeds=[0, 1, 2, 3, 4]\n")
+
+
+def test_one_seed_shows_nothing(tmp_path: Path) -> None:
+    verdict = load(write(tmp_path / "toy", {"cps-fixed": [0.5], "sage_grpo-dual": [1.0]})).verdict
+    assert any(sentence.startswith("1 seed per row cannot show any difference") for sentence in verdict.sentences)
+    assert "better than the base" not in " ".join(verdict.sentences)
+    assert verdict.seeds == [0, 1, 2, 3, 4]
+
+
+def test_equal_rows_are_called_equal(tmp_path: Path) -> None:
+    same = [0.5, 0.6, 0.4]
+    folder = write(tmp_path / "toy", {"cps-fixed": same, "cps-none": same}, spread=0.0)
+    assert "Overall: equal for every seed and prompt: cps-fixed and cps-none." in load(folder).verdict.sentences
+
+
+def test_a_suite_without_finished_runs_has_a_verdict(tmp_path: Path) -> None:
+    folder = tmp_path / "toy"
+    settings = {**CONFIG, "seeds": [0], "rows": [{"method": "cps", "kl": "fixed"}]}
+    write_run(
+        folder, make_record(settings, "cps-fixed", 0, status="failed", error="it broke"), make_scores([], 1, max)
+    )
+    assert load(folder).verdict.sentences == ["No run has finished, so there is nothing to compare."]
+
+
+def test_nano_is_named_first(tmp_path: Path) -> None:
+    main = load(write(tmp_path / "toy", CLEAR, backbone={"name": "hunyuanvideo15", "checkpoint": "nano"}))
+    assert "nothing here is a result about HunyuanVideo-1.5" in main.verdict.sentences[0]
+
+
+def test_many_rows_are_compared_with_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.report.data.summary.MOST_ROWS_FOR_PAIRS", 1)
+    text = " ".join(load(write(tmp_path / "toy", CLEAR)).verdict.sentences)
+    assert "sage_grpo-dual has the best mean; of the other rows cps-fixed and flow_grpo-none are worse" in text
+
+
+# the reference ------------------------------------------------------------------------------------------------
+def test_equal_bits_and_what_more_seeds_of_the_reference_show(tmp_path: Path) -> None:
+    rows = {"cps-fixed": [0.5, 0.9, 0.1, 0.5, 0.5, 0.52], "sage_grpo-dual": [1.3, 0.8, 1.2, 1.3, 1.25, 1.3]}
+    stored = write(tmp_path / "stored" / "toy", rows, spread=0.0)
+    here = write(tmp_path / "toy", {name: values[:3] for name, values in rows.items()}, spread=0.0)
+    main = load(here, reference=stored)
+    assert main.verdict.sentences[0] == (
+        "6 of 6 runs have equal bits with the stored reference: these runs are reproduced."
+    )
+    assert main.verdict.sentences[1].startswith(
+        "With its 6 seeds the stored reference shows more in Overall: sage_grpo-dual is better than cps-fixed (0.6"
+    )
+    heads, lines = main.sections["Beside the stored reference"]
+    assert {line[heads.index("verdict")] for line in lines} == {"equal bits"}
+    assert not any("inside their band" in note for note in main.notes())
+
+
+def test_runs_that_differ_have_the_verdict_of_the_band(tmp_path: Path) -> None:
+    rows = {"cps-fixed": [0.5, 0.6, 0.4]}
+    stored = write(tmp_path / "stored" / "toy", rows, spread=0.0)
+    here = write(tmp_path / "toy", {"cps-fixed": [0.5, 0.6, 0.41]}, spread=0.0)
+    main = load(here, reference=stored)
+    assert "2 of 3 runs have equal bits with the stored reference: the others differ." in main.verdict.sentences
+    heads, lines = main.sections["Beside the stored reference"]
+    assert {line[heads.index("verdict")] for line in lines if line[0] == "cps-fixed"} == {"inside"}
+
+
+# power --------------------------------------------------------------------------------------------------------
+def test_the_seeds_that_settle_a_difference_are_those_of_the_t_test() -> None:
+    """Spread of seeds only: n seeds detect `effect` where the non-central t test does."""
+    values = np.array([-1.0, 0.0, 1.0])
+    x = 0.9 + np.repeat(values[:, None], 16, axis=1)
+    needed = seeds_needed(x)
+    assert needed is not None
+    se = float(values.std(ddof=1))
+    assert detectable_effect(se / np.sqrt(needed), needed - 1) <= 0.9
+    assert detectable_effect(se / np.sqrt(needed - 1), needed - 2) > 0.9
+
+
+def test_with_as_many_seeds_as_measured_the_power_is_that_of_the_interval() -> None:
+    x = np.random.default_rng(0).normal(0, 1, (5, 12)) + np.random.default_rng(1).normal(0, 2, (5, 1))
+    estimate = two_way(x)
+    limit = detectable_effect(estimate.se, estimate.df)
+    assert seeds_needed(x - x.mean() + limit * 1.0001) == 5
+    more = seeds_needed(x - x.mean() + limit * 0.9)
+    assert more is not None
+    assert more > 5
+
+
+def test_more_tests_need_more_seeds() -> None:
+    x = 0.9 + np.repeat(np.array([-1.0, 0.0, 1.0])[:, None], 16, axis=1)
+    alone, of_six = seeds_needed(x), seeds_needed(x, tests=6)
+    assert alone is not None
+    assert of_six is not None
+    assert of_six > alone
+
+
+def test_no_number_of_seeds_settles_what_the_prompts_hide() -> None:
+    x = np.tile(np.array([-1.0, 1.0, -1.0, 1.0]), (3, 1)) + 0.01
+    assert seeds_needed(x) is None
+    assert seeds_needed(x[:1]) is None
+
+
+# the screen ---------------------------------------------------------------------------------------------------
+def test_a_wide_table_becomes_narrow_ones_with_all_cells() -> None:
+    heads = ["Row", *itertools.chain.from_iterable((f"score {i}", "p (Holm)") for i in range(6))]
+    rows = [[f"row {r}", *(f"cell {r} {i}" for i in range(12))] for r in range(2)]
+    text = narrow((heads, rows), width=60)
+    assert max(map(len, text.splitlines())) <= 60
+    assert all(cell in text for row in rows for cell in row)
+    for part in text.split("\n\n"):
+        names = [cell.strip() for cell in part.splitlines()[0].strip("|").split("|")]
+        assert names[0] == "Row"
+        assert names[1::2] == [name for name in names if name.startswith("score")], "p stays beside its score"
+
+
+def test_a_cell_wider_than_the_screen_is_not_cut() -> None:
+    assert "x" * 200 in narrow((["Row", "a", "b"], [["r", "x" * 200, "y"]]))
