@@ -30,6 +30,14 @@ KINDS = {
     "advantage_rules": "advantage rule",
 }
 """Group of entry points, after "bench.", to the kind of its plug-ins in words."""
+BASES = {
+    "methods": "Method",
+    "evaluators": "Evaluator",
+    "kl_policies": "KLPolicy",
+    "noise_policies": "NoisePolicy",
+    "advantage_rules": "AdvantageRule",
+}
+"""Group to the class of bench.api from which its plug-ins derive; a backbone derives from nothing."""
 _changed_by_import: dict[str, str] = {}
 """Module to what its import has changed in this process. A module is imported once, so a second look needs this."""
 
@@ -101,7 +109,7 @@ def _import(module_name: str, label: str, is_entry_point: bool) -> ModuleType:
 
 
 def _construct(group: str, name: str, params: dict[str, Any]) -> Any:
-    cls = find(group, name)
+    cls = _plugin_class(group, name)
     from bench.core.process_state import unchanged_process  # imports torch, without which names are checked
 
     label = f"{KINDS[group]} {name!r}"
@@ -115,21 +123,29 @@ def _construct(group: str, name: str, params: dict[str, Any]) -> Any:
         return _validated(cls, label, params) if is_dataclass else cls(**params)
 
 
+def _plugin_class(group: str, name: str) -> Any:
+    """The class of a name, which must derive from the abstract class of its group, if there is one."""
+    from bench import api
+
+    cls, base = find(group, name), BASES.get(group)
+    if base is not None and not (inspect.isclass(cls) and issubclass(cls, getattr(api, base))):
+        raise BenchError(f"{KINDS[group]} {name!r} is not a bench.api.{base}: derive the class from it.")
+    return cls
+
+
 def check(group: str, name: str, params: Mapping[str, Any]) -> None:
     """Raise a `BenchError` on an unknown name or parameter or a value of another type, without making an object."""
-    cls = find(group, name)
-    if group == "evaluators" and not (inspect.isclass(cls) and issubclass(cls, Evaluator)):
-        raise BenchError(f"{group.removesuffix('s')} {name!r} is not a bench.api.Evaluator: derive the class from it.")
+    cls, label = _plugin_class(group, name), f"{KINDS[group]} {name!r}"
     try:
         known = inspect.signature(cls).parameters
     except (ValueError, TypeError) as cause:  # a class of the interpreter, or no class
-        raise BenchError(f"{group.removesuffix('s')} {name!r} is no plug-in: write a class of your own.") from cause
+        raise BenchError(f"{label} is no plug-in: write a class of your own.") from cause
     for key in params:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}."
-            raise BenchError(f"{KINDS[group]} {name!r} has no parameter {key!r}: {hint}")
-    check_types(cls, f"{KINDS[group]} {name!r}", params)
+            raise BenchError(f"{label} has no parameter {key!r}: {hint}")
+    check_types(cls, label, params)
 
 
 def _validated(cls: Any, name: str, params: dict[str, Any]) -> Any:
@@ -137,7 +153,7 @@ def _validated(cls: Any, name: str, params: dict[str, Any]) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(cls).validate_json(json_text(f"method {name!r}", params), strict=True)
+        return TypeAdapter(cls).validate_json(json_text(name, params), strict=True)
     except ValidationError as cause:
         error = cause.errors()[0]
         key = str(error["loc"][-1]) if error["loc"] else ""
@@ -149,39 +165,29 @@ def _validated(cls: Any, name: str, params: dict[str, Any]) -> Any:
         raise BenchError(f"{name}, parameter {key!r}: {error['msg']} (got {str(error['input'])[:60]!r}).") from cause
 
 
-def _derived(group: str, base: str, name: str, params: dict[str, Any]) -> Any:
-    """The plug-in, which must derive from the class `base` of bench.api."""
-    from bench import api  # imports torch, without which names are checked
-
-    plugin = _construct(group, name, params)
-    if not isinstance(plugin, getattr(api, base)):
-        raise BenchError(f"{KINDS[group]} {name!r} is not a bench.api.{base}: derive the class from it.")
-    return plugin
-
-
 def method(name: str, **params: Any) -> Method:
     """A GRPO variant with the defaults of its paper, except for `params`. Unknown parameters are a `BenchError`."""
-    return cast("Method", _derived("methods", "Method", name, params))
+    return cast("Method", _construct("methods", name, params))
 
 
 def kl_policy(name: str, **params: Any) -> KLPolicy:
     """A KL policy with its defaults, except for `params`. Unknown parameters are a `BenchError`."""
-    return cast("KLPolicy", _derived("kl_policies", "KLPolicy", name, params))
+    return cast("KLPolicy", _construct("kl_policies", name, params))
 
 
 def noise_policy(name: str, **params: Any) -> NoisePolicy:
     """A noise policy with these parameters. Unknown parameters are a `BenchError`."""
-    return cast("NoisePolicy", _derived("noise_policies", "NoisePolicy", name, params))
+    return cast("NoisePolicy", _construct("noise_policies", name, params))
 
 
 def advantage_rule(name: str, **params: Any) -> AdvantageRule:
     """An advantage rule with its defaults, except for `params`. Unknown parameters are a `BenchError`."""
-    return cast("AdvantageRule", _derived("advantage_rules", "AdvantageRule", name, params))
+    return cast("AdvantageRule", _construct("advantage_rules", name, params))
 
 
 def evaluator(name: str, **params: Any) -> Evaluator:
     """An evaluator. Its constructor loads the checkpoint exactly, or raises a `BenchError`."""
-    return cast("Evaluator", _derived("evaluators", "Evaluator", name, params))
+    return cast("Evaluator", _construct("evaluators", name, params))
 
 
 def backbone(name: str, **params: Any) -> Backbone:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "agg"
+os.environ["BENCH_ALLOW_CODE"] = "1"  # the tests' plug-ins; test_consent.py takes it away
 
 import numpy as np
 import pytest

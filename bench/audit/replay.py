@@ -16,8 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from bench import store
 from bench.audit.differences import TrainingDiff, compare_lines, environment, environment_changes, score_floors
 from bench.core.errors import BenchError, DivergedError
@@ -33,7 +31,7 @@ from bench.store.replay import ReplayRecord, write_replay
 from bench.suite.devices import gpu_name, refuse_context_parallel
 from bench.suite.job import Job, TrainingRun
 from bench.suite.prepared import prepare
-from bench.suite.schema import Suite
+from bench.suite.recorded import suite_of_record
 from bench.train.preflight import check_suite
 from bench.train.run import execute, load_models
 from bench.train.trainer import Trainer
@@ -95,14 +93,7 @@ class ReplayReport:
 def job_of(run: Path) -> tuple[store.RunRecord, Job]:
     """The recorded run as a job with today's digest; a record that this version cannot run is refused."""
     record = store.read_record(run)
-    try:
-        suite = Suite.model_validate(record.config)
-    except ValidationError as cause:
-        first = cause.errors()[0]
-        raise BenchError(
-            f"record {run / store.RUN} has a configuration that this version does not accept "
-            f"({'.'.join(map(str, first['loc']))}: {first['msg']}): check out the commit that it names."
-        ) from cause
+    suite = suite_of_record(run, record)
     rows = [row for row in suite.rows if row.name == record.row]
     if record.seed is not None:
         if not rows:

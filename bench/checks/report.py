@@ -6,8 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench import plugins
-from bench.api import AdvantageRule, Evaluator, KLPolicy, NoisePolicy
+from bench import api, plugins
 from bench.checks import backbones, evaluators, methods, rules
 from bench.checks.golden import GATE, check_golden, golden_path, write_golden
 from bench.checks.method_lint import CONSTRUCTION, SUITE, LintLine, lint_line, lint_method, locate
@@ -18,14 +17,6 @@ from bench.core.provenance import check_not_installed
 from bench.suite.paths import resolve, resolve_parameters
 from bench.suite.schema import NANO, Suite
 
-BASES = {
-    "evaluators": Evaluator,
-    "kl_policies": KLPolicy,
-    "noise_policies": NoisePolicy,
-    "advantage_rules": AdvantageRule,
-}
-"""Abstract class of each group by which a class is recognised."""
-
 
 def plugin_group(name: str) -> str:
     """Group of a plug-in's name; an unknown name is refused with the nearest known one.
@@ -34,11 +25,11 @@ def plugin_group(name: str) -> str:
     """
     if ":" in name:
         try:
-            cls = plugins.find("evaluators", name)
+            cls = plugins.find("backbones", name)  # which may derive from nothing
         except Exception:  # the linter of methods raises it again, and reports it
             return "methods"
-        for group, base in BASES.items():
-            if inspect.isclass(cls) and issubclass(cls, base):
+        for group, base in plugins.BASES.items():
+            if inspect.isclass(cls) and issubclass(cls, getattr(api, base)):
                 return group
         return "backbones" if hasattr(cls, "velocity") and hasattr(cls, "decode") else "methods"
     return plugins.group_of(name)

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 from bench.cli.command import Command
+from bench.cli.consent import add_code_argument
 from bench.cli.output import print_result
 from bench.cli.suite_arguments import add_suite_arguments, prepare_suites
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_suite_arguments(parser)
+    add_code_argument(parser)
     parser.add_argument("--row", nargs="+", action="extend", default=[], metavar="LABEL", help="rows (default: all)")
     parser.add_argument(
         "--policy", type=Path, default=None, metavar="RUN", help="folder of a finished run whose policy is used"

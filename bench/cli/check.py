@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.command import Command
+from bench.cli.consent import add_code_argument, check_consent
 from bench.cli.output import print_result
+from bench.cli.suite_arguments import suite_place
 from bench.core.errors import BenchError
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_code_argument(parser)
     parser.add_argument("names", nargs="+", metavar="NAME", help="name of a plug-in of any kind, or 'module:Class'")
     parser.add_argument(
         "--suite",
@@ -46,7 +49,10 @@ def execute(args: argparse.Namespace) -> int:
     for name in names:
         if ":" not in name:
             plugins.group_of(name)  # for its error, before torch is imported
-    suites = [] if args.suite is None else load_variants(args.suite, overrides)
+    suites: list[Suite] = []
+    if args.suite is not None:
+        suites = load_variants(args.suite, overrides)
+        check_consent(suite_place(args.suite), suites, argparse.Namespace(**{**vars(args), "overrides": overrides}))
     params = _parameters(args.params)
     from bench.checks.report import check_report
 

@@ -6,6 +6,7 @@ that. A file from elsewhere that names one needs `--allow-code` once: its folder
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from bench import store
 from bench.core.errors import BenchError
+from bench.core.progress import say
 from bench.core.provenance import ROOT
 
 if TYPE_CHECKING:
@@ -22,18 +24,31 @@ VARIABLE = "BENCH_ALLOW_CODE"
 """Environment variable that stands for `--allow-code` if it is 1, for CI and job scripts."""
 
 
+def add_code_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--allow-code`."""
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="run plug-ins 'module:Class' that the file names; remembered for its folder (see the page on security)",
+    )
+
+
 def trusted_folders_file() -> Path:
     """The file with the trusted folders, one per line, in the user's folder of program states."""
-    state = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return Path(state, "grpo-video-bench", "trusted_folders")
 
 
 def trust(folder: Path) -> None:
-    """Remember that files in the folder and below may name code."""
-    if not is_trusted(folder):
-        path = trusted_folders_file()
-        known = path.read_text(encoding="utf-8") if path.is_file() else ""
+    """Remember that files in the folder and below may name code; a note if that is not possible."""
+    if is_trusted(folder):
+        return
+    path = trusted_folders_file()
+    known = path.read_text(encoding="utf-8") if path.is_file() else ""
+    try:
         store.write_text(path, f"{known}{folder.resolve()}\n")
+    except BenchError as error:
+        say(f"note: {folder.resolve()} is trusted for this command only ({error})")
 
 
 def is_trusted(folder: Path) -> bool:
@@ -49,17 +64,19 @@ def code_names(suites: Iterable[Suite]) -> list[str]:
     return sorted({name for suite in suites for _, name in suite.plugin_names() if ":" in name})
 
 
-def check_consent(path: Path, suites: Sequence[Suite], typed: Sequence[str], allow: bool) -> None:
-    """Refuse a file that names code, unless its folder is trusted or `allow` is set, which makes it trusted.
+def check_consent(file: Path, suites: Iterable[Suite], args: argparse.Namespace) -> None:
+    """Refuse a suite file, or a folder of records, that names code, unless it is trusted or becomes so.
 
-    `typed`: the overrides of the command line; a name in them is the user's own.
+    `args` has `allow_code`, and in `overrides` what the user has typed: a name in it is the user's own.
     """
+    typed: Sequence[str] = getattr(args, "overrides", ())
     names = [name for name in code_names(suites) if not any(name in text for text in typed)]
-    if not names or is_trusted(path.parent) or os.environ.get(VARIABLE) == "1":
+    folder = file if file.is_dir() else file.parent
+    if not names or is_trusted(folder) or os.environ.get(VARIABLE) == "1":
         return
-    if not allow:
+    if not args.allow_code:
         raise BenchError(
-            f"{path} names code of its own ({', '.join(names)}), which will run with your rights: read it, then add "
-            f"--allow-code, which is remembered for the folder {path.parent.resolve()}."
+            f"{file} names code of its own ({', '.join(names)}), which will run with your rights: read it, then add "
+            f"--allow-code, which is remembered for the folder {folder.resolve()}."
         )
-    trust(path.parent)
+    trust(folder)

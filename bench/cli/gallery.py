@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from bench.cli.command import Command
+from bench.cli.consent import add_code_argument, check_consent
 from bench.cli.output import print_written
-from bench.cli.suite_arguments import add_suite_arguments
+from bench.cli.suite_arguments import add_suite_arguments, suite_place
 from bench.cli.suite_records import recorded_suites
 from bench.core.errors import BenchError
 from bench.core.progress import working
@@ -14,6 +15,7 @@ from bench.core.progress import working
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_suite_arguments(parser)
+    add_code_argument(parser)
     parser.add_argument("--seed", type=int, default=0, help="training seed whose policies are shown (default: 0)")
     parser.add_argument("--videos", type=int, default=6, help="held-out prompts shown (default: 6)")
 
@@ -26,6 +28,7 @@ def execute(args: argparse.Namespace) -> int:
         raise BenchError(f"{args.suite} is a study: name one suite, `bench gallery` shows no variants.")
     if args.seed not in suite.seeds or args.videos < 1:
         raise BenchError(f"--seed {args.seed} must be one of {suite.seeds}, and --videos at least 1.")
+    check_consent(suite_place(args.suite), [suite], args)
     for row in suite.rows:
         policy = store.run_folder(args.results / suite.name, row.name, args.seed) / store.POLICY
         if not policy.is_file():

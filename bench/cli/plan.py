@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.command import Command
+from bench.cli.consent import add_code_argument
 from bench.cli.output import print_result
 from bench.cli.suite_arguments import add_suite_arguments, prepare_suites
 from bench.core.errors import BenchError
@@ -23,6 +24,7 @@ DEFAULT_GPU = "h100"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_suite_arguments(parser)
+    add_code_argument(parser)
     parser.add_argument("--gpu", default=None, help=f"one of {', '.join(GPUS)} (default: {DEFAULT_GPU})")
     parser.add_argument("--gpus", type=int, default=1, help="GPUs that share one run (default: 1)")
     parser.add_argument(

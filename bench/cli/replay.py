@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 from bench.cli.command import Command
+from bench.cli.consent import add_code_argument, check_consent
 from bench.cli.output import print_result
 from bench.core.errors import BenchError
 from bench.core.progress import working
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_code_argument(parser)
     parser.add_argument("run", type=Path, help="folder of the run, e.g. results/nano/cps-fixed/seed-0")
     parser.add_argument(
         "--updates", type=int, default=None, metavar="N", help="only the first N updates, without the evaluation"
@@ -27,10 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     from bench import store
     from bench.core.provenance import check_not_installed
+    from bench.suite.recorded import suite_of_record
 
     if not 0 <= args.tolerance < math.inf:
         raise BenchError(f"--tolerance is {args.tolerance}: give a finite number of at least 0.")
-    store.read_record(args.run)  # for its error, before torch is imported
+    suite = suite_of_record(args.run, store.read_record(args.run))  # for its errors, before torch is imported
+    check_consent(args.run, [suite], args)
     check_not_installed(args.run, "replay a copy of it")
     with working("loading torch"):
         from bench.audit.replay import replay, replay_document, replay_page, write_verdict

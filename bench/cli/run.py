@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from bench.cli.command import Command
+from bench.cli.consent import add_code_argument, code_names, trust
 from bench.cli.output import print_result
 from bench.cli.suite_arguments import add_suite_arguments, prepare_suites
 from bench.core.parallelism import SHARDS
@@ -18,6 +19,7 @@ from bench.launch.config import LAUNCHERS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_suite_arguments(parser)
+    add_code_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what will run and what it will cost, and stop")
     parser.add_argument(
         "--overwrite",
@@ -59,6 +61,8 @@ def execute(args: argparse.Namespace) -> int:
         text = "\n".join(describe(*each, args.overwrite) for each in own)
         print_result(args, text, {"suites": [planned_runs(*each, args.overwrite) for each in own]})
         return 0
+    if code_names(each.suite for each in suites):
+        trust(args.results / suites[0].suite.study)  # whose stored suite will name the same code
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is handled like Ctrl-C
     outcome = run_suites(suites, args.results, launch, args.overwrite)
     folder, runs = args.results / suites[0].suite.study, run_results(outcome)

@@ -47,12 +47,22 @@ def load_suites(args: argparse.Namespace) -> list[Suite]:
     return suites
 
 
+def suite_place(suite: Path) -> Path:
+    """The file of a suite, or the results folder that stores it."""
+    from bench.suite.load import is_results_folder
+    from bench.suite.packaged import suite_file
+
+    return suite if is_results_folder(suite) else suite_file(str(suite))
+
+
 def prepare_suites(args: argparse.Namespace) -> list[PreparedSuite]:
     """The prepared suite, or every variant of a study; what is misspelt in it is refused before torch is imported."""
+    from bench.cli.consent import check_consent
     from bench.core.progress import working
     from bench.suite.names import check_names
 
     suites = load_suites(args)
+    check_consent(suite_place(args.suite), suites, args)
     for suite in suites:
         check_names(suite)
     with working(f"loading torch, methods and evaluators for {suites[0].study}"):

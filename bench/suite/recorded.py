@@ -35,6 +35,18 @@ def results_of(folder: Path) -> Path:
     return folder.parent.parent if is_variant else folder.parent
 
 
+def suite_of_record(run: Path, record: RunRecord) -> Suite:
+    """The suite of a run, as its record has it; one that this version does not accept is a `BenchError`."""
+    try:
+        return Suite.model_validate(record.config)
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        raise BenchError(
+            f"record {run / RUN} has a configuration that this version does not accept "
+            f"({'.'.join(map(str, first['loc']))}: {first['msg']}): check out the commit that it names."
+        ) from cause
+
+
 def recorded_suites(folder: Path) -> list[Suite]:
     """The suite of the records in a folder, or all variants of a study in the order of their names.
 

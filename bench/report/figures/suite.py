@@ -17,7 +17,7 @@ from bench.report.data.training import WINDOW, Training, curves, gradients, load
 from bench.report.figures import plots
 from bench.report.figures.plots import PANELS
 from bench.report.tables.notes import nano_warning
-from bench.store.files import write_files
+from bench.store.files import find, write_files
 from bench.store.record import RUN
 
 FOLDER, PAGE = "figures", "figures.md"

@@ -20,18 +20,19 @@ from tests.helpers.paths import PROJECT
 
 SUITE = "suite overrides --results"
 OPTIONS = {
-    "run": f"{SUITE} --dry-run --overwrite --processes --launcher --nproc --shard --launch --json --quiet",
-    "plan": f"{SUITE} --gpu --gpus --gpu-memory --tflops --context-parallel --shard --scorer-seconds --probe --json "
-    "--quiet",
+    "run": f"{SUITE} --allow-code --dry-run --overwrite --processes --launcher --nproc --shard --launch "
+    "--json --quiet",
+    "plan": f"{SUITE} --allow-code --gpu --gpus --gpu-memory --tflops --context-parallel --shard --scorer-seconds "
+    "--probe --json --quiet",
     "table": f"{SUITE} --json --quiet",
     "figures": f"{SUITE} --json --quiet",
     "compare": "a b --open --csv --json",
     "report": f"{SUITE} --json --quiet",
     "verify": "folders --json --quiet",
-    "check": "names --suite --train --params --nano --write-golden --json",
-    "audit": f"{SUITE} --row --policy --json --quiet",
-    "replay": "run --updates --out --tolerance --json --quiet",
-    "gallery": f"{SUITE} --seed --videos --json --quiet",
+    "check": "names --allow-code --suite --train --params --nano --write-golden --json",
+    "audit": f"{SUITE} --allow-code --row --policy --json --quiet",
+    "replay": "run --allow-code --updates --out --tolerance --json --quiet",
+    "gallery": f"{SUITE} --allow-code --seed --videos --json --quiet",
     "score": "evaluators --videos --prompts --out --params --nano --batch --dtype --device --overwrite --json --quiet",
     "suites": "--json",
     "assets": "suite overrides --verify --json --quiet",
