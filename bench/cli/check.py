@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_code_argument(parser)
     parser.add_argument("names", nargs="+", metavar="NAME", help="name of a plug-in of any kind, or 'module:Class'")
     parser.add_argument(
         "--suite",
@@ -27,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="suite that methods are checked against, by name or file; overrides such as budget.steps=20 may follow",
     )
+    add_code_argument(parser)
     parser.set_defaults(overrides=[])
     parser.add_argument("--train", action="store_true", help="train two updates of each method on nano, in seconds")
     parser.add_argument(

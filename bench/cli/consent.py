@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import store
 from bench.core.errors import BenchError
 from bench.core.progress import say
 from bench.core.provenance import ROOT
@@ -43,6 +42,8 @@ def trust(folder: Path) -> None:
     """Remember that files in the folder and below may name code; a note if that is not possible."""
     if is_trusted(folder):
         return
+    from bench import store
+
     path = trusted_folders_file()
     known = path.read_text(encoding="utf-8") if path.is_file() else ""
     try:

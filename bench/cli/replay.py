@@ -15,8 +15,8 @@ from bench.core.progress import working
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_code_argument(parser)
     parser.add_argument("run", type=Path, help="folder of the run, e.g. results/nano/cps-fixed/seed-0")
+    add_code_argument(parser)
     parser.add_argument(
         "--updates", type=int, default=None, metavar="N", help="only the first N updates, without the evaluation"
     )
