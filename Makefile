@@ -13,7 +13,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table reproduce ablations table figures report plans test fuzz check docs docs-pages departures bench-speed format clean
+.PHONY: faults help setup reproduce-table reproduce ablations table figures report plans test fuzz check docs docs-pages departures bench-speed format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -62,6 +62,9 @@ test: setup ## the tests that need neither a GPU nor downloaded weights
 
 fuzz: setup ## read thousands of damaged files and options (10 minutes; FUZZ_EXAMPLES inputs of each kind): one sentence or acceptance
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-1000} $(BIN)/python -m pytest -n 0 tests/fuzz
+
+faults: setup ## kill runs at random moments, fill disks, remove folders (20 minutes; FAULT_KILLS=N sets the kills)
+	FAULT_KILLS=$${FAULT_KILLS:-40} $(BIN)/python -m pytest tests/faults -m "" -n 2 --dist=worksteal -s
 
 check: setup ## lint, format, types, import contracts, spelling
 	$(BIN)/ruff check

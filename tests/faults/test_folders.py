@@ -54,7 +54,8 @@ def test_results_on_a_read_only_disk(tmp_path: Path, small_disk: Path) -> None:
 
 
 @ROOT_ONLY
-@pytest.mark.parametrize("small_disk", [8, 24, 40, 60], indirect=True)
+@pytest.mark.long
+@pytest.mark.parametrize("small_disk", [8, 24, 40, 60, 100, 200], indirect=True)
 def test_a_full_disk_stops_runs_and_the_same_command_goes_on(tmp_path: Path, small_disk: Path) -> None:
     command = [*toy_command("run", tmp_path)[:-1], str(small_disk)]
     code, output = run(command, tmp_path)
@@ -84,6 +85,7 @@ def test_a_folder_that_is_removed_while_its_run_goes_on(tmp_path: Path) -> None:
     assert [line["update"] for line in store.read_lines(folder / store.TRAIN)] == list(range(8))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "env",
     [
@@ -99,6 +101,7 @@ def test_an_odd_environment(tmp_path: Path, env: dict[str, str | None]) -> None:
     assert code == 0, output
 
 
+@pytest.mark.long
 @ROOT_ONLY
 @pytest.mark.parametrize("small_disk", [4], indirect=True)
 def test_no_space_in_the_folder_of_temporary_files(tmp_path: Path, small_disk: Path) -> None:
@@ -107,6 +110,7 @@ def test_no_space_in_the_folder_of_temporary_files(tmp_path: Path, small_disk: P
     assert code == 0, output
 
 
+@pytest.mark.long
 def test_paths_with_blanks_and_unicode(tmp_path: Path) -> None:
     folder = tmp_path / "two words, ünï 視頻 'quoted' [x]"
     folder.mkdir()

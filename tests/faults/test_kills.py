@@ -1,6 +1,7 @@
 """`bench run` killed by SIGKILL at random moments: the same command goes on, and ends in the same bits.
 
-FAULT_KILLS sets the number of kills (default 3; `make faults` does 40) and FAULT_SEED the moments.
+FAULT_KILLS sets the number of kills (default 3; `make faults` does 40) and FAULT_SEED their moments. The tests marked
+`long` are left out of the normal test run.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ def test_killed_runs_resume_to_the_same_bits(tmp_path: Path, whole: dict[str, ob
     assert killed
 
 
+@pytest.mark.long
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     process = start(toy_command("run", tmp_path, "seeds=[0, 1]"), tmp_path, {"TOY_SECONDS": "5"})
     wait_for_line(tmp_path, process)
@@ -118,6 +120,7 @@ def test_a_second_terminal_waits_for_the_runs_of_the_first(tmp_path: Path) -> No
     assert not starts
 
 
+@pytest.mark.long
 def test_what_a_killed_first_terminal_leaves_is_done_by_the_second(tmp_path: Path, whole: dict[str, object]) -> None:
     command = toy_command("run", tmp_path, "seeds=[0, 1]")
     first = start(command, tmp_path, {"TOY_SECONDS": "1"})
