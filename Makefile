@@ -41,8 +41,8 @@ ablations: setup ## run the five ablation suites on nano (hours; runs they share
 reproduce: reproduce-table ## everything on nano: the main suite, its controls, the five ablations (hours), with tables, figures and reports
 	@for name in $(CONTROLS) $(addprefix nano_,$(ABLATIONS)); do suite=bench/configs/$$name.yaml; \
 	  $(BIN)/bench run $$suite && $(BIN)/bench table $$suite && $(BIN)/bench figures $$suite && $(BIN)/bench report $$suite || exit $$?; done
-	@$(BIN)/bench table bench/configs/nano.yaml && $(BIN)/bench figures bench/configs/nano.yaml && $(BIN)/bench gallery bench/configs/nano.yaml
-	$(BIN)/bench report bench/configs/nano.yaml
+	@$(BIN)/bench table nano && $(BIN)/bench figures nano && $(BIN)/bench gallery nano
+	$(BIN)/bench report nano
 	$(BIN)/bench verify
 
 table: setup ## the table of SUITE from the runs that exist

@@ -42,8 +42,8 @@ COMMAND = Command(
     json="each file that the suite needs and whether it is present; without a suite, all known assets",
     examples=(
         "bench assets",
-        "bench assets bench/configs/hunyuanvideo15_480p.yaml",
-        "bench assets bench/configs/hunyuanvideo15_480p.yaml --verify",
+        "bench assets hunyuanvideo15_480p",
+        "bench assets hunyuanvideo15_480p --verify",
     ),
     exit_codes="0 if everything is present, 1 if something is missing or wrong, 2 for a mistake",
 )

@@ -43,9 +43,9 @@ COMMAND = Command(
     json="a list with the audit of each suite, as in audit.json",
     progress=True,
     examples=(
-        "bench audit bench/configs/nano.yaml",
-        "bench audit bench/configs/nano.yaml --row cps-fixed sage_grpo-dual",
-        "bench audit bench/configs/nano.yaml --policy results/nano/cps-fixed/seed-0",
+        "bench audit nano",
+        "bench audit nano --row cps-fixed sage_grpo-dual",
+        "bench audit nano --policy results/nano/cps-fixed/seed-0",
     ),
     exit_codes="0 if every row's ratio is 1 within the tolerance, 1 if one is not, 2 for a mistake",
 )

@@ -36,7 +36,7 @@ COMMAND = Command(
     json="the written files",
     progress=True,
     examples=(
-        "bench figures bench/configs/nano.yaml",
-        "bench figures bench/configs/nano_equalizer.yaml  # also the ablation's forest plot",
+        "bench figures nano",
+        "bench figures nano_equalizer  # also the ablation's forest plot",
     ),
 )

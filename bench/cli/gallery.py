@@ -52,7 +52,7 @@ COMMAND = Command(
     json="the written file",
     progress=True,
     examples=(
-        "bench gallery bench/configs/nano.yaml",
-        "bench gallery bench/configs/nano.yaml --seed 1 --videos 12",
+        "bench gallery nano",
+        "bench gallery nano --seed 1 --videos 12",
     ),
 )

@@ -116,9 +116,9 @@ COMMAND = Command(
     json="a list with the plan of each suite",
     progress=True,
     examples=(
-        "bench plan bench/configs/hunyuanvideo15_480p.yaml --gpus 64",
-        "bench plan bench/configs/hunyuanvideo15_480p.yaml --gpus 8 --shard full",
-        "bench plan bench/configs/hunyuanvideo15_single_gpu.yaml --gpu h200 --scorer-seconds 2",
-        "bench plan bench/configs/nano.yaml --probe",
+        "bench plan hunyuanvideo15_480p --gpus 64",
+        "bench plan hunyuanvideo15_480p --gpus 8 --shard full",
+        "bench plan hunyuanvideo15_single_gpu --gpu h200 --scorer-seconds 2",
+        "bench plan nano --probe",
     ),
 )

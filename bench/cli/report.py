@@ -31,7 +31,7 @@ COMMAND = Command(
     json="the written file",
     progress=True,
     examples=(
-        "bench report bench/configs/nano.yaml",
-        "bench report bench/configs/nano.yaml seeds='[0,1,2,3,4]' --results results/reference",
+        "bench report nano",
+        "bench report nano seeds='[0,1,2,3,4]' --results results/reference",
     ),
 )

@@ -65,8 +65,8 @@ COMMAND = Command(
     progress=True,
     json="the lines of main.csv of each suite, those of ablation.csv, and the written files",
     examples=(
-        "bench table bench/configs/nano.yaml",
-        "bench table bench/configs/nano.yaml seeds='[0,1,2,3,4]' --results results/reference",
-        "bench table bench/configs/nano_kl.yaml",
+        "bench table nano",
+        "bench table nano seeds='[0,1,2,3,4]' --results results/reference",
+        "bench table nano_kl",
     ),
 )

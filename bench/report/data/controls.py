@@ -64,7 +64,7 @@ def control_notes(suite: SuiteRecords, own: Path, stored: Path) -> list[str]:
         elif (CONFIGS / f"{name}.yaml").is_file():
             absent.append(control)
     if absent:
-        commands = " and ".join(f"`bench run bench/configs/{suite.name}{control.suffix}.yaml`" for control in absent)
+        commands = " and ".join(f"`bench run {suite.name}{control.suffix}`" for control in absent)
         title = absent[0].title if len(absent) < len(CONTROLS) else "Controls"
         notes.append(f"{title}: not run. Run {commands}.")
     return notes

@@ -249,7 +249,7 @@ def test_a_run_whose_folder_went_away_stops(tmp_path: Path) -> None:
     store.write_text(tmp_path / "run" / store.STARTED, "abc\n")
     store.check_started(tmp_path / "run", "abc")
     with pytest.raises(BenchError, match="taken by another run"):
-        store.check_started(tmp_path / "run", "abd")
+        store.check_started(tmp_path / "run", "another")
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(BenchError, match="was removed or emptied while its run went on"):
         store.check_started(tmp_path / "run", "abc")
