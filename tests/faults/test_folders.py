@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def test_a_folder_that_is_removed_while_its_run_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "toy" / "cps-dual" / "seed-0"
     process = start(toy_command("run", tmp_path), tmp_path, {"TOY_SECONDS": "0.3"})
     while process.poll() is None and not (folder / store.TRAIN).exists():
-        pass
+        time.sleep(0.05)
     shutil.rmtree(folder, ignore_errors=True)
     code, output = finish(process)
     assert "Traceback" not in output, output

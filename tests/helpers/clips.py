@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -67,9 +68,12 @@ class Clip:
 
 def write_streams(path: Path, clips: Sequence[Clip], **metadata: str) -> Path:
     """A file of one stream per clip."""
+    policy = os.sched_getscheduler(0)
     with av.open(str(path), "w", options=clips[0].container) as file:
         file.metadata.update(metadata)
         streams = [clip.start(file) for clip in clips]
         for clip, stream in zip(clips, streams, strict=True):
             clip.fill(file, stream)
+    if os.sched_getscheduler(0) != policy:  # SVT-AV1's encoder, run by root, makes the process one of real time
+        os.sched_setscheduler(0, policy, os.sched_param(0))
     return path
