@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -153,7 +154,7 @@ def _validated(cls: Any, name: str, params: dict[str, Any]) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(cls).validate_json(json_text(name, params), strict=True)
+        return TypeAdapter(cls).validate_json(_json(name, params), strict=True)
     except ValidationError as cause:
         error = cause.errors()[0]
         key = str(error["loc"][-1]) if error["loc"] else ""
@@ -163,6 +164,17 @@ def _validated(cls: Any, name: str, params: dict[str, Any]) -> Any:
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}."
             raise BenchError(f"{name} has no parameter {key!r}: {hint}") from cause
         raise BenchError(f"{name}, parameter {key!r}: {error['msg']} (got {str(error['input'])[:60]!r}).") from cause
+
+
+def _json(label: str, params: dict[str, Any]) -> str:
+    """The parameters as JSON text; a number that is not finite is a `BenchError` that names the parameter."""
+    return (
+        "{"
+        + ", ".join(
+            f"{json.dumps(key)}: {json_text(f'{label}, parameter {key!r},', value)}" for key, value in params.items()
+        )
+        + "}"
+    )
 
 
 def method(name: str, **params: Any) -> Method:

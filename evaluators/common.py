@@ -142,12 +142,17 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
+def _is_file_name(name: object) -> bool:
+    """Whether this is a text that a file can be called."""
+    return isinstance(name, str) and 0 < len(name.encode("utf-8", "replace")) < 256 and "\0" not in name
+
+
 def _shards(index: Path) -> list[Path]:
     """The weight files that an index names, in its own folder."""
     names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names:
+    if not isinstance(names, dict) or not names or not all(map(_is_file_name, names.values())):
         raise BenchError(f"file {index} names no weights (weight_map): fetch it again.")
-    files = sorted({str(name) for name in names.values()})
+    files = sorted(set(names.values()))
     other = next((name for name in files if Path(name).name != name), None)
     if other is not None:
         raise BenchError(f"file {index} names {other!r}, which is no file of its folder: fetch it again.")

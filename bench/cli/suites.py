@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from bench.cli.command import Command
+from bench.cli.output import print_result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    """It takes none."""
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -19,12 +19,10 @@ def execute(args: argparse.Namespace) -> int:
     from bench.suite.packaged import CONFIGS
 
     suites = packaged_suites()
-    if args.json:
-        print(json.dumps([each.facts() for each in suites], indent=1))
-        return 0
     rows = [[each.name, each.scale, each.size, each.description] for each in suites]
-    print(tabulate(rows, ["suite", "scale", "rows x seeds", "what it is"], maxcolwidths=[None, None, None, 80]))
-    print(f"\nfiles: {CONFIGS}; take a name in place of a file: bench run nano --dry-run")
+    table = tabulate(rows, ["suite", "scale", "rows x seeds", "what it is"], maxcolwidths=[None, None, None, 80])
+    text = f"{table}\n\nfiles: {CONFIGS}; take a name in place of a file: bench run nano --dry-run"
+    print_result(args, text, [each.facts() for each in suites])
     return 0
 
 
@@ -33,5 +31,6 @@ COMMAND = Command(
     help="list the packaged suites, which every command takes by name",
     add_arguments=add_arguments,
     execute=execute,
+    json="each suite with its name, file, scale, rows and seeds",
     examples=("bench suites", "bench suites --json"),
 )

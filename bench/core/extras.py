@@ -5,7 +5,7 @@ from __future__ import annotations
 EXTRAS = {
     "run": (
         *("PIL", "accelerate", "av", "diffusers", "ftfy", "jaxtyping", "open_clip", "peft", "safetensors"),
-        *("torch", "torchvision", "tqdm", "transformers"),
+        *("torch", "torchvision", "transformers"),
     ),
     "slurm": ("submitit",),
     "test": ("beartype", "hypothesis", "pytest"),

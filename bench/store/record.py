@@ -207,6 +207,8 @@ def read_record(folder: Path | str) -> RunRecord:
     """The validated record."""
     path = Path(folder) / RUN
     fix = "delete the folder and run `bench run` again, or restore it from where it was copied"
+    if not path.exists():
+        raise BenchError(f"record {path} does not exist: run `bench run` first.")
     content = read_json(path, "record", fix)
     try:
         return RunRecord.model_validate(content)

@@ -156,7 +156,7 @@ def suite_mapping(suites: Sequence[Suite]) -> dict[str, Any]:
     """
     first = suites[0]
     named = {"suite": first.study, **first.model_dump(mode="json", include={"seeds", "rows"})}
-    settings = [suite.shared() for suite in suites]
+    settings = [suite.model_dump(mode="json", exclude={"suite", "seeds", "rows"}) for suite in suites]
     if not first.variant:
         return {**named, **settings[0]}
     common = _common(settings)

@@ -8,10 +8,9 @@ from typing import Any
 
 import yaml
 
-from bench.core.provenance import ROOT
 from bench.store.files import write_text
 from bench.suite.load import suite_mapping
-from bench.suite.paths import packaged, path_parameters, resolve
+from bench.suite.paths import names_package, path_parameters, resolve
 from bench.suite.recorded import SUITE_FILE
 from bench.suite.schema import Suite
 
@@ -54,8 +53,7 @@ def _located(suite: Suite) -> Suite:
 
 
 def _absolute(name: str | None) -> str | None:
-    """The name of something packaged as it is, every other path absolute."""
+    """The name of something packaged as it is, every other path absolute; None for None."""
     if name is None:
         return None
-    path = resolve(name)
-    return name if packaged(name) or path == ROOT / name else str(path)
+    return name if names_package(name) else str(resolve(name))

@@ -258,7 +258,7 @@ def test_missing_folders_and_unknown_types_are_refused(tmp_path):
         PickScore(tmp_path / "none")
     with pytest.raises(BenchError, match="does not exist"):
         PickScore(PICK, tmp_path / "none")
-    with pytest.raises(BenchError, match=r"preprocessor_config\.json is missing"):
+    with pytest.raises(BenchError, match=r"preprocessor_config\.json cannot be read"):
         PickScore(PICK)
     with pytest.raises(BenchError, match="dtype 'int8'"):
         ClipScore(CLIP, dtype="int8")

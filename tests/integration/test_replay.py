@@ -155,7 +155,7 @@ def test_a_changed_score_is_the_floor_and_a_note_of_the_table(
     assert "differs by up to 0.0312" in text
     assert "scores: largest difference brightness 0.0312" in text
     assert run_replay(suite / "base", capsys)[0] == 0
-    table = pd.DataFrame({"overall_mde": pd.Series([], dtype=float)})
+    table = pd.DataFrame({"trained_mde": pd.Series([], dtype=float)})
     notes = [note for note in footnotes(load_records(suite), table) if "floor" in note]
     cpu = json.loads((run / REPLAY).read_text())["hardware"]["cpu"]
     start = "Nondeterminism floor: {} repeated on " + cpu + ": {}."

@@ -153,6 +153,7 @@ def test_a_run_ends_in_a_complete_record(tmp_path: Path) -> None:
     assert scores[["prompt_index", "video"]].drop_duplicates().shape[0] == 36
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if path.name != ".lock") == [
         "digest",
+        "inputs.json",
         "policy.safetensors",
         "run.json",
         "scores.parquet",

@@ -52,7 +52,7 @@ def test_shapes_that_do_not_divide_are_refused(both: list[dict[str, Any]]) -> No
         ("{context: 2}", LaunchConfig("torchrun", nproc=3), "a run has 3 process.*a multiple of 2"),
         ("{contexts: 2}", LaunchConfig(), "parallel has no key 'contexts'"),
         ("{context: 0}", LaunchConfig("torchrun", nproc=2), "write it as .context: 2."),
-        ("two", LaunchConfig("torchrun", nproc=2), "write it as .context: 2."),
+        ("two", LaunchConfig("torchrun", nproc=2), "parameter 'parallel' is 'two': it should be an object"),
     ],
 )
 def test_a_run_without_the_processes_for_it_is_refused(

@@ -31,8 +31,9 @@ def stored_folder(name: str, reference: Path | None = None, own: Path | None = N
 
     It is `own`, a folder of runs of this suite, if these are the stored ones: copies of the same files.
     """
-    stored = reference or STORED / name
-    return own if own is not None and _same_runs(own, stored) else stored
+    if reference is not None:
+        return reference
+    return own if own is not None and _same_runs(own, STORED / name) else STORED / name
 
 
 def _same_runs(folder: Path, stored: Path) -> bool:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from bench.algorithm.kl import ControlledKL
 from bench.api import BenchError, KLPolicy, RefreshRule
 from bench.plugins import available, kl_policy
 from tests.helpers import parity
@@ -152,9 +151,3 @@ def test_a_missing_term_is_named() -> None:
 def test_mistakes_are_refused_with_a_remedy(name: str, params: dict[str, Any], match: str) -> None:
     with pytest.raises(BenchError, match=match):
         kl_policy(name, **params)
-
-
-def test_numbers_written_as_yaml_reads_them_are_accepted() -> None:
-    policy = kl_policy("fixed", weight="1e-5")  # YAML 1.1 reads 1e-5 as text
-    assert isinstance(policy, ControlledKL)
-    assert policy.weight == 1e-5

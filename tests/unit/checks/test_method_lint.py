@@ -120,7 +120,7 @@ def test_a_class_that_cannot_be_constructed_is_a_finding(
     [
         (["flow_gpro"], "did you mean 'flow_grpo'?"),
         (["nowhere:Thing"], "module 'nowhere' cannot be imported"),
-        (["pathlib:Path"], "is not a class that derives from bench.api.Method"),
+        (["pathlib:Path"], "pathlib is a module of Python itself"),
         (["cps", "budget.steps=4"], "budget.steps=4 overrides a setting of a suite: name the suite with --suite"),
         (["gold", "--train"], "gold is not a method: --train is for methods"),
         (["cps", "--suite", "none.yaml"], "suite none.yaml cannot be read"),

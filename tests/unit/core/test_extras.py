@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -40,12 +41,14 @@ def test_any_other_module_names_none() -> None:
 
 
 def test_a_command_without_its_packages_says_so(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("video,prompt\na.mp4,a dog\n")
     monkeypatch.delitem(sys.modules, "bench.score.scoring", raising=False)
     monkeypatch.delitem(sys.modules, "bench.score.evaluators", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert main(["score", "clipscore", "--videos", "a.mp4", "--out", "a.parquet"]) == 2
+    assert main(["score", "clipscore", "--prompts", str(prompts), "--out", "a.parquet"]) == 2
     assert capsys.readouterr().err == (
         "bench score: the package 'torch' is missing: install it with `pip install 'grpo-video-bench[run]'`.\n"
     )

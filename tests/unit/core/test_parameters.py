@@ -109,8 +109,8 @@ def test_parameters_without_a_type_take_any_finite_value() -> None:
         ("rows=[{method: '..:X'}]", "method '..:X' is not 'module:Class'"),
         ("rows=[{method: 'a b:X', label: a}]", "method 'a b:X' is not 'module:Class'"),
         ("rows=[{method: 'bench.api:Method'}]", "method 'bench.api:Method' is abstract: name a class that defines"),
-        ("backbone.name=builtins:int", "backbone 'builtins:int' "),
-        ("monitor=['subprocess:Popen']", r"evaluator 'subprocess:Popen' is not a bench\.api\.Evaluator"),
+        ("backbone.name=builtins:int", "backbone 'builtins:int': builtins is a module"),
+        ("monitor=['subprocess:Popen']", r"evaluator 'subprocess:Popen': subprocess is a module of Python"),
     ],
 )
 def test_wrong_parameters_of_a_suite_are_refused_before_anything_is_loaded(override: str, message: str) -> None:

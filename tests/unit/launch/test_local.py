@@ -45,7 +45,7 @@ def test_each_run_has_a_process_of_its_own(job: Job, launcher: Callable[[Any], L
     statuses = [finishing.run(job) for _ in range(2)]
     assert [status for status, _ in statuses] == ["finished", "finished"]
     assert len({pid for _, pid in statuses} | {str(os.getpid())}) == 3
-    assert finishing.messages.get() == (job.label, "train", 1, 2)
+    assert finishing.messages.get() == (job.label, ("train", 1, 2))
     assert finishing.processes == []
 
 
@@ -61,6 +61,7 @@ def test_ctrl_c_never_reaches_a_run(job: Job, launcher: Callable[[Any], LocalLau
         (processes.refuse, BenchError, "^fix it"),
         (processes.crash, RuntimeError, "^ValueError: no"),
         (processes.die, KilledError, "was killed"),
+        (processes.leave, BenchError, "exit code 3 .* below `if __name__ == '__main__':`"),
     ],
 )
 def test_why_a_run_stopped(
