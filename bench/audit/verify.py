@@ -19,7 +19,7 @@ from bench.report.data.selection import Selection, row_settings, rows_of
 from bench.report.tables.ablation import NAME as ABLATION
 from bench.report.tables.ablation import render_ablation
 from bench.report.tables.main import FOLDER, NAME, load_main_table, render_table
-from bench.store.record import RunRecord
+from bench.store.record import REPLAY, RunRecord
 from bench.suite.difference import settings_difference
 from bench.suite.load import load_variants
 from bench.suite.recorded import SUITE_FILE
@@ -134,7 +134,12 @@ def _check_tables(folder: Path) -> Iterator[Finding]:
     if best is None:
         yield Finding(folder, f"tables without records: {_REWRITE}")
         return
+    replays = [path.stat().st_mtime for path in store.find(folder.parent, f"**/{REPLAY}")]
     for name in best[0]:
+        if any(replay > (folder / name).stat().st_mtime for replay in replays):
+            note = "is older than a replay of these runs, which it quotes: write it again with `bench table`"
+            yield Finding(folder / name, note, wrong=False)
+            continue
         line = _first_differing_line(stored[name].decode(errors="replace"), best[1].get(name, ""))
         yield Finding(
             folder / name, f"is not what `bench table` writes from these records, from line {line} on: {_REWRITE}"

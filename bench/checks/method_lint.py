@@ -18,6 +18,7 @@ from bench.checks.methods import CHECKS, HOOK_OF_CHECK, STEP_CHECKS, check_metho
 from bench.checks.steps import check_steps
 from bench.checks.violations import CHANGES, Violation, run_check
 from bench.core.errors import BenchError, BudgetFieldError, ProcessStateError
+from bench.core.rng import stream
 from bench.flow import sigma_schedule
 from bench.suite.methods import make_method
 from bench.suite.schema import RowSpec, Suite
@@ -28,6 +29,7 @@ API = sys.modules[Method.__module__].__file__
 CONSTRUCTION = "construction"
 """Name of the finding for a class that cannot be constructed; no other check is then run."""
 SUITE = "suite"
+NOISY = "noisy steps"
 """Name of the check against the budget, the settings and the noise policy of a suite."""
 
 
@@ -138,7 +140,15 @@ def lint_method(name: str, suites: Sequence[Suite] = ()) -> tuple[Method | None,
         if not _add_lines(lines, method, suite.budget.steps, suite.budget.shift):
             for violation in run_check(SUITE, _fits, name, suite):
                 lines.setdefault(SUITE, lint_line(method, violation, "stochastic"))
-    return method, [lines[check] for check in (*CHECKS, SUITE) if check in lines]
+    if not lines and not any(_marks_noise(method, *schedule) for schedule in SCHEDULES):
+        violation = Violation(NOISY, "stochastic marks no step of any schedule noisy: the method never trains.")
+        lines[NOISY] = lint_line(method, violation, "stochastic")
+    return method, [lines[check] for check in (*CHECKS, NOISY, SUITE) if check in lines]
+
+
+def _marks_noise(method: Method, steps: int, shift: float) -> bool:
+    """Whether a step of the schedule is noisy in update 0."""
+    return bool(method.stochastic(sigma_schedule(steps, shift), 0, stream(0, "steps", 0)).any())
 
 
 def _add_lines(lines: dict[str, LintLine], method: Method, steps: int, shift: float) -> bool:

@@ -33,7 +33,7 @@ from bench.cli import (
 from bench.cli.command import Command
 from bench.cli.output import output_of
 from bench.cli.parser import SHELLS, CommandParser, PrintCompletion
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, plugin_error
 from bench.core.extras import missing_extra
 from bench.core.progress import set_quiet
 
@@ -112,6 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         sentence = missing_extra(error)
         if sentence is None:
+            raise
+        print(f"bench {command.name}: {sentence}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        sentence = plugin_error(error)
+        if sentence is None:  # a bug of this project
             raise
         print(f"bench {command.name}: {sentence}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,5 +70,6 @@ def prepare_suites(args: argparse.Namespace) -> list[PreparedSuite]:
         from bench.core.process_state import fix_process_state
         from bench.suite.prepared import prepare_all
 
+        importlib.import_module("bench.train.run")  # the whole harness, so that a plug-in's change of it is noticed
         fix_process_state()  # so that a plug-in that changes a global setting is noticed here
         return prepare_all(suites)

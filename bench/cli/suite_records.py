@@ -70,7 +70,8 @@ def _check_settings(recorded: RecordedSuite, harness: str, command: str) -> None
     from bench.suite.sources import run_sources
 
     suite, folder = recorded.suite, recorded.folder
-    stale, sources = 0, {}
+    stale, missing = 0, set[str]()
+    sources: dict[str, str | None] = {}
     rows = {row.name: row for row in suite.rows}
     runs = [folder / "base", *(store.run_folder(folder, row, seed) for row in rows for seed in suite.seeds)]
     for run in runs:
@@ -85,7 +86,11 @@ def _check_settings(recorded: RecordedSuite, harness: str, command: str) -> None
                 "own with suite=NAME."
             )
         if record.row not in sources:
-            sources[record.row] = digest(run_sources(suite, rows.get(record.row), harness))
-        stale += record.provenance.get("source_digest") != sources[record.row]
+            own = run_sources(suite, rows.get(record.row), harness)
+            missing |= {plugin for plugin, files in own["plugins"].items() if not files}
+            sources[record.row] = None if missing else digest(own)
+        stale += sources[record.row] not in (None, record.provenance.get("source_digest"))
+    if missing:
+        print(f"note: not found from this folder, so not compared: {', '.join(sorted(missing))}", file=sys.stderr)
     if stale:
         print(f"note: the sources have changed since {stale} of these runs were made", file=sys.stderr)

@@ -24,6 +24,11 @@ Exit codes: 0 success; 1 the command worked and its result is negative (a failed
 
 from __future__ import annotations
 
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+
 
 class BenchError(Exception):
     """An error that the user can fix. The message is one sentence: what, where (file or key) and how to fix it."""
@@ -43,3 +48,21 @@ class BudgetFieldError(BenchError):
 
 class ProcessStateError(BenchError):
     """A plug-in changes a global setting of torch or numpy, or replaces code of the harness."""
+
+
+def plugin_error(error: Exception) -> str | None:
+    """One sentence on an exception that passed through a file of the user, such as a plug-in; None for any other."""
+    project = Path(__file__).resolve().parents[2]
+    others = [
+        *(project / name for name in ("bench", "methods", "evaluators")),
+        Path(sys.prefix),
+        Path(sys.base_prefix),
+    ]
+    others += map(Path, (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and not any(path.resolve().is_relative_to(other.resolve()) for other in others):
+            text = " ".join(str(error).split())
+            where = f"{path}, line {frame.lineno}"
+            return f"{where}: {type(error).__name__}: {text}; `bench check` shows what a plug-in breaks."
+    return None

@@ -120,10 +120,15 @@ class Scoring:
     batch: int
     progress: Work
     results: dict[tuple[VideoPrompt, str], Result] = field(default_factory=dict)
+    earlier: set[tuple[str, str, str]] = field(init=False)
+    """Scores that an earlier call has left."""
     reused: int = 0
     """Number of scores of an earlier call."""
     reported: set[str] = field(default_factory=set)
     """Types of unexpected exceptions whose traceback was printed."""
+
+    def __post_init__(self) -> None:
+        self.earlier = set(self.partial.done)
 
     def run(self, items: Sequence[VideoPrompt]) -> dict[tuple[VideoPrompt, str], Result]:
         """A result for every video and evaluator."""
@@ -156,7 +161,7 @@ class Scoring:
                     names.append(name)
                 else:
                     self._record(item, name, known)
-                    self.reused += 1
+                    self.reused += (sha256, item.prompt, name) in self.earlier
             if not names:
                 return None
             read = read_image if item.path.suffix.lower() in videos.IMAGES else read_video

@@ -67,7 +67,7 @@ FIXES = {
         (errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
         f"a file is where a folder must be, or a folder where a file must be; move it, or {_OTHER_FOLDER}",
     ),
-    errno.ENOENT: "its folder was removed while it was written; run the same command again",
+    errno.ENOENT: f"its folder cannot be made, or was removed meanwhile; check the path, or {_OTHER_FOLDER}",
     **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL), f"the path is not valid; {_OTHER_FOLDER}"),
     **dict.fromkeys((errno.EIO, errno.ESTALE), "the disk reports an error; check it, then run the same command again"),
 }

@@ -60,7 +60,10 @@ def load_variants(path: Path | str, overrides: Sequence[str] = ()) -> list[Suite
     A variant's settings win over the overrides, and are merged like those of a suite that extends another one.
     """
     data = _read_folder(Path(path)) if is_results_folder(path) else _read_suite(str(path), Path(), [])
-    for override in overrides:
+    for number, override in enumerate(overrides):
+        key = override.partition("=")[0]
+        if any(earlier.startswith(f"{key}+=") for earlier in overrides[:number]):
+            raise BenchError(f"override {shown(repr(override))} drops what '{key}+=' before it adds: give it first.")
         _apply_override(data, override)
     data = change_paths(data, lambda name: locate(name, Path()))  # those of overrides
     variants, selected = data.pop("variants", None), data.pop("variant", None)

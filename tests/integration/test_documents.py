@@ -119,8 +119,11 @@ def test_the_readme_is_short_and_its_table_has_the_stored_numbers() -> None:
 
     for label, row in labels.items():
         cells = [interval(row, score) for score in ("overall_delta", "gold_overall_delta")]
-        significant = table.loc[row, "overall_delta_p_holm"] < 0.05
-        assert f"| {label} | {f'**{cells[0]}**' if significant else cells[0]} | {cells[1]} |" in text
+        bold = [
+            f"**{cell}**" if table.loc[row, f"{score}_p_holm"] < 0.05 else cell
+            for cell, score in zip(cells, ("overall_delta", "gold_overall_delta"), strict=True)
+        ]
+        assert f"| {label} | {bold[0]} | {bold[1]} |" in text
     assert table.loc["sage_grpo-dual", "vs_best_row"] == "flow_grpo-fixed"
     assert f"SAGE-GRPO - FlowGRPO is {interval('sage_grpo-dual', 'vs_best_delta')} in Overall" in " ".join(
         text.split()

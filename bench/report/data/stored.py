@@ -20,7 +20,7 @@ from bench.report.data.records import (
 from bench.report.data.selection import row_settings
 from bench.store.files import find
 from bench.store.record import RUN, RunRecord
-from bench.suite.difference import differences, differing_parts, shortened
+from bench.suite.difference import differences, shortened
 
 STORED = ROOT / ("results" if CHECKOUT else "bench/report") / "reference"
 """The project's stored runs: in a checkout below its results, in a wheel inside the package (see setup.py)."""
@@ -76,10 +76,13 @@ def find_reference(suite: SuiteRecords, folder: Path, reference: Path | None = N
     if not stored:
         return Reference(named)
     nearest = min(stored, key=lambda path: len(stored[path]))
-    setting, values = next(iter(stored[nearest].items()))
-    here, there = map(shortened, differing_parts(*values))
+    setting, (own_value, stored_value) = next(iter(stored[nearest].items()))
+    key, (here, there) = next(iter(differences({setting: own_value}, {setting: stored_value}, nested=True).items()))
     name = nearest.relative_to(STORED).as_posix()
-    note = f"No stored reference has these settings: the nearest, {name}, differs in {setting}: {there}, here {here}."
+    note = (
+        f"No stored reference has these settings: the nearest, {name}, differs: {key} is {shortened(there)} there and "
+        f"{shortened(here)} here."
+    )
     return Reference(named, note=note)
 
 

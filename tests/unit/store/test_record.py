@@ -173,7 +173,7 @@ def test_full_disk_at_the_record_leaves_the_run_incomplete(tmp_path: Path, monke
     [
         (errno.EROFS, "fix its permissions"),
         (errno.ENOTDIR, "a file is where a folder must be"),
-        (errno.ENOENT, "its folder was removed"),
+        (errno.ENOENT, "its folder cannot be made, or was removed"),
         (errno.ENAMETOOLONG, "the path is not valid"),
         (errno.EIO, "the disk reports an error"),
     ],
