@@ -111,17 +111,20 @@ def _import(module_name: str, label: str, is_entry_point: bool) -> ModuleType:
 
 def _construct(group: str, name: str, params: dict[str, Any]) -> Any:
     cls = _plugin_class(group, name)
-    from bench.core.process_state import unchanged_process  # imports torch, without which names are checked
+    from bench.core.process_state import unchanged_process, unchanged_settings  # import torch; names need none
 
     label = f"{KINDS[group]} {name!r}"
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(cls.__abstractmethods__))
         raise BenchError(f"{label} is abstract: name a class that defines {missing}.")
-    is_dataclass = getattr(cls, "__pydantic_config__", None) is not None
-    if not is_dataclass:
-        check(group, name, params)
+    if getattr(cls, "__pydantic_config__", None) is not None:
+        with unchanged_settings(
+            f"{label}, in its constructor,"
+        ):  # made by the dozen; a run watches the code as a whole
+            return _validated(cls, label, params)
+    check(group, name, params)
     with unchanged_process(f"{label}, in its constructor,"):
-        return _validated(cls, label, params) if is_dataclass else cls(**params)
+        return cls(**params)
 
 
 def _plugin_class(group: str, name: str) -> Any:

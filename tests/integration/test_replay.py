@@ -254,7 +254,7 @@ def test_a_mistake_is_one_sentence(run: Path, tmp_path: Path, capsys: pytest.Cap
         assert stderr.count("\n") == 1
     assert [path.name for path in full.iterdir()] == ["thesis.tex"]
     assert main(["replay", str(tmp_path / "nothing")]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    assert "does not exist: run `bench run` first" in capsys.readouterr().err
     settings = json.loads((run / store.RUN).read_text())["config"]
     change_record(run, config={**settings, "temperature": 1})
     assert main(["replay", str(run)]) == 2

@@ -104,7 +104,10 @@ def test_parameters_without_a_type_take_any_finite_value() -> None:
         ("evaluator_params.videoalign.normalise=None", "'normalise' is 'None': it should be a valid boolean"),
         ("evaluator_params.videoalign.dtype=float16", "'dtype' is 'float16': give one of float32, bfloat16"),
         ("rows=[{method: cps, label: a, params: {eta: yes}}]", "method 'cps', parameter 'eta': .*valid number"),
-        ("rows=[{method: cps, label: a, params: {eta: .nan}}]", "method 'cps' holds a number that is not finite"),
+        (
+            "rows=[{method: cps, label: a, params: {eta: .nan}}]",
+            "method 'cps', parameter 'eta', holds a number that is not finite",
+        ),
         ("rows=[{method: ':y'}]", "method ':y' is not 'module:Class'"),
         ("rows=[{method: '..:X'}]", "method '..:X' is not 'module:Class'"),
         ("rows=[{method: 'a b:X', label: a}]", "method 'a b:X' is not 'module:Class'"),

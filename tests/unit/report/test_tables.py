@@ -498,7 +498,7 @@ def test_absent_controls_are_named_if_the_project_has_them(
     monkeypatch.setattr(controls, "CONFIGS", tmp_path)
     for which in ("gold", "shuffled"):
         (tmp_path / f"toy-nano_control_{which}.yaml").touch()
-    commands = [f"`bench run bench/configs/toy-nano_control_{which}.yaml`" for which in ("gold", "shuffled")]
+    commands = [f"`bench run toy-nano_control_{which}`" for which in ("gold", "shuffled")]
     assert control_lines(suite) == [f"- Controls: not run. Run {' and '.join(commands)}."]
     control(tmp_path, "gold", 0.5)
     assert control_lines(suite)[1:] == [f"- Negative control: not run. Run {commands[1]}."]
