@@ -105,6 +105,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert not alive
+    finish(process)
 
 
 def test_a_second_terminal_waits_for_the_runs_of_the_first(tmp_path: Path) -> None:

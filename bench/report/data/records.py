@@ -156,9 +156,7 @@ def load_records(
     """
     records = dict(records_below(folder))
     if not records:
-        raise BenchError(
-            f"{folder} holds no records (*/{RUN}, */seed-*/{RUN}): run `bench run` on the suite's YAML first."
-        )
+        raise BenchError(f"{folder} holds no records (*/{RUN}, */seed-*/{RUN}): run `bench run` on this suite first.")
     config = max((record.config for record in records.values()), key=lambda c: len(c.get("seeds", [])))
     wanted = sorted(seeds if seeds is not None else recorded_seeds(records.values()))
     selected = list(rows) if rows is not None else recorded_rows(config, records.values())

@@ -121,9 +121,7 @@ def load_training(folder: Path | str, suite: SuiteRecords) -> list[Training]:
             if any(set(line.panels) != panels for line in lines):
                 raise BenchError(f"{path} does not record the metrics of all other runs ({sorted(panels)}). {FIX}")
     if not trainings:
-        raise BenchError(
-            f"{folder} holds no finished run: figures need one, run `bench run` on the suite's YAML first."
-        )
+        raise BenchError(f"{folder} holds no finished run: figures need one, run `bench run` on this suite first.")
     return trainings
 
 

@@ -21,7 +21,7 @@ from bench.report.data.records import load_records
 from bench.report.data.selection import rows_of
 from bench.report.tables.ablation import build_ablation
 from bench.report.tables.main import build_table
-from bench.store.replay import REPLAY
+from bench.store.replay import REPLAY, ReplayRecord, write_replay
 from bench.suite.schema import Suite
 from bench.suite.stored import write_suite as write_suite_file
 from tests.helpers.toy_records import CONFIG, ledger, write, write_suite
@@ -229,6 +229,36 @@ def test_an_edited_table_is_found(written: Path, tmp_path: Path, name: str) -> N
     (line,) = lines(folder)
     assert f"{name}: is not what `bench table` writes" in line
     assert f"from line {text[:at].count(chr(10)) + 1} on" in line
+
+
+def test_a_table_that_is_older_than_a_replay_is_a_note(written: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(written, tmp_path / "results")
+    record = store.read_record(copy / "toy" / RUN)
+    replay = ReplayRecord(
+        digest=record.digest,
+        scores_digest=record.scores_digest,
+        date="2026-01-01",
+        hardware={"cpu": "another"},
+        equal=True,
+        training_gaps=0,
+        first_gap=None,
+        floors={},
+        other=[],
+    )
+    write_replay(copy / "toy" / RUN, replay)
+    later = (copy / "toy" / "tables" / "main.md").stat().st_mtime + 10
+    os.utime(copy / "toy" / RUN / REPLAY, (later, later))
+    assert lines(copy) == []
+    assert any("main.md: is older than a replay of these runs, which it quotes" in line for line in lines(copy, False))
+
+
+def test_a_half_written_file_of_a_killed_process_is_a_note(results: Path) -> None:
+    (results / "toy" / RUN / ".checkpoint.pt.0123456789ab.tmp").write_text("half")
+    assert lines(results) == []
+    assert lines(results, wrong=False) == [
+        f"note  toy/{RUN}/.checkpoint.pt.0123456789ab.tmp: a half-written checkpoint.pt of a killed process: "
+        "delete it, the record is complete."
+    ]
 
 
 def test_a_table_without_one_of_its_runs_is_found(written: Path, tmp_path: Path) -> None:
