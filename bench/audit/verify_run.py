@@ -112,7 +112,11 @@ def _folder(folder: Path, record: RunRecord) -> Iterator[str]:
             return
         if start_digest != record.digest:
             yield f"the run was started with digest {start_digest}, but its record has {record.digest}"
-    inputs = store.read_inputs(folder)
+    try:
+        inputs = store.read_inputs(folder)
+    except BenchError as error:
+        yield str(error).rstrip(".")
+        return
     if inputs and digest(inputs) != record.digest:
         yield f"{store.INPUTS} has the digest {digest(inputs)}, but the record has {record.digest}"
 

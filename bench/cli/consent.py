@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ def trust(folder: Path) -> None:
     from bench import store
 
     path = trusted_folders_file()
-    known = path.read_text(encoding="utf-8") if path.is_file() else ""
+    known = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     try:
         store.write_text(path, f"{known}{folder.resolve()}\n")
     except BenchError as error:
@@ -55,7 +56,7 @@ def trust(folder: Path) -> None:
 def is_trusted(folder: Path) -> bool:
     """Whether the folder, or one above it, is trusted; the packaged suites are."""
     path = trusted_folders_file()
-    known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    known = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     place = folder.resolve()
     return any(str(each) in known for each in (place, *place.parents)) or place.is_relative_to(ROOT / "bench")
 
@@ -71,7 +72,8 @@ def check_consent(file: Path, suites: Iterable[Suite], args: argparse.Namespace)
     `args` has `allow_code`, and in `overrides` what the user has typed: a name in it is the user's own.
     """
     typed: Sequence[str] = getattr(args, "overrides", ())
-    names = [name for name in code_names(suites) if not any(name in text for text in typed)]
+    own = {name for text in typed for name in re.findall(r"[\w.]+:\w+", text)}
+    names = [name for name in code_names(suites) if name not in own]
     folder = file if file.is_dir() else file.parent
     if not names or is_trusted(folder) or os.environ.get(VARIABLE) == "1":
         return

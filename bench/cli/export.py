@@ -6,18 +6,22 @@ import argparse
 from pathlib import Path
 
 from bench.cli.command import Command
+from bench.cli.consent import add_code_argument, check_consent
 from bench.cli.output import print_written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="folder of the run, e.g. results/nano/cps-fixed/seed-0")
     parser.add_argument("out", type=Path, help="folder to write: adapter_config.json and the weights as safetensors")
+    add_code_argument(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
     from bench import store
+    from bench.suite.recorded import suite_of_record
 
-    store.read_record(args.run)  # for its error, before torch is imported
+    suite = suite_of_record(args.run, store.read_record(args.run))  # for its errors, before torch is imported
+    check_consent(args.run, [suite], args)
     from bench.train.export import export
 
     print_written(args, export(args.run, args.out))

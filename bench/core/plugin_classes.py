@@ -6,6 +6,7 @@ import ast
 import sys
 
 from bench.core.plugin_sources import module_file
+from bench.core.provenance import parse_python
 
 
 def refuse_by_source(module: str, name: str, needs_base: bool) -> str | None:
@@ -18,10 +19,7 @@ def refuse_by_source(module: str, name: str, needs_base: bool) -> str | None:
     path = module_file(module)
     if path is None or path.suffix != ".py":
         return None
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError, OSError):  # importing it says what is wrong
-        return None
+    tree = parse_python(path)[1]
     for statement in tree.body:
         if isinstance(statement, ast.ClassDef) and statement.name == name:
             return f"class {name} of {path} is derived from no class" if needs_base and not statement.bases else None

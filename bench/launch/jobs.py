@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from bench import store
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, RunLockedError
 from bench.core.hashing import digest
 from bench.core.progress import working
 from bench.core.provenance import source_digest
@@ -117,26 +117,29 @@ def copy_finished(jobs: Sequence[Job], results: Path) -> list[Job]:
 def _copy_run(source: Path, job: Job, results: Path) -> bool:
     """Copy a run under its new name; the record names the source, scores and curves are the same bytes.
 
-    False if the source is not a finished run of this digest.
+    False if the source is not a finished run of this digest, or another process works on the job.
     """
     record, scores = store.read_run(source)
     if record.status != "finished" or record.digest != job.digest:
         return False
-    store.make_folder(job.folder)
-    with run_lock(job.folder):
-        if job.overwrite:
-            store.remove_run(job.folder)
-        store.start_run(job.folder, job.digest, job.inputs)
-    for name in (store.TRAIN, store.POLICY):
-        if (source / name).is_file():
-            store.write_bytes(job.folder / name, (source / name).read_bytes())
     changes = {
         "suite": job.suite.name,
         "row": job.identity["row"],
         "config": job.suite.model_dump(mode="json"),
         "extra": {**record.extra, "shared_from": source.relative_to(results).as_posix()},
     }
-    store.write_run(job.folder, record.model_copy(update=changes), scores)
+    store.make_folder(job.folder)
+    try:
+        with run_lock(job.folder):
+            if job.overwrite:
+                store.remove_run(job.folder)
+            store.start_run(job.folder, job.digest, job.inputs)
+            for name in (store.TRAIN, store.POLICY):
+                if (source / name).is_file():
+                    store.write_bytes(job.folder / name, (source / name).read_bytes())
+            store.write_run(job.folder, record.model_copy(update=changes), scores)
+    except RunLockedError:  # `bench run` waits for the process that works on it
+        return False
     return True
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, RunLockedError
 from bench.core.progress import inform
 from bench.launch.config import LaunchConfig
 from bench.launch.local import LocalLauncher
@@ -22,7 +22,6 @@ from bench.launch.progress import RunsProgress, Workload
 from bench.launch.slurm import LoggedSteps, SlurmLauncher
 from bench.launch.torchrun import Status, TorchrunLauncher
 from bench.launch.worker import REPORT_EVERY
-from bench.store.lock import is_locked
 from bench.suite.job import Job
 
 Workloads = Mapping[str, Workload]
@@ -87,7 +86,7 @@ def watch_runs(jobs: dict[Future[Status], Job], workloads: Workloads, messages: 
             for future in ended:
                 job = jobs[future]
                 kind, reason = _result(future)
-                if kind == "error" and is_locked(job.folder):
+                if kind == "locked":
                     outcome.elsewhere.append(job)
                     progress.end(job.label, "another process works on this run")
                 else:
@@ -96,9 +95,11 @@ def watch_runs(jobs: dict[Future[Status], Job], workloads: Workloads, messages: 
 
 
 def _result(future: Future[Status]) -> Status:
-    """Status of an ended run and the reason; "error" for a run without a record."""
+    """Status of an ended run and the reason; "error" for a run without a record, "locked" for another's."""
     try:
         return future.result()
+    except RunLockedError as cause:
+        return "locked", str(cause)
     except BenchError as cause:
         return "error", str(cause)
     except Exception as cause:  # a bug: the other runs go on, the traceback is shown, the exit code is not 0

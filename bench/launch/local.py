@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from threading import Lock
 from typing import Any
 
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, RunLockedError
 from bench.launch.torchrun import KILLED_MESSAGE, KilledError, Status
 from bench.launch.worker import run_in_process
 from bench.suite.job import Job
@@ -91,6 +91,8 @@ def _start_without_interrupt(process: BaseProcess) -> None:
 
 def _status(kind: str, value: Any) -> Status:
     """The status that a process has sent, or its error."""
+    if kind == "locked":
+        raise RunLockedError(value)
     if kind == "error":
         raise BenchError(value)
     if kind == "bug":

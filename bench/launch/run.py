@@ -126,7 +126,12 @@ def run_suites(
                 check_gpu_memory(prepared, runs=at_once)
         _run_or_wait(pending, launch, outcome, folder)
         duplicates = [job for job in remaining if job not in pending]
-        outcome.finished += len(duplicates) - len(copy_finished(duplicates, results))
+        left = copy_finished(duplicates, results)
+        outcome.finished += len(duplicates) - len(left)
+        originals = {job.digest: job.label for job in pending}
+        for job in left:
+            reason = outcome.reasons.get(originals[job.digest])
+            outcome.count(job.label, "error", f"{originals[job.digest]}, which is the same run: {reason}")
     return outcome
 
 
@@ -148,7 +153,7 @@ def _run_or_wait(jobs: Sequence[Job], launch: LaunchConfig, outcome: Outcome, fo
             time.sleep(WAIT_S)
         jobs = []
         for job in waiting:
-            if not is_locked(job.folder) and store.is_complete(job.folder, job.digest):
+            if not is_locked(job.folder) and store.is_finished(job.folder, job.digest):
                 record = store.read_record(job.folder)
                 outcome.count(job.label, record.status, record.error)
             else:

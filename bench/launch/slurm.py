@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import store
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, RunLockedError
 from bench.core.parallelism import ProcessLayout
 from bench.core.process_state import fix_process_state
 from bench.core.progress import Step
@@ -54,6 +54,8 @@ def run_job(job: Job, layout: ProcessLayout) -> Status:
         return "lost", str(error)
     except KilledError as error:
         return "killed", str(error)
+    except RunLockedError as error:
+        return "locked", str(error)
     except BenchError as error:
         return "error", str(error)
     except Exception:  # shown by `bench run`, unless another node has an error
@@ -77,8 +79,10 @@ def this_node(nodes: int) -> Node:
 
 def combine_statuses(statuses: Sequence[Status]) -> Status:
     """Status of a run from those of its nodes; a cause is raised before what follows from it on other nodes."""
-    for kind in ("error", "bug", "killed", "lost"):
+    for kind in ("error", "locked", "bug", "killed", "lost"):
         for status, text in statuses:
+            if status == kind == "locked":
+                raise RunLockedError(str(text))
             if status == kind == "bug":
                 raise RuntimeError(f"a job stopped:\n{text}")
             if status == kind:

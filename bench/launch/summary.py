@@ -24,7 +24,7 @@ def run_results(outcome: Outcome) -> list[dict[str, Any]]:
 
 def _result(job: Job, reason: str | None) -> dict[str, Any]:
     status, seconds = "error", None
-    if store.is_complete(job.folder, job.digest):
+    if store.is_finished(job.folder, job.digest):
         record = store.read_record(job.folder)
         status, reason, seconds = record.status, record.error, sum(record.seconds.values())
     return {**_names(job), "status": status, "reason": reason, "seconds": seconds}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import store
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, RunLockedError
 from bench.core.parallelism import ProcessLayout, Shard
 from bench.core.world import RESUME_HINT, PeerLostError
 from bench.store.record import JOB
@@ -99,6 +99,8 @@ class ProcessReport:
 
     error: str | None = None
     """Text of a `BenchError`."""
+    locked: str | None = None
+    """Another `bench run` works on the run."""
     bug: str | None = None
     """Traceback of any other exception."""
     lost: str | None = None
@@ -162,7 +164,7 @@ class TorchrunLauncher:
                 continue
             if kind == "progress":
                 self.messages.put((job.label, value))
-            elif kind in ("error", "bug", "lost") and getattr(report, kind) is None:
+            elif kind in ("error", "locked", "bug", "lost") and getattr(report, kind) is None:
                 setattr(report, kind, value)
         return report
 
@@ -180,6 +182,8 @@ def exit_error(report: ProcessReport, code: int, stderr: str) -> Exception:
     """The cause of a run's end: an error before a bug, a bug before a kill, and all before a lost connection."""
     if report.error is not None:
         return BenchError(report.error)
+    if report.locked is not None:
+        return RunLockedError(report.locked)
     if report.bug is not None:
         return RuntimeError(f"one of the processes stopped:\n{report.bug}")
     if code == -signal.SIGKILL or "Signal 9" in stderr or "exitcode: -9" in stderr:

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, RunLockedError
 from bench.core.process_state import fix_process_state
 from bench.core.progress import ProgressCallback, Step, silent
 from bench.core.world import RESUME_HINT, PeerLostError, is_peer_loss, process_group
@@ -60,6 +60,8 @@ def run_in_process(pickled_job: bytes, messages: Connection) -> None:
         job: Job = pickle.loads(pickled_job)  # noqa: S301  (from the parent process)
         record = execute(job, throttle(lambda step: messages.send(("progress", step))))
         messages.send(("end", (record.status, record.error)))
+    except RunLockedError as error:
+        messages.send(("locked", str(error)))
     except BenchError as error:
         messages.send(("error", str(error)))
     except Exception as error:  # a bug
@@ -104,6 +106,8 @@ if __name__ == "__main__":
         sys.exit(main(Path(sys.argv[1])))
     except PeerLostError as error:
         _exit("lost", str(error), 2)
+    except RunLockedError as error:
+        _exit("locked", str(error), 2)
     except BenchError as error:
         _exit("error", str(error), 2)
     except Exception as error:

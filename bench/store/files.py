@@ -128,10 +128,13 @@ def _remove_abandoned(path: Path) -> None:
                     left.unlink()
 
 
-def try_lock(file: IO[Any]) -> bool | None:
-    """Lock an open file until it is closed; False if another process holds it, None if this disk has no locks."""
+def try_lock(file: IO[Any], shared: bool = False) -> bool | None:
+    """Lock an open file until it is closed; False if another process holds it, None if this disk has no locks.
+
+    `shared`: several processes may hold it so at a time.
+    """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:

@@ -34,6 +34,6 @@ def is_locked(folder: Path) -> bool:
     """Whether another process works on the run of this folder now."""
     try:
         with (folder / LOCK).open("r+", encoding="utf-8") as file:
-            return try_lock(file) is False
+            return try_lock(file, shared=True) is False
     except OSError:  # no such file, or one that only its owner may write: `run_lock` says what is wrong
         return False

@@ -145,18 +145,14 @@ def read_inputs(folder: Path | str) -> dict[str, Any]:
     path = Path(folder) / INPUTS
     if not path.is_file():
         return {}
-    try:
-        inputs = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BenchError(f"{path} is not JSON ({error}): delete it, no number depends on it.") from error
-    return inputs if isinstance(inputs, dict) else {}
+    return read_json(path, "inputs", "delete it, no number depends on it")
 
 
 def other_digest(folder: Path | str, digest: str) -> str | None:
     """The digest of the run in the folder, finished or not, if it is another one than `digest`; else None."""
     folder = Path(folder)
     started = folder / STARTED
-    stored = [started.read_text(encoding="utf-8").strip()] if started.is_file() else []
+    stored = [read_digest(folder)] if started.is_file() else []
     stored += [read_record(folder).digest] if (folder / RUN).is_file() else []
     return next((each for each in stored if each != digest), None)
 
@@ -172,25 +168,29 @@ def check_digest(folder: Path | str, actual: str, expected: str) -> None:
     if actual != expected:
         raise BenchError(
             f"{folder} holds another run: its digest is {actual}, this run's is {expected} (the suite's settings, the "
-            "weights or the sources changed). Move or delete that folder, or write elsewhere with --results."
+            "weights or the sources changed). Start anew with --overwrite, or write elsewhere with --results."
         )
 
 
 def check_started(folder: Path | str, digest: str) -> None:
     """Raise a `BenchError` unless the folder of a run that goes on still has the digest that it was started with."""
     path = Path(folder) / STARTED
-    try:
-        started = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
+    if not path.is_file():
         raise BenchError(
-            f"the folder {folder} was removed or emptied while its run went on ({error.strerror}): run the same "
-            "command again, which starts this run anew."
-        ) from error
+            f"the folder {folder} was removed or emptied while its run went on: run the same command again, which "
+            "starts this run anew."
+        )
+    started = read_digest(folder)
     if started != digest:
         raise BenchError(
             f"the folder {folder} was taken by another run (digest {started}) while this one ({digest}) went on: "
             "give each suite a folder of its own."
         )
+
+
+def is_finished(folder: Path | str, digest: str) -> bool:
+    """Whether the folder has the record (finished or failed) of the run with this digest, and of no other run."""
+    return other_digest(folder, digest) is None and is_complete(folder)
 
 
 def is_complete(folder: Path | str, digest: str | None = None) -> bool:

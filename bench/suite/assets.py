@@ -6,21 +6,21 @@ backbone in `assets.yaml` beside its module, which is not imported. A fact that 
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from bench.core.errors import BenchError
 from bench.core.hashing import MANIFEST, sha256_file, verify_manifest
+from bench.core.limits import YAML_BYTES
+from bench.core.plugin_sources import entry_points, module_file
 from bench.core.progress import track
+from bench.core.strict_yaml import parse_yaml
+from bench.core.text import read_text
 from bench.suite.paths import packaged, path_parameters, resolve
 from bench.suite.schema import Suite
 
@@ -92,27 +92,29 @@ class Asset(BaseModel):
 
 def _backbone_data(name: str) -> Path | None:
     """`assets.yaml` beside the module of a backbone; None if there is none."""
-    points = {point.name: point.value for point in metadata.entry_points(group="bench.backbones")}
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # "module:Class" may be a file beside the suite
-    try:
-        spec = importlib.util.find_spec(points.get(name, name).partition(":")[0])
-    except ModuleNotFoundError:
-        return None
-    path = None if spec is None or spec.origin is None else Path(spec.origin).with_name(DATA.name)
+    module = module_file(entry_points("backbones").get(name, name).partition(":")[0])
+    path = None if module is None else module.with_name(DATA.name)
     return path if path is not None and path.is_file() else None
 
 
 def known(backbones: Iterable[str]) -> dict[str, Asset]:
     """Assets of the evaluators and of these backbones, by name."""
     files = [DATA, *filter(None, map(_backbone_data, backbones))]
-    facts = {name: asset for file in files for name, asset in yaml.safe_load(file.read_text("utf-8")).items()}
+    facts = {name: asset for file in files for name, asset in _read_facts(file).items()}
     return {name: Asset.model_validate(asset) for name, asset in facts.items()}
+
+
+def _read_facts(file: Path) -> dict[str, Any]:
+    """The mapping of an `assets.yaml`, which may be a backbone's of the user's."""
+    facts = parse_yaml(read_text(file, "list of assets", "correct it", YAML_BYTES), f"list of assets {file}")
+    if not isinstance(facts, dict):
+        raise BenchError(f"list of assets {file} is not a mapping of names to assets: see {DATA}.")
+    return facts
 
 
 def all_assets() -> dict[str, Asset]:
     """Assets of the evaluators and of all installed backbones, by name."""
-    return known(sorted(metadata.entry_points(group="bench.backbones").names))
+    return known(entry_points("backbones"))
 
 
 def catalogue() -> str:

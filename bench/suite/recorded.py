@@ -100,11 +100,10 @@ def record_difference(run: Path, record: RunRecord, suite: Suite) -> str | None:
     Of a path that is written otherwise, what it leads to is compared, where that is known on both sides: the prompts,
     and the files of a checkpoint.
     """
-    row = _row(suite, record.row)
+    before, row = suite_of_record(run, record), _row(suite, record.row)
     change = settings_difference(record.config, suite) or (row and row_difference(record.config, row))
     if change:
         return change
-    before = Suite.model_validate(record.config)
     if before.prompts != suite.prompts and _other_prompts(record, suite):
         return "the prompts are other ones there and here"
     there, digests = checkpoint_names(before), read_inputs(run).get("checkpoints", {})

@@ -149,6 +149,9 @@ def execute(job: Job, report: ProgressCallback = silent, world: World = SINGLE_P
         check_divisible(job.suite.budget, world.dp_size)
     store.make_folder(job.folder)
     with run_lock(job.folder) if world.is_main else nullcontext():
+        finished = world.is_main and store.is_finished(job.folder, job.digest)  # by another process, meanwhile
+        if any(world.all_gather(finished)):
+            return store.read_record(job.folder)
         return _execute(job, report, world)
 
 

@@ -37,7 +37,7 @@ OPTIONS = {
     "suites": "--json",
     "assets": "suite overrides --verify --json --quiet",
     "sde-study": "methods --steps --shift --eta --out --json --quiet",
-    "export": "run out --json",
+    "export": "run out --allow-code --json",
     "nano": "part --out --steps --seed --device --quiet",
 }
 """Command to its arguments and options: scripts of users depend on them, so a name here may be added, not changed."""

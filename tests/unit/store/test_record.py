@@ -120,7 +120,7 @@ def test_another_runs_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
         lambda: store.is_complete(tmp_path, "e" * 16),
         lambda: store.write_run(tmp_path, record(digest="e" * 16), scores(1.0)),
     ):
-        with pytest.raises(BenchError, match=rf"{tmp_path}.*{'d' * 16}.*{'e' * 16}.*Move or delete.*--results"):
+        with pytest.raises(BenchError, match=rf"{tmp_path}.*{'d' * 16}.*{'e' * 16}.*--overwrite.*--results"):
             call()
     assert (tmp_path / "run.json").read_bytes() == before
     store.read_run(tmp_path)
