@@ -65,6 +65,10 @@ class RunRecord(BaseModel):
     """Name of the KL policy; None for the base."""
     seed: int | None
     """Training seed; None for the base."""
+    rules: int = 1
+    """Version of the rules that decide numbers beside the settings (`bench.core.rules`); 1 in older records."""
+    open_reasons: list[str] | None = None
+    """Why the row stands in the open division, one phrase each; [] in the closed one. None: the base, older records."""
     status: Literal["finished", "failed"]
     error: str | None = None
     """What stopped a failed run, in one sentence."""
@@ -98,6 +102,10 @@ class RunRecord(BaseModel):
     """Validity gates by name: true or false, or a dict with the key "passed" (None: not available)."""
     scores_digest: str | None = None
     """Digest of the content of `scores.parquet`; `write_run` sets it, `read_run` checks it."""
+    train_digest: str | None = None
+    """sha256 of `train.jsonl`; None for the base, and in older records."""
+    attempt: str | None = None
+    """Hash of the line of `attempts.jsonl` that the latest start of the run wrote; None in older records."""
     extra: dict[str, Any] = {}
     """Further entries: scale, schedule, optimizer, lengths of prompts, GPU memory."""
 
