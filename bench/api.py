@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LATE",
+    "OPEN",
     "POLICY_PREFIX",
     "AdvantageRule",
     "Backbone",
@@ -70,6 +71,11 @@ __all__ = [
 LATE = {"late": True}
 """Metadata of a method's field that was added after results had been stored: `field(default=..., metadata=LATE)`. A
 record lists such a field only where it differs from its default, so older records of the method stay comparable."""
+
+OPEN = {"open": True}
+"""Metadata of a method's field that leaves the closed division: `field(default=..., metadata=OPEN)`, or `LATE | OPEN`.
+A row that sets such an option stands in the open division. An `advantages` or `select` of the class that declares it
+leaves the row in the closed one while the option has its default and the hook gives the result of `Method`."""
 
 
 class Gaussian(NamedTuple):

@@ -9,7 +9,7 @@ from typing import ClassVar
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bench.api import LATE, Gaussian, Method, latent_mean
+from bench.api import LATE, OPEN, Gaussian, Method, latent_mean
 from bench.flow import reverse_step
 
 
@@ -32,7 +32,7 @@ class CPS(Method):
     """Angle in quarter turns, at least 0: 0 keeps all of the predicted noise, 1 replaces it. Not monotone above 1 (1.8
     injects as much noise as 0.2). 0.7 is the default noise level of the released configs."""
 
-    drop_zero_advantages: bool = field(default=False, metadata=LATE)
+    drop_zero_advantages: bool = field(default=False, metadata=LATE | OPEN)
     """Whether samples of advantage 0 are left out of the update, as scripts/train_sd3.py does (open division)."""
 
     def transition(

@@ -8,7 +8,7 @@ from typing import ClassVar
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bench.api import LATE, BenchError, Gaussian, Method
+from bench.api import LATE, OPEN, BenchError, Gaussian, Method
 from bench.flow import sde_step
 
 
@@ -27,7 +27,7 @@ class DanceGRPO(Method):
     eta: float = 0.25
     """Noise rate epsilon_t of the paper, at least 0; 0.25 in the released HunyuanVideo script."""
 
-    extremes: int = field(default=0, metadata=LATE)
+    extremes: int = field(default=0, metadata=LATE | OPEN)
     """Best-of-n selection: number of the best and number of the worst samples of each group that train; 0: all.
     The released HunyuanVideo script keeps 4 and 4 of 24 (open division). A group of at most 2 * extremes keeps all."""
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bench.api import LATE, Gaussian, Method
+from bench.api import LATE, OPEN, Gaussian, Method
 from bench.flow import need_first_sigma, sde_step
 
 
@@ -29,7 +29,7 @@ class FlowGRPO(Method):
     eta: float = 0.7
     """Noise scale `a` of the paper, at least 0; 0.7 is `sample.noise_level` of the released config/base.py."""
 
-    drop_zero_advantages: bool = field(default=False, metadata=LATE)
+    drop_zero_advantages: bool = field(default=False, metadata=LATE | OPEN)
     """Whether samples of advantage 0 are left out of the update, as scripts/train_sd3.py does (open division)."""
 
     def transition(

@@ -16,8 +16,9 @@ from bench.core.budget import Budget
 from bench.core.errors import BenchError
 from bench.core.world import World
 
-BETAS, EPS = (0.9, 0.999), 1e-8
-"""Betas and epsilon of AdamW."""
+BETAS, EPS = (0.9, 0.999), 1e-15
+"""Betas and epsilon of AdamW. Torch's 1e-8 is near the gradients of a LoRA at its start, so that the scale of a loss
+would act as a learning rate there."""
 
 
 class Optimizer(Protocol):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bench.algorithm.sampling import micro_batches, rounded_latents
@@ -112,6 +113,22 @@ def noisy_steps(method: Method, sigmas: Tensor, settings: RolloutConfig, update:
     return noisy
 
 
+def step_weights(method: Method, sigmas: Float[Tensor, "t1"], candidates: Int[Tensor, "m"]) -> Float[Tensor, "t"]:
+    """The method's step weights, scaled to mean 1 over the steps that may train.
+
+    The scale is a constant of the schedule, whichever steps an update draws: a method decides how its steps compare,
+    not how large its update is. Raises `BenchError` for weights of which no step that may train has one above 0.
+    """
+    weights = method.step_weights(sigmas)
+    mean = weights[candidates].double().mean()
+    if not 0 < mean < math.inf:
+        raise BenchError(
+            f"{type(method).__name__}.step_weights has the mean {float(mean):g} over the steps that may train: return "
+            "finite weights, at least one of them above 0."
+        )
+    return (weights.double() / mean).float()
+
+
 def _step_counts(method: Method, sigmas: Tensor, settings: RolloutConfig, update: int) -> str:
     """Why a method has no more steps to train, for a message: its choice, its kernel, the settings of the suite."""
     marked = method.stochastic(sigmas, update, stream(settings.seed, "stochastic", update))
@@ -127,6 +144,11 @@ def _step_counts(method: Method, sigmas: Tensor, settings: RolloutConfig, update
     return counts
 
 
+def trainable_steps(noisy: Bool[Tensor, "t"], settings: RolloutConfig) -> Int[Tensor, "m"]:
+    """Indices of the steps that may train: the noisy ones, without the last if the suite says so."""
+    return (noisy if settings.train_last else noisy[:-1]).nonzero()[:, 0]
+
+
 def trained_steps(
     method: Method, sigmas: Tensor, noisy: Tensor, settings: RolloutConfig, update: int
 ) -> Int[Tensor, "n"]:
@@ -136,7 +158,7 @@ def trained_steps(
     """
     n, rng = settings.budget.train_steps, stream(settings.seed, "train_steps", update)
     name = type(method).__name__
-    candidates = (noisy if settings.train_last else noisy[:-1]).nonzero()[:, 0]
+    candidates = trainable_steps(noisy, settings)
     if len(candidates) < n:
         raise BenchError(
             f"{name} has {len(candidates)} steps to train at update {update}, but budget.train_steps is {n}: "
@@ -236,7 +258,7 @@ class Sampler:
         _check_finite(stored["logp"], trained, world)
         return Rollout(
             sigmas=sigmas,
-            view=StepView(trained, self.method.step_weights(sigmas)[trained]),
+            view=StepView(trained, step_weights(self.method, sigmas, trainable_steps(noisy, self.config))[trained]),
             x=torch.stack(stored["x"]),
             x_next=torch.stack(stored["x_next"]),
             logp_old=torch.stack(stored["logp"]),

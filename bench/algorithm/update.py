@@ -16,6 +16,7 @@ from bench.algorithm.optimizers import Optimizer
 from bench.algorithm.ratio import Rescored, Rescorer, ratio_error
 from bench.algorithm.rollout import Rollout
 from bench.algorithm.sampling import micro_batches
+from bench.algorithm.weights import check_weights, learning_rate, measured_step, weights_hash
 from bench.api import Backbone, KLPolicy, KLStep, Method
 from bench.core.budget import PROBE_EVERY, Budget
 from bench.core.errors import BenchError, DivergedError
@@ -82,6 +83,8 @@ class UpdateConfig:
     """Updates between two splits of the gradient into the KL part and the rest; 0: never."""
     world: World = SINGLE_PROCESS
     """The processes over which the micro-batches are distributed."""
+    culprit: str = "a plug-in"
+    """Row, method and backbone, for the error of a plug-in that changes what only the harness may change."""
 
     def probes(self, update: int) -> bool:
         """Whether the gradient of this update is split into the KL part and the rest."""
@@ -102,6 +105,18 @@ class UpdateStats:
     """Number of transitions whose ratio is outside of the clip range."""
     grad_norm: list[float] = field(default_factory=list)
     """Norm of each optimizer step's gradient before clipping."""
+    grad_clipped: int = 0
+    """Number of optimizer steps whose gradient was scaled down to `budget.grad_clip`."""
+    lr: list[float] = field(default_factory=list)
+    """Learning rate of the optimizer at each step."""
+    step_rms: list[float] = field(default_factory=list)
+    """Root mean square of the change of the weights in each optimizer step, in units of the learning rate."""
+    kl_ticks: list[dict[str, float]] = field(default_factory=list)
+    """Means of the KL terms at each tick, which decide the next state of the KL policy."""
+    weights_before: str = ""
+    """Hash of the trained weights before the first optimizer step."""
+    weights_after: str = ""
+    """Hash of the trained weights after the last one."""
     grad_norm_of_step: dict[int, float] = field(default_factory=dict)
     """Norm of the gradient that each trained step adds at the first optimizer step, with its weight and its KL."""
     kl_gradient: dict[str, float] | None = None
@@ -165,8 +180,10 @@ class Updater:
         self, rollout: Rollout, rewards: Rewards, kl_state: Mapping[str, Any], update: int
     ) -> tuple[dict[str, Any], UpdateStats]:
         """Train on one rollout. Returns the KL policy's next state and the statistics of the update."""
-        advantages, state, stats = Advantages.compute(self.method, rewards), dict(kl_state), UpdateStats()
         world, budget = self.config.world, self.config.budget
+        stats = UpdateStats(weights_before=weights_hash(self.backbone.parameters(), world))
+        stats.weights_after = stats.weights_before
+        advantages, state = Advantages.compute(self.method, rewards), dict(kl_state)
         parts = minibatches(budget, self.config.seed, update)
         if len(parts) > 1 and world.dp_size > 1:
             local = [rows for part in parts for rows in world.local_items(split_micro_batches(part, budget))]
@@ -181,11 +198,12 @@ class Updater:
                 if minibatch.first:
                     step = int(rollout.view.steps[n])
                     stats.grad_norm_of_step[step] = added_norm(self.backbone, before, world)
+                stats.kl_ticks.append(terms)
                 state = self.kl_policy.next_state(state, terms)
             world.sum_gradients(self.backbone.parameters())
             if probe is not None:
                 stats.kl_gradient = probe.norms()
-            stats.grad_norm.append(self._step(update))
+            self._step(update, stats)
         self.ledger.spend("updates", 1)
         return state, stats
 
@@ -285,14 +303,21 @@ class Updater:
             )
         return terms
 
-    def _step(self, update: int) -> float:
-        """Clip, check and apply the gradient; returns its norm before clipping."""
-        trained = [p for p in self.backbone.parameters() if p.grad is not None]
+    def _step(self, update: int, stats: UpdateStats) -> None:
+        """Clip, check and apply the gradient, and record the step."""
+        parameters, budget, world = list(self.backbone.parameters()), self.config.budget, self.config.world
+        trained = [p for p in parameters if p.grad is not None]
         if not trained:
             raise BenchError("no trained parameter got a gradient: the policy is not the backbone's active adapter.")
-        norm = full_tensor(torch.nn.utils.clip_grad_norm_(trained, self.config.budget.grad_clip))
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(trained, budget.grad_clip))
         if not torch.isfinite(norm):
             raise DivergedError(f"gradient norm of update {update} is not finite: lower budget.lr.")
-        self.optimizer.step()
+        where = f"in the loss of update {update} (advantages, select, transition, log_prob, surrogate or divergence)"
+        check_weights(weights_hash(parameters, world), stats.weights_after, self.config.culprit, where)
+        lr = learning_rate(self.optimizer)
+        stats.step_rms.append(measured_step(self.optimizer, parameters, lr, world))
+        stats.lr.append(lr)
+        stats.grad_norm.append(float(norm))
+        stats.grad_clipped += float(norm) > budget.grad_clip
+        stats.weights_after = weights_hash(parameters, world)
         self.ledger.spend("optimizer_steps", 1)
-        return float(norm)

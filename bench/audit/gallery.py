@@ -37,7 +37,7 @@ def build_gallery(prepared: PreparedSuite, results: Path, seed: int, prompts: in
     The prompts are evenly spaced in the held-out list. Each shows its first evaluation video, sampled again from the
     stored policy of training seed `seed` with the sampler and the noise of the evaluation.
     """
-    suite, texts = prepared.suite, prepared.prompts.held_out
+    suite, texts = prepared.suite, prepared.scored_prompts
     shown = [round(i * (len(texts) - 1) / max(prompts - 1, 1)) for i in range(min(prompts, len(texts)))]
     names = [name for name in suite.evaluation.evaluators if name == "gold"] or suite.evaluation.evaluators
     with working(f"loading {', '.join([suite.backbone.name, *names])}"):

@@ -23,6 +23,8 @@ SEED_BITS = 63
 """Bits of a seed, so that tables can hold it."""
 STEPS = 10_000
 """Sampling steps, of a rollout and of the held-out evaluation."""
+TRIALS = 1_000
+"""Trials of a search over settings."""
 
 PROMPT_LIST_BYTES = 64_000_000
 """Size of a list of prompts or of videos with prompts, in bytes."""

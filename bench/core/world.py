@@ -197,7 +197,7 @@ class World:
         """
         if self.size == 1 or self.shard is not None:
             return
-        digests = self._gather_by_rank(_parameter_digest(parameters))
+        digests = self._gather_by_rank(tensors_digest(parameters))
         different = [rank for rank, value in enumerate(digests) if value != digests[0]]
         if different:
             raise BenchError(
@@ -229,13 +229,15 @@ SINGLE_PROCESS = World()
 """The world of a run that is one process."""
 
 
-def _parameter_digest(parameters: Iterable[Tensor]) -> str:
-    """sha256 over the bytes of all parameters."""
-    total = hashlib.sha256()
-    for parameter in parameters:
-        flat = parameter.detach().cpu().contiguous().flatten()
-        total.update(flat.view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
+def tensors_digest(tensors: Iterable[Tensor]) -> str:
+    """sha256 over type, shape and bytes of all tensors, in whichever order they come."""
+    digests = []
+    for tensor in tensors:
+        flat = tensor.detach().cpu().contiguous().flatten()
+        own = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+        own.update(flat.view(torch.uint8).numpy().tobytes())
+        digests.append(own.digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def check_divisible(budget: Budget, dp_size: int) -> None:

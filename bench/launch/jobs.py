@@ -12,6 +12,7 @@ from bench.core.errors import BenchError, RunLockedError
 from bench.core.hashing import digest
 from bench.core.progress import working
 from bench.core.provenance import source_digest
+from bench.store.attempts import record_attempt
 from bench.store.lock import run_lock
 from bench.store.record import STARTED
 from bench.suite.difference import row_difference, settings_difference
@@ -134,10 +135,12 @@ def _copy_run(source: Path, job: Job, results: Path) -> bool:
             if job.overwrite:
                 store.remove_run(job.folder)
             store.start_run(job.folder, job.digest, job.inputs)
+            identity = job.identity
+            attempt = record_attempt(job.suite_folder, "copy", identity["row"], identity["seed"], job.digest)
             for name in (store.TRAIN, store.POLICY):
                 if (source / name).is_file():
                     store.write_bytes(job.folder / name, (source / name).read_bytes())
-            store.write_run(job.folder, record.model_copy(update=changes), scores)
+            store.write_run(job.folder, record.model_copy(update={**changes, "attempt": attempt}), scores)
     except RunLockedError:  # `bench run` waits for the process that works on it
         return False
     return True

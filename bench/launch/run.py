@@ -57,10 +57,12 @@ def describe(prepared: PreparedSuite, jobs: Sequence[Job], overwrite: bool = Fal
 def _prompt_counts(prepared: PreparedSuite) -> str:
     """Prompts of both files, and their lines that are passed over because they start with '#'."""
     files, lists = prepared.suite.prompts, prepared.prompts
-    train, held_out = count_comments(files.train, "prompts.train"), count_comments(files.heldout, "prompts.heldout")
+    names = files.model_dump(exclude_none=True)
+    comments = [str(count_comments(name, f"prompts.{key}")) for key, name in names.items()]
+    validation = "no" if lists.validation is None else len(lists.validation)
     return (
-        f"prompts: {len(lists.train)} for training, {len(lists.held_out)} held out; "
-        f"lines with # that are passed over: {train} and {held_out}"
+        f"prompts: {len(lists.train)} for training, {len(lists.held_out)} held out, {validation} for validation; "
+        f"scored: {prepared.suite.evaluation.prompts}; lines with # that are passed over: {', '.join(comments)}"
     )
 
 

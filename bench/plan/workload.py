@@ -50,7 +50,7 @@ def unit_flops(model: ModelCost) -> UnitCost:
 
 def held_out_videos(prepared: PreparedSuite) -> int:
     """Videos of one run's held-out evaluation."""
-    return len(prepared.prompts.held_out) * prepared.suite.evaluation.videos_per_prompt
+    return len(prepared.scored_prompts) * prepared.suite.evaluation.videos_per_prompt
 
 
 def evaluation_nfe(prepared: PreparedSuite) -> int:

@@ -68,7 +68,7 @@ class RunRecord(BaseModel):
     rules: int = 1
     """Version of the rules that decide numbers beside the settings (`bench.core.rules`); 1 in older records."""
     open_reasons: list[str] | None = None
-    """Why the row stands in the open division, one phrase each; [] in the closed one. None: the base, older records."""
+    """Why the row is in the open division, one phrase each; [] in the closed one. None: the base, older records."""
     status: Literal["finished", "failed"]
     error: str | None = None
     """What stopped a failed run, in one sentence."""

@@ -30,7 +30,10 @@ def run_inputs(prepared: PreparedSuite, row: PreparedRow | None, seed: int | Non
         "settings": settings,
         "row": None if row is None else row.identity(),
         "seed": seed,
-        "prompts": {"train": digest(prepared.prompts.train), "heldout": digest(prepared.prompts.held_out)},
+        "prompts": {
+            "train": digest(prepared.prompts.train),
+            suite.evaluation.prompts: digest(prepared.scored_prompts),
+        },
         "checkpoints": {use: checkpoint.digest for use, checkpoint in prepared.checkpoints.items()},
         "sources": run_sources(suite, None if row is None else row.spec, harness),
         "packages": package_versions(),

@@ -48,6 +48,11 @@ class BaseRun:
         """The fields of a record that name the run."""
         return {"suite": self.suite.name, "row": "base", "method": None, "kl": None, "seed": None}
 
+    @property
+    def suite_folder(self) -> Path:
+        """The folder of the records of the suite, or of the variant of a study."""
+        return self.folder.parent
+
     def _in_study(self, name: str) -> str:
         return f"{self.suite.variant}: {name}" if self.suite.variant else name
 
@@ -58,6 +63,10 @@ class TrainingRun(BaseRun):
 
     row_name: str
     seed: int
+
+    @property
+    def suite_folder(self) -> Path:
+        return self.folder.parent.parent
 
     @property
     def row(self) -> PreparedRow:

@@ -38,6 +38,7 @@ from bench.suite.schema import (
     Suite,
     merge_mappings,
 )
+from bench.suite.search import SearchSpec
 
 
 def load_suite(path: Path | str, overrides: Sequence[str] = ()) -> Suite:
@@ -78,7 +79,9 @@ def load_variants(path: Path | str, overrides: Sequence[str] = ()) -> list[Suite
     if selected is not None and selected not in variants:
         raise BenchError(f"suite {path} has no variant {selected!r}: choose one of {', '.join(map(str, variants))}.")
     for name, settings in variants.items():
-        common = sorted({"suite", "seeds", "rows", "variants", "extends", "seeds+", "rows+"} & settings.keys())
+        common = sorted(
+            {"suite", "seeds", "search", "rows", "variants", "extends", "seeds+", "rows+"} & settings.keys()
+        )
         if common:
             raise BenchError(
                 f"suite {path}: variant {name!r} sets {common[0]!r}, which all variants share; move it up."
@@ -158,8 +161,8 @@ def suite_mapping(suites: Sequence[Suite]) -> dict[str, Any]:
     Settings that all variants share stand outside of `variants`, so that overrides reach them.
     """
     first = suites[0]
-    named = {"suite": first.study, **first.model_dump(mode="json", include={"seeds", "rows"})}
-    settings = [suite.model_dump(mode="json", exclude={"suite", "seeds", "rows"}) for suite in suites]
+    named = {"suite": first.study, **first.model_dump(mode="json", include={"seeds", "search", "rows"})}
+    settings = [suite.model_dump(mode="json", exclude={"suite", "seeds", "search", "rows"}) for suite in suites]
     if not first.variant:
         return {**named, **settings[0]}
     common = _common(settings)
@@ -295,7 +298,7 @@ def _nested_keys(path: Sequence[str], data: dict[str, Any]) -> list[str]:
     """Dotted keys that end with this unknown key of the top level: `backbone.train.device` for `device`."""
     if len(path) > 1:
         return []
-    models = {"backbone", "evaluation", "prompts", "budget", "advantage"}
+    models = {"backbone", "evaluation", "prompts", "search", "budget", "advantage"}
     keys = [f"{name}.{key}" for name in sorted(models) for key in _known_keys([name])]
     keys += [f"backbone.train.{key}" for key in HARNESS_KEYS]
     keys += [key for key in flatten(data) if not key.startswith("evaluator_params.")]
@@ -309,6 +312,7 @@ def _known_keys(path: Sequence[str]) -> list[str]:
         "evaluation": Evaluation,
         "prompts": Prompts,
         "rows": RowSpec,
+        "search": SearchSpec,
         "budget": Budget,
         "advantage": AdvantageSettings,
     }

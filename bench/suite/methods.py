@@ -14,7 +14,8 @@ from bench.api import Method, NoisePolicy
 from bench.core.errors import BenchError
 from bench.core.world import SINGLE_PROCESS, World
 from bench.flow import sigma_schedule
-from bench.suite.schema import PluginSpec, RowSpec, Suite
+from bench.suite.noise import LARGEST_ETA
+from bench.suite.schema import CommonEta, MatchedRSS, PluginSpec, RowSpec, Suite
 
 
 def rollout_config(suite: Suite, seed: int, world: World = SINGLE_PROCESS) -> RolloutConfig:
@@ -32,14 +33,27 @@ def rollout_config(suite: Suite, seed: int, world: World = SINGLE_PROCESS) -> Ro
 def make_method(suite: Suite, row: RowSpec) -> Method:
     """The row's method under the suite's noise policy.
 
-    Raises `BenchError` where the first rollout would: too few noisy steps, or a schedule that the method refuses.
+    Raises `BenchError` where the first rollout would: too few noisy steps, or a schedule that the method refuses; and
+    for an `eta_factor` without effect.
     """
-    method = plugins.method(row.method, **row.params)
+    method = _with_eta_factor(plugins.method(row.method, **row.params), suite, row)
     sigmas = sigma_schedule(suite.budget.steps, suite.budget.shift)
     config = rollout_config(suite, 0)
     noisy = noisy_steps(method, sigmas, config, 0)
     trained_steps(method, sigmas, noisy, config, 0)  # for its errors
     return apply_noise_policy(method, suite_noise_policy(suite), sigmas, noisy)
+
+
+def _with_eta_factor(method: Method, suite: Suite, row: RowSpec) -> Method:
+    """The method with its own eta times the row's `eta_factor`, at most `LARGEST_ETA`."""
+    if row.eta_factor is None:
+        return method
+    if isinstance(suite.noise_policy, CommonEta | MatchedRSS):
+        raise BenchError(
+            f"row {row.name!r} sets eta_factor, but noise_policy {suite.noise_policy.kind} sets the eta of every "
+            "method: use kind native, or leave out eta_factor."
+        )
+    return with_eta(method, min(getattr(method, "eta", 0.0) * row.eta_factor, LARGEST_ETA))
 
 
 def recorded_params(method: Method) -> dict[str, Any]:

@@ -9,11 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from bench import plugins
 from bench.algorithm.rollout import RolloutConfig
 from bench.api import AdvantageRule, Backbone, Evaluator, KLPolicy, Method, ShardsWeights
 from bench.core.errors import BenchError
 from bench.core.world import SINGLE_PROCESS, World
+from bench.flow import sigma_schedule
 from bench.suite.checkpoints import Checkpoint, checkpoint_names
 from bench.suite.devices import cp_degree
 from bench.suite.methods import make_method, recorded_params, rollout_config
@@ -42,6 +46,7 @@ class PreparedRow:
             "params": recorded_params(self.method),
             "kl": self.spec.kl_spec.name,
             "kl_params": dataclasses.asdict(self.kl_policy),
+            "lr": self.spec.lr,
         }
 
 
@@ -72,6 +77,17 @@ class PreparedSuite:
             return row.method
         scale = math.sqrt(reference / latent_elements)
         return dataclasses.replace(row.method, clip_range=row.method.clip_range * scale)
+
+    @property
+    def scored_prompts(self) -> list[str]:
+        """The prompts of the evaluation: the held-out or the validation list."""
+        lists = self.prompts
+        return lists.held_out if self.suite.evaluation.prompts == "heldout" else lists.validation or []
+
+    @property
+    def sigmas(self) -> Float[Tensor, "t1"]:
+        """The schedule of the rollouts."""
+        return sigma_schedule(self.suite.budget.steps, self.suite.budget.shift)
 
     def rollout_config(self, seed: int, world: World = SINGLE_PROCESS) -> RolloutConfig:
         """The settings of the suite's rollouts."""

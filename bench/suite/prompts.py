@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
+from itertools import combinations
 
 from bench.core.errors import BenchError
 from bench.core.hashing import digest
@@ -19,20 +20,25 @@ class PromptLists:
     train: list[str]
     """Prompts of the rollouts."""
     held_out: list[str]
-    """Prompts of the evaluation; no run is trained on them."""
+    """Prompts of reported tables; no run is trained on them, and no setting is chosen by them."""
+    validation: list[str] | None = None
+    """Prompts by which settings are chosen; None for a suite without them."""
 
     @property
     def digest(self) -> str:
-        return digest([self.train, self.held_out])
+        lists = [self.train, self.held_out]
+        return digest(lists if self.validation is None else [*lists, self.validation])
 
     def check(self, prompts_per_update: int) -> None:
-        """Refuse a prompt that is in both lists, and fewer training prompts than an update needs."""
-        leaked = sorted(set(map(normal_form, self.train)) & set(map(normal_form, self.held_out)))
-        if leaked:
-            raise BenchError(
-                f"prompt {shown(repr(leaked[0]))} is in the training and in the held-out list: remove it from one of "
-                "them."
-            )
+        """Refuse a prompt that is in two lists, and fewer training prompts than an update needs."""
+        lists = {"training": self.train, "held-out": self.held_out, "validation": self.validation or []}
+        for (name, one), (other_name, other) in combinations(lists.items(), 2):
+            leaked = sorted(set(map(normal_form, one)) & set(map(normal_form, other)))
+            if leaked:
+                raise BenchError(
+                    f"prompt {shown(repr(leaked[0]))} is in the {name} and in the {other_name} list: remove it from "
+                    "one of them."
+                )
         if prompts_per_update > len(self.train):
             raise BenchError(
                 f"budget.prompts is {prompts_per_update}, but the training list has {len(self.train)}: lower it."

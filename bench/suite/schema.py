@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from bench.core.budget import PROBE_EVERY, AdvantageSettings, Budget
 from bench.core.errors import BenchError
@@ -13,6 +22,7 @@ from bench.core.limits import NAME_CHARACTERS, SEED_BITS, STEPS
 from bench.core.text import shown
 from bench.suite.paths import change_paths, names_package, packaged
 from bench.suite.prompts import PromptLists, read_prompts
+from bench.suite.search import SearchSpec
 
 
 class StrictModel(BaseModel):
@@ -111,18 +121,26 @@ class Evaluation(StrictModel):
     steps: int = Field(ge=1, le=STEPS)
     """Sampling steps of a held-out video (deterministic sampler, the budget's shift and guidance), at least 1."""
     videos_per_prompt: int = Field(ge=1)
-    """Videos of each held-out prompt, at least 1; they differ in their initial noise."""
+    """Videos of each scored prompt, at least 1; they differ in their initial noise."""
+    prompts: Literal["heldout", "validation"] = "heldout"
+    """Which prompts are scored: those of reported tables, or those by which settings are chosen (pilot runs)."""
     seed: int = 0
-    """Key of the evaluation noise, independent of the training seed, so that all rows and seeds are paired."""
+    """Key of the evaluation noise, independent of the training seed, so that all rows and seeds are paired.
+
+    From 1000 on for validation prompts, below for held-out ones, so that no choice has seen the noise of a table."""
 
 
 class Prompts(StrictModel):
-    """The prompt files: one prompt per line; empty lines and lines that start with '#' are skipped."""
+    """The prompt files: one prompt per line; empty lines and lines that start with '#' are skipped.
+
+    A prompt that is in two of the files is refused."""
 
     train: str
     """Prompts of the rollouts; at least as many as `budget.prompts`."""
     heldout: str
-    """Prompts of the evaluation; one that is in both files is refused."""
+    """Prompts of reported tables: nothing is trained on them and nothing is chosen by them."""
+    validation: str | None = None
+    """Prompts by which settings are chosen. None: there are none, and `evaluation.prompts` has to be heldout."""
 
 
 class KLSpec(StrictModel):
@@ -146,6 +164,10 @@ class RowSpec(StrictModel):
     """Fields of the method's class that differ from the paper's defaults; the row then needs a label."""
     label: str | None = None
     """Name of the row and of its folder: letters, digits, '-', '_' and '.'. None: "METHOD-KL", such as "cps-fixed"."""
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate of the row, above 0; None: the suite's. It makes the row open."""
+    eta_factor: float | None = Field(default=None, gt=0)
+    """Factor on the row's eta, above 0; the product is at most 1. None: 1. Only with a noise policy that keeps it."""
 
     @property
     def kl_spec(self) -> KLSpec:
@@ -157,10 +179,16 @@ class RowSpec(StrictModel):
         return self.label or f"{self.method}-{self.kl_spec.name}".replace(":", ".")
 
 
+VALIDATION_SEED = 1000
+"""Evaluation seeds from this one on belong to validation prompts, those below to held-out ones."""
 PILOT_SEED = 100
 """Seeds from this one on are pilot seeds, which tune settings before the reported seeds are run."""
 NANO: dict[str, Any] = {
-    "prompts": {"train": "bench/prompts/nano_train.txt", "heldout": "bench/prompts/nano_heldout.txt"},
+    "prompts": {
+        "train": "bench/prompts/nano_train.txt",
+        "heldout": "bench/prompts/nano_heldout.txt",
+        "validation": "bench/prompts/nano_validation.txt",
+    },
     "evaluator_params": {
         "videoalign": {"checkpoint": "nano/videoreward", "device": "cpu"},
         "clipscore": {"checkpoint": "nano/clip", "device": "cpu"},
@@ -229,11 +257,20 @@ class Suite(StrictModel):
     """Training seeds, all different: one run per row and seed. Seeds from 100 on are pilot seeds.
 
     Noise and prompt order are functions of the seed."""
+    search: SearchSpec | None = None
+    """A search over settings: each row becomes one row per trial. None: the rows are as they stand."""
     rows: list[RowSpec] = Field(min_length=1)
     """The lines of the table, at least one; their names differ."""
 
+    @field_validator("rows")
+    @classmethod
+    def _expand_search(cls, rows: list[RowSpec], info: ValidationInfo) -> list[RowSpec]:
+        search = info.data.get("search")
+        return rows if search is None else search.expand(rows)
+
     def model_post_init(self, context: Any) -> None:
-        for message in (*self._row_errors(), *self._score_errors()):
+        searched = () if self.search is None else self.search.errors(self.rows)
+        for message in (*self._row_errors(), *searched, *self._score_errors(), *self._evaluation_errors()):
             raise BenchError(f"suite {self.suite}: {message}")
 
     def _row_errors(self) -> Iterator[str]:
@@ -248,8 +285,9 @@ class Suite(StrictModel):
             if len(name) > NAME_CHARACTERS:
                 yield f"row {shown(name, 60)!r} names a folder; use at most {NAME_CHARACTERS} characters."
         for row in self.rows:
-            if row.params and row.label is None:
-                yield f"row {row.name!r} sets params, so give it a 'label:' that names the change."
+            changed = [key for key in ("params", "lr", "eta_factor") if getattr(row, key)]
+            if changed and row.label is None:
+                yield f"row {row.name!r} sets {changed[0]}, so give it a 'label:' that names the change."
         if len(set(self.seeds)) < len(self.seeds):
             yield f"seeds {shown(self.seeds)} contain one twice; a seed is one training run."
         if max(map(abs, self.seeds)) >= 2**SEED_BITS:
@@ -316,6 +354,21 @@ class Suite(StrictModel):
         if not any(weight for named in self.reward.values() for weight in named.values()):
             yield "every reward weight is 0; give at least one metric a weight."
 
+    def _evaluation_errors(self) -> Iterator[str]:
+        scored, seed = self.evaluation.prompts, self.evaluation.seed
+        if scored == "validation" and self.prompts.validation is None:
+            yield "evaluation.prompts is validation, but there are none: name a file as prompts.validation."
+        if scored == "validation" and seed < VALIDATION_SEED:
+            yield (
+                f"evaluation.seed is {seed}, which belongs to held-out prompts: set it to {VALIDATION_SEED} or more "
+                "for validation prompts."
+            )
+        if scored == "heldout" and seed >= VALIDATION_SEED:
+            yield (
+                f"evaluation.seed is {seed}; seeds from {VALIDATION_SEED} on belong to validation prompts: set a "
+                "smaller one, or evaluation.prompts: validation."
+            )
+
     @model_validator(mode="before")
     @classmethod
     def _fill_nano(cls, data: Any) -> Any:
@@ -326,6 +379,9 @@ class Suite(StrictModel):
         for key in ("prompts", "evaluator_params"):
             if isinstance(filled[key], dict):
                 filled[key] = merge_mappings(NANO[key], filled[key])
+        own = data.get("prompts")
+        if isinstance(own, dict) and {"train", "heldout"} & own.keys():  # nano's would overlap with the user's own
+            filled["prompts"]["validation"] = own.get("validation")
         return filled
 
     @property
@@ -338,13 +394,18 @@ class Suite(StrictModel):
         """Metric to weight, over all reward evaluators."""
         return {metric: weight for metrics in self.reward.values() for metric, weight in metrics.items()}
 
-    def prompt_list(self, which: Literal["train", "heldout"]) -> list[str]:
-        """Prompts of one of the two files."""
+    def prompt_list(self, which: Literal["train", "heldout", "validation"]) -> list[str]:
+        """Prompts of one of the files."""
         return read_prompts(getattr(self.prompts, which), f"prompts.{which}")
 
+    def read_prompts(self) -> PromptLists:
+        """The lists of the prompt files, each of which is valid by itself."""
+        validation = None if self.prompts.validation is None else self.prompt_list("validation")
+        return PromptLists(self.prompt_list("train"), self.prompt_list("heldout"), validation)
+
     def prompt_lists(self) -> PromptLists:
-        """Both prompt lists, checked."""
-        lists = PromptLists(self.prompt_list("train"), self.prompt_list("heldout"))
+        """The prompt lists, checked against each other and against the budget."""
+        lists = self.read_prompts()
         lists.check(self.budget.prompts)
         return lists
 
@@ -353,7 +414,7 @@ class Suite(StrictModel):
 
         Two paths are the same setting if the contents are: the digests of prompts and checkpoints stand for them.
         """
-        settings = self.model_dump(mode="json", exclude={"suite", "seeds", "rows"})
+        settings = self.model_dump(mode="json", exclude={"suite", "seeds", "search", "rows"})
         return change_paths(settings, lambda path: path if names_package(path) else None)
 
 

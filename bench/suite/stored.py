@@ -46,7 +46,7 @@ def _located(suite: Suite) -> Suite:
         "backbone": suite.backbone.model_copy(update={"checkpoint": _absolute(suite.backbone.checkpoint)}),
         "evaluator_params": params,
         "prompts": suite.prompts.model_copy(
-            update={key: _absolute(getattr(suite.prompts, key)) for key in ("train", "heldout")}
+            update={key: _absolute(name) for key, name in suite.prompts.model_dump().items()}
         ),
     }
     return suite.model_copy(update=changes)

@@ -99,11 +99,11 @@ def evaluate(
     report: ProgressCallback = silent,
     world: World = SINGLE_PROCESS,
 ) -> HeldOutScores:
-    """Collective call: sample and score the held-out videos, and report how many are done.
+    """Collective call: sample and score the held-out or validation videos, and report how many are done.
 
     Whole batches are distributed over the processes; each process returns the scores of all videos.
     """
-    spec, prompts = prepared.suite.evaluation, prepared.prompts.held_out
+    spec, prompts = prepared.suite.evaluation, prepared.scored_prompts
     cond = backbone.encode(prompts)
     total, done = len(prompts) * spec.videos_per_prompt, 0
     held_out_evaluators = {name: evaluators[name] for name in spec.evaluators}

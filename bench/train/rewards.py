@@ -153,14 +153,19 @@ def score_rewards(
     return Rewards(values, suite.weights, prepared.advantage_rule)
 
 
-def update_prompts(prompts: Sequence[str], count: int, seed: int, update: int) -> list[str]:
-    """The `count` training prompts of one update, from seeded permutations of all prompts; the same for every row."""
+def prompt_indices(total: int, count: int, seed: int, update: int) -> list[int]:
+    """Indices of the `count` training prompts of one update, from seeded permutations of all; equal for every row."""
     first = update * count
     order: dict[int, list[int]] = {}
     chosen = []
     for position in range(first, first + count):
-        epoch, index = divmod(position, len(prompts))
+        epoch, index = divmod(position, total)
         if epoch not in order:
-            order[epoch] = torch.randperm(len(prompts), generator=stream(seed, "prompts", epoch)).tolist()
-        chosen.append(prompts[order[epoch][index]])
+            order[epoch] = torch.randperm(total, generator=stream(seed, "prompts", epoch)).tolist()
+        chosen.append(order[epoch][index])
     return chosen
+
+
+def update_prompts(prompts: Sequence[str], count: int, seed: int, update: int) -> list[str]:
+    """The `count` training prompts of one update (`prompt_indices`)."""
+    return [prompts[index] for index in prompt_indices(len(prompts), count, seed, update)]

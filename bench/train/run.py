@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench import store
@@ -14,16 +15,19 @@ from bench.checks.evaluators import GATE as CHECKS_GATE
 from bench.checks.evaluators import check_reward_metrics, evaluator_gate
 from bench.checks.golden import GATE, golden_gate
 from bench.core.errors import DivergedError
-from bench.core.hashing import digest
+from bench.core.hashing import digest, sha256_file
 from bench.core.ledger import Ledger
 from bench.core.process_state import process_state, unchanged_process
 from bench.core.progress import ProgressCallback, Step, silent
 from bench.core.provenance import peak_kib, provenance
 from bench.core.rng import stream
+from bench.core.rules import RULES
 from bench.core.world import SINGLE_PROCESS, World, check_divisible
+from bench.store.attempts import record_attempt
 from bench.store.lock import run_lock
 from bench.store.policy import save_policy
 from bench.suite.devices import gpu_name
+from bench.suite.division import open_reasons
 from bench.suite.job import Job, TrainingRun
 from bench.suite.methods import recorded_params
 from bench.suite.prepared import make_backbone, make_evaluator
@@ -51,6 +55,8 @@ class RunOutcome:
     """None for a run that diverged."""
     error: str | None = None
     """Why the run diverged; None for a finished run."""
+    attempt: str | None = None
+    """Hash of the line about this start in the log of attempts; None on other processes than the main one."""
 
 
 def run_record(job: Job, outcome: RunOutcome, seconds: dict[str, float], world: World) -> store.RunRecord:
@@ -63,6 +69,8 @@ def run_record(job: Job, outcome: RunOutcome, seconds: dict[str, float], world: 
         extra |= outcome.scores.record_extras()
     return store.RunRecord(
         **job.identity,
+        rules=RULES,
+        attempt=outcome.attempt,
         status="finished" if outcome.error is None else "failed",
         error=outcome.error,
         digest=job.digest,
@@ -88,6 +96,12 @@ def run_record(job: Job, outcome: RunOutcome, seconds: dict[str, float], world: 
     )
 
 
+def train_digest(folder: Path) -> str | None:
+    """sha256 of the training log; None where there is none, as on other processes than the main one."""
+    path = folder / store.TRAIN
+    return sha256_file(path) if path.is_file() else None
+
+
 def declared_metrics(evaluators: Mapping[str, Evaluator]) -> dict[str, store.MetricEntry]:
     """Metrics by name, as the evaluators declare them."""
     return {
@@ -104,6 +118,8 @@ def _trained_fields(trainer: Trainer) -> dict[str, Any]:
         "ledger": trainer.ledger.totals(),
         "seconds": trainer.ledger.seconds,
         "updates_done": trainer.updates_done,
+        "open_reasons": open_reasons(trainer.method, trainer.job.spec),
+        "train_digest": train_digest(trainer.job.folder),
         "gates": {} if trainer.audit is None else {"ratio_audit": trainer.audit},
         "extra": trainer.record_extras(),
     }
@@ -127,7 +143,7 @@ def load_models(job: Job, report: ProgressCallback = silent, world: World = SING
     backbone = make_backbone(prepared, world)
     report(Step("load", 0, 1, "the prompts' text states"))
     # in one call, so that a backbone that frees its text encoders afterwards loads them once
-    backbone.encode([*prepared.prompts.train, *prepared.prompts.held_out])
+    backbone.encode([*prepared.prompts.train, *prepared.scored_prompts])
     names = suite.all_evaluators if isinstance(job, TrainingRun) else suite.evaluation.evaluators
     evaluators = {}
     for name in names:
@@ -177,25 +193,31 @@ def _train_and_evaluate(job: Job, outcome: RunOutcome, clock: Ledger, report: Pr
         outcome.scores = evaluate(backbone, evaluators, job.prepared, report, world)
 
 
-def _claim_folder(job: Job) -> None:
-    """Mark the folder as that of this run; another run in it is removed if the job overwrites, else refused."""
+def _claim_folder(job: Job) -> str:
+    """Mark the folder as that of this run and log the attempt; returns its hash.
+
+    Another run in the folder is removed if the job overwrites, else refused.
+    """
     other = store.other_digest(job.folder, job.digest)
     if other is not None:
         if not job.overwrite:
             store.check_digest(job.folder, other, job.digest)
         store.remove_run(job.folder)
     store.start_run(job.folder, job.digest, job.inputs)
+    identity = job.identity
+    return record_attempt(job.suite_folder, "start", identity["row"], identity["seed"], job.digest)
 
 
 def _execute(job: Job, report: ProgressCallback, world: World) -> store.RunRecord:
+    attempt = None
     if world.is_main:
-        _claim_folder(job)
+        attempt = _claim_folder(job)
         report = _watch_folder(job, report)
     world.barrier()  # the files of another run are gone
     clock = Ledger()
     with unchanged_process(f"a plug-in of the run {job.label} (its backbone, its method or an evaluator)"):
         with clock.phase("load"):
-            outcome = RunOutcome(load_models(job, report, world))
+            outcome = RunOutcome(load_models(job, report, world), attempt=attempt)
         try:
             _train_and_evaluate(job, outcome, clock, report, world)
         except DivergedError as cause:

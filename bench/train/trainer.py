@@ -17,34 +17,50 @@ from bench.algorithm.optimizers import (
     recorded_optimizer,
     sharded_backbone,
 )
-from bench.algorithm.rollout import Rollout, RolloutConfig, Sampler, injected_variance, noisy_steps
+from bench.algorithm.rollout import (
+    Rollout,
+    RolloutConfig,
+    Sampler,
+    injected_variance,
+    noisy_steps,
+    step_weights,
+    trainable_steps,
+)
 from bench.algorithm.update import UpdateConfig, Updater, UpdateStats
+from bench.algorithm.weights import check_settings, check_weights, weights_hash
 from bench.api import Backbone, Evaluator, KLPolicy, Method
 from bench.checks.methods import check_method
+from bench.core.budget import Budget
 from bench.core.ledger import Ledger
 from bench.core.process_state import unchanged_settings
 from bench.core.progress import ProgressCallback, Step
 from bench.core.rewards import Rewards, tied
 from bench.core.rng import stream
 from bench.core.world import COMPARE_EVERY, SINGLE_PROCESS, World
-from bench.flow import sigma_schedule
 from bench.suite.job import TrainingRun
 from bench.suite.schema import Suite
 from bench.train import checkpoint
+from bench.train.hooks import check_hooks, hook_digests
 from bench.train.rewards import (
     RolloutVideos,
     collect_rollout,
     diversity,
+    prompt_indices,
     score_monitors,
     score_rewards,
     shuffle_rewards,
-    update_prompts,
 )
 
 CHECKPOINT_EVERY = 5
 """Updates between checkpoints: a run that is killed repeats at most this many."""
 RATIO_TOLERANCE = 1e-5
 """Tolerance of the ratio audit at update 0: a tenth of the smallest clip range in use. On a CPU the error is 0."""
+
+
+def row_budget(job: TrainingRun) -> Budget:
+    """The budget of the suite, with the learning rate of the row if it has its own."""
+    budget, lr = job.suite.budget, job.spec.lr
+    return budget if lr is None else dataclasses.replace(budget, lr=lr)
 
 
 @dataclass
@@ -62,11 +78,27 @@ class Trainer:
     updates_done: int = 0
     audit: dict[str, Any] | None = None
     """The ratio audit of update 0."""
+    weights: str = ""
+    """Hash of the trained weights after the latest update; before the first one, of the new policy."""
+    hooks: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Digests of the results of the method's hooks at the start of the run."""
 
     @property
     def suite(self) -> Suite:
         """The suite of the run."""
         return self.job.suite
+
+    @property
+    def budget(self) -> Budget:
+        """The budget of the suite, with the learning rate of the row if it has its own."""
+        return row_budget(self.job)
+
+    @property
+    def culprit(self) -> str:
+        """The plug-ins of the row, for the errors of one that changes what only the harness may change."""
+        spec = self.job.row.spec
+        names = f"method {spec.method!r}, KL policy {spec.kl_spec.name!r} or backbone {self.suite.backbone.name!r}"
+        return f"row {spec.name!r}: {names}"
 
     @property
     def kl_policy(self) -> KLPolicy:
@@ -87,11 +119,12 @@ class Trainer:
     def updater(self) -> Updater:
         """Does the optimizer steps."""
         config = UpdateConfig(
-            budget=self.suite.budget,
+            budget=self.budget,
             seed=self.job.seed,
             uncond_grad=self.suite.trains_uncond,
             probe_every=self.suite.probe_every,
             world=self.world,
+            culprit=self.culprit,
         )
         return Updater(self.backbone, self.method, self.kl_policy, self.optimizer, config, self.ledger)
 
@@ -100,15 +133,20 @@ class Trainer:
         cls, job: TrainingRun, backbone: Backbone, evaluators: dict[str, Evaluator], world: World = SINGLE_PROCESS
     ) -> Trainer:
         """A trainer with a new policy, or with the state of the checkpoint in the folder of the run."""
-        budget = job.suite.budget
-        method = job.prepared.method(job.row, math.prod(backbone.latent_shape))
-        check_method(method, sigma_schedule(budget.steps, budget.shift))
+        budget = row_budget(job)
+        method, sigmas = job.prepared.method(job.row, math.prod(backbone.latent_shape)), job.prepared.sigmas
+        check_method(method, sigmas)
         backbone.reset(stream(job.seed, "initial_policy"))
         optimizer = make_optimizer(budget, backbone.parameters(), sharded_backbone(backbone, world))
         kl_state = job.row.kl_policy.init_state()
         trainer = cls(job, backbone, method, evaluators, optimizer, Ledger(), kl_state, world)
+        trainer.weights, trainer.hooks = trainer.weights_now(), hook_digests(method, sigmas)
         trainer.load()
         return trainer
+
+    def weights_now(self) -> str:
+        """Hash of the trained weights. Collective call where they are sharded."""
+        return weights_hash(self.backbone.parameters(), self.world)
 
     def save(self) -> None:
         """Collective call: write policy, anchors, optimizer, KL state, ledger and updates done to the checkpoint."""
@@ -117,6 +155,8 @@ class Trainer:
             "kl": self.kl_state,
             "ledger": self.ledger.state(),
             "audit": self.audit,
+            "weights": self.weights,
+            "hooks": self.hooks,
         }
         state = {
             "digest": self.job.digest,
@@ -141,6 +181,7 @@ class Trainer:
             load_full_state(self.optimizer, state["optimizer"], sharded_backbone(self.backbone, self.world))
             rest = json.loads(state["rest"])
             self.updates_done, self.kl_state, self.audit = rest["updates"], rest["kl"], rest["audit"]
+            self.weights, self.hooks = rest["weights"], rest["hooks"]
             self.ledger = Ledger.from_state(rest["ledger"])
             self.ledger.restarts += 1
         self.world.barrier()  # all processes have read before one writes
@@ -150,15 +191,15 @@ class Trainer:
 
     def schedule(self) -> dict[str, list[float]]:
         """Properties of each rollout step: sigma, std of the noise, predicted gradient norm and step weight."""
-        config = self.job.prepared.rollout_config(0)
-        sigmas = sigma_schedule(config.budget.steps, config.budget.shift)
+        config, sigmas = self.job.prepared.rollout_config(0), self.job.prepared.sigmas
         noisy = noisy_steps(self.method, sigmas, config, 0)
+        weights = step_weights(self.method, sigmas, trainable_steps(noisy, config))
         predicted = dataclasses.replace(self.method, equalizer="derived").step_weights(sigmas)
         return {
             "sigma": sigmas.tolist(),
             "std": (injected_variance(self.method, sigmas).sqrt() * noisy).tolist(),
             "predicted_grad_norm": (1 / predicted).tolist(),
-            "step_weight": self.method.step_weights(sigmas).tolist(),
+            "step_weight": weights.tolist(),
         }
 
     def record_extras(self) -> dict[str, Any]:
@@ -168,12 +209,14 @@ class Trainer:
     def train(self, report: ProgressCallback, until: int | None = None) -> None:
         """Do the remaining updates, or only those before update `until`."""
         budget = self.suite.budget
+        sigmas = self.job.prepared.sigmas
         last = budget.updates if until is None else until
         self._check_processes("before the first update of this start")
         reward = None
         while self.updates_done < last:
             report(Step("train", self.updates_done, last, reward=reward))
             reward = self.run_update(self.updates_done)
+            check_hooks(self.hooks, hook_digests(self.method, sigmas), self.culprit, self.updates_done)
             self.updates_done += 1
             self.ledger.settle(budget, len(self.suite.reward), self.updates_done)
             if self.updates_done % COMPARE_EVERY == 0 or self.updates_done == last:
@@ -191,8 +234,11 @@ class Trainer:
     def run_update(self, update: int) -> float:
         """One update: rollout, decode, rewards, optimizer steps, one line of the log; returns the mean reward."""
         start = dict(self.ledger.seconds)
-        prompts = update_prompts(self.job.prepared.prompts.train, self.suite.budget.prompts, self.job.seed, update)
+        texts = self.job.prepared.prompts.train
+        indices = prompt_indices(len(texts), self.suite.budget.prompts, self.job.seed, update)
+        prompts = [texts[index] for index in indices]
         culprit = f"method {self.job.row.spec.method!r} or backbone {self.suite.backbone.name!r}, in"
+        check_weights(self.weights_now(), self.weights, self.culprit, f"between updates, before update {update}")
         with unchanged_settings(f"{culprit} the rollout,"):
             rollout = collect_rollout(self.sampler, self.kl_policy, prompts, update)
         videos = self._decode(rollout, prompts)
@@ -203,12 +249,17 @@ class Trainer:
                 "group_diversity": diversity(rollout, self.config),
             }
         with self.ledger.phase("update"), unchanged_settings(f"{culprit} the optimizer steps,"):
+            check_weights(self.weights_now(), self.weights, self.culprit, f"in the rollout of update {update}")
+            check_settings(self.optimizer, self.budget, self.culprit, f"in the rollout of update {update}")
             self.kl_state, stats = self.updater(rollout, rewards, self.kl_state, update)
+            check_settings(self.optimizer, self.budget, self.culprit, f"in the loss of update {update}")
+        self.weights = stats.weights_after
         if update == 0:
             largest = max(stats.ratio_error.values())
             self.audit = {"passed": largest <= RATIO_TOLERANCE, "largest": largest, "tolerance": RATIO_TOLERANCE}
         if self.world.is_main:
-            line = {"update": update, **self._reward_line(rewards), **self._stats_line(rollout, stats, start)}
+            line = {"update": update, "prompts": indices, **self._reward_line(rewards)}
+            line |= self._stats_line(rollout, stats, start)
             store.append_line(self.job.folder / store.TRAIN, {**line, **monitored})
         return float(rewards.total().mean())
 
@@ -244,12 +295,19 @@ class Trainer:
         return {
             **stats.means(),
             "kl_weight": self.kl_policy.weights(self.kl_state),
+            "kl_ticks": stats.kl_ticks,
+            "lr": stats.lr,
+            "step_rms": stats.step_rms,
+            "weights_before": stats.weights_before,
+            "weights_after": stats.weights_after,
             "grad_norm": stats.grad_norm,
+            "grad_clipped": stats.grad_clipped,
             "grad_norm_of_step": {str(step): norm for step, norm in stats.grad_norm_of_step.items()},
             **({} if stats.kl_gradient is None else {"kl_gradient": stats.kl_gradient}),
             "ratio_error": max(stats.ratio_error.values()),
             "clipped_share": stats.clipped / stats.count,
             "trained_steps": rollout.view.steps.tolist(),
+            "step_weights": rollout.view.weight.tolist(),
             "ledger": self.ledger.totals(),
             "seconds": spent,
         }

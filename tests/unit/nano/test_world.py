@@ -139,9 +139,18 @@ def test_the_split_is_disjoint_complete_and_balanced() -> None:
         for field in fields(part):
             counts = torch.bincount(getattr(part, field.name))
             assert len(set(counts.tolist())) == 1, field.name
-    suite = tiny()
-    assert sorted(suite.prompt_list("train")) == sorted(texts)
-    assert sorted(suite.prompt_list("heldout")) == sorted(others)
+
+
+def test_validation_captions_are_taken_from_those_of_the_recipes_and_balanced() -> None:
+    lists, (train, held_out) = tiny().read_prompts(), world.split()
+    assert lists.validation is not None
+    assert len(lists.validation) == 12
+    assert sorted([*lists.train, *lists.validation]) == sorted(train.texts())
+    assert sorted(lists.held_out) == sorted(held_out.texts())
+    for part in map(world.parse, (lists.train, lists.validation)):
+        for field in fields(part):
+            counts = torch.bincount(getattr(part, field.name))
+            assert len(set(counts.tolist())) == 1, field.name
 
 
 def test_captions_parse_back() -> None:

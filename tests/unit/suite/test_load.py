@@ -26,7 +26,7 @@ def test_the_nano_suite_loads() -> None:
     assert suite.scale == "nano"
     assert [row.name for row in suite.rows] == ["flow_grpo-fixed", "dance_grpo-fixed", "cps-fixed", "sage_grpo-dual"]
     assert suite.weights == {"VQ": 0.5, "MQ": 0.5, "TA": 1.0}
-    assert len(suite.prompt_list("train")) == 108
+    assert len(suite.prompt_list("train")) == 96
     assert len(suite.prompt_list("heldout")) == 36
 
 
@@ -132,7 +132,7 @@ def test_a_prompt_twice_in_a_list_is_refused(tmp_path: Path) -> None:
 
 
 def test_more_prompts_per_update_than_there_are_is_refused() -> None:
-    with pytest.raises(BenchError, match="the training list has 108"):
+    with pytest.raises(BenchError, match="the training list has 96"):
         load_suite(NANO, ["budget.prompts=128"]).prompt_lists()
 
 

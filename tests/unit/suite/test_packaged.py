@@ -127,7 +127,7 @@ def test_a_suite_elsewhere_extends_a_packaged_one_and_has_its_files_beside_it(he
     write_prompts(here / "proj", "own")
     (here / "proj" / "mine.yaml").write_text(OWN)
     suite = load_suite("proj/mine.yaml")
-    assert suite.prompts.model_dump() == {"train": "proj/train.txt", "heldout": "proj/heldout.txt"}
+    assert suite.prompts.model_dump(exclude_none=True) == {"train": "proj/train.txt", "heldout": "proj/heldout.txt"}
     assert suite.prompt_list("train")[0] == "own train 0"
     assert suite.evaluator_params["clipscore"]["checkpoint"] == "proj/../clip"
     assert suite.backbone.checkpoint == "nano"
