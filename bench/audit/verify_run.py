@@ -200,10 +200,10 @@ def _scores(folder: Path, record: RunRecord, suite: Suite, scores: pd.DataFrame)
 def _current_prompts(suite: Suite) -> tuple[list[str], str]:
     """The held-out prompts of the current files and the digest of both lists; [] and the reason if that fails."""
     try:
-        lists = suite.read_prompts()
+        lists, scored = suite.read_prompts(), suite.evaluation.prompts
     except BenchError as error:
         return [], _problem(error)
-    return lists.validation or [] if suite.evaluation.prompts == "validation" else lists.held_out, lists.digest
+    return lists.scored(scored), lists.digest(scored)
 
 
 def _videos(scores: pd.DataFrame, heldout: list[str], videos_per_prompt: int) -> Iterator[str]:

@@ -79,7 +79,7 @@ class RunRecord(BaseModel):
     budget_digest: str
     """Digest of the budget."""
     prompts_digest: str
-    """Digest of the training and held-out prompts."""
+    """Digest of the training prompts and of those that were scored."""
     config: dict[str, Any]
     """All settings of the suite, with defaults."""
     evaluators: dict[str, dict[str, Any]] = {}

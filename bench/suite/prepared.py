@@ -81,8 +81,7 @@ class PreparedSuite:
     @property
     def scored_prompts(self) -> list[str]:
         """The prompts of the evaluation: the held-out or the validation list."""
-        lists = self.prompts
-        return lists.held_out if self.suite.evaluation.prompts == "heldout" else lists.validation or []
+        return self.prompts.scored(self.suite.evaluation.prompts)
 
     @property
     def sigmas(self) -> Float[Tensor, "t1"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
 from bench.core.errors import BenchError
 from bench.core.hashing import digest
@@ -24,10 +25,13 @@ class PromptLists:
     validation: list[str] | None = None
     """Prompts by which settings are chosen; None for a suite without them."""
 
-    @property
-    def digest(self) -> str:
-        lists = [self.train, self.held_out]
-        return digest(lists if self.validation is None else [*lists, self.validation])
+    def scored(self, which: Literal["heldout", "validation"]) -> list[str]:
+        """The prompts of an evaluation; [] for validation prompts of a suite without them."""
+        return self.held_out if which == "heldout" else self.validation or []
+
+    def digest(self, which: Literal["heldout", "validation"]) -> str:
+        """Digest of the training prompts and of those that are scored: all that the numbers of a run depend on."""
+        return digest([self.train, self.scored(which)])
 
     def check(self, prompts_per_update: int) -> None:
         """Refuse a prompt that is in two lists, and fewer training prompts than an update needs."""

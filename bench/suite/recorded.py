@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bench.core.errors import BenchError
+from bench.core.hashing import digest
 from bench.store.files import find
 from bench.store.record import RUN, RunRecord, read_inputs, read_record, run_folder
 from bench.suite.checkpoints import Checkpoint, checkpoint_names
@@ -115,9 +116,10 @@ def record_difference(run: Path, record: RunRecord, suite: Suite) -> str | None:
 
 def _other_prompts(record: RunRecord, suite: Suite) -> bool:
     """Whether the suite's prompt files, if they exist, have other prompts than those of the record."""
-    if not all(resolve(name).is_file() for name in suite.prompts.model_dump(exclude_none=True).values()):
+    scored = suite.evaluation.prompts
+    if not all(resolve(name).is_file() for name in (suite.prompts.train, getattr(suite.prompts, scored))):
         return False
-    return suite.read_prompts().digest != record.prompts_digest
+    return digest([suite.prompt_list("train"), suite.prompt_list(scored)]) != record.prompts_digest
 
 
 def _row(suite: Suite, name: str) -> RowSpec | None:

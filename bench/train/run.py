@@ -76,7 +76,7 @@ def run_record(job: Job, outcome: RunOutcome, seconds: dict[str, float], world: 
         digest=job.digest,
         budget=budget,
         budget_digest=digest(budget),
-        prompts_digest=job.prepared.prompts.digest,
+        prompts_digest=job.prepared.prompts.digest(suite.evaluation.prompts),
         config=suite.model_dump(mode="json"),
         evaluators={name: dict(e.fingerprint()) for name, e in models.evaluators.items()} if main else {},
         metrics=declared_metrics(models.evaluators),

@@ -24,7 +24,9 @@ _WITHOUT_NANO = (
 def test_the_nano_suite_loads() -> None:
     suite = load_suite(NANO)
     assert suite.scale == "nano"
-    assert [row.name for row in suite.rows] == ["flow_grpo-fixed", "dance_grpo-fixed", "cps-fixed", "sage_grpo-dual"]
+    assert [row.name for row in suite.rows] == [
+        *("flow_grpo-fixed", "flow_grpo-equalized", "dance_grpo-fixed", "cps-fixed", "sage_grpo-dual")
+    ]
     assert suite.weights == {"VQ": 0.5, "MQ": 0.5, "TA": 1.0}
     assert len(suite.prompt_list("train")) == 96
     assert len(suite.prompt_list("heldout")) == 36

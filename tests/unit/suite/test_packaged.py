@@ -61,7 +61,7 @@ def test_every_packaged_suite_is_listed_with_a_description(capsys: pytest.Captur
     assert [each.name for each in suites] == list(packaged_files())
     assert all(each.description and "\n" not in each.description for each in suites)
     sizes = {each.name: (each.scale, each.size) for each in suites}
-    assert sizes["nano"] == ("nano", "4 x 3")
+    assert sizes["nano"] == ("nano", "5 x 3")
     assert sizes["nano_noise"] == ("nano", "4 x 3 x 3 variants")
     assert sizes["hunyuanvideo15_480p"][0] == "full"
     assert main(["suites"]) == 0
