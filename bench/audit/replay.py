@@ -151,7 +151,7 @@ def _repeat_updates(job: TrainingRun, updates: int, report: ProgressCallback) ->
         provenance(processes=1, source_digest=job.source_digest, process_state=process_state(), **gpu_name()),
         dict(models.backbone.fingerprint()),
         {name: dict(evaluator.fingerprint()) for name, evaluator in models.evaluators.items()},
-        job.prepared.prompts.digest,
+        job.prepared.prompts.digest(job.suite.evaluation.prompts),
     )
     return ReplayResult(store.read_lines(job.folder / store.TRAIN), error, replay_environment)
 

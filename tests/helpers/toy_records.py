@@ -75,7 +75,11 @@ def write(
     values: dict[str, Any] = {
         **{"method": entry.method if entry else None, "kl": entry.kl_spec.name if entry else None},
         **{"method_params": dict(entry.params) if entry else {}, "digest": digest([suite.shared(), row, seed])},
-        **{"budget": budget, "budget_digest": digest(budget), "prompts_digest": suite.prompt_lists().digest},
+        **{
+            "budget": budget,
+            "budget_digest": digest(budget),
+            "prompts_digest": suite.read_prompts().digest("heldout"),
+        },
         **{"evaluators": {name: {"weights": "1"} for name in METRICS}},
         **{"ledger": ledger(suite, suite.budget.updates) if trained else {}},
         **{"seconds": {"rollout": 60.0, "update": 30.0}, "peak_memory_mb": 900.4},
