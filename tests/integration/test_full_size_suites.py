@@ -33,8 +33,10 @@ SUITES = ("hunyuanvideo15_480p", "hunyuanvideo15_single_gpu")
 SHA256 = {
     "hv15_train.txt": "7242947eb50539167e54bb29f5eb553e10808b9af6406eca336b399c9be600e4",
     "hv15_heldout.txt": "0d342eb68a58a95fa40f4e7c67e4e8d5be4d595a14cc14d8773a72bb4d971c2f",
+    "hv15_validation.txt": "f5afebd8944980334468cc036c12d0d67218226d4baecdb8045db08304e9228f",
 }
 """A changed prompt list is another benchmark: change the name of the file with it."""
+LISTS = ("train", "held_out", "validation")
 THEMES = 12
 NEAR = 0.4
 """From this share of common words on (of all words of two prompts, each counted once) they are near-duplicates."""
@@ -56,7 +58,8 @@ def test_prompt_files_are_those_of_the_manifest(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("which", "number", "lengths"), [("train", 300, (198, 84, 18)), ("held_out", 64, (41, 16, 7))]
+    ("which", "number", "lengths"),
+    [("train", 300, (198, 84, 18)), ("held_out", 64, (41, 16, 7)), ("validation", 24, (15, 6, 3))],
 )
 def test_prompts_come_in_three_lengths_and_twelve_themes(
     which: str, number: int, lengths: tuple[int, int, int]
@@ -75,7 +78,7 @@ def test_prompts_come_in_three_lengths_and_twelve_themes(
 
 def test_no_prompt_is_a_near_duplicate_of_another() -> None:
     """Within and across the lists; the closest pair shares a third of its words."""
-    found = [(prompt, words(prompt)) for prompt in prompts("train") + prompts("held_out")]
+    found = [(prompt, words(prompt)) for which in LISTS for prompt in prompts(which)]
     worst = max(
         (len(a & b) / len(a | b), first, second) for i, (first, a) in enumerate(found) for second, b in found[:i]
     )
@@ -84,7 +87,7 @@ def test_no_prompt_is_a_near_duplicate_of_another() -> None:
 
 def test_prompts_hold_no_tokens_of_a_tokenizer_and_quote_in_pairs() -> None:
     """No added token of Qwen, of the glyph encoder or of VideoReward; quotation marks in pairs."""
-    for prompt in prompts("train") + prompts("held_out"):
+    for prompt in [prompt for which in LISTS for prompt in prompts(which)]:
         assert not re.search(r"<\|?\w|\|>|\[/?[A-Z]+\]|</?s>", prompt), prompt
         assert prompt.count('"') % 2 == 0
         assert not re.search("[\u2018-\u201f]", prompt), prompt
@@ -140,6 +143,7 @@ def shrunken(name: str, pipeline: Path, folder: Path, variant: str | None) -> Su
         f"evaluator_params.pickscore.processor={clip / 'CLIP-ViT-H-14-laion2B-s32B-b79K'}",
         *(f"evaluator_params.{name}.device=cpu" for name in ("videoalign", "clipscore", "pickscore")),
         *(f"prompts.{key}={folder / which}.txt" for key, which in (("train", "train"), ("heldout", "held_out"))),
+        "prompts.validation=null",
         "seeds=[0]",
         *([] if variant is None else [f"variant={variant}"]),
     ]
@@ -190,6 +194,16 @@ def test_a_suite_says_what_it_takes_from_the_paper(name: str) -> None:
         ]
         assert suite.scale == "full"
         assert (suite.clip_reference_size is None) == (name == "hunyuanvideo15_480p")
+
+
+def test_the_pilot_differs_from_its_suite_in_seeds_prompts_and_noise_of_the_evaluation_only() -> None:
+    pilot = load_suite(CONFIGS / "hunyuanvideo15_480p_pilot.yaml")
+    suite = load_variants(CONFIGS / "hunyuanvideo15_480p.yaml")[0]
+    assert pilot.seeds == [100, 101, 102]
+    assert (pilot.evaluation.prompts, pilot.evaluation.seed) == ("validation", 1000)
+    assert {**pilot.shared(), "evaluation": suite.shared()["evaluation"]} == suite.shared()
+    assert prepare(pilot).scored_prompts == prompts("validation")
+    assert pilot.rows == suite.rows
 
 
 def test_the_two_settings_differ_in_their_reward_weights_only() -> None:

@@ -80,6 +80,8 @@ class RowRuns:
 class SuiteRecords:
     """The records of one suite, for its tables and figures."""
 
+    folder: Path
+    """`results/<suite>`."""
     name: str
     config: Mapping[str, Any]
     seeds: list[int]
@@ -180,6 +182,7 @@ def load_records(
     for runs in by_row.values():
         runs.finished.sort(key=lambda run: run.record.seed or 0)
     suite = SuiteRecords(
+        folder=Path(folder),
         name=next(iter(records.values())).suite,
         config=config,
         seeds=wanted,

@@ -35,6 +35,11 @@ def rows_of(specs: Sequence[RowSpec]) -> list[Row]:
     ]
 
 
+def scored_prompts(config: Mapping[str, Any]) -> str:
+    """ "held-out" or "validation": the prompts on which the runs of this configuration were scored."""
+    return "validation" if (config.get("evaluation") or {}).get("prompts") == "validation" else "held-out"
+
+
 def recorded_seeds(records: Iterable[RunRecord]) -> set[int]:
     """The seeds that the records' own configurations name, without pilot seeds if there are others."""
     records = list(records)

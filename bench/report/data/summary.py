@@ -44,7 +44,7 @@ def summarise(suite: SuiteRecords) -> pd.DataFrame:
         table[f"{name}_p_holm"] = holm(table[f"{name}_p"].tolist())
     for name in ("n_seeds", "n_failed", *COUNTS):
         table[name] = table[name].astype("Int64")
-    lead = ["row", "method", "kl", "n_seeds", "n_failed"]
+    lead = ["row", "method", "kl", "seeds", "n_seeds", "n_failed"]
     tail = ["failed_gates", "run_ids"]
     middle = [column for column in table.columns if column not in (*lead, *tail)]
     return table[[*lead, *middle, *tail]]
@@ -60,7 +60,7 @@ def _tested(suite: SuiteRecords) -> list[str]:
 
 
 def _base(suite: SuiteRecords) -> dict[str, Any]:
-    line: dict[str, Any] = {"row": BASE, "method": BASE, "kl": "none", "n_seeds": 0, "n_failed": 0}
+    line: dict[str, Any] = {"row": BASE, "method": BASE, "kl": "none", "seeds": "", "n_seeds": 0, "n_failed": 0}
     for name in _metrics(suite):
         cells = suite.base.cells.get(name) if suite.base else None
         line |= interval_columns(name, None if cells is None else one_way(cells.to_numpy()))
@@ -77,7 +77,7 @@ def _base(suite: SuiteRecords) -> dict[str, Any]:
 
 def _row(suite: SuiteRecords, runs: RowRuns) -> dict[str, Any]:
     line: dict[str, Any] = {"row": runs.row.label, "method": runs.row.method, "kl": runs.row.kl}
-    line |= {"n_seeds": len(runs.finished), "n_failed": len(runs.failed)}
+    line |= {"seeds": " ".join(map(str, runs.seeds)), "n_seeds": len(runs.finished), "n_failed": len(runs.failed)}
     deltas: dict[str, Estimate] = {}
     for name in _metrics(suite):
         x = runs.matrix(name)

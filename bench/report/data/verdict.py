@@ -10,6 +10,7 @@ import pandas as pd
 
 from bench.report import formatting
 from bench.report.data.ablation import tested_scores, to_first_columns
+from bench.report.data.attempts import named_seeds
 from bench.report.data.metrics import MetricColumn
 from bench.report.data.power import MOST_SEEDS, seeds_needed
 from bench.report.data.records import RowRuns, SuiteRecords
@@ -42,7 +43,7 @@ def verdict(suite: SuiteRecords, table: pd.DataFrame, pairs: pd.DataFrame) -> Ve
     if not trained:
         return Verdict(["No run has finished, so there is nothing to compare."], [])
     sentences = [
-        f"Seed{'s' if len(suite.seeds) > 1 else ''} {', '.join(map(str, suite.seeds))}. Better and worse: "
+        f"{named_seeds(suite.seeds).capitalize()}. Better and worse: "
         "the 95 % interval of the paired difference "
         "excludes 0, and p after Holm is below 0.05.",
         *_against_base(suite, table),

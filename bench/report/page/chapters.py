@@ -14,9 +14,10 @@ import pandas as pd
 from bench import store
 from bench.core.hashing import canonical_json
 from bench.report import formatting
+from bench.report.data.attempts import named_seeds
 from bench.report.data.metrics import LABELS
 from bench.report.data.records import SuiteRecords, failed_gates, records_below
-from bench.report.data.selection import BASE
+from bench.report.data.selection import BASE, scored_prompts
 from bench.report.data.summary import pair_scores
 from bench.report.tables.main import MainTable
 from bench.report.tables.notes import DECODE
@@ -113,7 +114,7 @@ def _about(suite: SuiteRecords, records: Sequence[RunRecord]) -> list[tuple[str,
     settings = {
         "Model": f"{backbone.get('name', 'not recorded')}, checkpoint {backbone.get('checkpoint', 'not recorded')}",
         "Rows": ", ".join(runs.row.label for runs in suite.rows),
-        "Seeds": f"{', '.join(map(str, suite.seeds))} (a seed is a training run; the base has none)",
+        "Seeds": f"{named_seeds(suite.seeds)} (a seed is a training run; the base has none)",
         "Budget of each run": ", ".join(f"{name} {value}" for name, value in budget.items()) or "not recorded",
         "Reward": reward + shuffled,
         "Decode rule": f"{decode} ({DECODE.get(decode, 'see the configuration')})",
@@ -122,8 +123,9 @@ def _about(suite: SuiteRecords, records: Sequence[RunRecord]) -> list[tuple[str,
             for name, value in (config.get("noise_policy") or {"kind": "not recorded"}).items()
             if value is not None
         ),
-        "Held-out evaluation": f"{videos} prompts, {evaluation.get('videos_per_prompt', 'n/a')} videos each, "
-        f"{evaluation.get('steps', 'n/a')} steps, scored by {', '.join(evaluation.get('evaluators', [])) or 'n/a'}",
+        "Evaluation": f"{videos} {scored_prompts(config)} prompts, {evaluation.get('videos_per_prompt', 'n/a')} "
+        f"videos each, {evaluation.get('steps', 'n/a')} steps, scored by "
+        f"{', '.join(evaluation.get('evaluators', [])) or 'n/a'}",
         "Prompts": f"digest {' '.join(sorted({record.prompts_digest for record in records}))}"
         + "".join(f", {which} {path}" for which, path in (config.get("prompts") or {}).items()),
         "Not in these tables": ", ".join(suite.ignored),
@@ -159,10 +161,11 @@ def _headline(suite: SuiteRecords, table: pd.DataFrame, scores: Table) -> GridDa
 
 
 def _prompts(suite: SuiteRecords) -> GridData:
-    """The primary score of each held-out prompt: mean over the videos, and over the seeds of a row."""
+    """The primary score of each scored prompt: mean over the videos, and over the seeds of a row."""
     runs, primary = suite.runs, suite.primary
+    title = f"{scored_prompts(suite.config).capitalize()} prompts"
     if not runs:
-        return GridData("Held-out prompts", [], [])
+        return GridData(title, [], [])
     texts = store.read_run(runs[0].folder)[1].drop_duplicates("prompt_index")["prompt"].tolist()
     columns = {BASE: suite.base.cells[primary].tolist()} if suite.base else {}
     for one in suite.rows:
@@ -174,7 +177,7 @@ def _prompts(suite: SuiteRecords) -> GridData:
         for index, text in enumerate(texts)
     ]
     return GridData(
-        "Held-out prompts",
+        title,
         ["Prompt", "number", *(f"{suite.metrics[primary].label}: {name}" for name in columns)],
         rows,
     )

@@ -20,7 +20,9 @@ from bench.report.data.ablation import (
     tested_scores,
     to_first_columns,
 )
+from bench.report.data.attempts import seed_kind
 from bench.report.data.records import is_nano
+from bench.report.data.selection import scored_prompts
 from bench.report.data.verdict import ablation_verdict, listed
 from bench.report.legend import legend
 from bench.report.tables.main import FOLDER, LEGEND, NOTES, VERDICT, bullets
@@ -218,7 +220,9 @@ def _counts(levels: Sequence[AblationLevel]) -> str:
     counts = sorted(map(len, seeds))
     n = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
     prompts = next((len(run.cells) for level in levels for run in level.runs.finished), 0)
-    return f"n = {n} seeds ({named}) of each level, independent training runs, on {prompts} held-out prompts."
+    kind = seed_kind(set().union(*seeds))
+    scored = scored_prompts(levels[0].config)
+    return f"n = {n} {kind}seeds ({named}) of each level, independent training runs, on {prompts} {scored} prompts."
 
 
 def _settings(levels: Sequence[AblationLevel]) -> list[str]:

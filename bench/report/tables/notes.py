@@ -8,10 +8,12 @@ from typing import Any
 import pandas as pd
 
 from bench.report import formatting
+from bench.report.data.attempts import history_notes, seed_kind
 from bench.report.data.metrics import REWARD
 from bench.report.data.published import published_notes
 from bench.report.data.records import RowRuns, SuiteRecords, failed_gates
 from bench.report.data.reward_hacking import hack_notes
+from bench.report.data.selection import scored_prompts
 from bench.report.data.statistics import BOOTSTRAP_DRAWS
 from bench.store.replay import read_replay
 
@@ -41,6 +43,7 @@ def footnotes(suite: SuiteRecords, table: pd.DataFrame, context: Sequence[str] =
         notes.append("The base has no record yet, so differences to it are not shown.")
     if suite.ignored:
         notes.append(f"Records of other seeds or rows, not in this table: {', '.join(suite.ignored)}.")
+    notes += history_notes(suite)
     return [
         *notes,
         *context,
@@ -86,8 +89,8 @@ def _directions(suite: SuiteRecords) -> list[str]:
 def _statistics(suite: SuiteRecords, table: pd.DataFrame) -> list[str]:
     prompts = len(suite.runs[0].cells) if suite.runs else 0
     notes = [
-        f"n = {len(suite.seeds)} seeds ({', '.join(map(str, suite.seeds))}), independent training runs, on {prompts} "
-        "held-out prompts. The base is one model and has no seeds.",
+        f"n = {len(suite.seeds)} {seed_kind(suite.seeds)}seeds ({', '.join(map(str, suite.seeds))}), independent "
+        f"training runs, on {prompts} {scored_prompts(suite.config)} prompts. The base is one model and has no seeds.",
         "`x [lo, hi]` is a mean and its 95 % interval: variance components of seeds x prompts, both random, "
         "Satterthwaite degrees of freedom, Student's t. [n/a]: fewer than two seeds.",
         "Differences are paired by prompt, and by seed between rows; p is adjusted after Holm over the rows of its "

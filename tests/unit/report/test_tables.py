@@ -454,7 +454,7 @@ def test_controls_that_pass(suite: Path, tmp_path: Path) -> None:
     assert re.match(start + r"cps-fixed 0\.\d+ \[0\.\d+, 0\.\d+\]\. It passes", positive)
     assert "Negative control toy-nano_control_shuffled (our stored runs): 3 seeds" in negative
     assert "reward 1 gold_VQ, shuffled within each group" in negative
-    assert "It passes" in negative
+    assert "It passes: each upper limit lies below half of the positive control's effect" in negative
 
 
 def test_controls_that_fail_are_bold(suite: Path, tmp_path: Path) -> None:
