@@ -16,10 +16,11 @@ from bench import plugins
 from bench.api import Method
 from bench.checks.methods import CHECKS, HOOK_OF_CHECK, STEP_CHECKS, check_method, method_violations
 from bench.checks.steps import check_steps
-from bench.checks.violations import CHANGES, Violation, run_check
+from bench.checks.violations import CHANGES, Violation, require, run_check
 from bench.core.errors import BenchError, BudgetFieldError, ProcessStateError
 from bench.core.rng import stream
 from bench.flow import sigma_schedule
+from bench.suite.division import SCALE_TOLERANCE, open_reasons, wrong_gradient
 from bench.suite.methods import make_method
 from bench.suite.schema import RowSpec, Suite
 
@@ -29,6 +30,8 @@ API = sys.modules[Method.__module__].__file__
 CONSTRUCTION = "construction"
 """Name of the finding for a class that cannot be constructed; no other check is then run."""
 SUITE = "suite"
+SCALE = "scale"
+"""Name of the check of the loss's gradient at ratio 1. A run does not refuse what it finds: its row is open."""
 NOISY = "noisy steps"
 """Name of the check against the budget, the settings and the noise policy of a suite."""
 
@@ -140,10 +143,28 @@ def lint_method(name: str, suites: Sequence[Suite] = ()) -> tuple[Method | None,
         if not _add_lines(lines, method, suite.budget.steps, suite.budget.shift):
             for violation in run_check(SUITE, _fits, name, suite):
                 lines.setdefault(SUITE, lint_line(method, violation, "stochastic"))
+    if "surrogate" not in lines:
+        for violation in run_check(SCALE, _scale, method):
+            lines[SCALE] = lint_line(method, violation, "surrogate")
     if not lines and not any(_marks_noise(method, *schedule) for schedule in SCHEDULES):
         violation = Violation(NOISY, "stochastic marks no step of any schedule noisy: the method never trains.")
         lines[NOISY] = lint_line(method, violation, "stochastic")
-    return method, [lines[check] for check in (*CHECKS, NOISY, SUITE) if check in lines]
+    return method, [lines[check] for check in (*CHECKS, SCALE, NOISY, SUITE) if check in lines]
+
+
+def _scale(method: Method) -> None:
+    gradient = wrong_gradient(method)
+    require(
+        gradient is None,
+        f"{gradient}; it is minus the advantage, to {SCALE_TOLERANCE:g}, in the closed division: a row of this method "
+        "stands in the open one",
+    )
+
+
+def division_text(name: str, method: Method) -> str:
+    """The division in which a row of this method stands, and why."""
+    reasons = open_reasons(method, RowSpec(method=name, label="check"))
+    return f"open ({'; '.join(reasons)})" if reasons else "closed"
 
 
 def _marks_noise(method: Method, steps: int, shift: float) -> bool:

@@ -9,7 +9,16 @@ from typing import Any
 from bench import api, plugins
 from bench.checks import backbones, evaluators, methods, rules
 from bench.checks.golden import GATE, check_golden, golden_path, write_golden
-from bench.checks.method_lint import CONSTRUCTION, SUITE, LintLine, lint_line, lint_method, locate
+from bench.checks.method_lint import (
+    CONSTRUCTION,
+    SCALE,
+    SUITE,
+    LintLine,
+    division_text,
+    lint_line,
+    lint_method,
+    locate,
+)
 from bench.checks.violations import CHANGES
 from bench.core.errors import BenchError, ProcessStateError
 from bench.core.process_state import fix_process_state
@@ -73,7 +82,10 @@ def _summary(name: str, plugin: object | None, lines: Sequence[LintLine], checks
 def _check_method(name: str, suites: Sequence[Suite]) -> tuple[list[str], bool]:
     """Report of one method, and whether a check failed."""
     method, lines = lint_method(name, suites)
-    return _summary(name, method, lines, (*methods.CHECKS, *[SUITE] * bool(suites))), bool(lines)
+    text = _summary(name, method, lines, (*methods.CHECKS, SCALE, *[SUITE] * bool(suites)))
+    if method is not None and all(line.check == SCALE for line in lines):
+        text[-1] += f"; division: {division_text(name, method)}"
+    return text, bool(lines)
 
 
 def _check_rule(group: str, name: str, params: Mapping[str, Any]) -> tuple[list[str], bool]:

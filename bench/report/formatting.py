@@ -10,6 +10,8 @@ import pandas as pd
 from tabulate import tabulate
 
 MISSING = "n/a"
+OPEN_MARK = " (open)"
+"""Ends the name of a row of the open division. No label has a space, so it is found again in a cell."""
 #: Significance level of the adjusted p-values.
 ALPHA = 0.05
 
@@ -69,10 +71,24 @@ def count(value: Any) -> str:
     return MISSING if value is None or pd.isna(value) else f"{int(value):,}"
 
 
+def row_name(row: pd.Series[Any]) -> str:
+    """Name of a line of main.csv in tables and texts: its label, marked if it is of the open division."""
+    return f"{row['row']}{OPEN_MARK if row['division'] == 'open' else ''}"
+
+
+def first_open(rows: Sequence[Sequence[str]]) -> int:
+    """Index of the first line of the open division, above which a table has a rule; 0: no rule."""
+    return next((index for index, row in enumerate(rows) if OPEN_MARK in row[0]), 0)
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns: text left, numbers right."""
+    """A Markdown table with aligned columns: text left, numbers right; rows of the open division below a rule."""
     align = ["left"] + ["right"] * (len(header) - 1)
-    return tabulate(rows, headers=header, tablefmt="pipe", disable_numparse=True, colalign=align)
+    text = tabulate(rows, headers=header, tablefmt="pipe", disable_numparse=True, colalign=align)
+    if not (above := first_open(rows)):
+        return text
+    lines = text.splitlines()
+    return "\n".join([*lines[: 2 + above], lines[1].replace(":", "-"), *lines[2 + above :]])
 
 
 def tex(text: str) -> str:
@@ -90,7 +106,9 @@ def tex_table(
     def line(cells: Sequence[str]) -> str:
         return " & ".join(tex(cell) for cell in cells) + r" \\"
 
-    body = [line(header), r"\midrule", *[line(row) for row in rows]]
+    above = first_open(rows)
+    rule = [r"\midrule"] if above else []
+    body = [line(header), r"\midrule", *map(line, rows[:above]), *rule, *map(line, rows[above:])]
     return "\n".join(
         [
             r"\begin{table}",

@@ -31,6 +31,7 @@ TERMS = {
     "runs.",
     "equal bits": "Two results are the same in every bit.",
     "gate": "A check whose failure makes a run unfit to be cited; the row gets a dagger.",
+    "open": "Of the open division: the row also differs in credit, loss or learning rate, as the notes say.",
     "NFE": "Network function evaluations, counted per sample; guidance counts twice.",
     "anchor": "A frozen copy of the model that a KL policy compares the policy with.",
     "RSS": "Root of the summed squares; of the noise that a rollout injects per latent element.",
@@ -53,6 +54,7 @@ PATTERNS = {
     "p (Holm)": r"p \(Holm\)|\(p [<\d]|, p [<\d]",
     "gate": r"†|\bgates?\b",
     "seed": r"\bseeds?\b",
+    "open": r"\(open\)",
     "best other row": r"best other",
     "band": r"\bbands?\b",
 }

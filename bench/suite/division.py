@@ -56,7 +56,7 @@ def wrong_gradient(method: Method) -> str | None:
     worst = int(gap.argmax())
     if gap[worst] <= SCALE_TOLERANCE:
         return None
-    return f"the gradient of the loss is {grad[worst]:.3g} at ratio 1 with the advantage {adv[worst]:.3g}"
+    return f"the gradient of the loss is {grad[worst] + 0:.7g} at ratio 1 with the advantage {adv[worst]:.3g}"
 
 
 def _replaces(method: Method, hook: str, probe: Rewards | Float[Tensor, "k p g"]) -> bool:

@@ -276,6 +276,6 @@ def test_the_example_of_the_tutorial_gives_the_output_that_is_printed_there(
     assert main(["check", f"{module}:MyGRPO"]) == int(not right)
     printed = capsys.readouterr().out
     if right:
-        assert printed.startswith(f"my_grpo:MyGRPO: {len(CHECKS)} checks passed")
+        assert printed.startswith(f"my_grpo:MyGRPO: {len(CHECKS) + 1} checks passed")
     else:
         assert printed.strip().replace("my_wrong_grpo", "my_grpo") in text

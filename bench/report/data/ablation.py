@@ -11,6 +11,7 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json
+from bench.report import formatting
 from bench.report.data import dynamics
 from bench.report.data.metrics import FURTHER, LABELS, REWARD, MetricColumn, ordered
 from bench.report.data.records import RowRuns, Run, SuiteRecords, check_equal, comparable_settings, failed_gates
@@ -93,6 +94,7 @@ def levels_of_study(suites: Mapping[str, SuiteRecords]) -> list[AblationLevel]:
 def _level(group: str, name: str, runs: RowRuns, suite: SuiteRecords) -> AblationLevel:
     settings = row_settings(runs.finished[0].record) if runs.finished else {}
     config = {**suite.config, "suite": suite.name, "seeds": suite.seeds, "row": settings}
+    name += formatting.OPEN_MARK if runs.row.open else ""
     return AblationLevel(group, name, runs, suite.base, config, suite.metrics)
 
 

@@ -41,7 +41,7 @@ class RowPair(NamedTuple):
     @property
     def name(self) -> str:
         """Label of the row in A, and its label in B if that differs."""
-        a, b = self.a.row.label, self.b.row.label
+        a, b = self.a.row.name, self.b.row.name
         return a if a == b else f"{a} (B: {b})"
 
 

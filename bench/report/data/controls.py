@@ -146,7 +146,7 @@ def _differences(control: SuiteRecords) -> pd.DataFrame:
         done, failed = len(runs.finished), len(runs.failed)
         lines.append(
             {
-                **{"row": runs.row.label, "delta": mean, "delta_lo": lo, "delta_hi": hi},
+                **{"row": runs.row.name, "delta": mean, "delta_lo": lo, "delta_hi": hi},
                 "mde": detectable_effect(estimate.se, estimate.df) if estimate else np.nan,
                 "part": "" if done == len(control.seeds) else f" ({done}/{len(control.seeds)} seeds, {failed} failed)",
                 "settings": canonical_json(row_settings(runs.finished[0].record)) if runs.finished else "",

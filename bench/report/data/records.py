@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json, digest
+from bench.report.data.division import OPEN, division
 from bench.report.data.metrics import (
     REWARD,
     MetricColumn,
@@ -64,6 +65,11 @@ class RowRuns:
     failed: list[RunRecord] = field(default_factory=list)
 
     @property
+    def records(self) -> list[RunRecord]:
+        """The records of all runs, the finished ones first."""
+        return [*(run.record for run in self.finished), *self.failed]
+
+    @property
     def seeds(self) -> list[int]:
         """Seeds of the finished runs, ascending."""
         return [run.record.seed for run in self.finished if run.record.seed is not None]
@@ -90,6 +96,7 @@ class SuiteRecords:
     """The training reward: metric to weight."""
     base: Run | None
     rows: list[RowRuns]
+    """In the order of the suite, those of the open division last."""
     ignored: list[str] = field(default_factory=list)
     """Records of other seeds or rows than the suite's (pilot runs), as `row/seed-<n>`."""
 
@@ -188,11 +195,17 @@ def load_records(
         seeds=wanted,
         weights=weights,
         base=base,
-        rows=list(by_row.values()),
+        rows=_closed_first(by_row.values()),
         ignored=sorted(ignored),
     )
     refuse_unequal(suite)
     return suite
+
+
+def _closed_first(rows: Iterable[RowRuns]) -> list[RowRuns]:
+    """The rows with their division, those of the open one last."""
+    known = [replace(runs, row=runs.row._replace(open=division(runs.records) == OPEN)) for runs in rows]
+    return sorted(known, key=lambda runs: runs.row.open)
 
 
 def records_below(folder: Path | str) -> list[tuple[Path, RunRecord]]:

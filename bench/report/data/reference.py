@@ -127,7 +127,7 @@ def reference_section(
     for _, row in table.iterrows():
         base = row["method"] == BASE
         for name in names[:-1] if base and names[-1].endswith("_delta") else names:
-            line = [str(row["row"]), labels[name], *(["-", "-"] if base else _seeds(row))]
+            line = [formatting.row_name(row), labels[name], *(["-", "-"] if base else _seeds(row))]
             line += [
                 formatting.number(row[name], digits[name]),
                 formatting.number(row[f"reference_{name}"], digits[name]),

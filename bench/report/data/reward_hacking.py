@@ -30,8 +30,8 @@ def hack_notes(suite: SuiteRecords, table: pd.DataFrame) -> list[str]:
         if signs and row[f"{REWARD}_delta_lo"] > 0:
             gain = formatting.interval(row, f"{REWARD}_delta", formatting.decimals(table, f"{REWARD}_delta"))
             notes.append(
-                f"{row['row']}: REWARD HACKING SUSPECTED: the held-out reward rises by {gain} over the base, "
-                f"but {'; '.join(signs)}. Look at its videos before you trust the reward."
+                f"{formatting.row_name(row)}: REWARD HACKING SUSPECTED: the held-out reward rises by {gain} over the "
+                f"base, but {'; '.join(signs)}. Look at its videos before you trust the reward."
             )
     return notes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bench.report import formatting
 from bench.store.record import RunRecord
 from bench.suite.schema import PILOT_SEED, RowSpec
 
@@ -19,6 +20,13 @@ class Row(NamedTuple):
     kl: str
     variant: bool = False
     """Whether the row changes parameters of its method: published numbers are then about another method."""
+    open: bool = False
+    """Whether the row stands in the open division, which its records say."""
+
+    @property
+    def name(self) -> str:
+        """The label in tables and texts, marked for a row of the open division."""
+        return f"{self.label}{formatting.OPEN_MARK if self.open else ''}"
 
 
 class Selection(NamedTuple):

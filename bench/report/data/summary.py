@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.report.data.division import NOT_RECORDED, division
 from bench.report.data.metrics import FURTHER
 from bench.report.data.records import RowRuns, Run, SuiteRecords, failed_gates
 from bench.report.data.selection import BASE
@@ -44,7 +45,7 @@ def summarise(suite: SuiteRecords) -> pd.DataFrame:
         table[f"{name}_p_holm"] = holm(table[f"{name}_p"].tolist())
     for name in ("n_seeds", "n_failed", *COUNTS):
         table[name] = table[name].astype("Int64")
-    lead = ["row", "method", "kl", "seeds", "n_seeds", "n_failed"]
+    lead = ["row", "method", "kl", "division", "seeds", "n_seeds", "n_failed"]
     tail = ["failed_gates", "run_ids"]
     middle = [column for column in table.columns if column not in (*lead, *tail)]
     return table[[*lead, *middle, *tail]]
@@ -60,7 +61,8 @@ def _tested(suite: SuiteRecords) -> list[str]:
 
 
 def _base(suite: SuiteRecords) -> dict[str, Any]:
-    line: dict[str, Any] = {"row": BASE, "method": BASE, "kl": "none", "seeds": "", "n_seeds": 0, "n_failed": 0}
+    line: dict[str, Any] = {"row": BASE, "method": BASE, "kl": "none", "n_seeds": 0, "n_failed": 0}
+    line |= {"division": NOT_RECORDED, "seeds": ""}
     for name in _metrics(suite):
         cells = suite.base.cells.get(name) if suite.base else None
         line |= interval_columns(name, None if cells is None else one_way(cells.to_numpy()))
@@ -77,7 +79,8 @@ def _base(suite: SuiteRecords) -> dict[str, Any]:
 
 def _row(suite: SuiteRecords, runs: RowRuns) -> dict[str, Any]:
     line: dict[str, Any] = {"row": runs.row.label, "method": runs.row.method, "kl": runs.row.kl}
-    line |= {"seeds": " ".join(map(str, runs.seeds)), "n_seeds": len(runs.finished), "n_failed": len(runs.failed)}
+    line |= {"division": division(runs.records), "seeds": " ".join(map(str, runs.seeds))}
+    line |= {"n_seeds": len(runs.finished), "n_failed": len(runs.failed)}
     deltas: dict[str, Estimate] = {}
     for name in _metrics(suite):
         x = runs.matrix(name)
@@ -106,12 +109,15 @@ def _improvement(x: Any, base: Any, sign: int) -> Interval | None:
 
 
 def _best_other(suite: SuiteRecords, runs: RowRuns) -> dict[str, Any]:
-    """Difference to the best other trained row by the primary column, over the seeds that both have."""
+    """Difference to the best other trained row by the primary column, over the seeds that both have.
+
+    A row of the open division is no rival of a closed one.
+    """
     columns: dict[str, Any] = {"vs_best_row": "", "vs_best_delta_p": np.nan, **interval_columns("vs_best_delta", None)}
     means = {
         other.row.label: _sign(suite) * x.mean()
         for other in suite.rows
-        if other is not runs and (x := other.matrix(suite.primary)) is not None
+        if other is not runs and other.row.open <= runs.row.open and (x := other.matrix(suite.primary)) is not None
     }
     if runs.matrix(suite.primary) is None or not means:
         return columns
@@ -144,10 +150,12 @@ def pairs_of_rows(suite: SuiteRecords) -> pd.DataFrame:
 
     Differences row - other in score units, paired by prompt and by seed over the seeds that both finished; 95 %
     intervals; Holm's adjustment over all pairs of one score. Empty with more than `MOST_ROWS_FOR_PAIRS` rows.
+    Open rows are marked in the names, and pairs with one come last.
     """
     lines = []
-    for one, other in combinations(suite.rows if len(suite.rows) <= MOST_ROWS_FOR_PAIRS else [], 2):
-        line: dict[str, Any] = {"row": one.row.label, "other": other.row.label}
+    rows = combinations(suite.rows if len(suite.rows) <= MOST_ROWS_FOR_PAIRS else [], 2)
+    for one, other in sorted(rows, key=lambda pair: pair[0].row.open or pair[1].row.open):
+        line: dict[str, Any] = {"row": one.row.name, "other": other.row.name}
         for score in pair_scores(suite):
             estimate = pair_difference(one, other, score, common_seeds(one, other))
             line |= interval_columns(f"{score}_diff", estimate) | {

@@ -11,6 +11,7 @@ import pandas as pd
 from bench.report import formatting
 from bench.report.data.ablation import tested_scores, to_first_columns
 from bench.report.data.attempts import named_seeds
+from bench.report.data.division import OPEN
 from bench.report.data.metrics import MetricColumn
 from bench.report.data.power import MOST_SEEDS, seeds_needed
 from bench.report.data.records import RowRuns, SuiteRecords
@@ -75,9 +76,10 @@ def _against_base(suite: SuiteRecords, table: pd.DataFrame) -> list[str]:
     tested = table[table[f"{name}_lo"].notna()]
     if tested.empty:
         return []
-    better = [str(row["row"]) for _, row in tested.iterrows() if _sign(row, name) == metric.sign]
-    worse = [str(row["row"]) for _, row in tested.iterrows() if _sign(row, name) == -metric.sign]
-    rest = [str(label) for label in tested["row"] if label not in (*better, *worse)]
+    signs = {formatting.row_name(row): _sign(row, name) for _, row in tested.iterrows()}
+    better, worse, rest = (
+        [label for label, sign in signs.items() if sign == wanted] for wanted in (metric.sign, -metric.sign, 0)
+    )
     parts = [
         f"{listed(labels)} {one if len(labels) == 1 else several} the base"
         for labels, one, several in (
@@ -144,12 +146,14 @@ def _between(metric: MetricColumn, score: str, pairs: pd.DataFrame) -> list[str]
 
 
 def _against_best(suite: SuiteRecords, table: pd.DataFrame) -> list[str]:
-    """For more rows than are compared in pairs: which rows are worse than the one with the best mean."""
+    """For more rows than are compared in pairs: which closed rows are worse than the one with the best mean."""
     metric, rows = suite.metrics[suite.primary], table.iloc[1:]
     known = rows[rows[suite.primary].notna()]
+    closed = known[known["division"] != OPEN]
+    known = known if closed.empty else closed
     best = str(known["row"].iloc[int((metric.sign * known[suite.primary]).to_numpy().argmax())])
     others = known[(known["vs_best_row"] == best) & known["vs_best_delta_lo"].notna()]
-    worse = [str(row["row"]) for _, row in others.iterrows() if _sign(row, "vs_best_delta") == -metric.sign]
+    worse = [formatting.row_name(row) for _, row in others.iterrows() if _sign(row, "vs_best_delta") == -metric.sign]
     shown = f"of the other rows {listed(worse)} {'is' if len(worse) == 1 else 'are'} worse" if worse else ""
     none = "no other row is shown to be worse"
     return [f"{metric.title}: {best} has the best mean; {shown or none}. Pairs are not tested, there are too many."]
@@ -168,7 +172,7 @@ def _settling(suite: SuiteRecords, pairs: pd.DataFrame) -> tuple[int | None, lis
     if not undecided:
         return None, []
     row = max(undecided, key=lambda one: abs(one[name]))
-    rows = {runs.row.label: runs for runs in suite.rows}
+    rows = {runs.row.name: runs for runs in suite.rows}
     one, other = rows[row["row"]], rows[row["other"]]
     seeds = common_seeds(one, other)
     x, y = one.matrix(suite.primary, seeds), other.matrix(suite.primary, seeds)
@@ -234,7 +238,7 @@ def reference_verdict(
     longer = len(stored.seeds) > len(suite.seeds)
     if not longer or pairs.empty:
         return sentences
-    rows = {runs.row.label for runs in suite.rows}
+    rows = {runs.row.name for runs in suite.rows}
     shown = {name: _wins(suite, frame) for name, frame in (("here", pairs), ("stored", pairs_of_rows(stored)))}
     extra = [text for key, text in shown["stored"].items() if key not in shown["here"] and set(key) <= rows]
     if extra:

@@ -107,16 +107,17 @@ def curves(suite: SuiteRecords, trainings: Sequence[Training], frame: pd.DataFra
     """Smoothed means with their bands, one panel per score; stored reference runs dashed, in their row's colour."""
     panels = list(frame["panel"].unique())
     positions = {runs.row.label: index for index, runs in enumerate(suite.rows)}
+    names = {runs.row.label: runs.row.name for runs in suite.rows}
     figure, axes = _grid(suite, len(panels), min(len(panels), 3), (4.8, 3.4))
     for panel, axis in zip(panels, axes, strict=False):
         own = frame[frame["panel"] == panel]
         for (row, source), line in own.groupby(["row", "source"], sort=False):
             look, x = _style_of(positions[row]), line["nfe_rollout"]
             if source == "reference":
-                label = f"{row} (stored reference)"
+                label = f"{names[row]} (stored reference)"
                 axis.plot(x, line["smooth"], linestyle="--", linewidth=1, color=look["color"], label=label)
                 continue
-            axis.plot(x, line["smooth"], markevery=max(1, len(line) // MARKS_PER_CURVE), label=row, **look)
+            axis.plot(x, line["smooth"], markevery=max(1, len(line) // MARKS_PER_CURVE), label=names[row], **look)
             axis.fill_between(x, line["smooth_lo"], line["smooth_hi"], color=look["color"], alpha=0.15, linewidth=0)
         axis.set_title(f"{PANELS[panel]} = {formula(suite, panel)}")
         axis.set_ylabel(f"{PANELS[panel]} (score units),\nmoving mean over {WINDOW} updates")
@@ -137,7 +138,7 @@ def noise(suite: SuiteRecords, trainings: Sequence[Training], frame: pd.DataFram
     sigma: dict[int, float] = {}
     for group in same.values():
         line = frame[frame["row"] == group[0].row.label]
-        label = f"{', '.join(training.row.label for training in group)} (RSS {line['rss'].iloc[0]:.2f})"
+        label = f"{', '.join(training.row.name for training in group)} (RSS {line['rss'].iloc[0]:.2f})"
         axis.plot(line["step"], line["std"], clip_on=False, label=label, **_style_of(group[0].index))
         sigma |= dict(zip(line["step"], line["sigma"], strict=True))
     axis.set_ylabel("injected noise, std per latent element")
@@ -165,7 +166,7 @@ def gradients(suite: SuiteRecords, trainings: Sequence[Training], frame: pd.Data
                 axis, lines, when, {"color": GREY, "marker": "."} if when == "before" else _style_of(training.index)
             )
             spreads.append(f"{lines[f'measured_{when}_spread'].iloc[0]:.3g} {name}")
-        axis.set_title(f"{training.row.label}\nmax/min measured: {', '.join(spreads)}")
+        axis.set_title(f"{training.row.name}\nmax/min measured: {', '.join(spreads)}")
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.yaxis.set_minor_locator(NullLocator())

@@ -115,7 +115,7 @@ def _counts(suite: SuiteRecords) -> str:
         marks = [f"{len(runs.failed)} failed"] if runs.failed else []
         marks += {0: ["not drawn"], 1: ["no band"]}.get(done, [])
         suffix = f" ({', '.join(marks)})" if marks else ""
-        notes.append(f"{runs.row.label} {done}/{len(suite.seeds)} seeds{suffix}")
+        notes.append(f"{runs.row.name} {done}/{len(suite.seeds)} seeds{suffix}")
     return html.escape(f"Finished runs only: {'; '.join(notes)}.")
 
 

@@ -113,7 +113,7 @@ def _about(suite: SuiteRecords, records: Sequence[RunRecord]) -> list[tuple[str,
     videos = len(suite.runs[0].cells) if suite.runs else 0
     settings = {
         "Model": f"{backbone.get('name', 'not recorded')}, checkpoint {backbone.get('checkpoint', 'not recorded')}",
-        "Rows": ", ".join(runs.row.label for runs in suite.rows),
+        "Rows": ", ".join(runs.row.name for runs in suite.rows),
         "Seeds": f"{named_seeds(suite.seeds)} (a seed is a training run; the base has none)",
         "Budget of each run": ", ".join(f"{name} {value}" for name, value in budget.items()) or "not recorded",
         "Reward": reward + shuffled,
@@ -171,7 +171,7 @@ def _prompts(suite: SuiteRecords) -> GridData:
     for one in suite.rows:
         x = one.matrix(primary)
         if x is not None:
-            columns[one.row.label] = x.mean(0).tolist()
+            columns[one.row.name] = x.mean(0).tolist()
     rows = [
         [text, str(index), *(formatting.number(column[index]) for column in columns.values())]
         for index, text in enumerate(texts)

@@ -112,7 +112,7 @@ def _chapter(main: MainTable, records: Path, selection: Selection, page: Path) -
 
 def _pictures(main: MainTable, records: Path, selection: Selection) -> tuple[list[Picture], list[str]]:
     """Figures drawn from the records and the stored gallery; a note if the figures cannot be drawn."""
-    rows = ", ".join(runs.row.label for runs in main.suite.rows)
+    rows = ", ".join(runs.row.name for runs in main.suite.rows)
     pictures, notes = [], []
     try:
         contents, captions = render_figures(records, *selection)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from bench.report import formatting
 from bench.report.data.attempts import history_notes, seed_kind
+from bench.report.data.division import NOT_RECORDED, division, open_reasons
 from bench.report.data.metrics import REWARD
 from bench.report.data.published import published_notes
 from bench.report.data.records import RowRuns, SuiteRecords, failed_gates
@@ -37,7 +38,8 @@ def footnotes(suite: SuiteRecords, table: pd.DataFrame, context: Sequence[str] =
     """The notes of a main table: what is wrong with these runs, `context` (controls, reference), then definitions."""
     notes = [
         *hack_notes(suite, table),
-        *[note for runs in suite.rows for note in run_notes(runs.row.label, runs, len(suite.seeds))],
+        *[note for runs in suite.rows for note in run_notes(runs.row.name, runs, len(suite.seeds))],
+        *_divisions(suite),
     ]
     if suite.base is None:
         notes.append("The base has no record yet, so differences to it are not shown.")
@@ -55,6 +57,20 @@ def footnotes(suite: SuiteRecords, table: pd.DataFrame, context: Sequence[str] =
         *_cut_prompts(suite),
         *published_notes(suite),
     ]
+
+
+def _divisions(suite: SuiteRecords) -> list[str]:
+    """Why rows stand in the open division, and which rows do not record theirs."""
+    notes = [f"{runs.row.name}: {'; '.join(open_reasons(runs.records))}." for runs in suite.rows if runs.row.open]
+    if notes:
+        notes.append(
+            "(open): a row of the open division, below the rule. Its difference to a closed row may come from what "
+            "the closed division holds equal."
+        )
+    older = [runs.row.label for runs in suite.rows if runs.records and division(runs.records) == NOT_RECORDED]
+    if older:
+        notes.append(f"The division is not recorded, since the records are older: {', '.join(older)}.")
+    return notes
 
 
 def _sums(suite: SuiteRecords) -> list[str]:

@@ -33,8 +33,8 @@ def shown_metrics(suite: SuiteRecords) -> list[MetricColumn]:
 
 
 def label(row: pd.Series[Any]) -> str:
-    """Label of a row, with a dagger if one of its runs fails a gate."""
-    return f"{row['row']} †" if row["failed_gates"] else str(row["row"])
+    """Name of a row, with a dagger if one of its runs fails a gate."""
+    return f"{formatting.row_name(row)} †" if row["failed_gates"] else formatting.row_name(row)
 
 
 def _seeds(row: pd.Series[Any], suite: SuiteRecords) -> str:
@@ -83,13 +83,14 @@ def differences(suite: SuiteRecords, table: pd.DataFrame) -> Table:
         for name, metric in suite.metrics.items()
         if name != primary and (name in (REWARD, "gold_overall") or metric.is_own)
     ]
+    names = {runs.row.label: runs.row.name for runs in suite.rows}
     columns = [
         [[label(row)] for _, row in table.iloc[1:].iterrows()],
         _tested(table, f"{primary}_delta"),
         [[formatting.number(row[f"{primary}_mde"])] for _, row in table.iloc[1:].iterrows()],
         *(_tested(table, f"{metric.name}_delta") for metric in rest),
         _tested(table, "vs_best_delta"),
-        [[row["vs_best_row"] or formatting.MISSING] for _, row in table.iloc[1:].iterrows()],
+        [[names.get(row["vs_best_row"], formatting.MISSING)] for _, row in table.iloc[1:].iterrows()],
     ]
     heads = ["Row", f"{title} - base", P_VALUE, "MDE"]
     heads += [head for metric in rest for head in (f"{metric.label} - base", P_VALUE)]

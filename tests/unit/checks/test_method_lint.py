@@ -47,7 +47,7 @@ def test_sound_methods_get_one_line_each(capsys: pytest.CaptureFixture[str]) -> 
     code, lines = check(capsys, "flow_grpo", "cps")
     assert code == 0
     assert [line.partition(":")[0] for line in lines] == ["flow_grpo", "cps"]
-    assert all(f"{len(CHECKS)} checks passed" in line and "affine in v" in line for line in lines)
+    assert all(f"{len(CHECKS) + 1} checks passed" in line and "affine in v" in line for line in lines)
 
 
 def test_every_broken_promise_is_a_line_and_the_next_method_is_checked(
@@ -63,7 +63,7 @@ def test_every_broken_promise_is_a_line_and_the_next_method_is_checked(
     assert ("bad_a.py:10", "no-noise-limit") in findings
     assert ("bad_a.py:13", "step_weights") in findings
     assert len({name for _, name in findings}) == len(findings)
-    assert lines[-2] == f"bad_a:Bad: {len(findings)} of {len(CHECKS)} checks failed"
+    assert lines[-2] == f"bad_a:Bad: {len(findings)} of {len(CHECKS) + 1} checks failed"
     assert lines[-1].startswith("cps: ")
     (line,) = [line for line in lines if ": transition: " in line]
     assert "std is not finite" in line
@@ -79,7 +79,7 @@ def test_a_suite_adds_its_schedule(capsys: pytest.CaptureFixture[str], folder: P
     assert ": transition: " in lines[0]
     assert "[50 steps, sigma 1, 0.998, ...]" in lines[0]
     assert "steps: SAGE-GRPO's first step has no variance" in lines[1]
-    assert lines[2:] == [f"sage_grpo: 2 of {len(CHECKS) + 1} checks failed"]
+    assert lines[2:] == [f"sage_grpo: 2 of {len(CHECKS) + 2} checks failed"]
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ def test_a_suite_is_checked_with_its_overrides_at_every_update(
     words = ("window_b:Window", "--suite", nano)
     code, lines = check(capsys, *words, "budget.updates=5")
     assert code == 0, lines
-    assert f"{len(CHECKS) + 1} checks passed" in lines[0]
-    assert lines[0].endswith(", suite)")
+    assert f"{len(CHECKS) + 2} checks passed" in lines[0]
+    assert lines[0].endswith(", suite); division: closed")
     code, lines = check(capsys, *words, "budget.updates=6")
     assert code == 1
     assert lines[0].startswith("window_b.py:10: suite: in suite nano: Window has 4 steps to train at update 5, but")
@@ -217,3 +217,31 @@ def test_a_method_that_cannot_train_is_a_finding(capsys: pytest.CaptureFixture[s
     code, lines = check(capsys, "window_e:Window", "--train")
     assert code == 1
     assert lines[1].startswith("window_e:Window: training: Window has 4 steps to train at update 0")
+
+
+LOSS = """\
+from dataclasses import dataclass
+from typing import ClassVar
+from methods.cps import CPS
+
+@dataclass(frozen=True, kw_only=True)
+class Loud(CPS):
+    paper: ClassVar[str] = "none"
+
+    def surrogate(self, logp_new, logp_old, adv):
+        return 100 * super().surrogate(logp_new, logp_old, adv)
+"""
+
+
+def test_a_loss_of_another_scale_is_a_line_and_opens_the_division(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    (folder / "loud.py").write_text(LOSS)
+    code, lines = check(capsys, "loud:Loud")
+    gradient = "the gradient of the loss is 400 at ratio 1 with the advantage -4"
+    assert code == 1
+    assert lines == [
+        f"loud.py:9: scale: {gradient}; it is minus the advantage, to 1e-06, in the closed division: a row of this "
+        "method stands in the open one.",
+        f"loud:Loud: 1 of {len(CHECKS) + 1} checks failed; division: open ({gradient})",
+    ]
