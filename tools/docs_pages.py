@@ -68,6 +68,8 @@ SECTIONS = (
             "[Rules of the comparison](../explanation/protocol.md#noise-policy).", own=False),
     Section("evaluation", SUITE, ("Evaluation",), own=False),
     Section("prompts", SUITE, ("Prompts",), own=False),
+    Section("search", "bench/suite/search.py", ("SearchSpec",), "See [Tune a comparison]"
+            "(../how-to/tune-a-comparison.md)."),
     Section("rows", SUITE, ("RowSpec",), own=False),
     Section("rows: kl", SUITE, ("KLSpec",), "[KL policies](../methods/index.md#kl-policies) explains the policies. "
             "`none` has no parameters.", own=False),
@@ -96,6 +98,7 @@ LINKS = {
     "Native": "noise_policy",
     "Evaluation": "evaluation",
     "Prompts": "prompts",
+    "SearchSpec": "search",
     "RowSpec": "rows",
     "KLSpec": "rows-kl",
 }
@@ -103,6 +106,7 @@ LINKS = {
 TYPES = {
     **{"str": "text", "int": "integer", "float": "number", "bool": "true or false", "Path": "path", "Any": "any"},
     **{"Count": "integer", "Rate": "number", "Dtype": "text", "Device": "text"},  # of evaluators.common
+    "Range": "two numbers above 0",  # of bench.suite.search
 }
 BOUNDS = {"ge": "at least", "gt": "above"}
 MODULES = {

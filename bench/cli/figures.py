@@ -1,4 +1,4 @@
-"""`bench figures`: the figures of a suite, or of all variants of a study with their forest plot."""
+"""`bench figures`: the figures of a suite or a search, or of all variants of a study with their forest plot."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ def execute(args: argparse.Namespace) -> int:
     recorded = recorded_suites(args)
     from bench.report.figures.ablation import build_ablation_figure
     from bench.report.figures.suite import build_figures
+    from bench.report.figures.tuning import build_tuning_figure
 
     written: list[Path] = []
     for each in recorded:
         with working(f"drawing the figures of {each.suite.name}"):
-            written += build_figures(each.folder, rows=each.rows, seeds=each.suite.seeds).values()
+            build = build_figures if each.suite.search is None else build_tuning_figure
+            written += build(each.folder, each.rows, each.suite.seeds).values()
     levels = ablation_levels(recorded)
     if levels:
         written += build_ablation_figure(recorded[0].study_folder, levels).values()
@@ -38,5 +40,6 @@ COMMAND = Command(
     examples=(
         "bench figures nano",
         "bench figures nano_equalizer  # also the ablation's forest plot",
+        "bench figures nano_search  # the best after k trials",
     ),
 )

@@ -8,11 +8,15 @@ from bench.cli.command import Command
 from bench.cli.output import print_written
 from bench.cli.suite_arguments import add_suite_arguments
 from bench.cli.suite_records import recorded_suites
+from bench.core.errors import BenchError
 from bench.core.progress import working
 
 
 def execute(args: argparse.Namespace) -> int:
     recorded = recorded_suites(args)
+    if recorded[0].suite.search is not None:
+        name = recorded[0].suite.name
+        raise BenchError(f"suite {name} is a search, which has no page: use `bench table` and `bench figures`.")
     from bench.report.data.selection import Selection
     from bench.report.page.page import build_report
 

@@ -55,10 +55,12 @@ def recorded_suites(args: argparse.Namespace) -> list[RecordedSuite]:
 
 
 def ablation_levels(recorded: list[RecordedSuite]) -> list[AblationLevel]:
-    """The levels that the suite or study compares; empty if no method has two rows."""
+    """The levels that the suite or study compares; empty if no method has two rows, and for a search."""
     from bench.report.data.ablation import levels_of
     from bench.report.data.records import load_records
 
+    if recorded[0].suite.search is not None:
+        return []
     return levels_of({each.suite.variant: load_records(each.folder, each.rows, each.suite.seeds) for each in recorded})
 
 
@@ -71,7 +73,7 @@ def _check_settings(recorded: RecordedSuite, harness: str, command: str) -> None
 
     suite, folder = recorded.suite, recorded.folder
     stale, missing = 0, set[str]()
-    sources: dict[str, str | None] = {}
+    sources: dict[tuple[tuple[str, str], ...], str | None] = {}
     rows = {row.name: row for row in suite.rows}
     runs = [folder / "base", *(store.run_folder(folder, row, seed) for row in rows for seed in suite.seeds)]
     for run in runs:
@@ -85,11 +87,12 @@ def _check_settings(recorded: RecordedSuite, harness: str, command: str) -> None
                 f"overrides of that run or its folder {recorded.study_folder}, or run the suite under a name of its "
                 "own with suite=NAME."
             )
-        if record.row not in sources:
+        plugins = tuple(suite.run_plugins(rows.get(record.row)))
+        if plugins not in sources:  # rows of the same plug-ins have the same sources
             own = run_sources(suite, rows.get(record.row), harness)
             missing |= {plugin for plugin, files in own["plugins"].items() if not files}
-            sources[record.row] = None if missing else digest(own)
-        stale += sources[record.row] not in (None, record.provenance.get("source_digest"))
+            sources[plugins] = None if missing else digest(own)
+        stale += sources[plugins] not in (None, record.provenance.get("source_digest"))
     if missing:
         print(f"note: not found from this folder, so not compared: {', '.join(sorted(missing))}", file=sys.stderr)
     if stale:

@@ -1,4 +1,4 @@
-"""`bench table`: the table of a suite, or of all variants of a study with their ablation."""
+"""`bench table`: the table of a suite or a search, or of all variants of a study with their ablation."""
 
 from __future__ import annotations
 
@@ -23,11 +23,19 @@ def execute(args: argparse.Namespace) -> int:
     from bench.report.tables.ablation import AblationTable, write_ablation_files
     from bench.report.tables.main import load_main_table, write_table_files
     from bench.report.tables.screen import ablation_screen, main_screen
+    from bench.report.tables.tuning import load_tuning_table, tuning_screen, write_tuning_files
 
     written: list[Path] = []
     printed: list[str] = []
     document: dict[str, Any] = {"suites": {}}
     for each in recorded:
+        if each.suite.search is not None:
+            tuning = load_tuning_table(each.folder, each.rows, each.suite.seeds)
+            paths = write_tuning_files(tuning)
+            written += paths.values()
+            document["suites"][each.suite.name] = records(pd.read_csv(paths["tuning.csv"]))
+            printed.append(tuning_screen(tuning))
+            continue
         main = load_main_table(each.folder, each.rows, each.suite.seeds)
         paths = write_table_files(each.folder, main)
         written += paths.values()
@@ -63,10 +71,11 @@ COMMAND = Command(
     add_arguments=add_suite_arguments,
     execute=execute,
     progress=True,
-    json="the lines of main.csv of each suite, those of ablation.csv, and the written files",
+    json="the lines of main.csv or tuning.csv of each suite, those of ablation.csv, and the written files",
     examples=(
         "bench table nano",
         "bench table nano seeds='[0,1,2,3,4]' --results results/reference",
         "bench table nano_kl",
+        "bench table nano_search  # the trials of a search, and the rows with the chosen settings",
     ),
 )

@@ -9,7 +9,7 @@ from bench.report.data.metrics import MetricColumn
 
 TERMS = {
     "Overall": "VQ + MQ + TA of a video, without weights.",
-    "Reward": "The weighted sum of metrics that the suite trains on, measured on held-out videos.",
+    "Reward": "The weighted sum of metrics that the suite trains on, measured on the videos of the evaluation.",
     "VQ": "Visual quality, one of VideoReward's three scores; higher is better.",
     "MQ": "Motion quality, one of VideoReward's three scores; higher is better.",
     "TA": "Text alignment, one of VideoReward's three scores; higher is better.",

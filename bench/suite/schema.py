@@ -269,8 +269,12 @@ class Suite(StrictModel):
         return rows if search is None else search.expand(rows)
 
     def model_post_init(self, context: Any) -> None:
-        searched = () if self.search is None else self.search.errors(self.rows)
-        for message in (*self._row_errors(), *searched, *self._score_errors(), *self._evaluation_errors()):
+        for message in (
+            *self._row_errors(),
+            *self._search_errors(),
+            *self._score_errors(),
+            *self._evaluation_errors(),
+        ):
             raise BenchError(f"suite {self.suite}: {message}")
 
     def _row_errors(self) -> Iterator[str]:
@@ -292,6 +296,18 @@ class Suite(StrictModel):
             yield f"seeds {shown(self.seeds)} contain one twice; a seed is one training run."
         if max(map(abs, self.seeds)) >= 2**SEED_BITS:
             yield f"seeds {shown(self.seeds)} contain one of more than {SEED_BITS} bits; use smaller ones."
+
+    def _search_errors(self) -> Iterator[str]:
+        if self.search is None:
+            return
+        yield from self.search.errors(self.rows)
+        if self.variant:
+            yield "a study has no search: leave out search, or give each variant a suite of its own."
+        if self.evaluation.prompts != "validation" or min(self.seeds) < PILOT_SEED:
+            yield (
+                "a search chooses settings, so it needs evaluation.prompts: validation and pilot seeds, those from "
+                f"{PILOT_SEED} on."
+            )
 
     @property
     def name(self) -> str:

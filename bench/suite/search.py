@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bench.core.hashing import digest
 from bench.core.limits import TRIALS
 
 Range = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
@@ -50,7 +50,7 @@ class SearchSpec(BaseModel):
     """The space and the number of trials, the same for every row.
 
     Trial 0 is the row as it is. The settings of trial k are point k of a Halton sequence (Halton 1960), shifted by a
-    random vector of the seed (Cranley and Patterson 1976): fewer trials are the first ones of more trials.
+    vector that the seed decides (Cranley and Patterson 1976): fewer trials are the first ones of more trials.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -70,10 +70,13 @@ class SearchSpec(BaseModel):
         """The settings of a trial, numbers with 3 significant digits."""
         if number == 0:
             return Trial()
-        shift = random.Random(self.seed)  # noqa: S311  (a choice of settings, no secret)
-        point = {key: (radical_inverse(number, base) + shift.random()) % 1 for key, base in BASES.items()}
+        point = {key: (radical_inverse(number, base) + self._shift(key)) % 1 for key, base in BASES.items()}
         index = int(point["equalizer"] * len(self.equalizer))
         return Trial(_log_uniform(self.lr, point["lr"]), _log_uniform(self.eta, point["eta"]), self.equalizer[index])
+
+    def _shift(self, key: str) -> float:
+        """A number from 0 to below 1 that the seed and the setting decide: the first 48 bits of a sha256."""
+        return int(digest(["search", self.seed, key])[:12], 16) / 2**48
 
     def expand(self, rows: Sequence[RowT]) -> list[RowT]:
         """The rows with `NAME.t0`, `NAME.t1` and so on in place of a row NAME; a trial stays as it is.

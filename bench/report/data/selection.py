@@ -38,9 +38,11 @@ class Selection(NamedTuple):
 
 def rows_of(specs: Sequence[RowSpec]) -> list[Row]:
     """The rows of a suite as a table needs them."""
-    return [
-        Row(row.name, row.method, row.kl_spec.name, variant=bool(row.params or row.kl_spec.params)) for row in specs
-    ]
+    return [Row(row.name, row.method, row.kl_spec.name, variant=_is_variant(row)) for row in specs]
+
+
+def _is_variant(row: RowSpec) -> bool:
+    return bool(row.params or row.kl_spec.params or row.lr or row.eta_factor)
 
 
 def scored_prompts(config: Mapping[str, Any]) -> str:
@@ -79,10 +81,14 @@ def recorded_rows(config: Mapping[str, Any], records: Iterable[RunRecord]) -> li
 
 
 def row_settings(record: RunRecord) -> dict[str, Any]:
-    """The method, the KL policy and the parameters of both, from the record's own configuration."""
-    entries = [entry for entry in record.config.get("rows", []) if _label(entry) == record.row]
-    _, params = _kl_policy(entries[0]) if entries else (None, {})
-    return {"method": record.method, "params": record.method_params, "kl": record.kl, "kl_params": params}
+    """The method, the KL policy and the parameters of both, from the record's own configuration.
+
+    And `lr`, if the row has a learning rate of its own.
+    """
+    entry: dict[str, Any] = next((entry for entry in record.config.get("rows", []) if _label(entry) == record.row), {})
+    settings = {"method": record.method, "params": record.method_params, "kl": record.kl}
+    own = {"lr": entry["lr"]} if entry.get("lr") else {}
+    return {**settings, "kl_params": _kl_policy(entry)[1], **own}
 
 
 def _kl_policy(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -71,7 +71,7 @@ def equalizer_stages(lines: pd.DataFrame) -> dict[str, str]:
     return {"before": "before", "after": "after"}
 
 
-def _grid(
+def grid(
     suite: SuiteRecords, panels: int, columns: int, size: tuple[float, float], **options: Any
 ) -> tuple[Figure, Any]:
     """An empty figure and its axes, `size` inches each; its title marks a nano suite."""
@@ -86,7 +86,7 @@ def _grid(
     return figure, axes
 
 
-def _style_of(index: int) -> dict[str, Any]:
+def style_of(index: int) -> dict[str, Any]:
     """Colour and marker of the suite's row number `index`, the same in every figure."""
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
@@ -108,11 +108,11 @@ def curves(suite: SuiteRecords, trainings: Sequence[Training], frame: pd.DataFra
     panels = list(frame["panel"].unique())
     positions = {runs.row.label: index for index, runs in enumerate(suite.rows)}
     names = {runs.row.label: runs.row.name for runs in suite.rows}
-    figure, axes = _grid(suite, len(panels), min(len(panels), 3), (4.8, 3.4))
+    figure, axes = grid(suite, len(panels), min(len(panels), 3), (4.8, 3.4))
     for panel, axis in zip(panels, axes, strict=False):
         own = frame[frame["panel"] == panel]
         for (row, source), line in own.groupby(["row", "source"], sort=False):
-            look, x = _style_of(positions[row]), line["nfe_rollout"]
+            look, x = style_of(positions[row]), line["nfe_rollout"]
             if source == "reference":
                 label = f"{names[row]} (stored reference)"
                 axis.plot(x, line["smooth"], linestyle="--", linewidth=1, color=look["color"], label=label)
@@ -130,7 +130,7 @@ def curves(suite: SuiteRecords, trainings: Sequence[Training], frame: pd.DataFra
 
 def noise(suite: SuiteRecords, trainings: Sequence[Training], frame: pd.DataFrame) -> Figure:
     """Injected std per step; rows with equal noise share a line and a label."""
-    figure, axes = _grid(suite, 1, 1, (6.4, 3.6))
+    figure, axes = grid(suite, 1, 1, (6.4, 3.6))
     axis = axes[0]
     same: dict[tuple[float, ...], list[Training]] = {}
     for training in trainings:
@@ -139,7 +139,7 @@ def noise(suite: SuiteRecords, trainings: Sequence[Training], frame: pd.DataFram
     for group in same.values():
         line = frame[frame["row"] == group[0].row.label]
         label = f"{', '.join(training.row.name for training in group)} (RSS {line['rss'].iloc[0]:.2f})"
-        axis.plot(line["step"], line["std"], clip_on=False, label=label, **_style_of(group[0].index))
+        axis.plot(line["step"], line["std"], clip_on=False, label=label, **style_of(group[0].index))
         sigma |= dict(zip(line["step"], line["sigma"], strict=True))
     axis.set_ylabel("injected noise, std per latent element")
     axis.set_ylim(bottom=0)
@@ -155,16 +155,14 @@ def gradients(suite: SuiteRecords, trainings: Sequence[Training], frame: pd.Data
 
     count = len(trainings)
     columns = min(count, 2 if count < 5 else 3)
-    figure, axes = _grid(suite, count, columns, (4.6, 3.3), sharey=True)
+    figure, axes = grid(suite, count, columns, (4.6, 3.3), sharey=True)
     for axis in axes[::columns]:
         axis.set_ylabel("gradient norm\n(1 = predicted lower median)")
     for training, axis in zip(trainings, axes, strict=False):
         lines = frame[frame["row"] == training.row.label]
         spreads = []
         for when, name in equalizer_stages(lines).items():
-            _norms(
-                axis, lines, when, {"color": GREY, "marker": "."} if when == "before" else _style_of(training.index)
-            )
+            _norms(axis, lines, when, {"color": GREY, "marker": "."} if when == "before" else style_of(training.index))
             spreads.append(f"{lines[f'measured_{when}_spread'].iloc[0]:.3g} {name}")
         axis.set_title(f"{training.row.name}\nmax/min measured: {', '.join(spreads)}")
         axis.set_yscale("log")
