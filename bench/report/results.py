@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from bench.core.errors import BenchError
-from bench.report.data.metrics import mean_scores, reward_weights
+from bench.report.data.metrics import mean_scores, reward_weights, video_scores
 from bench.report.data.records import failed_gates, records_below
 from bench.report.data.summary import COUNTS, count
 from bench.report.tables.main import load_main_table
@@ -160,7 +160,7 @@ def _run_line(run: StoredRun) -> dict[str, Any]:
     record = run.record
     means: dict[str, Any] = {}
     if record.status == "finished":
-        cells = mean_scores(run.scores, reward_weights(record.config), run.folder)
+        cells = mean_scores(video_scores(run.scores, reward_weights(record.config), run.folder))
         means = {str(name): mean for name, mean in cells.mean().items()}
     totals = {name: count(record.ledger.get(name)) for name in COUNTS if name != "updates"}
     return {

@@ -113,8 +113,8 @@ def metric_columns(
     return result
 
 
-def mean_scores(scores: pd.DataFrame, weights: Mapping[str, float], folder: Path) -> pd.DataFrame:
-    """`Run.cells` of the scores of one run; `weights` is the training reward, metric to weight."""
+def video_scores(scores: pd.DataFrame, weights: Mapping[str, float], folder: Path) -> pd.DataFrame:
+    """`Run.clips` of the scores of one run; `weights` is the training reward, metric to weight."""
     if scores.groupby("metric")["evaluator"].nunique().max() > 1:
         raise BenchError(
             f"scores in {folder} have one metric from two evaluators: metric names must be unique in a suite."
@@ -129,7 +129,12 @@ def mean_scores(scores: pd.DataFrame, weights: Mapping[str, float], folder: Path
     columns |= {name: videos[list(parts)].sum(axis=1) for name, parts in SUMS.items() if set(parts) <= set(videos)}
     if weights:
         columns[REWARD] = (videos[list(weights)] * pd.Series(weights)).sum(axis=1)
-    return pd.DataFrame({name: columns[name] for name in ordered(list(columns))}).groupby(level="prompt_index").mean()
+    return pd.DataFrame({name: columns[name] for name in ordered(list(columns))})
+
+
+def mean_scores(clips: pd.DataFrame) -> pd.DataFrame:
+    """Means of `video_scores` over the videos of a prompt. Index: prompt_index."""
+    return clips.groupby(level="prompt_index").mean()
 
 
 def reward_weights(config: Mapping[str, Any]) -> dict[str, float]:

@@ -22,6 +22,7 @@ from bench.report.data.metrics import (
     mean_scores,
     metric_columns,
     reward_weights,
+    video_scores,
 )
 from bench.report.data.selection import Row, recorded_rows, recorded_seeds
 from bench.store.files import find
@@ -42,18 +43,23 @@ SUITE_SPECIFIC = ("suite", "evaluator_params")
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: its record and its mean scores per prompt."""
+    """One finished run: its record and its scores per video and per prompt."""
 
     record: RunRecord
-    cells: pd.DataFrame
-    """Means over the videos of a prompt, score units. Index: prompt_index; columns: those of `SUMS` whose metrics were
-    scored, `trained`, and every metric under its column name."""
+    clips: pd.DataFrame
+    """Score units. Index: prompt_index, prompt, video; columns: those of `SUMS` whose metrics were scored, `trained`,
+    and every metric under its column name."""
     videos: str
     """Digest of the list of scored prompts and videos."""
     folder: Path
     """Folder of the record; `train.jsonl` is in it too."""
     sources: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Evaluator and metric of each column that is no sum."""
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """Means over the videos of a prompt. Index: prompt_index; columns: those of `clips`."""
+        return mean_scores(self.clips)
 
 
 @dataclass(frozen=True)
@@ -232,7 +238,7 @@ def _read_run(folder: Path, weights: Mapping[str, float]) -> Run:
     videos_digest = digest([list(key) for key in videos.itertuples(index=False)])
     evaluators = dict(zip(scores["metric"], scores["evaluator"], strict=True))
     sources = {column: (str(evaluators[metric]), metric) for metric, column in column_names(scores).items()}
-    return Run(record, mean_scores(scores, weights, folder), videos_digest, folder, sources)
+    return Run(record, video_scores(scores, weights, folder), videos_digest, folder, sources)
 
 
 def comparable_settings(run: Run) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The reward hacking gate: rows whose reward rises while held-out scores fall or their videos degrade."""
+"""The reward hacking gate: rows whose reward rises while held-out scores fall, or more than those explain."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bench.report import formatting
+from bench.report.data.judge import LEAST_EXPLAINED
 from bench.report.data.metrics import DETECTORS, FURTHER, REWARD, SUMS
 from bench.report.data.records import SuiteRecords
 
@@ -33,6 +34,27 @@ def hack_notes(suite: SuiteRecords, table: pd.DataFrame) -> list[str]:
                 f"{formatting.row_name(row)}: REWARD HACKING SUSPECTED: the held-out reward rises by {gain} over the "
                 f"base, but {'; '.join(signs)}. Look at its videos before you trust the reward."
             )
+    return notes
+
+
+def beyond_notes(beyond: pd.DataFrame) -> list[str]:
+    """One sentence per row whose trained score rises more than the held-out judges explain, of `beyond_judges`.
+
+    The 95 % interval of the excess lies above 0. The sentence names the excess that the same row has in a control,
+    where the score trained nothing: that much is no exploitation.
+    """
+    notes: list[str] = []
+    digits = formatting.decimals(beyond, "beyond")
+    own, controls = beyond[beyond["control"] == ""], beyond[beyond["control"] != ""]
+    for _, row in own[(own["beyond_lo"] > 0) & (own["explained"] >= LEAST_EXPLAINED)].iterrows():
+        share = f", {100 * row['share']:.0f} % of its gain" if pd.notna(row["share"]) else ""
+        same = controls[(controls["row"] == row["row"]) & controls["beyond"].notna()]
+        lines = [f"{formatting.interval(line, 'beyond', digits)} in {line['control']}" for _, line in same.iterrows()]
+        free = f" The same row has {' and '.join(lines)}, where this score trained nothing." if lines else ""
+        notes.append(
+            f"{row['row']}: SCORE BEYOND THE JUDGES: its score rises by {formatting.interval(row, 'beyond', digits)} "
+            f"beyond what the held-out judges explain{share}.{free} Look at its videos before you trust the score."
+        )
     return notes
 
 

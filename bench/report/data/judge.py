@@ -1,0 +1,302 @@
+"""The trained score beyond the held-out judges: the part of a gain that judges which gave no reward do not explain.
+
+A policy can raise the score that it is trained on in two ways: its videos become better, or they become such that this
+one judge overrates them. On videos that nobody optimised for the trained score, that score follows from those of the
+held-out judges, up to noise. On videos that exploit it, it is higher.
+
+1. *Calibration*: the trained score of a video is predicted from the held-out judges' scores of the same video by
+   local-linear regression with a Gaussian kernel (Fan and Gijbels, Local Polynomial Modelling and Its Applications,
+   1996). The prediction uses the base's videos and those of the controls, and never those of the same prompt: no video
+   is compared with itself.
+2. *Excess*: score - prediction, a mean per seed and prompt, minus that of the base on the same prompt. Seeds and
+   prompts are random, as in all other differences; the calibration is taken as it is.
+
+Each row of the controls is shown too, left out of its own calibration. Nobody optimised it for the trained score, so
+its excess is no exploitation: it shows how far the prediction can be off.
+
+The held-out judges are taken as exact. What they do not see of an honest gain, or see with noise, counts as excess. So
+an excess is a reason to look at the videos, and no proof; judges that explain too little give no mark
+(`LEAST_EXPLAINED`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.spatial.distance import cdist
+
+from bench.core.errors import BenchError
+from bench.report.data.controls import CONTROLS, is_control
+from bench.report.data.metrics import FURTHER, SUMS
+from bench.report.data.records import Run, SuiteRecords, load_records, recorded_settings
+from bench.report.data.statistics import paired_difference
+from bench.store.files import find
+from bench.store.record import RUN, read_record
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+BANDWIDTHS = (4.0, 2.0, 1.0, 0.5, 0.25)
+"""Standard deviations of the kernel that are tried, in those of a judge's scores over the calibration."""
+RIDGE = 1e-6
+"""Penalty of the slopes, as a share of the sum of the weights: only where videos do not determine them it matters."""
+SUPPORT = 0.99
+"""A video is outside if its nearest calibration video is farther than that of this share of the calibration videos."""
+MOST_OUTSIDE = 0.1
+"""With a larger share of its videos outside, a row is not calibrated."""
+LEAST_VIDEOS = 10
+"""With fewer calibration videos per coefficient of the local regression, no row is calibrated."""
+LEAST_EXPLAINED = 0.8
+"""Judges that explain a smaller share of the trained score's variance mark no row: they would mark honest gains."""
+ENDS = ("", "_lo", "_hi")
+"""Ends of the columns of a number and of its interval."""
+SCORING = ("prompts digest", "backbone fingerprint", "evaluator fingerprints", "evaluation")
+"""Settings that a control must share for its videos to be comparable."""
+
+
+def held_out_judges(suite: SuiteRecords) -> list[str]:
+    """Columns of the judges that give no reward: the gold axes where gold was scored, else every such score.
+
+    Detectors and scores in other units are none.
+    """
+    rewards = set(suite.config.get("reward") or {})
+    sources = suite.runs[0].sources if suite.runs else {}
+    free = [name for name in suite.columns if name in sources and sources[name][0] not in rewards]
+    gold = [part.lower() for part in SUMS["gold_overall"]]
+    return gold if set(gold) <= set(free) else [name for name in free if name not in FURTHER]
+
+
+def calibration_suites(suite: SuiteRecords, *parents: Path) -> tuple[list[SuiteRecords], list[str]]:
+    """The controls below `parents` that calibrate the judges of the suite, and a note on each that cannot be loaded.
+
+    Their videos were made from the same prompts and scored by the same evaluators, and their rewards were shuffled or
+    are of other evaluators than the suite's. Controls of other suites count too; of two with one name, the first.
+    """
+    controls: dict[str, SuiteRecords] = {}
+    broken: dict[str, str] = {}
+    folders = [path for parent in parents for kind in CONTROLS for path in sorted(parent.glob(f"*{kind.suffix}"))]
+    for path in folders if suite.runs and not is_control(suite) else []:
+        if path.name in controls or path.name in broken:
+            continue
+        try:
+            if _calibrates(path, suite):
+                controls[path.name] = load_records(path)
+        except BenchError as error:
+            broken[path.name] = f"**{path.name} does not calibrate the held-out judges: {error}**"
+    return list(controls.values()), list(broken.values())
+
+
+def _calibrates(control: Path, suite: SuiteRecords) -> bool:
+    """Whether the first trained run of a control was scored like those of the suite, and trained otherwise."""
+    runs = find(control, f"*/seed-*/{RUN}")
+    if not runs:
+        return False
+    own, other = recorded_settings(suite.runs[0].record), recorded_settings(read_record(runs[0].parent))
+    common = set(own["reward"] or {}) & set(other["reward"] or {})
+    return bool(other["shuffle_rewards"] or not common) and all(other[name] == own[name] for name in SCORING)
+
+
+def beyond_judges(suite: SuiteRecords, controls: Sequence[SuiteRecords]) -> pd.DataFrame:
+    """One line per trained row, then one per row of a control, which is left out of its own calibration.
+
+    - `row`: its label; `control`: name of the control's suite, "" for a row of `suite`.
+    - `beyond`, `beyond_lo`, `beyond_hi`: excess of the trained score over the base's with its 95 % interval, score
+      units. NaN where the row is not calibrated: with `outside` above `MOST_OUTSIDE`, or with fewer than
+      `LEAST_VIDEOS` calibration videos per coefficient. The limits are NaN with too few seeds, too.
+    - `share`: excess over the gain in the trained score, NaN unless the interval of the gain lies above 0.
+    - `outside`: share of the row's videos outside of the calibration videos, 0 to 1.
+    - `explained`: share of the variance of the trained score over the calibration videos that the judges explain.
+    - `overall`, `overall_lo`, `overall_hi`: as `beyond`, for Overall, if evaluators of the reward give its metrics.
+
+    Empty for a control, and for a suite without a reward, a base or held-out judges. `controls` are those of
+    `calibration_suites`; without them, the calibration is on the base's videos alone.
+    """
+    judges, scores = held_out_judges(suite), _scores(suite)
+    columns = ["row", "control", *(f"{name}{end}" for name in scores for end in ENDS), "share", "outside", "explained"]
+    if not (judges and scores["beyond"] and suite.base) or is_control(suite):
+        return pd.DataFrame(columns=columns)
+
+    def videos(one: SuiteRecords) -> dict[tuple[str, str], Videos]:
+        name = "" if one is suite else one.name
+        return {(name, row.row.label): videos_of(row.finished, judges, scores) for row in one.rows if row.finished}
+
+    base = videos_of([suite.base], judges, scores)
+    free = {key: row for control in controls for key, row in videos(control).items()}
+    calibration = calibrate([base, *free.values()])
+    lines = [_line(key, row, base, calibration, list(scores)) for key, row in videos(suite).items()]
+    for key, row in free.items():
+        others = joined([base, *(other for name, other in free.items() if name != key)])
+        lines.append(_line(key, row, base, replace(calibration, videos=others), list(scores)))
+    return pd.DataFrame(lines, columns=columns)
+
+
+def add_beyond(table: pd.DataFrame, beyond: pd.DataFrame) -> pd.DataFrame:
+    """The table of `summarise` with the columns `beyond_judges`, `_lo`, `_hi` of its rows; NaN where there is none."""
+    own = beyond[beyond["control"] == ""].set_index("row")
+    columns = {f"beyond_judges{end}": table["row"].map(own[f"beyond{end}"]).astype(float) for end in ENDS}
+    return table.assign(**columns)
+
+
+def _scores(suite: SuiteRecords) -> dict[str, dict[str, float]]:
+    """Name of each score to explain, to the weights of its columns."""
+    rewards, sources = set(suite.config.get("reward") or {}), suite.runs[0].sources if suite.runs else {}
+    trained = {column: suite.weights[metric] for column, (_, metric) in sources.items() if metric in suite.weights}
+    overall = {part.lower(): 1.0 for part in SUMS["overall"]}
+    scores = {"beyond": trained}
+    if trained and all(part in sources and sources[part][0] in rewards for part in overall):
+        scores["overall"] = overall
+    return scores
+
+
+class Videos(NamedTuple):
+    """Scores of the videos of some runs, in the order of the runs."""
+
+    judges: Array
+    """Scores of the held-out judges, [video, judge]."""
+    scores: Array
+    """The scores to explain, [video, score]."""
+    prompts: npt.NDArray[np.int64]
+    """Number of each video's prompt."""
+    runs: int
+
+    def cells(self, values: Array) -> Array:
+        """Means of values[video, score] over the videos of a run and a prompt, [score, run, prompt]."""
+        by_run = values.reshape(self.runs, -1, values.shape[1])
+        prompts = self.prompts[: by_run.shape[1]]
+        return np.stack([by_run[:, prompts == prompt].mean(1).T for prompt in np.unique(prompts)], axis=2)
+
+
+def videos_of(runs: Sequence[Run], judges: Sequence[str], scores: Mapping[str, Mapping[str, float]]) -> Videos:
+    """The videos of these runs, which have the same prompts and videos; `scores` are the weights of columns."""
+    clips = pd.concat([run.clips for run in runs])
+    sums = [clips[list(weights)].to_numpy() @ np.array(list(weights.values())) for weights in scores.values()]
+    prompts = clips.index.get_level_values("prompt_index").to_numpy()
+    return Videos(clips[list(judges)].to_numpy(), np.column_stack(sums), prompts, len(runs))
+
+
+def joined(videos: Sequence[Videos]) -> Videos:
+    """All videos of several."""
+    judges, scores, prompts, runs = zip(*videos, strict=True)
+    return Videos(np.concatenate(judges), np.concatenate(scores), np.concatenate(prompts), sum(runs))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores against those of held-out judges."""
+
+    videos: Videos
+    centre: Array
+    """Mean of each judge's scores."""
+    scale: Array
+    """Their standard deviation; distances between videos are in these units."""
+    bandwidth: float
+
+    def weights(self, videos: Videos) -> Iterator[tuple[Mask, Mask, Array, Array]]:
+        """For the videos of each prompt: which they are, which calibration videos are of other prompts, the weights
+        of these in the prediction, [video, calibration video], and the distance of the nearest one."""
+        x, at = ((each.judges - self.centre) / self.scale for each in (self.videos, videos))
+        for prompt in np.unique(videos.prompts):
+            own, others = videos.prompts == prompt, self.videos.prompts != prompt
+            yield own, others, *local_linear(x[others], at[own], self.bandwidth)
+
+    @cached_property
+    def own(self) -> tuple[Array, Array]:
+        """Score - prediction of the calibration videos, [video, score], and the distance of the nearest other one."""
+        residual, distance = self.videos.scores.copy(), np.empty(len(self.videos.scores))
+        for own, others, weights, nearest in self.weights(self.videos):
+            residual[own] -= weights @ self.videos.scores[others]
+            distance[own] = nearest
+        return residual, distance
+
+    @property
+    def explained(self) -> float:
+        """Share of the variance of the first score over the calibration videos that the held-out judges explain."""
+        return float(1 - (self.own[0][:, 0] ** 2).mean() / self.videos.scores[:, 0].var())
+
+    def excess(self, videos: Videos) -> tuple[Array, float]:
+        """Excess of each cell, [score, run, prompt], and the share of videos outside.
+
+        From score - prediction, a mean per cell, the residuals of the calibration videos of the same prompt are taken
+        away, with the weights that they have in the predictions for the run. This removes the bias of the smoothing
+        to first order, and the spread of the cells then has the error of the calibration in it.
+        """
+        residual, far = videos.scores.copy(), 0
+        own_residual, distance = self.own
+        reach = np.quantile(distance, SUPPORT)
+        used = np.zeros((videos.runs, len(self.videos.scores)))
+        run = np.repeat(np.arange(videos.runs), len(residual) // videos.runs)
+        for own, others, weights, nearest in self.weights(videos):
+            residual[own] -= weights @ self.videos.scores[others]
+            far += int((nearest > reach).sum())
+            for number in range(videos.runs):
+                used[number, others] += weights[run[own] == number].sum(0)
+        used *= videos.runs / len(residual)
+        prompts = np.unique(videos.prompts)
+        error = np.stack(
+            [used[:, at] @ own_residual[at] for at in (self.videos.prompts == p for p in prompts)], axis=1
+        )
+        return videos.cells(residual) - len(prompts) * np.moveaxis(error, 2, 0), far / len(residual)
+
+    @property
+    def suffices(self) -> bool:
+        """Whether there are enough videos, of more than one prompt."""
+        videos, judges = self.videos.judges.shape
+        return videos >= LEAST_VIDEOS * (judges + 1) and len(np.unique(self.videos.prompts)) > 1
+
+
+def calibrate(groups: Sequence[Videos]) -> Calibration:
+    """The calibration on these videos.
+
+    The bandwidth is the one of `BANDWIDTHS` whose predictions of the first score from the videos of other prompts have
+    the least mean squared error; the widest one of equal ones.
+    """
+    videos = joined(groups)
+    spread = videos.judges.std(0)
+    scale = np.where(spread > 0, spread, 1.0)
+    tries = [Calibration(videos, videos.judges.mean(0), scale, bandwidth) for bandwidth in BANDWIDTHS]
+    if not tries[0].suffices:
+        return tries[0]
+    return tries[int(np.argmin([(one.own[0][:, 0] ** 2).mean() for one in tries]))]
+
+
+def local_linear(x: Array, at: Array, bandwidth: float) -> tuple[Array, Array]:
+    """Weights of the points x[video, judge] in their local-linear regression at the points at[point, judge].
+
+    At each point the regression line through the videos, weighted with `exp(-distance^2 / (2 bandwidth^2))`. Its
+    values for scores y[video] are weights[point, video] @ y. Returns also the distance of each point's nearest video.
+    """
+    squares = cdist(at, x, "sqeuclidean")
+    nearest = squares.min(1)
+    kernel = np.exp((nearest[:, None] - squares) / (2 * bandwidth**2))  # relative to the nearest: never all 0
+    design, points = (np.column_stack([np.ones(len(each)), each]) for each in (x, at))
+    size = design.shape[1]
+    moments = (kernel @ (design[:, :, None] * design[:, None, :]).reshape(len(x), -1)).reshape(-1, size, size)
+    slopes = np.arange(1, size)
+    moments[:, slopes, slopes] += RIDGE * moments[:, :1, 0]
+    return kernel * (np.linalg.solve(moments, points[:, :, None])[:, :, 0] @ design.T), np.sqrt(nearest)
+
+
+def _line(
+    key: tuple[str, str], videos: Videos, base: Videos, calibration: Calibration, names: Sequence[str]
+) -> dict[str, Any]:
+    """One line of `beyond_judges`; `names` are those of the scores."""
+    control, row = key
+    if not calibration.suffices:
+        return {"row": row, "control": control}
+    excess, outside = calibration.excess(videos)
+    line: dict[str, Any] = {"row": row, "control": control, "outside": outside, "explained": calibration.explained}
+    if outside > MOST_OUTSIDE:
+        return line
+    before, _ = calibration.excess(base)
+    for name, x, y in zip(names, excess, before, strict=True):
+        estimate = paired_difference(x, y[0])
+        line |= {name: estimate.mean, f"{name}_lo": estimate.lo, f"{name}_hi": estimate.hi}
+    gain = paired_difference(videos.cells(videos.scores)[0], base.cells(base.scores)[0, 0])
+    return line | {"share": line[names[0]] / gain.mean if gain.lo > 0 else np.nan}
