@@ -80,5 +80,8 @@ def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_difference(recorded: Mapping[str, Any], suite: Suite) -> str | None:
-    """The first setting of the suite that a record's configuration has otherwise; paths do not count."""
-    return first_difference(without_paths(recorded), without_paths(suite.shared()))
+    """The first setting of the suite that a record's configuration has otherwise; paths do not count.
+
+    Settings that were added after the record have their defaults there.
+    """
+    return first_difference(without_paths(Suite.model_validate(recorded).shared()), without_paths(suite.shared()))

@@ -250,6 +250,7 @@ def recorded_settings(record: RunRecord) -> dict[str, Any]:
     """The part of `comparable_settings` that needs no scores."""
     return {
         "suite": record.suite,
+        "rules": record.rules,
         "prompts digest": record.prompts_digest,
         **{key: _without_unset(record.config.get(key)) for key in EQUAL_SETTINGS},
         "backbone fingerprint": record.backbone,
