@@ -12,9 +12,14 @@ from torch import Tensor
 
 
 def _key(seed: int, name: tuple[str | int, ...]) -> bytes:
-    """sha256 of the parts with type and length, so that ("a", "b") differs from ("ab",), and "1" from 1."""
+    """sha256 of the parts with type and length, so that ("a", "b") differs from ("ab",), and "1" from 1.
+
+    Each part is exactly a str or an int: a numpy integer or a bool would name another stream than the equal int.
+    """
     key = hashlib.sha256()
     for part in (seed, *name):
+        if type(part) not in (str, int):
+            raise TypeError(f"stream {(seed, *name)!r} has the part {part!r}, a {type(part).__name__}: use str or int")
         text = repr(part).encode()
         key.update(f"{type(part).__name__}:{len(text)}:".encode() + text)
     return key.digest()

@@ -6,25 +6,62 @@ random: another training run and another prompt give another number, and the int
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import nctdtrinc, stdtr, stdtrit
 
-Array = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
+from bench.report.data.resampling import (
+    BOOTSTRAP_DRAWS,
+    Interval,
+    bootstrap_improvement,
+    bootstrap_iqm,
+    improvement,
+    interquartile_mean,
+)
+from bench.report.data.variance import (
+    CONFIDENCE,
+    LEAST_SEEDS,
+    Array,
+    generalized_p,
+    mean_squares,
+    standard_error,
+)
 
-CONFIDENCE = 0.95
+__all__ = [
+    "BOOTSTRAP_DRAWS",
+    "CONFIDENCE",
+    "LEAST_SEEDS",
+    "LEVEL",
+    "POWER",
+    "Array",
+    "Estimate",
+    "Interval",
+    "bootstrap_improvement",
+    "bootstrap_iqm",
+    "detectable_effect",
+    "equivalence_margin",
+    "grouped",
+    "holm",
+    "improvement",
+    "independent_difference",
+    "interquartile_mean",
+    "one_way",
+    "paired_difference",
+    "t_over_seeds",
+    "two_way",
+    "unpaired_difference",
+]
+
+#: Level of one test. A test of a family has it divided by the number of tests (the first step of Holm's method).
+LEVEL = 0.05
 POWER = 0.8
-BOOTSTRAP_DRAWS = 10_000
-#: Draws of one bootstrap chunk are limited to about this many numbers (64 MB of float64).
-CHUNK = 8_000_000
 
 
 class Estimate(NamedTuple):
-    """A mean with its standard error; NaN where the data do not suffice (fewer than two seeds or two prompts)."""
+    """A mean with its standard error; NaN where the data do not suffice (fewer than three seeds or two prompts)."""
 
     mean: float
     se: float
@@ -37,16 +74,8 @@ class Estimate(NamedTuple):
     """Two-sided p-value of "the mean is 0"; meaningful for differences only."""
 
 
-class Interval(NamedTuple):
-    """A bootstrap estimate with its two-sided 95 % percentile interval."""
-
-    value: float
-    lo: float
-    hi: float
-
-
 def two_way(x: npt.ArrayLike) -> Estimate:
-    """Grand mean of x[seed, prompt] and its interval: two-way random effects without replication, Student's t.
+    """Grand mean of x[seed, prompt], its interval and its p-value: two-way random effects without replication.
 
     Model: `x[s, p] = mu + a[s] + b[p] + e[s, p]`, all three random (Searle, Casella, McCulloch, Variance Components,
     1992, ch. 4). With the mean squares of seeds, prompts and rest, `Var(mean) = (MS_s + MS_p - MS_e) / (S P)`.
@@ -54,37 +83,50 @@ def two_way(x: npt.ArrayLike) -> Estimate:
     only widen the interval: the numerator is at least the largest of the three. Degrees of freedom after Satterthwaite
     (1946): the numerator squared over the sum of `MS^2 / df`, at least those of the smaller factor.
 
-    Simulated coverage of the 95 % interval, 16 to 64 prompts, each variance from 0 to dominant: .92 to .99 at 3 seeds,
-    .94 to .99 at 5; above .97 only where the variance of seeds and prompts is small compared with the rest.
+    The interval is the mean plus and minus Student's t times the standard error. Its tails are too thin for small
+    p-values, since the degrees of freedom are themselves estimated from few seeds; so p is that of the generalized
+    test (`generalized_p`), which holds its level. Near 0.05 the two may disagree: the test is the stricter one.
+
+    Fewer than 3 seeds or 2 prompts: no interval and no p (NaN). Normal effects are assumed; for these, and others,
+    docs/reference/levels.md has the level of the test and the coverage of the interval as simulated.
     """
+    x = _seeds_and_prompts(x, "two_way")
+    seeds, prompts = x.shape
+    if seeds < LEAST_SEEDS or prompts < 2:
+        return _unknown(x)
+    mean, squares = float(x.mean()), mean_squares(x)
+    se, df = standard_error(squares, seeds, prompts)
+    return _estimate(mean, float(se), float(df))._replace(p=float(generalized_p(mean, squares, seeds, prompts)))
+
+
+def t_over_seeds(x: npt.ArrayLike) -> Estimate:
+    """Grand mean of x[seed, prompt], its interval and p-value with the prompts fixed: Student's t over seeds' means.
+
+    It says how the mean over these very prompts varies with the seed, and nothing about other prompts. Fewer than 3
+    seeds: no interval and no p (NaN).
+    """
+    x = _seeds_and_prompts(x, "t_over_seeds")
+    return one_way(x.mean(1)) if len(x) >= LEAST_SEEDS and x.size else _unknown(x)
+
+
+def grouped(x: npt.ArrayLike, groups: Sequence[Hashable]) -> Estimate:
+    """`two_way` with the group of a prompt, such as its colour, as the random factor in the prompt's place.
+
+    `groups[p]` is the group of prompt p of x[seed, prompt]. The prompts of a group are averaged, and each group counts
+    once. It is the interval to read where prompts of a group are alike, so that they are not independent draws.
+    """
+    x = _seeds_and_prompts(x, "grouped")
+    if len(groups) != x.shape[1]:
+        raise ValueError(f"grouped needs one group per prompt, got {len(groups)} groups for {x.shape[1]} prompts")
+    columns = [[p for p, group in enumerate(groups) if group == one] for one in dict.fromkeys(groups)]
+    return two_way(np.stack([x[:, part].mean(1) for part in columns], axis=1) if columns else x)
+
+
+def _seeds_and_prompts(x: npt.ArrayLike, function: str) -> Array:
     x = np.asarray(x, dtype=np.float64)
     if x.ndim != 2:
-        raise ValueError(f"two_way needs x[seed, prompt], got shape {x.shape}")
-    if min(x.shape) < 2:
-        return _unknown(x)
-    return _estimate(float(x.mean()), *standard_error(mean_squares(x), *x.shape))
-
-
-def mean_squares(x: Array) -> tuple[float, float, float]:
-    """Mean squares of the seeds, the prompts and the rest of x[seed, prompt], both at least 2."""
-    seeds, prompts = x.shape
-    mean = x.mean()
-    by_seed, by_prompt = x.mean(1, keepdims=True), x.mean(0, keepdims=True)
-    ms_s = prompts * float(((by_seed - mean) ** 2).sum()) / (seeds - 1)
-    ms_p = seeds * float(((by_prompt - mean) ** 2).sum()) / (prompts - 1)
-    ms_e = float(((x - by_seed - by_prompt + mean) ** 2).sum()) / ((seeds - 1) * (prompts - 1))
-    return ms_s, ms_p, ms_e
-
-
-def standard_error(squares: tuple[float, float, float], seeds: int, prompts: int) -> tuple[float, float]:
-    """Standard error of the grand mean, and its degrees of freedom, from the mean squares of `mean_squares`."""
-    ms_s, ms_p, ms_e = squares
-    df_s, df_p = seeds - 1, prompts - 1
-    df_e = df_s * df_p
-    total = max(ms_s + ms_p - ms_e, ms_s, ms_p, ms_e)
-    spread = ms_s**2 / df_s + ms_p**2 / df_p + ms_e**2 / df_e
-    df = min(max(total**2 / spread, min(df_s, df_p)), df_e) if spread > 0 else min(df_s, df_p)
-    return float(np.sqrt(total / (seeds * prompts))), df
+        raise ValueError(f"{function} needs x[seed, prompt], got shape {x.shape}")
+    return x
 
 
 def one_way(x: npt.ArrayLike) -> Estimate:
@@ -130,14 +172,17 @@ def independent_difference(run: npt.ArrayLike, other: npt.ArrayLike) -> Estimate
     freedom follow Satterthwaite: the estimate squared over the sum of its squared terms, each over its own degrees of
     freedom, at least those of the smallest factor. For equal seeds use `paired_difference`, whose interval is shorter.
 
-    Simulated coverage of the 95 % interval, 16 to 64 prompts, each variance from 0 to dominant, the two sides alike or
-    not: .94 to .99 with 3 or 5 seeds on a side, .91 to .99 with 2; above .97 only where seeds matter little.
+    p is that of the t test. Simulated coverage of the 95 % interval, 16 to 64 prompts, each variance from 0 to
+    dominant, the two sides alike or not: .94 to .99 with 3 or 5 seeds on a side; above .97 only where seeds matter
+    little. Level, 36 prompts: with equal numbers of seeds a p of .01 comes with a chance of .006 to .019; with 3 seeds
+    against 10, where seeds dominate, of .02 to .03, and a p of .001 then up to thirteen times too often. So give both
+    sides equally many seeds. Fewer than 3 on a side: no interval and no p (NaN). Normal effects are assumed.
     """
     x, y = np.asarray(run, dtype=np.float64), np.asarray(other, dtype=np.float64)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"independent_difference needs the same prompts, got shapes {x.shape} and {y.shape}")
     mean = float(x.mean() - y.mean()) if x.size and y.size else float("nan")
-    if min(len(x), len(y), x.shape[1]) < 2:
+    if min(len(x), len(y)) < LEAST_SEEDS or x.shape[1] < 2:
         return Estimate(mean, *(float("nan"),) * 5)
     prompts = x.shape[1]
     (seeds_x, rest_x), (seeds_y, rest_y) = (_seed_squares(side) for side in (x, y))
@@ -153,11 +198,8 @@ def independent_difference(run: npt.ArrayLike, other: npt.ArrayLike) -> Estimate
 
 def _seed_squares(x: Array) -> tuple[float, float]:
     """Mean squares of the seeds and of the rest of x[seed, prompt], both over the number of cells."""
-    seeds, prompts = x.shape
-    mean, by_seed, by_prompt = x.mean(), x.mean(1, keepdims=True), x.mean(0, keepdims=True)
-    between = prompts * float(((by_seed - mean) ** 2).sum()) / (seeds - 1)
-    rest = float(((x - by_seed - by_prompt + mean) ** 2).sum()) / ((seeds - 1) * (prompts - 1))
-    return between / x.size, rest / x.size
+    by_seed, _, rest = mean_squares(x)
+    return float(by_seed) / x.size, float(rest) / x.size
 
 
 def unpaired_difference(run: npt.ArrayLike, other: npt.ArrayLike) -> Estimate:
@@ -165,7 +207,8 @@ def unpaired_difference(run: npt.ArrayLike, other: npt.ArrayLike) -> Estimate:
 
     The two grand means are independent, so their variances (`two_way`) add, and so do, after Satterthwaite, the
     variances squared over their degrees of freedom: Welch's t test with two-way variances.
-    Simulated coverage as in `independent_difference`: .92 to .97 with 3 or 5 seeds on a side, .86 to .97 with 2.
+    Its level, simulated, is that of `independent_difference`. Fewer than 3 seeds on a side: no interval and no p
+    (NaN).
     """
     one, two = two_way(run), two_way(other)
     variance = one.se**2 + two.se**2
@@ -200,79 +243,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def detectable_effect(se: float, df: float, power: float = POWER, confidence: float = CONFIDENCE) -> float:
+def equivalence_margin(estimate: Estimate) -> float:
+    """The smallest margin within which a difference is shown to lie, in its unit: |difference| < margin at 5 %.
+
+    Two one-sided t tests, each at 5 % (TOST; Schuirmann 1987), both succeed for every margin above the largest
+    absolute limit of the 90 % interval. So two rows may be called alike only together with this margin. NaN if
+    unknown.
+    """
+    half = float(stdtrit(estimate.df, 1 - LEVEL)) * estimate.se
+    return abs(estimate.mean) + half
+
+
+def detectable_effect(se: float, df: float, level: float = LEVEL, power: float = POWER) -> float:
     """The smallest true difference that a two-sided t test finds with this power, for an estimate's se and df.
 
-    The level of the test is 1 - `confidence`.
+    `level` is that of the test; with n tests in a family give LEVEL / n, the first step of Holm's method. For paired
+    differences the test is another one: use `power.detectable_difference`.
 
     Solves the non-central t exactly (the chance of the wrong sign, below 1e-4 at a power of 0.8, is left out).
     """
     if not (se >= 0 and df > 0):
         return float("nan")
-    return float(nctdtrinc(df, 1 - power, stdtrit(df, (1 + confidence) / 2))) * se
-
-
-def interquartile_mean(x: npt.ArrayLike, axis: int | None = None) -> Array:
-    """Mean of the values without the lowest and the highest quarter (Agarwal et al. 2021, arXiv 2108.13264)."""
-    x = np.asarray(x, dtype=np.float64)
-    if axis is None:
-        x, axis = x.reshape(-1), 0
-    x = np.sort(np.moveaxis(x, axis, -1), axis=-1)
-    cut = int(0.25 * x.shape[-1])
-    return np.asarray(x[..., cut : x.shape[-1] - cut].mean(-1))
-
-
-def improvement(run: npt.ArrayLike, other: npt.ArrayLike) -> Array:
-    """P(run > other) per prompt over all pairs of seeds, ties one half, averaged over prompts; [..., seed, prompt]."""
-    run, other = np.asarray(run, dtype=np.float64), np.asarray(other, dtype=np.float64)
-    a, b = run[..., :, None, :], other[..., None, :, :]
-    return np.asarray(((a > b) + 0.5 * (a == b)).mean((-3, -2, -1)))
-
-
-def bootstrap_iqm(x: npt.ArrayLike, rng: np.random.Generator, draws: int = BOOTSTRAP_DRAWS) -> Interval:
-    """Interquartile mean over the cells x[seed, prompt]; seeds and prompts are both drawn again with replacement.
-
-    With three seeds a bootstrap interval is too narrow (simulated coverage .74 to .96), so no claim is based on it.
-    """
-    x = np.atleast_2d(np.asarray(x, dtype=np.float64))
-
-    def statistic(n: int) -> Array:
-        return interquartile_mean(_draw(x, *_indices(x.shape, n, rng)).reshape(n, -1), axis=1)
-
-    return _bootstrap(statistic, float(interquartile_mean(x)), x.size, draws)
-
-
-def bootstrap_improvement(
-    run: npt.ArrayLike, other: npt.ArrayLike, rng: np.random.Generator, draws: int = BOOTSTRAP_DRAWS
-) -> Interval:
-    """Probability of improvement of run[seed, prompt] over other ([seed, prompt], or [prompt] for the base).
-
-    The seeds of both are drawn independently, the prompts together (both rows have the same prompts).
-    """
-    run, other = np.atleast_2d(np.asarray(run, dtype=np.float64)), np.atleast_2d(np.asarray(other, dtype=np.float64))
-    if run.shape[1] != other.shape[1]:
-        raise ValueError(f"bootstrap_improvement needs the same prompts, got shapes {run.shape} and {other.shape}")
-
-    def statistic(n: int) -> Array:
-        rows, columns = _indices(run.shape, n, rng)
-        others = rng.integers(other.shape[0], size=(n, other.shape[0]))
-        return improvement(_draw(run, rows, columns), _draw(other, others, columns))
-
-    return _bootstrap(statistic, float(improvement(run, other)), run.size * other.shape[0], draws)
-
-
-def _indices(shape: tuple[int, ...], n: int, rng: np.random.Generator) -> tuple[Indices, Indices]:
-    return rng.integers(shape[0], size=(n, shape[0])), rng.integers(shape[1], size=(n, shape[1]))
-
-
-def _draw(x: Array, rows: Indices, columns: Indices) -> Array:
-    """Cells of each bootstrap draw, [draw, seed, prompt]."""
-    return x[rows[:, :, None], columns[:, None, :]]
-
-
-def _bootstrap(statistic: Callable[[int], Array], value: float, size: int, draws: int) -> Interval:
-    """Percentile interval of `statistic(n)`, which returns n draws; in chunks, to bound the memory."""
-    chunk = max(1, min(draws, CHUNK // max(1, size)))
-    parts = [statistic(min(chunk, draws - start)) for start in range(0, draws, chunk)]
-    lo, hi = np.quantile(np.concatenate(parts), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(value, float(lo), float(hi))
+    return float(nctdtrinc(df, 1 - power, stdtrit(df, 1 - level / 2))) * se

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +24,17 @@ def test_equal_names_give_equal_streams() -> None:
 )
 def test_other_names_give_other_streams(other: tuple[int, str | int]) -> None:
     assert draw(3, "noise", 1, 2) != draw(*other)
+
+
+@pytest.mark.parametrize("part", [np.int64(1), np.str_("a"), True, 1.0, None, torch.tensor(1)])
+def test_a_name_is_made_of_plain_words_and_whole_numbers(part: Any) -> None:
+    """np.int64(1) and True are equal to 1, but would name other streams."""
+    with pytest.raises(TypeError, match=f"has the part .*, a {type(part).__name__}: use str or int"):
+        stream(0, "noise", part)
+    with pytest.raises(TypeError, match="use str or int"):
+        stream(part, "noise")
+    with pytest.raises(TypeError, match="use str or int"):
+        normal(0, [("noise", part)], (2,))
 
 
 def test_a_stream_is_the_same_on_every_machine() -> None:

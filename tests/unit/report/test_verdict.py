@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.report.data.power import seeds_needed
-from bench.report.data.statistics import detectable_effect, two_way
 from bench.report.tables.main import MainTable, load_main_table
 from bench.report.tables.screen import main_screen, narrow
 from tests.helpers.records import make_record, make_scores, write_run
@@ -135,42 +133,6 @@ def test_runs_that_differ_have_the_verdict_of_the_band(tmp_path: Path) -> None:
     assert "2 of 3 runs have equal bits with the stored reference: the others differ." in main.verdict.sentences
     heads, lines = main.sections["Beside the stored reference"]
     assert {line[heads.index("verdict")] for line in lines if line[0] == "cps-fixed"} == {"inside"}
-
-
-# power --------------------------------------------------------------------------------------------------------
-def test_the_seeds_that_settle_a_difference_are_those_of_the_t_test() -> None:
-    """Spread of seeds only: n seeds detect `effect` where the non-central t test does."""
-    values = np.array([-1.0, 0.0, 1.0])
-    x = 0.9 + np.repeat(values[:, None], 16, axis=1)
-    needed = seeds_needed(x)
-    assert needed is not None
-    se = float(values.std(ddof=1))
-    assert detectable_effect(se / np.sqrt(needed), needed - 1) <= 0.9
-    assert detectable_effect(se / np.sqrt(needed - 1), needed - 2) > 0.9
-
-
-def test_with_as_many_seeds_as_measured_the_power_is_that_of_the_interval() -> None:
-    x = np.random.default_rng(0).normal(0, 1, (5, 12)) + np.random.default_rng(1).normal(0, 2, (5, 1))
-    estimate = two_way(x)
-    limit = detectable_effect(estimate.se, estimate.df)
-    assert seeds_needed(x - x.mean() + limit * 1.0001) == 5
-    more = seeds_needed(x - x.mean() + limit * 0.9)
-    assert more is not None
-    assert more > 5
-
-
-def test_more_tests_need_more_seeds() -> None:
-    x = 0.9 + np.repeat(np.array([-1.0, 0.0, 1.0])[:, None], 16, axis=1)
-    alone, of_six = seeds_needed(x), seeds_needed(x, tests=6)
-    assert alone is not None
-    assert of_six is not None
-    assert of_six > alone
-
-
-def test_no_number_of_seeds_settles_what_the_prompts_hide() -> None:
-    x = np.tile(np.array([-1.0, 1.0, -1.0, 1.0]), (3, 1)) + 0.01
-    assert seeds_needed(x) is None
-    assert seeds_needed(x[:1]) is None
 
 
 # the screen ---------------------------------------------------------------------------------------------------
