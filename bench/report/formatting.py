@@ -14,6 +14,8 @@ OPEN_MARK = " (open)"
 """Ends the name of a row of the open division. No label has a space, so it is found again in a cell."""
 #: Significance level of the adjusted p-values.
 ALPHA = 0.05
+#: A limit that is 0 with so many decimals is printed as 0.
+MOST_DECIMALS = 6
 
 _TEX = {
     **{"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"},
@@ -39,12 +41,19 @@ def number(value: Any, digits: int = 2) -> str:
 
 
 def interval(row: pd.Series[Any], name: str, digits: int) -> str:
-    """`mean [lo, hi]`; `mean [n/a]` if the interval is unknown."""
-    if pd.isna(row[name]):
+    """`mean [lo, hi]`; `mean [n/a]` if the interval is unknown.
+
+    A limit other than 0 that would be printed as 0 gets more digits, up to `MOST_DECIMALS`, and the others with it:
+    its sign says whether the interval contains 0.
+    """
+    mean, limits = row[name], (row[f"{name}_lo"], row[f"{name}_hi"])
+    if pd.isna(mean):
         return MISSING
-    if pd.isna(row[f"{name}_lo"]):
-        return f"{number(row[name], digits)} [{MISSING}]"
-    return f"{number(row[name], digits)} [{number(row[f'{name}_lo'], digits)}, {number(row[f'{name}_hi'], digits)}]"
+    if pd.isna(limits[0]):
+        return f"{number(mean, digits)} [{MISSING}]"
+    while digits < MOST_DECIMALS and any(limit != 0 and float(number(limit, digits)) == 0 for limit in limits):
+        digits += 1
+    return f"{number(mean, digits)} [{number(limits[0], digits)}, {number(limits[1], digits)}]"
 
 
 def is_bold(row: pd.Series[Any], name: str) -> bool:

@@ -23,8 +23,13 @@ TERMS = {
     "seed": "An independent training run of a row.",
     "n": "The number of seeds.",
     "interval": "`x [lo, hi]`: a mean, and the range that contains the true one in 95 of 100 such experiments.",
-    "p (Holm)": "A p-value after Holm's correction.",
-    "MDE": "Minimum detectable effect: the smallest true difference that a 5 % test finds with a power of 80 %.",
+    "p (Holm)": "A p-value after Holm's correction over all tests of the page.",
+    "primary score": "The score that rows are compared by: Overall, or the Reward without Overall.",
+    "MDE": "Minimum detectable effect: the smallest true difference that is found with a power of 80 %, after Holm's "
+    "first step.",
+    "alike within": "Two one-sided 5 % tests rule out a larger difference than the one named.",
+    "exploratory": "A result that is below 0.05 by its own p, but not after the correction: a reason to test it anew.",
+    "the same runs": "Two rows whose runs of equal seeds have equal scores: one result, not two.",
     "IQM": "Interquartile mean: the mean of the middle half of the values.",
     "best other row": "The best trained row among the others, by Overall, or by the Reward without Overall.",
     "band": "The range in which the mean over fresh seeds falls with 95 % probability if it reproduces the stored "

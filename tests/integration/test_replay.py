@@ -155,8 +155,8 @@ def test_a_changed_score_is_the_floor_and_a_note_of_the_table(
     assert "differs by up to 0.0312" in text
     assert "scores: largest difference brightness 0.0312" in text
     assert run_replay(suite / "base", capsys)[0] == 0
-    table = pd.DataFrame({"trained_mde": pd.Series([], dtype=float)})
-    notes = [note for note in footnotes(load_records(suite), table) if "floor" in note]
+    table = tests = pd.DataFrame()
+    notes = [note for note in footnotes(load_records(suite), table, tests) if "floor" in note]
     cpu = json.loads((run / REPLAY).read_text())["hardware"]["cpu"]
     start = "Nondeterminism floor: {} repeated on " + cpu + ": {}."
     assert notes == [
@@ -165,13 +165,13 @@ def test_a_changed_score_is_the_floor_and_a_note_of_the_table(
     ]
     change_score(run, 1.0)  # another run in the folder: its replay is stale
     with pytest.raises(BenchError, match=r"replay\.json is that of another run than the record beside it: delete it"):
-        footnotes(load_records(suite), table)
+        footnotes(load_records(suite), table, tests)
     (run / REPLAY).write_text('{"schema": 2}')
     with pytest.raises(BenchError, match=r"replay .*replay\.json is not valid .*: delete it, or make it again"):
-        footnotes(load_records(suite), table)
+        footnotes(load_records(suite), table, tests)
     for path in suite.rglob(REPLAY):
         path.unlink()
-    assert not [note for note in footnotes(load_records(suite), table) if "floor" in note]
+    assert not [note for note in footnotes(load_records(suite), table, tests) if "floor" in note]
 
 
 def test_other_sources_are_reported_and_their_new_fields_are_not_compared(

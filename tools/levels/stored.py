@@ -8,11 +8,12 @@ from itertools import combinations
 import numpy as np
 
 from bench.core.provenance import ROOT
-from bench.report.data.ablation import grouped, level_metrics, levels_of, same_runs, tested_scores
+from bench.report.data.ablation import grouped, level_metrics, levels_of, shows_same_runs
+from bench.report.data.ablation import tested_scores as level_scores
+from bench.report.data.differences import common_seeds, pair_matrix, tested_scores
 from bench.report.data.power import Spread, estimate_spread
 from bench.report.data.records import load_records
 from bench.report.data.statistics import Array, holm, two_way
-from bench.report.data.summary import common_seeds, pair_scores
 from bench.report.data.variance import mean_squares
 from bench.suite.load import load_variants
 from tools.levels.simulation import t_p
@@ -24,13 +25,12 @@ STUDIES = ("nano_kl", "nano_equalizer", "nano_noise", "nano_setting", "nano_deco
 def pair_differences() -> dict[str, dict[str, Array]]:
     """Score to pair to the difference x[seed, prompt] of two rows of the stored nano suite."""
     suite = load_records(REFERENCE / "nano")
-    found: dict[str, dict[str, Array]] = {score: {} for score in pair_scores(suite)}
+    found: dict[str, dict[str, Array]] = {score: {} for score in tested_scores(suite)}
     for score, pairs in found.items():
         for one, other in combinations(suite.rows, 2):
-            seeds = common_seeds(one, other)
-            x, y = one.matrix(score, seeds), other.matrix(score, seeds)
-            if x is not None and y is not None:
-                pairs[f"{one.row.label} - {other.row.label}"] = x - y
+            x = pair_matrix(one, other, score, common_seeds(one, other))
+            if x is not None:
+                pairs[f"{one.row.label} - {other.row.label}"] = x
     return found
 
 
@@ -39,14 +39,13 @@ def level_differences(study: str) -> dict[str, dict[str, Array]]:
     variants = load_variants(ROOT / "bench" / "configs" / f"{study}.yaml")
     folders = {suite.variant: REFERENCE / study / suite.variant for suite in variants}
     levels = levels_of({variant: load_records(folder) for variant, folder in folders.items()})
-    found: dict[str, dict[str, Array]] = {score: {} for score in tested_scores(level_metrics(levels))}
+    found: dict[str, dict[str, Array]] = {score: {} for score in level_scores(level_metrics(levels))}
     for score, comparisons in found.items():
         for first, *others in grouped(levels).values():
             for level in others:
-                seeds = common_seeds(level.runs, first.runs)
-                x, y = level.runs.matrix(score, seeds), first.runs.matrix(score, seeds)
-                if not same_runs(level, first) and x is not None and y is not None:
-                    comparisons[f"{level.group}, {level.name} - {first.name}"] = x - y
+                x = pair_matrix(level.runs, first.runs, score, common_seeds(level.runs, first.runs))
+                if not shows_same_runs(level, first) and x is not None:
+                    comparisons[f"{level.group}, {level.name} - {first.name}"] = x
     return found
 
 

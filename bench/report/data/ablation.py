@@ -13,11 +13,19 @@ from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json
 from bench.report import formatting
 from bench.report.data import dynamics
+from bench.report.data.differences import (
+    common_seeds,
+    interval_columns,
+    pair_difference,
+    pair_matrix,
+    same_runs,
+    tested_columns,
+)
 from bench.report.data.metrics import FURTHER, LABELS, REWARD, MetricColumn, ordered
+from bench.report.data.power import detectable_difference
 from bench.report.data.records import RowRuns, Run, SuiteRecords, check_equal, comparable_settings, failed_gates
 from bench.report.data.selection import BASE, row_settings
-from bench.report.data.statistics import detectable_effect, holm, paired_difference, two_way
-from bench.report.data.summary import common_seeds, interval_columns, pair_difference
+from bench.report.data.statistics import LEVEL, Estimate, holm, paired_difference, two_way
 from bench.suite.difference import flatten
 
 #: Names in `records.comparable_settings` that must be equal for all levels of an ablation.
@@ -133,12 +141,8 @@ def to_first_columns(metrics: Mapping[str, MetricColumn]) -> dict[str, str]:
 
 
 def tested_scores(metrics: Mapping[str, MetricColumn]) -> list[str]:
-    """Scores whose differences are tested: the first one, gold Overall, and metrics of the user's own."""
-    return [
-        name
-        for index, (name, metric) in enumerate(metrics.items())
-        if index == 0 or name == "gold_overall" or metric.is_own
-    ]
+    """Scores whose differences are tested: the first one and gold Overall, its check."""
+    return [name for index, name in enumerate(metrics) if index == 0 or name == "gold_overall"]
 
 
 def refuse_mixed(levels: Sequence[AblationLevel]) -> None:
@@ -178,55 +182,72 @@ def compare_levels(levels: Sequence[AblationLevel]) -> pd.DataFrame:
     Columns: group, level, n_seeds, n_failed; each of `level_metrics` with `_lo`, `_hi`, and for `tested_scores`
     `<score>_delta` (to the base of the level's own suite, paired by prompt); `to_first*` (to the group's first level,
     paired by seed and prompt over the `to_first_seeds` seeds that both finished; NaN where both are the same runs)
-    with `_lo`, `_hi`, `_p`, and for `tested_scores` `_p_holm` (over the whole table) and `_mde`; `dynamics.columns`;
+    with `_lo`, `_hi`, and for `tested_scores` also `_p`, `_p_holm` (over all tests of the table), `_margin` (see
+    `tested_columns`) and `_mde` (the smallest detectable difference at Holm's first step); `dynamics.columns`;
     failed_gates, run_ids. Scores are in score units; intervals are 95 % intervals; NaN where a number is unknown.
     """
     refuse_mixed(levels)
-    metrics, lines = level_metrics(levels), []
-    for first, *others in grouped(levels).values():
-        setbacks = dynamics.setbacks(first.runs)  # read once per group
-        lines += [_line(first, first, {}, metrics), *[_line(level, first, setbacks, metrics) for level in others]]
-    table, columns = pd.DataFrame(lines), to_first_columns(metrics)
-    for name in tested_scores(metrics):
-        position = list(table.columns).index(f"{columns[name]}_p") + 1
-        table.insert(position, f"{columns[name]}_p_holm", holm(table[f"{columns[name]}_p"].tolist()))
-    return table
+    metrics = level_metrics(levels)
+    tested = tested_scores(metrics)
+    sides = [(level, group[0]) for group in grouped(levels).values() for level in group]
+    estimates = [_to_first(level, first, metrics) for level, first in sides]
+    p = [estimate.p if (estimate := found[score]) else np.nan for found in estimates for score in tested]
+    adjusted, level_of_test = iter(holm(p)), LEVEL / max(1, int(np.isfinite(p).sum()))
+    setbacks = {name: dynamics.setbacks(group[0].runs) for name, group in grouped(levels).items()}
+    lines = []
+    for (level, first), found in zip(sides, estimates, strict=True):
+        columns: dict[str, Any] = {"to_first_seeds": len(_compared_seeds(level, first))}
+        for score, name in to_first_columns(metrics).items():
+            if score not in tested:
+                columns |= interval_columns(name, found[score])
+                continue
+            columns |= tested_columns(name, found[score], next(adjusted))
+            x = pair_matrix(level.runs, first.runs, score, _compared_seeds(level, first))
+            columns[f"{name}_mde"] = np.nan if x is None else detectable_difference(x, level_of_test)
+        baseline = setbacks[level.group] if columns["to_first_seeds"] else {}
+        lines.append(_scores_of(level, metrics) | columns | _training_of(level, baseline))
+    return pd.DataFrame(lines)
 
 
-def _line(
-    level: AblationLevel,
-    first: AblationLevel,
-    setbacks: Mapping[int | None, float],
-    metrics: Mapping[str, MetricColumn],
-) -> dict[str, Any]:
-    """A level compared with the first one of its group, whose setbacks by seed are `setbacks`."""
-    runs, tested = level.runs, tested_scores(metrics)
+def shows_same_runs(level: AblationLevel, first: AblationLevel) -> bool:
+    """Whether a level's runs have the scores of those of its baseline: then there is nothing to compare."""
+    return level is not first and same_runs(level.runs, first.runs)
+
+
+def _compared_seeds(level: AblationLevel, first: AblationLevel) -> list[int]:
+    """The seeds over which a level is compared with its baseline; [] for the baseline and for the same runs."""
+    return [] if level is first or same_runs(level.runs, first.runs) else common_seeds(level.runs, first.runs)
+
+
+def _to_first(
+    level: AblationLevel, first: AblationLevel, metrics: Mapping[str, MetricColumn]
+) -> dict[str, Estimate | None]:
+    """Score to the difference of a level to its baseline."""
+    seeds = _compared_seeds(level, first)
+    return {score: pair_difference(level.runs, first.runs, score, seeds) for score in metrics}
+
+
+def _scores_of(level: AblationLevel, metrics: Mapping[str, MetricColumn]) -> dict[str, Any]:
+    """The level's name, its counts, its scores, and those of the tested ones less the base."""
+    runs = level.runs
     line: dict[str, Any] = {"group": level.group, "level": level.name}
     line |= {"n_seeds": len(runs.finished), "n_failed": len(runs.failed)}
     for score in metrics:
         x = runs.matrix(score)
         line |= interval_columns(score, None if x is None else two_way(x))
-        if score in tested:
+        if score in tested_scores(metrics):
             base = level.base.cells.get(score) if level.base else None
             delta = None if x is None or base is None else paired_difference(x, base.to_numpy())
             line |= interval_columns(f"{score}_delta", delta)
-    same = level is first or same_runs(level, first)
-    common = [] if same else common_seeds(runs, first.runs)
-    line["to_first_seeds"] = len(common)
-    for score, name in to_first_columns(metrics).items():
-        estimate = pair_difference(runs, first.runs, score, common)
-        line |= interval_columns(name, estimate) | {f"{name}_p": estimate.p if estimate else np.nan}
-        if score in tested:
-            line[f"{name}_mde"] = detectable_effect(estimate.se, estimate.df) if estimate else np.nan
+    return line
+
+
+def _training_of(level: AblationLevel, baseline: Mapping[int | None, float]) -> dict[str, Any]:
+    """How training went, beside the setbacks of the baseline's seeds, and which runs these are."""
+    runs = level.runs
     failed = sorted({gate for run in runs.finished for gate in failed_gates(run.record)})
-    line |= dynamics.columns(runs, {} if same else setbacks) | {"failed_gates": " ".join(failed)}
+    line = {**dynamics.columns(runs, baseline), "failed_gates": " ".join(failed)}
     return line | {"run_ids": " ".join(run.record.digest[:8] for run in runs.finished)}
-
-
-def same_runs(level: AblationLevel, first: AblationLevel) -> bool:
-    """Whether the runs of a level are runs of the first level too, by digest: then there is nothing to compare."""
-    digests, others = ({run.record.digest for run in one.runs.finished} for one in (level, first))
-    return level is not first and bool(digests) and digests <= others
 
 
 def settings_that_differ(levels: Sequence[AblationLevel]) -> dict[str, dict[str, list[str]]]:

@@ -11,11 +11,14 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json
+from bench.report.data.differences import interval_columns, tested_scores
 from bench.report.data.metrics import FURTHER, REWARD, MetricColumn
+from bench.report.data.power import detectable_difference
 from bench.report.data.records import EQUAL_SPENDING, RowRuns, SuiteRecords, differing_settings, load_records
 from bench.report.data.reference import inside_band, prediction_band
 from bench.report.data.selection import BASE, row_settings
 from bench.report.data.statistics import (
+    LEVEL,
     Array,
     Estimate,
     detectable_effect,
@@ -25,7 +28,6 @@ from bench.report.data.statistics import (
     two_way,
     unpaired_difference,
 )
-from bench.report.data.summary import interval_columns
 from bench.suite.difference import differences, differing_parts
 
 #: How the two sides of a difference are paired: values of the column `paired`.
@@ -181,23 +183,41 @@ def score_differences(
     """One line per score of the base and of each pair, in score units.
 
     Columns: row, score, seeds_a, seeds_b (those used), paired (how); a and b (means over the seeds used) with `_lo`,
-    `_hi`; diff = a - b with `_lo`, `_hi`, `_p`, `_p_holm` (over the rows of one score), `_mde`; band_lo, band_hi and
-    inside (`prediction_band` of b's seeds, only in the closed division and if a and b have no common seed). The base
-    has no seeds, so its line has means only.
+    `_hi`; diff = a - b with `_lo`, `_hi`; for the primary score and gold Overall also diff_p, diff_p_holm (over all
+    tests of the table) and diff_mde (at Holm's first step); band_lo, band_hi and inside (`prediction_band` of b's
+    seeds, only in the closed division and if a and b have no common seed). The base has no seeds, so its line has
+    means only. Rows that are equal bit for bit are no test.
     """
-    same_prompts = "scored videos" not in unequal
-    lines = []
-    for score in compared_metrics(a, b, unequal):
-        if a.base and b.base:
-            lines.append(_base_line(score, *(one.base.cells[score].to_numpy() for one in (a, b) if one.base)))
-        lines += [_line(pair, score, same_prompts, not unequal) for pair in pairs]
+    same_prompts, scores = "scored videos" not in unequal, compared_metrics(a, b, unequal)
+    sides = [(pair, score) for score in scores for pair in pairs]
+    estimates = [_estimate(pair, score, same_prompts) for pair, score in sides]
+    tested = [score in tested_scores(a) and not equal_pair(pair) for pair, score in sides]
+    p = [one.p if one and test else np.nan for one, test in zip(estimates, tested, strict=True)]
+    level = LEVEL / max(1, int(np.isfinite(p).sum()))
+    lines = [
+        _base_line(score, *(one.base.cells[score].to_numpy() for one in (a, b) if one.base))
+        for score in scores
+        if a.base and b.base
+    ]
+    for (pair, score), estimate, p_value, p_holm in zip(sides, estimates, p, holm(p), strict=True):
+        line = _line(pair, score, same_prompts, not unequal) | interval_columns("diff", estimate)
+        known = None if np.isnan(p_value) else estimate
+        effect = np.nan if known is None else _detectable(pair, score, known, same_prompts, level)
+        lines.append(line | {"diff_p": p_value, "diff_p_holm": p_holm, "diff_mde": effect})
     table = pd.DataFrame(lines)
-    table["diff_p_holm"] = np.nan
-    for _, group in table.groupby("score", sort=False):
-        table.loc[group.index, "diff_p_holm"] = holm(group["diff_p"].tolist())
     table["inside"] = table["inside"].astype("boolean")
     order = {BASE: -1, **{pair.name: index for index, pair in enumerate(pairs)}}
     return table.sort_values("row", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+
+
+def equal_pair(pair: RowPair) -> bool:
+    """Whether a row is compared over common seeds, whose scores are all equal bit for bit."""
+    used = select_seeds(pair.a.seeds, pair.b.seeds)
+    digests = [
+        [run.record.scores_digest for run in runs.finished if run.record.seed in seeds]
+        for runs, seeds in ((pair.a, used.a), (pair.b, used.b))
+    ]
+    return used.paired and digests[0] == digests[1]
 
 
 def compared_metrics(a: SuiteRecords, b: SuiteRecords, unequal: Mapping[str, Any]) -> dict[str, MetricColumn]:
@@ -215,7 +235,7 @@ def _base_line(score: str, a: Array, b: Array) -> dict[str, Any]:
     means = {"a": a.mean(), "b": b.mean(), "diff": a.mean() - b.mean()}
     equal = bool(len(a) == len(b) and np.array_equal(a, b))
     unknown = {f"{name}{end}": np.nan for name in means for end in ("_lo", "_hi")}
-    tested = {"diff_p": np.nan, "diff_mde": np.nan, "band_lo": np.nan, "band_hi": np.nan}
+    tested = dict.fromkeys(("diff_p", "diff_p_holm", "diff_mde", "band_lo", "band_hi"), np.nan)
     return {
         **{"row": BASE, "score": score, "seeds_a": "", "seeds_b": "", "paired": "equal" if equal else "differs"},
         **{**means, **unknown, **tested, "inside": None},
@@ -225,7 +245,6 @@ def _base_line(score: str, a: Array, b: Array) -> dict[str, Any]:
 def _line(pair: RowPair, score: str, same_prompts: bool, closed: bool) -> dict[str, Any]:
     used = select_seeds(pair.a.seeds, pair.b.seeds)
     x, y = pair.a.matrix(score, used.a), pair.b.matrix(score, used.b)
-    estimate = None if x is None or y is None else _difference(x, y, used.paired, same_prompts)
     band = (np.nan, np.nan)
     if x is not None and y is not None and closed and not set(pair.a.seeds) & set(pair.b.seeds):
         band = prediction_band(y.mean(1), len(x))
@@ -236,11 +255,23 @@ def _line(pair: RowPair, score: str, same_prompts: bool, closed: bool) -> dict[s
         "paired": (BOTH if used.paired else PROMPTS) if same_prompts else NOTHING,
         **interval_columns("a", None if x is None else two_way(x)),
         **interval_columns("b", None if y is None else two_way(y)),
-        **interval_columns("diff", estimate),
-        "diff_p": estimate.p if estimate else np.nan,
-        "diff_mde": detectable_effect(estimate.se, estimate.df) if estimate else np.nan,
         **{"band_lo": band[0], "band_hi": band[1], "inside": inside_band(value, *band)},
     }
+
+
+def _estimate(pair: RowPair, score: str, same_prompts: bool) -> Estimate | None:
+    used = select_seeds(pair.a.seeds, pair.b.seeds)
+    x, y = pair.a.matrix(score, used.a), pair.b.matrix(score, used.b)
+    return None if x is None or y is None else _difference(x, y, used.paired, same_prompts)
+
+
+def _detectable(pair: RowPair, score: str, estimate: Estimate, same_prompts: bool, level: float) -> float:
+    """The smallest true difference that the test of `estimate` finds at this level with a power of 80 %."""
+    used = select_seeds(pair.a.seeds, pair.b.seeds)
+    x, y = pair.a.matrix(score, used.a), pair.b.matrix(score, used.b)
+    if x is not None and y is not None and used.paired and same_prompts:
+        return detectable_difference(x - y, level)
+    return detectable_effect(estimate.se, estimate.df, level)
 
 
 def _difference(x: Array, y: Array, by_seed: bool, by_prompt: bool) -> Estimate:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from bench.report.data.differences import interval_columns
 from bench.report.data.records import RowRuns, Run
 from bench.report.data.statistics import Estimate, one_way
-from bench.report.data.summary import interval_columns
 from bench.report.data.training import TrainModel, validated
 from bench.store.files import read_lines
 from bench.store.record import TRAIN
@@ -34,6 +34,10 @@ class DynamicsLine(TrainModel):
     grad_norm_of_step: dict[int, float] = Field(default_factory=dict)
     reward: float | None = None
     reward_group_std: float | None = None
+    grad_norm: list[float] = Field(default_factory=list)
+    """Norm of the gradient before clipping, one per optimizer step."""
+    grad_clipped: int | None = Field(default=None, ge=0)
+    """Optimizer steps whose gradient was clipped; None in older logs."""
 
 
 def lines(run: Run) -> list[DynamicsLine]:
@@ -99,6 +103,12 @@ def columns(runs: RowRuns, baseline: Mapping[int | None, float]) -> dict[str, An
         **interval_columns("setback", _over_seeds(list(falls.values()))),
         **interval_columns("to_first_setback", _over_seeds([falls[s] - baseline[s] for s in falls if s in baseline])),
     }
+
+
+def clipped_steps(runs: RowRuns) -> tuple[int, int]:
+    """Optimizer steps of a row's finished runs whose gradient was clipped, of how many; updates that say so count."""
+    updates = [line for run in runs.finished for line in lines(run) if line.grad_clipped is not None]
+    return sum(line.grad_clipped or 0 for line in updates), sum(len(line.grad_norm) for line in updates)
 
 
 def _over_seeds(values: Sequence[float]) -> Estimate | None:

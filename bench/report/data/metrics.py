@@ -38,7 +38,17 @@ LESS_IS_BETTER = frozenset({"dark_fraction"})
 RESERVED = frozenset(
     {
         *(*SUMS, REWARD, "suite", "row", "method", "kl", "seed", "status", "error", "digest", "folder"),
-        *("seconds", "updates", "videos", "decodes", "reward_calls", "improvement", "run_ids", "failed_gates"),
+        *(
+            "seconds",
+            "updates",
+            "videos",
+            "decodes",
+            "reward_calls",
+            "seeds",
+            "improvement",
+            "run_ids",
+            "failed_gates",
+        ),
     }
 )
 

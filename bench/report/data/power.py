@@ -101,7 +101,7 @@ def critical_mean(squares: Squares, seeds: int, prompts: int, level: float) -> A
 
     def excess(log_mean: Array) -> Array:
         p = generalized_p(np.exp(log_mean), (by_seed, by_prompt, rest), seeds, prompts, COARSE)
-        return np.asarray(np.log(p / level))
+        return np.asarray(np.log(np.maximum(p, 1e-300) / level))
 
     # p is never below that of either t test, so the root is not below either t test's
     t = [stdtrit(df, 1 - level / 2) * np.sqrt(ms) for df, ms in ((seeds - 1, by_seed), (prompts - 1, by_prompt))]
@@ -112,6 +112,6 @@ def critical_mean(squares: Squares, seeds: int, prompts: int, level: float) -> A
         change = above - below
         step = np.divide(above * (second - first), change, out=np.zeros_like(change), where=change != 0)
         first, below = second, above
-        second = second - step
+        second = second - np.clip(step, -0.5, 0.5)
         above = excess(second)
     return np.asarray(np.exp(second))

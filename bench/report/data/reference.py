@@ -30,6 +30,8 @@ COUNTED = ("overall", REWARD, "gold_overall")
 ROUNDING = 1e-9
 #: Verdict on a row of which all seeds have exactly the reference's scores.
 EQUAL = "equal bits"
+#: Head of the column with half the width of the band over the stored gain.
+BAND_SHARE = "band ± of the gain"
 
 
 def compared_scores(suite: SuiteRecords) -> dict[str, str]:
@@ -133,11 +135,11 @@ def reference_section(
                 formatting.number(row[f"reference_{name}"], digits[name]),
             ]
             if comparable:
-                line.append("-" if base else _band_text(row, name, digits[name]))
+                line += ["-", "-"] if base else [_band_text(row, name, digits[name]), _share_text(row, name, stored)]
                 line.append(_base_verdict(suite, stored, name) if base else _verdict(row, name, equal))
             lines.append(line)
     head = ["Row", "score", "seeds here", "seeds stored", "here", "reference"]
-    return [*head, *(["band for the seeds here", "verdict"] if comparable else [])], lines
+    return [*head, *(["band for the seeds here", BAND_SHARE, "verdict"] if comparable else [])], lines
 
 
 def _seeds(row: pd.Series[Any]) -> list[str]:
@@ -149,6 +151,24 @@ def _band_text(row: pd.Series[Any], name: str, digits: int) -> str:
     return formatting.MISSING if pd.isna(lo) else f"[{formatting.number(lo, digits)}, {formatting.number(hi, digits)}]"
 
 
+def band_share(row: pd.Series[Any], name: str, stored: SuiteRecords) -> float:
+    """Half the width of a row's band over its stored gain, the stored score less that of the base; NaN if unknown.
+
+    From 1 on, a row that learns nothing is inside as well.
+    """
+    score = name.removesuffix("_delta")
+    if stored.base is None or score not in stored.base.cells:
+        return math.nan
+    gain = float(row[f"reference_{name}"]) - (0.0 if name != score else float(stored.base.cells[score].mean()))
+    half = float(row[f"reference_{name}_band_hi"] - row[f"reference_{name}_band_lo"]) / 2
+    return half / abs(gain) if gain else math.nan
+
+
+def _share_text(row: pd.Series[Any], name: str, stored: SuiteRecords) -> str:
+    share = band_share(row, name, stored)
+    return formatting.MISSING if math.isnan(share) else f"{100 * share:.0f} %"
+
+
 def _verdict(row: pd.Series[Any], name: str, equal: set[str]) -> str:
     if row["row"] in equal:
         return EQUAL
@@ -157,18 +177,19 @@ def _verdict(row: pd.Series[Any], name: str, equal: set[str]) -> str:
 
 
 def same_runs(suite: SuiteRecords, stored: SuiteRecords) -> list[tuple[Run, Run]]:
-    """Our run and the stored one for each row and seed that both have with the same settings."""
+    """Our run and the stored one for each row and seed that both have with the same settings, then the two bases."""
     reference = {
         (label, run.record.seed): run
         for label, runs in _comparable_rows(suite, stored).items()
         for run in runs.finished
     }
-    return [
+    trained = [
         (run, reference[key])
         for runs in suite.rows
         for run in runs.finished
         if (key := (runs.row.label, run.record.seed)) in reference
     ]
+    return trained + ([(suite.base, stored.base)] if trained and suite.base and stored.base else [])
 
 
 def is_equal(pair: tuple[Run, Run]) -> bool:
@@ -203,15 +224,17 @@ def reference_notes(suite: SuiteRecords, table: pd.DataFrame, stored: SuiteRecor
         f"Stored reference: our own runs with the same budget and prompts, seeds {seeds}.",
         "Band: the mean over as many new seeds lies in it with 95 % probability if the runs reproduce the reference: "
         "mean +- t(m - 1) s sqrt(1/n + 1/m), n seeds here, m stored, s their standard deviation. Prompts and "
-        "evaluation noise are the same in both; for seeds that are equal in both the band is too wide. n/a: fewer "
-        "than two stored seeds, or no such row. The base has no seeds: its scores are equal, or the platforms "
+        "evaluation noise are the same in both; for seeds that are equal in both the band is too wide. Its half width "
+        "stands as a share of the row's stored gain over the base. n/a: fewer than two stored seeds, or no such row. "
+        "The base has no seeds: its scores are equal, or the platforms "
         "compute differently.",
     ]
     if labels := sorted(_differing_rows(suite, stored)):
         notes.append(
             f"Not compared, because their parameters differ from those of the reference: {', '.join(labels)}."
         )
-    return [*_same_runs(suite, stored), *_conclusion(suite, stored, table), *notes]
+    blind = _blind_bands(table, stored, suite.primary)
+    return [*_same_runs(suite, stored), *_conclusion(suite, stored, table), *blind, *notes]
 
 
 def _same_runs(suite: SuiteRecords, stored: SuiteRecords) -> list[str]:
@@ -223,8 +246,18 @@ def _same_runs(suite: SuiteRecords, stored: SuiteRecords) -> list[str]:
     gaps = [abs(a.cells[name].mean() - b.cells[name].mean()) for a, b in differ if name in a.cells]
     apart = f"; {suite.metrics[name].title} of the others differs by up to {max(gaps):.2g}" if gaps else ""
     return [
-        f"Of the {len(pairs)} runs whose row and seed are also in the reference, {len(pairs) - len(differ)} have "
-        f"exactly equal scores{apart}. Equal seeds on the same platform give equal numbers; the band is for new seeds."
+        f"{len(pairs) - len(differ)} of {len(pairs)} runs that are also in the reference (row and seed, or the base) "
+        f"have equal bits{apart}. Equal seeds must give equal bits on the same platform; the band is for new seeds."
+    ]
+
+
+def _blind_bands(table: pd.DataFrame, stored: SuiteRecords, name: str) -> list[str]:
+    """Rows whose band holds the base, so that being inside says nothing about learning."""
+    shares = {str(row["row"]): band_share(row, name, stored) for _, row in table.iloc[1:].iterrows()}
+    return [
+        f"{label}: band ± {100 * share:.0f} % of the gain: it cannot tell learning from none."
+        for label, share in shares.items()
+        if share >= 1
     ]
 
 

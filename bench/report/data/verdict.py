@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from bench.report import formatting
-from bench.report.data.ablation import tested_scores, to_first_columns
 from bench.report.data.attempts import named_seeds
-from bench.report.data.division import OPEN
+from bench.report.data.differences import (
+    between_rows,
+    common_seeds,
+    number_of_tests,
+    pair_matrix,
+    tested_differences,
+    tested_scores,
+)
 from bench.report.data.metrics import MetricColumn
 from bench.report.data.power import MOST_SEEDS, seeds_needed
 from bench.report.data.records import RowRuns, SuiteRecords
-from bench.report.data.summary import common_seeds, pair_scores, pairs_of_rows
+from bench.report.data.selection import BASE
+from bench.report.data.statistics import LEAST_SEEDS
 from bench.suite.schema import PILOT_SEED
 
 #: Seeds that a suite with fewer is advised to run.
@@ -34,28 +41,29 @@ class Verdict(NamedTuple):
     """Seeds of a run that would decide more, those of the suite included; [] if more seeds are not advised."""
 
 
-def verdict(suite: SuiteRecords, table: pd.DataFrame, pairs: pd.DataFrame) -> Verdict:
-    """What the table of a suite shows, what it does not show, and the seeds that would show more.
+def verdict(suite: SuiteRecords, tests: pd.DataFrame) -> Verdict:
+    """What the tests of a suite show, what they do not show, and the seeds that would show more.
 
     A row is better or worse only where the 95 % interval of the paired difference excludes 0 and p after Holm is
-    below 0.05. `table` is that of `summarise`, `pairs` that of `pairs_of_rows`.
+    below 0.05. `tests` is that of `tested_differences`, with the column of `with_effects`.
     """
     trained = [runs for runs in suite.rows if runs.finished]
     if not trained:
         return Verdict(["No run has finished, so there is nothing to compare."], [])
     sentences = [
         f"{named_seeds(suite.seeds).capitalize()}. Better and worse: "
-        "the 95 % interval of the paired difference "
-        "excludes 0, and p after Holm is below 0.05.",
-        *_against_base(suite, table),
+        "the 95 % interval of the paired difference excludes 0, and p after Holm over the "
+        f"{number_of_tests(tests)} tests of this page is below 0.05.",
     ]
-    for score in pair_scores(suite):
-        sentences += _between(suite.metrics[score], score, pairs)
-    if pairs.empty and len(trained) > 1:
-        sentences += _against_best(suite, table)
-    needed, settling = _settling(suite, pairs)
+    for score in tested_scores(suite):
+        sentences += _against_base(suite.metrics[score], tests[(tests["score"] == score) & (tests["other"] == BASE)])
+    for score in tested_scores(suite):
+        sentences += _between(suite.metrics[score], between_rows(tests, score))
+    if between_rows(tests, suite.primary).empty and len(trained) > 1:
+        sentences += _best_mean(suite)
+    needed, settling = _settling(suite, tests)
     sentences += settling
-    sentences += _limits(suite, trained, pairs)
+    sentences += _limits(suite, trained, tests)
     return Verdict(sentences, _advised(suite, trained, needed))
 
 
@@ -64,22 +72,52 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def _difference(row: pd.Series[Any], name: str, sign: int, digits: int) -> str:
+def difference_text(row: pd.Series[Any], name: str, sign: int, digits: int) -> str:
     """`0.34 [0.16, 0.53], p 0.008`: a difference or, for the sign -1, its negative; interval; p-value after Holm."""
     lo, hi = sorted(sign * row[f"{name}{end}"] for end in ("_lo", "_hi"))
     text = formatting.interval(pd.Series({"x": sign * row[name], "x_lo": lo, "x_hi": hi}), "x", digits)
     return f"{text}, p {formatting.p_value(row[f'{name}_p_holm'])}"
 
 
-def _against_base(suite: SuiteRecords, table: pd.DataFrame) -> list[str]:
-    metric, name = suite.metrics[suite.primary], f"{suite.primary}_delta"
-    tested = table[table[f"{name}_lo"].notna()]
+def undecided_text(row: pd.Series[Any], name: str, digits: int) -> str:
+    """`0.02 [-0.28, 0.31], p 0.900; alike within ±0.27`: what a difference without significance does show."""
+    return f"{difference_text(row, name, 1, digits)}; alike within ±{size(row[f'{name}_margin'])}"
+
+
+def sign_of(row: pd.Series[Any], name: str) -> int:
+    """1 for a difference that is significantly above 0, -1 for one below 0, else 0."""
+    return (1 if row[f"{name}_lo"] > 0 else -1) if formatting.is_bold(row, name) else 0
+
+
+def is_exploratory(row: pd.Series[Any], name: str) -> bool:
+    """Whether a difference is below 0.05 in its own test, but does not survive the correction."""
+    return bool(row[f"{name}_p"] < formatting.ALPHA) and not formatting.is_bold(row, name)
+
+
+def exploratory_sentence(title: str, differences: Sequence[str]) -> list[str]:
+    """The sentence on the differences of one score that are `is_exploratory`; none without any."""
+    reason = "exploratory (p below 0.05 as it is, not after Holm over the whole page)"
+    return [f"{title}: {reason}: {'; '.join(differences)}."] if differences else []
+
+
+def size(value: float) -> str:
+    """A positive difference with two decimals, or with two digits if it is smaller than 0.1."""
+    return formatting.number(value) if value >= 0.1 else f"{value:.2g}"
+
+
+def _against_base(metric: MetricColumn, tests: pd.DataFrame) -> list[str]:
+    tested = tests[tests["diff_lo"].notna()]
     if tested.empty:
         return []
-    signs = {formatting.row_name(row): _sign(row, name) for _, row in tested.iterrows()}
-    better, worse, rest = (
-        [label for label, sign in signs.items() if sign == wanted] for wanted in (metric.sign, -metric.sign, 0)
-    )
+    digits = formatting.decimals(tested, "diff")
+    signs = {str(row["row"]): sign_of(row, "diff") * metric.sign for _, row in tested.iterrows()}
+    better, worse = ([label for label, found in signs.items() if found == sign] for sign in (1, -1))
+    unsure = [row for _, row in tested.iterrows() if is_exploratory(row, "diff")]
+    rest = [
+        f"{row['row']} ({undecided_text(row, 'diff', digits)})"
+        for _, row in tested.iterrows()
+        if signs[str(row["row"])] == 0 and not is_exploratory(row, "diff")
+    ]
     parts = [
         f"{listed(labels)} {one if len(labels) == 1 else several} the base"
         for labels, one, several in (
@@ -89,12 +127,11 @@ def _against_base(suite: SuiteRecords, table: pd.DataFrame) -> list[str]:
         )
         if labels
     ]
-    return [f"{metric.title}: {'; '.join(parts)}."]
-
-
-def _sign(row: pd.Series[Any], name: str) -> int:
-    """1 for a difference that is significantly above 0, -1 for one below 0, else 0."""
-    return (1 if row[f"{name}_lo"] > 0 else -1) if formatting.is_bold(row, name) else 0
+    exploratory = [f"{row['row']} - base ({difference_text(row, 'diff', 1, digits)})" for row in unsure]
+    return [
+        *([f"{metric.title}: {'; '.join(parts)}."] if parts else []),
+        *exploratory_sentence(metric.title, exploratory),
+    ]
 
 
 class _Outcome(NamedTuple):
@@ -106,101 +143,96 @@ class _Outcome(NamedTuple):
     """1 if the difference is better - worse, -1 if it is worse - better."""
 
 
-def _outcome(row: pd.Series[Any], name: str, direction: int) -> _Outcome | None:
+def _outcome(row: pd.Series[Any], direction: int) -> _Outcome | None:
     """Which row of a pair is better, `direction` 1 if more is; None if they are not told apart."""
-    sign = _sign(row, name) * direction
+    sign = sign_of(row, "diff") * direction
     if sign == 0:
         return None
     better, worse = (row["row"], row["other"]) if sign > 0 else (row["other"], row["row"])
     return _Outcome(str(better), str(worse), sign)
 
 
-def _between(metric: MetricColumn, score: str, pairs: pd.DataFrame) -> list[str]:
-    """Which rows are better than which by one score, and which cannot be told apart."""
-    name = f"{score}_diff"
-    if pairs.empty or pairs[f"{name}_lo"].isna().all():
+def _between(metric: MetricColumn, pairs: pd.DataFrame) -> list[str]:
+    """Which rows are better than which by one score, which cannot be told apart, and which are the same runs."""
+    if pairs.empty:
         return []
+    same = [f"{row['row']} and {row['other']}" for _, row in pairs[pairs["same_runs"].astype(bool)].iterrows()]
+    tested = pairs[pairs["diff_lo"].notna()]
     wins: dict[str, list[str]] = {}
-    undecided, equal, digits = [], [], formatting.decimals(pairs, name)
-    for _, row in pairs[pairs[f"{name}_lo"].notna()].iterrows():
-        outcome = _outcome(row, name, metric.sign)
-        if row[name] == row[f"{name}_lo"] == row[f"{name}_hi"] == 0:
-            equal.append(f"{row['row']} and {row['other']}")
+    undecided, exploratory, digits = [], [], formatting.decimals(pairs, "diff")
+    for _, row in tested.iterrows():
+        outcome = _outcome(row, metric.sign)
+        if is_exploratory(row, "diff"):
+            exploratory.append(f"{row['row']} - {row['other']} ({difference_text(row, 'diff', 1, digits)})")
         elif outcome is None:
-            undecided.append(f"{row['row']} and {row['other']} ({_difference(row, name, 1, digits)})")
+            undecided.append(f"{row['row']} and {row['other']} ({undecided_text(row, 'diff', digits)})")
         else:
-            wins.setdefault(outcome.better, []).append(
-                f"{outcome.worse} ({_difference(row, name, outcome.sign, digits)})"
-            )
+            text = f"{outcome.worse} ({difference_text(row, 'diff', outcome.sign, digits)})"
+            wins.setdefault(outcome.better, []).append(text)
     sentences = [
         f"{metric.title}: {winner} is better than {listed(losers)}."
         for winner, losers in sorted(wins.items(), key=lambda item: -len(item[1]))
     ]
-    if not wins:
+    if not wins and not tested.empty:
         sentences.append(f"{metric.title}: no row is shown to be better than another one.")
+    sentences += exploratory_sentence(metric.title, exploratory)
     if undecided:
         sentences.append(f"{metric.title}: cannot be told apart: {'; '.join(undecided)}.")
-    if equal:
-        sentences.append(f"{metric.title}: equal for every seed and prompt: {'; '.join(equal)}.")
+    if same:
+        sentences.append(f"{metric.title}: the same runs, so no test: {'; '.join(same)}.")
     return sentences
 
 
-def _against_best(suite: SuiteRecords, table: pd.DataFrame) -> list[str]:
-    """For more rows than are compared in pairs: which closed rows are worse than the one with the best mean."""
-    metric, rows = suite.metrics[suite.primary], table.iloc[1:]
-    known = rows[rows[suite.primary].notna()]
-    closed = known[known["division"] != OPEN]
-    known = known if closed.empty else closed
-    best = str(known["row"].iloc[int((metric.sign * known[suite.primary]).to_numpy().argmax())])
-    others = known[(known["vs_best_row"] == best) & known["vs_best_delta_lo"].notna()]
-    worse = [formatting.row_name(row) for _, row in others.iterrows() if _sign(row, "vs_best_delta") == -metric.sign]
-    shown = f"of the other rows {listed(worse)} {'is' if len(worse) == 1 else 'are'} worse" if worse else ""
-    none = "no other row is shown to be worse"
-    return [f"{metric.title}: {best} has the best mean; {shown or none}. Pairs are not tested, there are too many."]
+def _best_mean(suite: SuiteRecords) -> list[str]:
+    """For more rows than are compared in pairs: the one with the best mean, a closed one if there are any."""
+    metric = suite.metrics[suite.primary]
+    means = {runs.row: metric.sign * x.mean() for runs in suite.rows if (x := runs.matrix(metric.name)) is not None}
+    best = min(means, key=lambda row: (row.open, -means[row]))
+    return [f"{metric.title}: {best.name} has the best mean. Pairs are not tested, there are too many."]
 
 
-def _settling(suite: SuiteRecords, pairs: pd.DataFrame) -> tuple[int | None, list[str]]:
+def _settling(suite: SuiteRecords, tests: pd.DataFrame) -> tuple[int | None, list[str]]:
     """Seeds that the largest undecided difference of the primary score needs, and the sentence on it."""
-    name = f"{suite.primary}_diff"
-    if pairs.empty:
-        return None, []
+    pairs = between_rows(tests, suite.primary)
     undecided = [
         row
-        for _, row in pairs[pairs[f"{name}_lo"].notna()].iterrows()
-        if not formatting.is_bold(row, name) and row[name] != 0
+        for _, row in pairs.iterrows()
+        if not pd.isna(row["diff_lo"]) and not formatting.is_bold(row, "diff") and row["diff"] != 0
     ]
     if not undecided:
         return None, []
-    row = max(undecided, key=lambda one: abs(one[name]))
+    row = max(undecided, key=lambda one: abs(one["diff"]))
     rows = {runs.row.name: runs for runs in suite.rows}
     one, other = rows[row["row"]], rows[row["other"]]
     seeds = common_seeds(one, other)
-    x, y = one.matrix(suite.primary, seeds), other.matrix(suite.primary, seeds)
-    tests = int(pairs[f"{name}_p"].notna().sum())
-    needed = seeds_needed(x - y, tests) if x is not None and y is not None else None
+    x, number = pair_matrix(one, other, suite.primary, seeds), number_of_tests(tests)
+    needed = None if x is None else seeds_needed(x, number)
     seeds_text = f"about {needed}" if needed else f"more than {MOST_SEEDS}"
     return needed, [
         f"Largest undecided pair: {row['row']} and {row['other']}: if the measured difference is the true one and the "
-        f"spread of seeds and prompts stays as it is, {seeds_text} seeds show it with a power of 80 % (two-sided t "
-        f"test at 5 % over {tests} pair{'s' if tests > 1 else ''})."
+        f"spread of seeds and prompts stays as it is, {seeds_text} seeds show it with a power of 80 % (two-sided "
+        f"test at 5 % over {number} test{'s' if number > 1 else ''})."
     ]
 
 
-def _limits(suite: SuiteRecords, trained: Sequence[RowRuns], pairs: pd.DataFrame) -> list[str]:
+def _limits(suite: SuiteRecords, trained: Sequence[RowRuns], tests: pd.DataFrame) -> list[str]:
     """What so few seeds cannot show."""
     fewest = min(len(runs.seeds) for runs in trained)
     seeds = f"{fewest} seed{'s' if fewest > 1 else ''}"
-    if fewest < 2:
-        return [f"{seeds} per row cannot show any difference: another seed of the same row gives another number."]
+    if fewest < LEAST_SEEDS:
+        return [
+            f"{seeds} per row cannot show any difference: another seed of the same row gives another number, and an "
+            f"interval needs {LEAST_SEEDS}."
+        ]
     sentences = []
-    known = pairs[pairs[f"{suite.primary}_diff_mde"] > 0] if not pairs.empty else pairs
-    if not known.empty:
-        sizes = known[f"{suite.primary}_diff_mde"]
-        least, most = _size(sizes.min()), _size(sizes.max())
+    pairs = between_rows(tests, suite.primary)
+    sizes = pairs["diff_mde"][pairs["diff_mde"] > 0] if len(pairs) else pd.Series(dtype=float)
+    if not sizes.empty:
+        least, most = size(sizes.min()), size(sizes.max())
         span = least if least == most else f"{least} to {most}, depending on the pair"
         sentences.append(
             f"{seeds} can show a true difference of two rows in {suite.metrics[suite.primary].title} with a power of "
-            f"80 % if it is at least {span}. Smaller ones are not ruled out."
+            f"80 % if it is at least {span} (at Holm's first step). Smaller ones are not ruled out."
         )
     if fewest < ADVISED_SEEDS:
         unseen = (1 - COLLAPSE) ** fewest
@@ -209,11 +241,6 @@ def _limits(suite: SuiteRecords, trained: Sequence[RowRuns], pairs: pd.DataFrame
             f"probability of {100 * unseen:.0f} %."
         )
     return sentences
-
-
-def _size(value: float) -> str:
-    """A detectable effect with two decimals, or with two digits if it is smaller than 0.1."""
-    return formatting.number(value) if value >= 0.1 else f"{value:.2g}"
 
 
 def _advised(suite: SuiteRecords, trained: Sequence[RowRuns], needed: int | None) -> list[int]:
@@ -228,19 +255,18 @@ def _advised(suite: SuiteRecords, trained: Sequence[RowRuns], needed: int | None
 
 
 def reference_verdict(
-    suite: SuiteRecords, stored: SuiteRecords, pairs: pd.DataFrame, same_seed: int, equal: int
+    suite: SuiteRecords, stored: SuiteRecords, tests: pd.DataFrame, same_seed: int, equal: int
 ) -> list[str]:
     """How many runs equal the stored ones bit for bit, and what more seeds of the stored reference show."""
     sentences = []
     if same_seed:
         done = "these runs are reproduced" if equal == same_seed else "the others differ"
         sentences.append(f"{equal} of {same_seed} runs have equal bits with the stored reference: {done}.")
-    longer = len(stored.seeds) > len(suite.seeds)
-    if not longer or pairs.empty:
+    if len(stored.seeds) <= len(suite.seeds):
         return sentences
     rows = {runs.row.name for runs in suite.rows}
-    shown = {name: _wins(suite, frame) for name, frame in (("here", pairs), ("stored", pairs_of_rows(stored)))}
-    extra = [text for key, text in shown["stored"].items() if key not in shown["here"] and set(key) <= rows]
+    here, beside = (_wins(suite, found) for found in (tests, tested_differences(stored)))
+    extra = [text for key, text in beside.items() if key not in here and set(key) <= rows]
     if extra:
         title = suite.metrics[suite.primary].title
         sentences.append(
@@ -249,50 +275,13 @@ def reference_verdict(
     return sentences
 
 
-def _wins(suite: SuiteRecords, pairs: pd.DataFrame) -> dict[tuple[str, str], str]:
-    """(better, worse) to a text, for each significant pair."""
-    name = f"{suite.primary}_diff"
-    digits, wins = formatting.decimals(pairs, name), {}
+def _wins(suite: SuiteRecords, tests: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """(better, worse) to a text, for each significant pair by the primary score."""
+    pairs, wins = between_rows(tests, suite.primary), {}
+    digits = formatting.decimals(pairs, "diff") if len(pairs) else 2
     for _, row in pairs.iterrows():
-        outcome = _outcome(row, name, suite.metrics[suite.primary].sign)
+        outcome = _outcome(row, suite.metrics[suite.primary].sign)
         if outcome:
             better, worse, sign = outcome
-            wins[better, worse] = f"{better} is better than {worse} ({_difference(row, name, sign, digits)})"
+            wins[better, worse] = f"{better} is better than {worse} ({difference_text(row, 'diff', sign, digits)})"
     return wins
-
-
-def ablation_verdict(table: pd.DataFrame, metrics: Mapping[str, MetricColumn]) -> list[str]:
-    """Which levels of an ablation are better or worse than their baseline; `table` is that of `compare_levels`."""
-    sentences = []
-    for score in tested_scores(metrics):
-        metric, name = metrics[score], to_first_columns(metrics)[score]
-        tested = table[table[f"{name}_lo"].notna()]
-        if tested.empty:
-            continue
-        outcomes: dict[int, list[str]] = {1: [], -1: [], 0: []}
-        digits = formatting.decimals(table, name)
-        for _, row in tested.iterrows():
-            text = f"{row['group']}, {row['level']} ({_difference(row, name, 1, digits)})"
-            outcomes[_sign(row, name) * metric.sign].append(text)
-        sentences += [
-            f"{metric.title}: {what} than the baseline of its group: {'; '.join(outcomes[sign])}."
-            for sign, what in ((1, "better"), (-1, "worse"))
-            if outcomes[sign]
-        ]
-        rest = len(outcomes[0])
-        if rest:
-            sentences.append(
-                f"{metric.title}: {rest} of {len(tested)} levels cannot be told apart from their baseline."
-            )
-    sizes = table["to_first_mde"].dropna()
-    sizes = sizes[sizes > 0]
-    if not sentences:
-        return ["No level has runs of two seeds to compare with its baseline, so nothing is shown."]
-    if not sizes.empty:
-        metric, fewest = next(iter(metrics.values())), int(table["to_first_seeds"][table["to_first_mde"] > 0].min())
-        sentences.append(
-            f"{fewest} seeds can show a true difference to the baseline in {metric.title} with a power of 80 % "
-            f"if it is at least {_size(sizes.min())} to {_size(sizes.max())}, depending on "
-            "the level. Smaller ones are not ruled out."
-        )
-    return sentences

@@ -15,10 +15,10 @@ from bench import store
 from bench.core.hashing import canonical_json
 from bench.report import formatting
 from bench.report.data.attempts import named_seeds
+from bench.report.data.differences import prompt_texts, tested_scores
 from bench.report.data.metrics import LABELS
 from bench.report.data.records import SuiteRecords, failed_gates, records_below
 from bench.report.data.selection import BASE, scored_prompts
-from bench.report.data.summary import pair_scores
 from bench.report.tables.main import MainTable
 from bench.report.tables.notes import DECODE
 from bench.report.tables.sections import Table
@@ -134,30 +134,22 @@ def _about(suite: SuiteRecords, records: Sequence[RunRecord]) -> list[tuple[str,
 
 
 def _headline(suite: SuiteRecords, table: pd.DataFrame, scores: Table) -> GridData:
-    """The primary score, its difference to the base with interval, p after Holm and MDE, and gold Overall."""
-    first, *others = pair_scores(suite)
-    labels = {name: suite.metrics[name].label if suite.columns else LABELS[name] for name in (first, *others)}
+    """The primary score and gold Overall, their differences to the base with intervals, and p after Holm."""
+    labels = {name: suite.metrics[name].label if suite.columns else LABELS[name] for name in tested_scores(suite)}
     digits = {name: formatting.decimals(table, name) for score in labels for name in (score, f"{score}_delta")}
     rows = []
     for (_, row), line in zip(table.iterrows(), scores[1], strict=True):
-        base = row["row"] == BASE
-        text = [*line[:2], formatting.interval(row, first, digits[first])]
-        tested = [
-            formatting.difference_cell(row, f"{first}_delta", digits[f"{first}_delta"]),
-            formatting.p_value(row[f"{first}_delta_p_holm"]),
-            formatting.number(row[f"{first}_mde"]),
-        ]
-        text += ["-"] * 3 if base else tested
-        for name in others:
-            text += [
-                formatting.interval(row, name, digits[name]),
-                "-" if base else formatting.interval(row, f"{name}_delta", digits[f"{name}_delta"]),
+        text = [*line[:2]]
+        for name in labels:
+            delta = f"{name}_delta"
+            tested = [
+                formatting.difference_cell(row, delta, digits[delta]),
+                formatting.p_value(row[f"{delta}_p_holm"]),
             ]
+            text += [formatting.interval(row, name, digits[name]), *(["-"] * 2 if row["row"] == BASE else tested)]
         rows.append(text)
-    more = [head for name in others for head in (labels[name], f"{labels[name]} - base")]
-    return GridData(
-        "Result", ["Row", "seeds", labels[first], f"{labels[first]} - base", "p (Holm)", "MDE", *more], rows
-    )
+    heads = [head for title in labels.values() for head in (title, f"{title} - base", "p (Holm)")]
+    return GridData("Result", ["Row", "seeds", *heads], rows)
 
 
 def _prompts(suite: SuiteRecords) -> GridData:
@@ -166,7 +158,7 @@ def _prompts(suite: SuiteRecords) -> GridData:
     title = f"{scored_prompts(suite.config).capitalize()} prompts"
     if not runs:
         return GridData(title, [], [])
-    texts = store.read_run(runs[0].folder)[1].drop_duplicates("prompt_index")["prompt"].tolist()
+    texts = prompt_texts(suite)
     columns = {BASE: suite.base.cells[primary].tolist()} if suite.base else {}
     for one in suite.rows:
         x = one.matrix(primary)

@@ -15,18 +15,19 @@ from bench.report.data.ablation import (
     compare_levels,
     grouped,
     level_metrics,
-    same_runs,
     settings_that_differ,
+    shows_same_runs,
     tested_scores,
     to_first_columns,
 )
+from bench.report.data.ablation_verdict import ablation_verdict
 from bench.report.data.attempts import seed_kind
 from bench.report.data.records import is_nano
 from bench.report.data.selection import scored_prompts
-from bench.report.data.verdict import ablation_verdict, listed
+from bench.report.data.verdict import is_exploratory, listed
 from bench.report.legend import legend
 from bench.report.tables.main import FOLDER, LEGEND, NOTES, VERDICT, bullets
-from bench.report.tables.notes import effect_notes, nano_warning, run_notes
+from bench.report.tables.notes import INTERVAL_NOTE, MARGIN_NOTE, effect_note, family_note, nano_warning, run_notes
 from bench.report.tables.sections import Table
 from bench.store.files import write_files
 
@@ -182,10 +183,15 @@ def ablation_notes(ablation: AblationTable) -> list[str]:
     """The notes under an ablation: what the reader must know about these runs first, definitions last."""
     levels, table, metrics = ablation.levels, ablation.table, ablation.metrics
     columns = to_first_columns(metrics)
-    tests = [
-        f"{int(table[f'{columns[name]}_p'].notna().sum())} of {metrics[name].title}" for name in tested_scores(metrics)
+    tested = tested_scores(metrics)
+    tests = sum(int(table[f"{columns[name]}_p"].notna().sum()) for name in tested)
+    sizes = pd.concat([table[f"{columns[name]}_mde"] for name in tested])
+    found = [
+        f"{row['group']}, {row['level']} ({metrics[name].title}, p {formatting.p_value(row[f'{columns[name]}_p'])})"
+        for name in tested
+        for _, row in table.iterrows()
+        if is_exploratory(row, columns[name])
     ]
-    title = next(iter(metrics.values())).title
     sums = {
         "overall": "Overall = VQ + MQ + TA per video",
         "gold_overall": "gold Overall = gold_VQ + gold_MQ + gold_TA",
@@ -197,13 +203,15 @@ def ablation_notes(ablation: AblationTable) -> list[str]:
         *_settings(levels),
         _counts(levels),
         *([f"{known}. {reward}"] if known else []),
-        "`x [lo, hi]` is a mean and its 95 % interval over seeds x prompts, both random. [n/a]: fewer than two seeds.",
+        f"`x [lo, hi]` is a mean and its 95 % interval over seeds x prompts, both random. {INTERVAL_NOTE}",
         "The baseline is the first level of its group; differences to it are paired by seed and prompt, over the "
         "seeds that both levels finished. Differences to the base, the untrained model, are paired by prompt.",
-        f"p is adjusted after Holm over all comparisons of one score with a baseline: {listed(tests)}. Bold only "
-        "where the interval excludes 0 and the adjusted p is below 0.05. Differences to the base and those of single "
-        "scores are not tested.",
-        *effect_notes(table["to_first_mde"], f"difference of {title} to the baseline"),
+        family_note([metrics[name].title for name in tested], tests, "to the baseline, in all groups,"),
+        "Ablation results are exploratory unless p after Holm over the whole page is below 0.05"
+        f"{f'. Here: {listed(found)}' if found else ''}. Studies may share the runs of a baseline, so their results "
+        "are not independent.",
+        *effect_note(sizes, "difference to the baseline", tests),
+        MARGIN_NOTE,
         "Gradient spread: largest over smallest gradient norm of the trained steps, geometric means over updates and "
         "seeds; 1 is balanced. Setback: the largest fall of the training reward (running mean of 5 updates) below its "
         "earlier maximum, in standard deviations of the reward within a group at the start; mean over seeds. Their "
@@ -247,7 +255,7 @@ def _runs(levels: Sequence[AblationLevel]) -> list[str]:
         notes += run_notes(f"{level.group}, {level.name}", level.runs, len(level.seeds))
     for group in grouped(levels).values():
         for level in group[1:]:
-            if same_runs(level, group[0]):
+            if shows_same_runs(level, group[0]):
                 notes.append(f"{level.group}, {level.name}: the same runs as {group[0].name}, nothing to compare.")
     missing = dict.fromkeys(level.suite for level in levels if level.base is None)
     if missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -13,18 +14,18 @@ from bench.report.data.comparison import (
     NOTHING,
     PROMPTS,
     Comparison,
-    RowPair,
     compared_metrics,
+    equal_pair,
     equal_runs,
-    select_seeds,
     unequal_texts,
 )
+from bench.report.data.differences import tested_scores
 from bench.report.data.reference import COUNTED
 from bench.report.data.selection import BASE
 from bench.report.data.summary import COUNTS, spent
 from bench.report.legend import legend
 from bench.report.tables.main import LEGEND
-from bench.report.tables.notes import nano_warning
+from bench.report.tables.notes import INTERVAL_NOTE, effect_note, family_note, nano_warning
 from bench.report.tables.screen import narrow, wrapped
 from bench.report.tables.sections import COST_HEADS, Table, minutes_and_memory
 from bench.store.files import write_text
@@ -70,7 +71,7 @@ def _equality(comparison: Comparison) -> list[str]:
 
 def _all_equal(comparison: Comparison) -> set[str]:
     """Names of the rows, and the base, whose scores are equal in both folders for every seed that is compared."""
-    names = {pair.name for pair in comparison.pairs if _is_equal(pair)}
+    names = {pair.name for pair in comparison.pairs if equal_pair(pair)}
     bases = [suite.base for suite in (comparison.a, comparison.b) if suite.base]
     same = len(bases) == 2 and bases[0].record.scores_digest == bases[1].record.scores_digest
     return names | ({BASE} if same else set())
@@ -82,16 +83,6 @@ def _open_division(comparison: Comparison) -> str:
         "**Open division: A and B differ in settings too, so the differences are not due to the methods alone.**\n\n"
         f"{settings}"
     )
-
-
-def _is_equal(pair: RowPair) -> bool:
-    """Whether a row is compared over common seeds, whose scores are all equal bit for bit."""
-    used = select_seeds(pair.a.seeds, pair.b.seeds)
-    digests = [
-        [run.record.scores_digest for run in runs.finished if run.record.seed in seeds]
-        for runs, seeds in ((pair.a, used.a), (pair.b, used.b))
-    ]
-    return used.paired and digests[0] == digests[1]
 
 
 def _differences(comparison: Comparison) -> Table:
@@ -114,7 +105,7 @@ def _differences(comparison: Comparison) -> Table:
             [
                 *(*lead, row["seeds_a"], row["seeds_b"], formatting.number(row["a"], decimals)),
                 *(formatting.number(row["b"], decimals), formatting.difference_cell(row, "diff", decimals)),
-                *(formatting.p_value(row["diff_p_holm"]), formatting.number(row["diff_mde"], decimals)),
+                *_test(row, decimals),
                 f"[{formatting.number(band.iloc[0], decimals)}, {formatting.number(band.iloc[1], decimals)}]"
                 if known
                 else "-",
@@ -122,6 +113,13 @@ def _differences(comparison: Comparison) -> Table:
             ]
         )
     return ["Row", "score", "seeds A", "seeds B", "A", "B", "A - B", "p (Holm)", "MDE", "band for A", "verdict"], rows
+
+
+def _test(row: pd.Series[Any], decimals: int) -> list[str]:
+    """p and MDE, or dashes for a score that is not tested."""
+    if pd.isna(row["diff_p"]):
+        return ["-", "-"]
+    return [formatting.p_value(row["diff_p_holm"]), formatting.number(row["diff_mde"], decimals)]
 
 
 def _decimals(group: pd.DataFrame) -> int:
@@ -158,12 +156,14 @@ def _notes(comparison: Comparison, differing: bool) -> list[str]:
     if not differing:
         return notes
     shown = table[~table["row"].isin(equal)]
+    tests = int(table["diff_p"].notna().sum())
+    titles = [comparison.a.metrics[name].title for name in tested_scores(comparison.a) if name in set(table["score"])]
     return [
         *notes,
         *_pairing(shown["paired"].tolist()),
-        "p is adjusted after Holm over the rows of one score. Bold only where the interval excludes 0 and the "
-        "adjusted p is below 0.05. MDE: the smallest true difference that a two-sided 5 % test, not adjusted, detects "
-        "with a power of 80 %; smaller ones are not ruled out. n/a: fewer than two seeds on a side.",
+        family_note(titles, tests, "of the rows"),
+        INTERVAL_NOTE,
+        *effect_note(table["diff_mde"], "difference A - B", tests),
         "The base has no seeds: its scores are equal, or the platforms compute differently.",
         *_band(comparison, shown),
     ]

@@ -10,6 +10,7 @@ import pandas as pd
 
 from bench.report import formatting
 from bench.report.data.controls import control_notes, is_control
+from bench.report.data.differences import tested_differences, with_effects
 from bench.report.data.published import add_published
 from bench.report.data.records import SuiteRecords, incomparable_setting, load_records
 from bench.report.data.reference import (
@@ -21,7 +22,7 @@ from bench.report.data.reference import (
 )
 from bench.report.data.selection import Row
 from bench.report.data.stored import Reference, find_reference, stored_folder
-from bench.report.data.summary import pairs_of_rows, summarise
+from bench.report.data.summary import summarise
 from bench.report.data.verdict import Verdict, reference_verdict, verdict
 from bench.report.legend import legend
 from bench.report.tables import sections
@@ -48,9 +49,9 @@ class MainTable:
         """One line per control."""
 
     @cached_property
-    def pairs(self) -> pd.DataFrame:
-        """The numbers of `pairs_of_rows`."""
-        return pairs_of_rows(self.suite)
+    def tests(self) -> pd.DataFrame:
+        """The numbers of `tested_differences` and `with_effects`."""
+        return with_effects(self.suite, tested_differences(self.suite))
 
     @property
     def sections(self) -> dict[str, Table]:
@@ -58,8 +59,10 @@ class MainTable:
         suite, table, stored = self.suite, self.table, self.stored
         content: dict[str, Table] = {
             "Scores": sections.scores(suite, table),
+            "Each seed": sections.by_seed(suite, table),
             "Differences": sections.differences(suite, table),
-            "Pairs of rows": sections.pairs(suite, self.pairs),
+            "Pairs of rows": sections.pairs(suite, self.tests),
+            "Sensitivity of the pairs": sections.pair_views(suite),
             "Differences of single scores": sections.single_differences(suite, table),
             "Aggregates": sections.aggregates(suite, table),
             "Further metrics": sections.further(suite, table),
@@ -74,11 +77,11 @@ class MainTable:
         """What the runs show, in words: for a control its own verdict, then the rows, then the stored reference."""
         suite, stored = self.suite, self.stored
         own = [*self.controls] if is_control(suite) else []
-        sentences, seeds = verdict(suite, self.table, self.pairs)
+        sentences, seeds = verdict(suite, self.tests)
         beside: list[str] = []
         if stored is not None and incomparable_setting(suite, stored) is None:
             same = same_runs(suite, stored)
-            beside = reference_verdict(suite, stored, self.pairs, len(same), sum(map(is_equal, same)))
+            beside = reference_verdict(suite, stored, self.tests, len(same), sum(map(is_equal, same)))
         warning = [nano_warning(suite.name)] if suite.nano else []
         return Verdict([*warning, *own, *beside, *sentences], seeds)
 
@@ -86,7 +89,9 @@ class MainTable:
         """The notes under the table: what the reader must know about these runs first, definitions last."""
         missing = [self.no_reference] if self.no_reference else []
         reference = reference_notes(self.suite, self.table, self.stored) if self.stored else missing
-        return footnotes(self.suite, self.table, [*([] if is_control(self.suite) else self.controls), *reference])
+        return footnotes(
+            self.suite, self.table, self.tests, [*([] if is_control(self.suite) else self.controls), *reference]
+        )
 
     def legend(self, text: str) -> list[str]:
         """One line per word of the table that occurs in `text`."""
@@ -117,13 +122,16 @@ def load_main_table(
     `rows` and `seeds` are those of the suite's YAML; left out, they are taken from the records' own configuration.
     `reference` is a folder of stored runs with the same settings (default: see `find_reference`),
     `published` the folder of published numbers. Controls are looked up beside the suite's folder, then beside
-    `reference`. Runs with other budgets, prompts, evaluators or spending are a `BenchError`.
+    `reference`; those of the stored runs, and of a copy of them, beside the stored runs, so that the text is the same
+    wherever the copy lies. Runs with other budgets, prompts, evaluators or spending are a `BenchError`.
     """
     suite = load_records(suite_folder, rows, seeds)
     folder = Path(suite_folder)
     stored = find_reference(suite, folder, reference)
     table = add_reference(add_published(summarise(suite), suite, published), suite, stored.runs)
-    controls = control_notes(suite, folder.parent, stored_folder(suite.name, reference, folder).parent)
+    place = stored_folder(suite.name, reference).parent
+    is_stored = stored.folder.resolve() == folder.resolve()  # a copy quotes the controls that the original quotes
+    controls = control_notes(suite, place if is_stored else folder.parent, place)
     return MainTable(suite, table, stored, controls)
 
 
@@ -159,7 +167,7 @@ def bullets(lines: Sequence[str]) -> str:
 
 def _tex(main: MainTable) -> str:
     suite, table = main.suite, main.table
-    notes = footnotes(suite, table, main.controls)
+    notes = footnotes(suite, table, main.tests, main.controls)
     head = "% Written by `bench table` from the run records; needs the package booktabs.\n"
     scores = formatting.tex_table(
         *sections.scores(suite, table), f"{suite.name}: scores", f"tab:{suite.name}-scores", notes

@@ -9,13 +9,15 @@ import pandas as pd
 
 from bench.report import formatting
 from bench.report.data.attempts import history_notes, seed_kind
+from bench.report.data.differences import number_of_tests, sensitivity, tested_scores
 from bench.report.data.division import NOT_RECORDED, division, open_reasons
+from bench.report.data.dynamics import clipped_steps
 from bench.report.data.metrics import REWARD
 from bench.report.data.published import published_notes
 from bench.report.data.records import RowRuns, SuiteRecords, failed_gates
 from bench.report.data.reward_hacking import hack_notes
 from bench.report.data.selection import scored_prompts
-from bench.report.data.statistics import BOOTSTRAP_DRAWS
+from bench.report.data.statistics import BOOTSTRAP_DRAWS, LEAST_SEEDS
 from bench.store.replay import read_replay
 
 DECODE = {
@@ -24,6 +26,11 @@ DECODE = {
 }
 #: Names of evaluators in the notes, if they differ from their own.
 EVALUATOR_NAMES = {"clipscore": "CLIPScore", "pickscore": "PickScore", "hpsv2": "HPSv2"}
+INTERVAL_NOTE = f"[n/a]: fewer than {LEAST_SEEDS} seeds, no interval."
+MARGIN_NOTE = (
+    "Alike within ±m: two one-sided 5 % t tests, not adjusted, rule out a true difference beyond ±m. A difference "
+    "without significance says no more than that."
+)
 
 
 def nano_warning(name: str) -> str:
@@ -34,11 +41,15 @@ def nano_warning(name: str) -> str:
     )
 
 
-def footnotes(suite: SuiteRecords, table: pd.DataFrame, context: Sequence[str] = ()) -> list[str]:
-    """The notes of a main table: what is wrong with these runs, `context` (controls, reference), then definitions."""
+def footnotes(suite: SuiteRecords, table: pd.DataFrame, tests: pd.DataFrame, context: Sequence[str] = ()) -> list[str]:
+    """The notes of a main table: what is wrong with these runs, `context` (controls, reference), then definitions.
+
+    `table` is that of `summarise`, `tests` that of `tested_differences`.
+    """
     notes = [
         *hack_notes(suite, table),
         *[note for runs in suite.rows for note in run_notes(runs.row.name, runs, len(suite.seeds))],
+        *[note for runs in suite.rows for note in clipped_notes(runs.row.name, runs)],
         *_divisions(suite),
     ]
     if suite.base is None:
@@ -52,7 +63,7 @@ def footnotes(suite: SuiteRecords, table: pd.DataFrame, context: Sequence[str] =
         *_repeated(suite),
         *_sums(suite),
         *_directions(suite),
-        *_statistics(suite, table),
+        *_statistics(suite, tests),
         *_settings(suite.config),
         *_cut_prompts(suite),
         *published_notes(suite),
@@ -102,30 +113,89 @@ def _directions(suite: SuiteRecords) -> list[str]:
     return notes
 
 
-def _statistics(suite: SuiteRecords, table: pd.DataFrame) -> list[str]:
+def _statistics(suite: SuiteRecords, tests: pd.DataFrame) -> list[str]:
     prompts = len(suite.runs[0].cells) if suite.runs else 0
     notes = [
         f"n = {len(suite.seeds)} {seed_kind(suite.seeds)}seeds ({', '.join(map(str, suite.seeds))}), independent "
         f"training runs, on {prompts} {scored_prompts(suite.config)} prompts. The base is one model and has no seeds.",
         "`x [lo, hi]` is a mean and its 95 % interval: variance components of seeds x prompts, both random, "
-        "Satterthwaite degrees of freedom, Student's t. [n/a]: fewer than two seeds.",
-        "Differences are paired by prompt, and by seed between rows; p is adjusted after Holm over the rows of its "
-        "column. Bold only where the interval excludes 0 and the adjusted p is below 0.05.",
-        f"IQM and probability of improvement: {BOOTSTRAP_DRAWS:,} bootstrap draws over seeds and prompts; with few "
-        "seeds these intervals are too narrow.",
+        f"Satterthwaite degrees of freedom, Student's t. {INTERVAL_NOTE}",
+        "Differences are paired by prompt, which makes the intervals much shorter, and by seed between rows, which on "
+        "nano buys nothing: the policies part after a few updates.",
     ]
-    title = suite.metrics[suite.primary].title if suite.columns else suite.primary
-    return [*notes, *effect_notes(table[f"{suite.primary}_mde"], f"difference of {title} to the base")]
+    if suite.columns:
+        number = number_of_tests(tests)
+        titles = [suite.metrics[name].title for name in tested_scores(suite)]
+        notes.append(family_note(titles, number, "to the base and between rows"))
+        notes += effect_note(tests["diff_mde"], "difference of two rows", number) if len(tests) else []
+        notes.append(MARGIN_NOTE)
+    return [
+        *notes,
+        *_views(suite),
+        f"IQM and probability of improvement: {BOOTSTRAP_DRAWS:,} bootstrap draws over seeds and prompts; with few "
+        "seeds these intervals are too narrow. Where all draws agree there is none.",
+        _evaluation_seed(suite.config),
+    ]
 
 
-def effect_notes(effects: pd.Series[Any], difference: str) -> list[str]:
+def family_note(titles: Sequence[str], tests: int, which: str) -> str:
+    """The note on the scores that are tested, the primary one first, and on the family of their p-values."""
+    first, *checks = titles
+    check = f" and {checks[0]} its check" if checks else ""
+    return (
+        f"{first} is the primary score{check}. Differences {which} in {'these' if checks else 'it'} are one family of "
+        f"{tests} tests: p is adjusted after Holm over all of them. Bold only where the interval excludes 0 and the "
+        "adjusted p is below 0.05. All other scores have intervals only."
+    )
+
+
+def effect_note(effects: pd.Series[Any], difference: str, tests: int) -> list[str]:
     """The note on the smallest detectable effects of a column; none if all are unknown."""
     known = effects.dropna()
     if known.empty:
         return []
     return [
-        f"MDE: the smallest true {difference} that a two-sided 5 % test, not adjusted, detects with a power of 80 %, "
-        f"here {formatting.number(known.min())} to {formatting.number(known.max())}. Smaller ones are not ruled out."
+        f"MDE: the smallest true {difference} that is found with a power of 80 % at Holm's first step (a two-sided "
+        f"test at 5 % over {tests}), here {formatting.number(known.min())} to {formatting.number(known.max())}. "
+        "Smaller ones are not ruled out."
+    ]
+
+
+def _views(suite: SuiteRecords) -> list[str]:
+    """What each interval of the pairs' sensitivity assumes."""
+    table = sensitivity(suite)
+    if table.empty:
+        return []
+    colour = (
+        " Colours random: the colours are a sample, each with its captions, because captions of one colour rise and "
+        "fall together."
+        if "colour" in table
+        else ""
+    )
+    return [
+        "Sensitivity of the pairs: one difference, one interval per view of the prompts. Prompts random: they are an "
+        "independent sample of such prompts (the view of all other intervals). Prompts fixed: the claim is about "
+        f"these very prompts, and only seeds vary (Student's t over the seeds).{colour}"
+    ]
+
+
+def _evaluation_seed(config: Mapping[str, Any]) -> str:
+    evaluation = config.get("evaluation")
+    seed = evaluation.get("seed") if isinstance(evaluation, Mapping) else None
+    return (
+        f"Scores and gains compare only within one evaluation seed{'' if seed is None else f', here {seed}'}: another "
+        "one moves all rows and the base."
+    )
+
+
+def clipped_notes(label: str, runs: RowRuns) -> list[str]:
+    """The footnote of a row whose gradients were clipped; none if none was, or if its logs do not have it."""
+    clipped, steps = clipped_steps(runs)
+    if not clipped:
+        return []
+    return [
+        f"{label}: its gradients were clipped in {clipped} of {steps} optimizer steps "
+        f"({100 * clipped / steps:.0f} %): there the scale of its loss acted as a learning rate."
     ]
 
 

@@ -13,7 +13,13 @@ from bench.report.tables.sections import P_VALUE, RUN_IDS, Table
 WIDTH = 100
 """Columns of the text."""
 #: Sections of main.md that the screen leaves out.
-LEFT_OUT = ("Differences of single scores", "Aggregates", "Further metrics", "What one run spent")
+LEFT_OUT = (
+    "Sensitivity of the pairs",
+    "Differences of single scores",
+    "Aggregates",
+    "Further metrics",
+    "What one run spent",
+)
 ABLATION_SECTIONS = ("Scores", "Differences")
 #: Number of columns that each part of a section starts with, if it is not one.
 KEYS = {"Beside the stored reference": 2}

@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 
 from bench.report import formatting
+from bench.report.data.differences import between_rows, sensitivity, tested_scores
 from bench.report.data.metrics import FURTHER, LABELS, REWARD, MetricColumn
 from bench.report.data.records import RowRuns, SuiteRecords
 from bench.report.data.selection import BASE
-from bench.report.data.summary import COUNTS, pair_scores
+from bench.report.data.summary import COUNTS
 
 Table = tuple[list[str], list[list[str]]]
 """Column heads, and lines of cells."""
@@ -74,26 +75,40 @@ def _tested(table: pd.DataFrame, name: str) -> list[list[str]]:
     ]
 
 
+def by_seed(suite: SuiteRecords, table: pd.DataFrame) -> Table:
+    """The mean of the primary score of each seed of each row, in the order of the suite's seeds."""
+    title = suite.metrics[suite.primary].label if suite.columns else LABELS[suite.primary]
+    lines = []
+    for (_, row), runs in zip(table.iloc[1:].iterrows(), suite.rows, strict=True):
+        x = runs.matrix(suite.primary)
+        means = {} if x is None else dict(zip(runs.seeds, x.mean(1), strict=True))
+        lines.append([label(row), ", ".join(formatting.number(means.get(seed)) for seed in suite.seeds)])
+    return ["Row", f"{title} of seed {', '.join(map(str, suite.seeds))}"], lines
+
+
 def differences(suite: SuiteRecords, table: pd.DataFrame) -> Table:
     """Differences to the base of the main scores and of metrics of the user's own, and to the best other row."""
-    primary = suite.primary
-    title = suite.metrics[primary].label if suite.columns else LABELS[primary]
-    rest = [
-        metric
-        for name, metric in suite.metrics.items()
-        if name != primary and (name in (REWARD, "gold_overall") or metric.is_own)
+    primary, tested = suite.primary, tested_scores(suite)
+    names = [
+        primary,
+        *(
+            name
+            for name, metric in suite.metrics.items()
+            if name != primary and (name in (REWARD, "gold_overall") or metric.is_own)
+        ),
     ]
-    names = {runs.row.label: runs.row.name for runs in suite.rows}
-    columns = [
-        [[label(row)] for _, row in table.iloc[1:].iterrows()],
-        _tested(table, f"{primary}_delta"),
-        [[formatting.number(row[f"{primary}_mde"])] for _, row in table.iloc[1:].iterrows()],
-        *(_tested(table, f"{metric.name}_delta") for metric in rest),
+    display = {runs.row.label: runs.row.name for runs in suite.rows}
+    columns = [[[label(row)] for _, row in table.iloc[1:].iterrows()]]
+    heads = ["Row"]
+    for name in names:
+        title = suite.metrics[name].label if suite.columns else LABELS[name]
+        heads += [f"{title} - base", *([P_VALUE] if name in tested else [])]
+        columns.append(_tested(table, f"{name}_delta") if name in tested else _untested(table, f"{name}_delta"))
+    columns += [
         _tested(table, "vs_best_delta"),
-        [[names.get(row["vs_best_row"], formatting.MISSING)] for _, row in table.iloc[1:].iterrows()],
+        [[display.get(row["vs_best_row"], formatting.MISSING)] for _, row in table.iloc[1:].iterrows()],
     ]
-    heads = ["Row", f"{title} - base", P_VALUE, "MDE"]
-    heads += [head for metric in rest for head in (f"{metric.label} - base", P_VALUE)]
+    title = suite.metrics[primary].label if suite.columns else LABELS[primary]
     return [*heads, f"{title} - best other", P_VALUE, "best other row"], _side_by_side(columns)
 
 
@@ -106,10 +121,14 @@ def single_differences(suite: SuiteRecords, table: pd.DataFrame) -> Table:
     ]
     columns = [
         [[label(row)] for _, row in table.iloc[1:].iterrows()],
-        *(_tested(table, f"{metric.name}_delta") for metric in metrics),
+        *(_untested(table, f"{metric.name}_delta") for metric in metrics),
     ]
-    heads = ["Row", *(head for metric in metrics for head in (f"{metric.label} - base", P_VALUE))]
-    return heads, _side_by_side(columns) if metrics else []
+    return ["Row", *(f"{metric.label} - base" for metric in metrics)], _side_by_side(columns) if metrics else []
+
+
+def _untested(table: pd.DataFrame, name: str) -> list[list[str]]:
+    """A difference with its interval, for each trained row."""
+    return _intervals(table.iloc[1:], [name])
 
 
 def _side_by_side(columns: Sequence[Sequence[Sequence[str]]]) -> list[list[str]]:
@@ -117,20 +136,43 @@ def _side_by_side(columns: Sequence[Sequence[Sequence[str]]]) -> list[list[str]]
     return [[cell for cells in line for cell in cells] for line in zip(*columns, strict=True)]
 
 
-def pairs(suite: SuiteRecords, table: pd.DataFrame) -> Table:
-    """Every pair of trained rows; no lines with fewer than two rows or too many of them."""
-    if table.empty or not suite.columns:
+def pairs(suite: SuiteRecords, tests: pd.DataFrame) -> Table:
+    """Every pair of trained rows, of the table of `tested_differences`; no lines without pairs."""
+    names = tested_scores(suite)
+    found = {name: between_rows(tests, name) for name in names}
+    if not suite.columns or found[suite.primary].empty:
         return [], []
-    names = pair_scores(suite)
-    digits = {name: formatting.decimals(table, f"{name}_diff") for name in names}
-    lines = []
-    for _, row in table.iterrows():
-        line = [f"{row['row']} - {row['other']}"]
-        for name in names:
-            line.append(formatting.difference_cell(row, f"{name}_diff", digits[name]))
-            line.append(formatting.p_value(row[f"{name}_diff_p_holm"]))
-        lines.append(line)
-    return ["Pair", *[head for name in names for head in (suite.metrics[name].label, P_VALUE)]], lines
+    columns = [[[_pair(row)] for _, row in found[suite.primary].iterrows()]]
+    heads = ["Pair"]
+    for name in names:
+        digits = formatting.decimals(found[name], "diff")
+        columns.append([_pair_cells(row, digits) for _, row in found[name].iterrows()])
+        heads += [suite.metrics[name].label, P_VALUE, "MDE"]
+    return heads, _side_by_side(columns)
+
+
+def _pair(row: pd.Series[Any]) -> str:
+    return f"{row['row']} - {row['other']}"
+
+
+def _pair_cells(row: pd.Series[Any], digits: int) -> list[str]:
+    if row["same_runs"]:
+        return ["the same runs", "-", "-"]
+    cell = formatting.difference_cell(row, "diff", digits)
+    return [cell, formatting.p_value(row["diff_p_holm"]), formatting.number(row["diff_mde"])]
+
+
+def pair_views(suite: SuiteRecords) -> Table:
+    """The difference of each pair by the primary score, with one interval per view of the prompts."""
+    table = sensitivity(suite)
+    views = {"random": "prompts random", "fixed": "prompts fixed", "colour": "colours random"}
+    names = [name for name in views if name in table]
+    digits = {name: formatting.decimals(table, name) for name in names}
+    title = suite.metrics[suite.primary].title if suite.columns else LABELS[suite.primary]
+    lines = [
+        [_pair(row), *(formatting.interval(row, name, digits[name]) for name in names)] for _, row in table.iterrows()
+    ]
+    return ["Pair", *(f"{title}, {views[name]}" for name in names)], lines
 
 
 def aggregates(suite: SuiteRecords, table: pd.DataFrame) -> Table:

@@ -17,6 +17,7 @@ from bench import store
 from bench.cli import main
 from bench.report.data import statistics
 from bench.report.data.comparison import select_seeds
+from bench.report.data.power import detectable_difference
 from bench.report.data.records import load_records
 from bench.report.data.reference import prediction_band
 from tests.helpers.toy_records import CONFIG, write, write_suite
@@ -82,7 +83,12 @@ def test_a_planted_difference_is_found_paired(capsys: pytest.CaptureFixture[str]
     half = float(scipy_stats.t.ppf(0.975, 2)) * 3 * 0.01 / np.sqrt(3)  # by hand: no noise over prompts
     assert found["diff"] == pytest.approx(3 * 0.21, rel=1e-7)
     assert found["diff_hi"] - found["diff"] == pytest.approx(half, rel=1e-5)
-    assert found["diff_p_holm"] == pytest.approx(2 * found["diff_p"])
+    assert found["diff_p_holm"] == pytest.approx(2 * found["diff_p"]), "with gold Overall, without the equal row"
+    x = 3 * np.array([[0.2], [0.21], [0.22]]) * np.ones(36)
+    assert found["diff_mde"] == pytest.approx(detectable_difference(x, 0.05 / 2), rel=1e-4)
+    assert table["diff_p"].notna().sum() == 2
+    assert table["diff_p"].notna()[[("cps-fixed", "overall"), ("cps-fixed", "gold_overall")]].all()
+    assert "Differences of the rows in these are one family of 2 tests" in text.replace("\n  ", " ")
     assert table.loc["sage_grpo-dual", "overall"]["diff"] == 0
     assert (
         "3 of 6 runs with the same row and seed in both have equal bits; Overall of the others differs by up to"

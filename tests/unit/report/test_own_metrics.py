@@ -75,16 +75,15 @@ def texts(folder: Path) -> dict[str, str]:
     return render_table(load_main_table(folder, reference=folder.parent / "nowhere"))
 
 
-def test_a_metric_has_its_value_difference_interval_and_p(tmp_path: Path) -> None:
+def test_a_metric_has_its_value_its_difference_and_its_interval(tmp_path: Path) -> None:
     folder = write(tmp_path / "mine")
     main = load_main_table(folder, reference=tmp_path / "nowhere")
     assert main.sections["Scores"][0] == ["Row", "seeds", "calm", "jerk ↓", "run ids"]
     heads, lines = main.sections["Differences"]
-    assert heads[:4] == ["Row", "Reward - base", "p (Holm)", "MDE"]
-    assert heads[4:8] == ["calm - base", "p (Holm)", "jerk ↓ - base", "p (Holm)"]
+    assert heads[:5] == ["Row", "Reward - base", "p (Holm)", "calm - base", "jerk ↓ - base"]
     by_row = {line[0]: line for line in lines}
-    assert re.fullmatch(r"\*\*-0\.\d+ \[-0\.\d+, -0\.\d+\]\*\*", by_row["cps-fixed"][6]), "a lower jerk is marked"
-    assert main.table.set_index("row").loc["cps-fixed", "jerk_delta_p_holm"] < 0.05
+    assert by_row["cps-fixed"][1].startswith("**"), "the primary score is tested"
+    assert re.fullmatch(r"-0\.\d+ \[-0\.\d+, -0\.\d+\]", by_row["cps-fixed"][4]), "another score has its interval only"
     assert "Reward: sage_grpo-dual is better than cps-fixed" in " ".join(main.verdict.sentences)
 
 
@@ -92,7 +91,7 @@ def test_columns_that_no_record_has_are_absent(tmp_path: Path) -> None:
     rendered = texts(write(tmp_path / "mine"))
     first = rendered["main.csv"].splitlines()[0].split(",")
     assert not [name for name in first if re.match(r"overall|vq|gold|published|clipscore", name)]
-    assert {"trained_mde", "trained_iqm", "jerk", "jerk_delta_p_holm"} <= set(first)
+    assert {"trained_delta_p_holm", "trained_iqm", "jerk", "jerk_delta_hi"} <= set(first)
     table = rendered["main.md"].partition("## Scores")[2].partition("## Notes")[0]
     for word in ("Overall", "VQ", "CLIPScore", "PickScore", "gold", "0.8066"):
         assert word not in table

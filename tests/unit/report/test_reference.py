@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_a_suite_of_ones_own_name_is_shown_beside_the_runs_with_its_settings(sto
     ]
     text = render_table(load_main_table(tmp_path / "mine"))["main.md"]
     assert "## Beside the stored reference" in text
-    assert "Of the 6 runs whose row and seed are also in the reference, 6 have exactly equal scores" in text
+    assert "7 of 7 runs that are also in the reference (row and seed, or the base) have equal bits" in text
 
 
 def test_the_same_name_comes_first(stored: Path, tmp_path: Path) -> None:
@@ -91,6 +92,20 @@ def test_the_first_setting_that_differs_is_named(stored: Path, tmp_path: Path) -
 
 def test_a_stored_suite_has_no_reference(stored: Path) -> None:
     assert find_reference(load_records(stored / "few"), stored / "few") == Reference(stored / "few")
+
+
+def test_a_copy_of_a_stored_suite_has_the_same_table_wherever_it_lies(stored: Path, tmp_path: Path) -> None:
+    control = {"suite": "alpha_control_gold", "reward": {"gold": {"gold_VQ": 1.0}}}
+    toy_records.write_suite(stored / "alpha_control_gold", control)
+    expected = render_table(load_main_table(stored / "alpha"))
+    assert "Positive control alpha_control_gold (our stored runs)" in expected["main.md"]
+    assert "Beside the stored reference" not in expected["main.md"]
+    places = [tmp_path / "alone" / "renamed", tmp_path / "beside" / "alpha"]
+    for place in places:
+        shutil.copytree(stored / "alpha", place)
+    shutil.copytree(stored / "alpha_control_gold", tmp_path / "beside" / "alpha_control_gold")
+    for place in places:
+        assert render_table(load_main_table(place)) == expected
 
 
 def test_no_stored_runs_at_all(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

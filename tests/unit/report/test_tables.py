@@ -19,9 +19,8 @@ from bench.report import formatting
 from bench.report.data import controls, statistics
 from bench.report.data.records import load_records
 from bench.report.data.reference import prediction_band
-from bench.report.data.summary import pairs_of_rows
 from bench.report.tables.main import build_table, load_main_table, render_table
-from tests.helpers.records import METRICS, make_record, make_scores, noisy_value, write_run
+from tests.helpers.records import METRICS, make_record, make_scores, noisy_value, write_lines, write_run
 
 VIDEOS = 2
 PROMPTS = [f"prompt {p}" for p in range(12)]
@@ -112,7 +111,9 @@ def test_numbers_are_the_statistics_of_the_scores(suite: Path) -> None:
     assert [found[name] for name in names] == pytest.approx([delta.mean, delta.lo, delta.hi], rel=1e-6)
     assert found["overall_delta"] == pytest.approx(1.5, abs=0.2)
     assert found["trained_delta"] == pytest.approx(1.0, abs=0.15)
-    assert found["overall_delta_p_holm"] == pytest.approx(min(1, 2 * delta.p), rel=1e-6)
+    assert found["overall_delta_p"] == pytest.approx(delta.p, rel=1e-6)
+    assert found["seeds"] == "0 1 2"
+    assert [float(text) for text in found["overall_by_seed"].split()] == pytest.approx(x.mean(1), rel=1e-7)
     assert found["vs_best_row"] == "cps-fixed"
     assert found["improvement"] > 0.9
     assert found["nfe_rollout"] == 1280
@@ -345,11 +346,12 @@ def test_inside_and_outside_the_band(pair: tuple[Path, Path]) -> None:
         assert str(row[f"reference_{name}_inside"]) == "True"
         assert pd.isna(found.loc["base", f"reference_{name}_inside"])
     assert re.search(
-        r"\| cps-fixed +\| +Overall +\| +3 \| +5 \| +12.00 \| +9.00 \| +\[-0.62, 18.62\] \| +inside", text
+        r"\| cps-fixed +\| +Overall +\| +3 \| +5 \| +12.00 \| +9.00 \| +\[-0.62, 18.62\] \| +160 % \| +inside", text
     )
-    assert re.search(r"\| base +\| +Overall +\| +- \| +- \| +3.00 \| +3.00 \| +- \| +equal", text)
+    assert re.search(r"\| base +\| +Overall +\| +- \| +- \| +3.00 \| +3.00 \| +- \| +- \| +equal", text)
     assert "3 of 3 comparisons (Overall, Reward, gold Overall of each row) are inside their band" in text
-    assert "Of the 3 runs whose row and seed are also in the reference, 0 have exactly equal scores" in text
+    assert "1 of 4 runs that are also in the reference (row and seed, or the base) have equal bits; Overall" in text
+    assert "cps-fixed: band ± 160 % of the gain: it cannot tell learning from none." in text
     assert "Overall of the others differs by up to 9" in text
 
     flat(pair[0], "cps-fixed", 2, 20.0)  # mean 9.33, band up to 6.21
@@ -365,9 +367,8 @@ def test_equal_runs_are_counted_and_equal_scores_are_inside(pair: tuple[Path, Pa
     shutil.copytree(suite, stored)
     found, text = beside(suite, stored)  # the seeds do not differ at all: a band of no width
     assert str(found.loc["cps-fixed", "reference_overall_inside"]) == "True"
-    assert (
-        "Of the 3 runs whose row and seed are also in the reference, 3 have exactly equal scores. Equal seeds" in text
-    )
+    assert "4 of 4 runs that are also in the reference (row and seed, or the base) have equal bits. Equal" in text
+    assert "cannot tell learning from none" not in text
 
 
 def test_one_stored_seed_gives_no_band(pair: tuple[Path, Path]) -> None:
@@ -532,6 +533,42 @@ def test_loading_gives_figures_what_they_need(suite: Path) -> None:
     assert {"gold_vq", "gold_mq", "gold_ta", "trained"} <= set(loaded.columns)
 
 
+def test_clipped_gradients_have_a_footnote_with_their_share(suite: Path) -> None:
+    write_lines(suite / "cps-fixed" / "seed-0", [{"grad_norm": [2.0, 0.1], "grad_clipped": 1}] * 3)
+    write_lines(suite / "cps-fixed" / "seed-1", [{"grad_norm": [0.1, 0.1], "grad_clipped": 0}] * 3)
+    write_lines(suite / "sage_grpo-dual" / "seed-0", [{"grad_norm": [2.0, 2.0]}] * 3)
+    notes = [note for note in load_main_table(suite).notes() if "clipped" in note]
+    assert notes == [
+        "cps-fixed: its gradients were clipped in 3 of 12 optimizer steps (25 %): there the scale of its loss acted "
+        "as a learning rate."
+    ], "an older log does not say, a run without clipping has nothing to say"
+
+
+def test_the_mean_of_each_seed_stands_in_the_table(suite: Path) -> None:
+    (suite / "cps-fixed" / "seed-1" / store.RUN).unlink()
+    heads, lines = load_main_table(suite).sections["Each seed"]
+    assert heads == ["Row", "Overall of seed 0, 1, 2"]
+    by_row = dict(lines)
+    assert re.fullmatch(r"-?\d\.\d\d, n/a, -?\d\.\d\d", by_row["cps-fixed"])
+    assert by_row["cps-none"] == "n/a, n/a, n/a"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((0.465, -0.005, 0.935), "0.47 [-0.01, 0.94]"),
+        ((0.465, -0.0047, 0.935), "0.465 [-0.005, 0.935]"),
+        ((0.465, 0.0047, 0.935), "0.465 [0.005, 0.935]"),
+        ((-0.5, -0.9, -0.0003), "-0.5000 [-0.9000, -0.0003]"),
+        ((0.5, 0.0, 1.0), "0.50 [0.00, 1.00]"),
+        ((0.5, -1e-12, 1.0), "0.500000 [0.000000, 1.000000]"),
+    ],
+)
+def test_rounding_does_not_hide_on_which_side_of_0_a_limit_lies(values: tuple[float, ...], text: str) -> None:
+    row = pd.Series(dict(zip(("x", "x_lo", "x_hi"), values, strict=True)))
+    assert formatting.interval(row, "x", 2) == text
+
+
 @pytest.mark.parametrize(
     ("value", "digits", "text"), [(0.812, 2, "0.81"), (-0.001, 2, "0.00"), (None, 2, "n/a"), (float("nan"), 2, "n/a")]
 )
@@ -562,37 +599,3 @@ def test_the_notes_say_how_many_prompts_are_cut_where_the_records_do(suite: Path
         told = re.findall(r"(\S+): (\S+) \\?% of the prompts are cut at (\d+) tokens", text)
         assert told in ([], [("CLIPScore", "0", "77"), ("PickScore", "25", "77")])
     assert "CLIPScore: 0 % of the prompts are cut at 77 tokens." in render(suite)["main.md"]
-
-
-# pairs ----------------------------------------------------------------------------------------------------------
-def test_every_pair_of_rows_is_compared_by_hand(suite: Path) -> None:
-    loaded = load_records(suite)
-    rows = {runs.row.label: runs for runs in loaded.rows}
-    found = pairs_of_rows(loaded).set_index(["row", "other"])
-    line = found.loc[("sage_grpo-dual", "cps-fixed")]
-    x, y = (rows[name].matrix("overall") for name in ("sage_grpo-dual", "cps-fixed"))
-    assert x is not None
-    assert y is not None
-    by_hand = statistics.paired_difference(x, y)
-    assert (line["overall_diff"], line["overall_diff_lo"]) == (by_hand.mean, by_hand.lo)
-    assert line["overall_diff"] == pytest.approx(3 * 0.5, abs=0.2)
-    assert line["overall_diff_p_holm"] >= line["overall_diff_p"]
-    shown = render(suite)["main.md"]
-    assert "## Pairs of rows" in shown
-    assert "sage_grpo-dual - cps-fixed" in shown
-
-
-def test_a_pair_without_common_seeds_says_nothing(suite: Path) -> None:
-    loaded = load_records(suite)
-    lone = [runs for runs in loaded.rows if not runs.finished]
-    assert lone, "the suite's third row has not run"
-    found = pairs_of_rows(loaded)
-    assert (
-        found[found["other"].eq(lone[0].row.label) | found["row"].eq(lone[0].row.label)]["overall_diff"].isna().all()
-    )
-
-
-def test_many_rows_have_no_pairs(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.report.data.summary.MOST_ROWS_FOR_PAIRS", 1)
-    assert pairs_of_rows(load_records(suite)).empty
-    assert "Pairs of rows" not in render(suite)["main.md"]

@@ -61,6 +61,7 @@ def test_rows_are_ordered_only_where_the_test_says_so(tmp_path: Path) -> None:
     assert sentences[2].startswith("Overall: sage_grpo-dual is better than cps-fixed (0.500 [")
     assert " and flow_grpo-none (0.490 [" in sentences[2]
     assert sentences[3].startswith("Overall: cannot be told apart: cps-fixed and flow_grpo-none (-0.010 [")
+    assert sentences[3].endswith("; alike within ±0.11).")
     assert "Largest undecided pair: cps-fixed and flow_grpo-none" in sentences[4]
     assert "HunyuanVideo" not in " ".join(sentences)
 
@@ -82,10 +83,13 @@ def test_one_seed_shows_nothing(tmp_path: Path) -> None:
     assert verdict.seeds == [0, 1, 2, 3, 4]
 
 
-def test_equal_rows_are_called_equal(tmp_path: Path) -> None:
+def test_rows_with_equal_scores_are_the_same_runs_and_no_test(tmp_path: Path) -> None:
     same = [0.5, 0.6, 0.4]
     folder = write(tmp_path / "toy", {"cps-fixed": same, "cps-none": same}, spread=0.0)
-    assert "Overall: equal for every seed and prompt: cps-fixed and cps-none." in load(folder).verdict.sentences
+    main = load(folder)
+    assert "Overall: the same runs, so no test: cps-fixed and cps-none." in main.verdict.sentences
+    assert main.sections["Pairs of rows"][1] == [["cps-fixed - cps-none", "the same runs", "-", "-"]]
+    assert main.tests["diff_p"].notna().tolist() == [True, True, False], "both rows less the base, and no pair"
 
 
 def test_a_suite_without_finished_runs_has_a_verdict(tmp_path: Path) -> None:
@@ -102,10 +106,31 @@ def test_nano_is_named_first(tmp_path: Path) -> None:
     assert "nothing here is a result about HunyuanVideo-1.5" in main.verdict.sentences[0]
 
 
-def test_many_rows_are_compared_with_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.report.data.summary.MOST_ROWS_FOR_PAIRS", 1)
-    text = " ".join(load(write(tmp_path / "toy", CLEAR)).verdict.sentences)
-    assert "sage_grpo-dual has the best mean; of the other rows cps-fixed and flow_grpo-none are worse" in text
+def test_what_does_not_survive_the_correction_is_exploratory_and_not_alike(tmp_path: Path) -> None:
+    rows = {
+        "cps-fixed": [0.50, 0.52, 0.48],
+        "sage_grpo-dual": [0.74, 0.78, 0.61],
+        "flow_grpo-none": [0.53, 0.46, 0.54],
+    }
+    main = load(write(tmp_path / "toy", rows, spread=0.01))
+    tests = main.tests.set_index(["row", "other"])
+    unsure = tests.loc[("cps-fixed", "sage_grpo-dual")]
+    assert unsure["diff_p"] < 0.05 < unsure["diff_p_holm"]
+    sentences = [one for one in main.verdict.sentences if "cps-fixed - sage_grpo-dual" in one]
+    assert len(sentences) == 1
+    reason = "exploratory (p below 0.05 as it is, not after Holm over the whole page)"
+    assert sentences[0].startswith(f"Overall: {reason}: cps-fixed - sage_grpo-dual (-0.")
+    assert not any("alike" in one and "cps-fixed and sage_grpo-dual" in one for one in main.verdict.sentences)
+
+
+def test_many_rows_are_not_compared_with_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.report.data.differences.MOST_ROWS_FOR_PAIRS", 1)
+    main = load(write(tmp_path / "toy", CLEAR))
+    assert "Overall: sage_grpo-dual has the best mean. Pairs are not tested, there are too many." in (
+        main.verdict.sentences
+    )
+    assert "Pairs of rows" not in main.sections
+    assert main.table["vs_best_delta_p"].isna().all()
 
 
 # the reference ------------------------------------------------------------------------------------------------
@@ -115,7 +140,7 @@ def test_equal_bits_and_what_more_seeds_of_the_reference_show(tmp_path: Path) ->
     here = write(tmp_path / "toy", {name: values[:3] for name, values in rows.items()}, spread=0.0)
     main = load(here, reference=stored)
     assert main.verdict.sentences[0] == (
-        "6 of 6 runs have equal bits with the stored reference: these runs are reproduced."
+        "7 of 7 runs have equal bits with the stored reference: these runs are reproduced."
     )
     assert main.verdict.sentences[1].startswith(
         "With its 6 seeds the stored reference shows more in Overall: sage_grpo-dual is better than cps-fixed (0.6"
@@ -130,7 +155,7 @@ def test_runs_that_differ_have_the_verdict_of_the_band(tmp_path: Path) -> None:
     stored = write(tmp_path / "stored" / "toy", rows, spread=0.0)
     here = write(tmp_path / "toy", {"cps-fixed": [0.5, 0.6, 0.41]}, spread=0.0)
     main = load(here, reference=stored)
-    assert "2 of 3 runs have equal bits with the stored reference: the others differ." in main.verdict.sentences
+    assert "3 of 4 runs have equal bits with the stored reference: the others differ." in main.verdict.sentences
     heads, lines = main.sections["Beside the stored reference"]
     assert {line[heads.index("verdict")] for line in lines if line[0] == "cps-fixed"} == {"inside"}
 
