@@ -11,6 +11,7 @@ import pandas as pd
 from bench.report import formatting
 from bench.report.data.controls import control_notes, is_control
 from bench.report.data.differences import tested_differences, with_effects
+from bench.report.data.judge import add_beyond, beyond_judges, calibration_suites
 from bench.report.data.published import add_published
 from bench.report.data.records import SuiteRecords, incomparable_setting, load_records
 from bench.report.data.reference import (
@@ -20,12 +21,13 @@ from bench.report.data.reference import (
     reference_section,
     same_runs,
 )
+from bench.report.data.reward_hacking import beyond_notes
 from bench.report.data.selection import Row
 from bench.report.data.stored import Reference, find_reference, stored_folder
 from bench.report.data.summary import summarise
 from bench.report.data.verdict import Verdict, reference_verdict, verdict
 from bench.report.legend import legend
-from bench.report.tables import sections
+from bench.report.tables import judge, sections
 from bench.report.tables.notes import footnotes, nano_warning
 from bench.report.tables.sections import Table
 from bench.store.files import write_files
@@ -37,7 +39,15 @@ VERDICT, LEGEND, NOTES = "What these runs show", "Words", "Notes"
 class MainTable:
     """The numbers of a main table, the stored reference and the controls."""
 
-    def __init__(self, suite: SuiteRecords, table: pd.DataFrame, reference: Reference, controls: list[str]) -> None:
+    def __init__(
+        self,
+        suite: SuiteRecords,
+        table: pd.DataFrame,
+        reference: Reference,
+        controls: list[str],
+        beyond: pd.DataFrame,
+        broken: list[str],
+    ) -> None:
         self.suite = suite
         self.table = table
         """The columns of main.csv, one line per row, the base first."""
@@ -47,6 +57,10 @@ class MainTable:
         """Why there are no stored reference runs, if others are nearly of these settings."""
         self.controls = controls
         """One line per control."""
+        self.beyond = beyond
+        """The frame of `beyond_judges`."""
+        self.broken = broken
+        """One line per control that cannot calibrate it."""
 
     @cached_property
     def tests(self) -> pd.DataFrame:
@@ -64,6 +78,7 @@ class MainTable:
             "Pairs of rows": sections.pairs(suite, self.tests),
             "Sensitivity of the pairs": sections.pair_views(suite),
             "Differences of single scores": sections.single_differences(suite, table),
+            judge.TITLE: judge.beyond_section(self.beyond),
             "Aggregates": sections.aggregates(suite, table),
             "Further metrics": sections.further(suite, table),
             "What one run spent": sections.cost(suite, table),
@@ -89,9 +104,13 @@ class MainTable:
         """The notes under the table: what the reader must know about these runs first, definitions last."""
         missing = [self.no_reference] if self.no_reference else []
         reference = reference_notes(self.suite, self.table, self.stored) if self.stored else missing
-        return footnotes(
-            self.suite, self.table, self.tests, [*([] if is_control(self.suite) else self.controls), *reference]
-        )
+        controls = [] if is_control(self.suite) else self.controls
+        return [
+            *beyond_notes(self.beyond),
+            *self.broken,
+            *footnotes(self.suite, self.table, self.tests, [*controls, *reference]),
+            *judge.beyond_definitions(self.suite, self.beyond),
+        ]
 
     def legend(self, text: str) -> list[str]:
         """One line per word of the table that occurs in `text`."""
@@ -131,8 +150,10 @@ def load_main_table(
     table = add_reference(add_published(summarise(suite), suite, published), suite, stored.runs)
     place = stored_folder(suite.name, reference).parent
     is_stored = stored.folder.resolve() == folder.resolve()  # a copy quotes the controls that the original quotes
-    controls = control_notes(suite, place if is_stored else folder.parent, place)
-    return MainTable(suite, table, stored, controls)
+    parents = place if is_stored else folder.parent, place
+    calibrating, broken = calibration_suites(suite, *parents)
+    beyond = beyond_judges(suite, calibrating)
+    return MainTable(suite, add_beyond(table, beyond), stored, control_notes(suite, *parents), beyond, broken)
 
 
 def render_table(main: MainTable) -> dict[str, str]:
