@@ -11,10 +11,10 @@ import pytest
 
 from bench.report import formatting
 from bench.report.data.ablation import levels_of_suite
+from bench.report.data.differences import between_rows, tested_differences
 from bench.report.data.division import division, open_reasons
 from bench.report.data.records import load_records
 from bench.report.data.selection import Selection, rows_of
-from bench.report.data.summary import pairs_of_rows
 from bench.report.page.page import render_page
 from bench.report.tables.main import load_main_table, render_table
 from bench.report.tables.screen import main_screen
@@ -75,7 +75,8 @@ def test_texts_mark_the_row_and_say_why(mixed: Path) -> None:
         assert (closed.split()[1], below.split("|")[1].strip()) == (CLOSED, f"{OPEN} (open)")
         assert set(rule) == {"|", "-"}
         assert len(rule) == len(closed)
-    assert pairs_of_rows(main.suite)[["row", "other"]].values.tolist() == [[CLOSED, f"{OPEN} (open)"]]
+    pairs = between_rows(tested_differences(main.suite), "overall")
+    assert pairs[["row", "other"]].values.tolist() == [[CLOSED, f"{OPEN} (open)"]]
     assert f"- {OPEN} (open): option extremes is 2; a learning rate of its own, 0.001.\n" in text
     assert f"Overall: {CLOSED} and {OPEN} (open) are better than the base." in text
     assert f"Overall: {OPEN} (open) is better than {CLOSED} (" in text
