@@ -33,7 +33,7 @@ from bench.suite.job import Job, TrainingRun
 from bench.suite.prepared import prepare
 from bench.suite.recorded import suite_of_record
 from bench.train.preflight import check_suite
-from bench.train.run import execute, load_models
+from bench.train.run import LoadedModels, execute, load_models
 from bench.train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _replay_folder(out: Path | None, run: Path, digest: str) -> Iterator[Path]:
     """The folder of the repetition: a temporary one, or `out`, which may contain the first updates of this replay."""
     if out is None:
         with tempfile.TemporaryDirectory(prefix="bench-replay-") as name:
-            yield Path(name)
+            yield Path(name) / "suite" / "row" / "seed-0"  # a run writes to the folder of its suite too
         return
     started = out / STARTED
     if (out / store.RUN).exists() or out.resolve() == run.resolve():
@@ -128,12 +128,13 @@ def _repeat_run(job: Job, report: ProgressCallback) -> ReplayResult:
     return ReplayResult(
         store.read_lines(job.folder / store.TRAIN),
         record.error,
-        _record_environment(record),
+        record_environment(record),
         scores if record.scores_digest is not None else None,
     )
 
 
-def _record_environment(record: store.RunRecord) -> dict[str, Any]:
+def record_environment(record: store.RunRecord) -> dict[str, Any]:
+    """Everything besides the settings that may have changed a number of the stored run."""
     return environment(record.provenance, record.backbone, record.evaluators, record.prompts_digest)
 
 
@@ -147,13 +148,18 @@ def _repeat_updates(job: TrainingRun, updates: int, report: ProgressCallback) ->
             Trainer.new(job, models.backbone, models.evaluators).train(report, updates)
         except DivergedError as cause:
             error = str(cause)
-    replay_environment = environment(
+    lines = store.read_lines(job.folder / store.TRAIN)
+    return ReplayResult(lines, error, current_environment(job, models))
+
+
+def current_environment(job: Job, models: LoadedModels) -> dict[str, Any]:
+    """The same of a run that this process does."""
+    return environment(
         provenance(processes=1, source_digest=job.source_digest, process_state=process_state(), **gpu_name()),
         dict(models.backbone.fingerprint()),
         {name: dict(evaluator.fingerprint()) for name, evaluator in models.evaluators.items()},
         job.prepared.prompts.digest(job.suite.evaluation.prompts),
     )
-    return ReplayResult(store.read_lines(job.folder / store.TRAIN), error, replay_environment)
 
 
 def replay(run: Path, updates: int | None = None, out: Path | None = None) -> ReplayReport:
@@ -190,7 +196,7 @@ def replay(run: Path, updates: int | None = None, out: Path | None = None) -> Re
         training=compare_lines(store.read_lines(run / store.TRAIN), result.lines, until),
         score_differences=score_differences,
         errors=(record.error if stored_error_counts else None, result.error),
-        changes=environment_changes(_record_environment(record), result.environment) or digest_change,
+        changes=environment_changes(record_environment(record), result.environment) or digest_change,
     )
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pandas as pd
 from pydantic import ValidationError
 
 from bench import store
+from bench.audit.findings import RERUN, Finding, Gap, Note, StoredRun
+from bench.audit.verify_log import check_log
+from bench.audit.verify_method import check_method
+from bench.audit.verify_origin import check_origin
+from bench.audit.verify_scores import check_scores
 from bench.core.budget import Budget
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json, digest
@@ -21,7 +26,6 @@ from bench.store.record import REPLAY, RunRecord
 from bench.store.replay import read_replay
 from bench.suite.schema import Suite
 
-RERUN = "delete the folder and run `bench run` again, or restore all its files together"
 #: Files of a run that has ended. A failed run may also have the sample that stopped it.
 RUN_FILES = {store.RUN, store.SCORES, store.TRAIN, store.STARTED, store.INPUTS, store.POLICY, store.LOCK, REPLAY}
 #: File that a run removes when it ends, to the finding about it.
@@ -31,27 +35,8 @@ LEFTOVERS = {
 }
 
 
-class Finding(NamedTuple):
-    """One line of the report."""
-
-    path: Path
-    text: str
-    """The problem and how to fix it."""
-    wrong: bool = True
-    """Whether the finding invalidates the results; a note does not."""
-    blocks: bool = False
-    """Whether the run cannot be read, so that its suite and its tables cannot be checked."""
-
-    @property
-    def line(self) -> str:
-        """The finding as text, with its path relative to the current folder if it is below it."""
-        cwd = Path.cwd()
-        path = self.path.relative_to(cwd) if self.path.is_relative_to(cwd) else self.path
-        return f"{'WRONG' if self.wrong else 'note '} {path}: {self.text}."
-
-
-def check_run(folder: Path) -> Iterator[Finding]:
-    """All findings on one folder that contains files of a run."""
+def check_run(folder: Path) -> Iterator[Finding | Gap | StoredRun]:
+    """All findings on one folder that contains files of a run, and the run if it can be read."""
     files = {path.name for path in folder.iterdir() if path.is_file()}
     if store.RUN not in files:
         yield Finding(
@@ -72,11 +57,27 @@ def check_run(folder: Path) -> Iterator[Finding]:
         first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else _problem(error)
         yield Finding(folder, f"the configuration is not one of this version ({first}): {RERUN}", blocks=True)
         return
-    problems = (*_folder(folder, record), *_status(record), *_budget(record), *_train_log(folder, record))
-    for problem in problems:
+    lines, log_problems = _train_log(folder, record)
+    for problem in (*_folder(folder, record), *_status(record), *_budget(record), *log_problems):
         yield Finding(folder, f"{problem}: {RERUN}")
     if record.scores_digest is not None:
         yield from _scores(folder, record, suite, scores)
+    run = StoredRun(folder, record, suite, scores, lines)
+    yield run
+    if record.status == "finished" and not log_problems:
+        yield from _cross_checks(run)
+
+
+def _cross_checks(run: StoredRun) -> Iterator[Finding | Gap]:
+    """The parts of a readable run against each other, its settings and the classes that it names."""
+    checks = [check_scores, check_origin, *([check_method, check_log] if run.record.seed is not None else [])]
+    for result in (result for check in checks for result in check(run)):
+        if isinstance(result, Gap):
+            yield result
+        elif isinstance(result, Note):
+            yield Finding(run.folder, result.text, wrong=False)
+        else:
+            yield Finding(run.folder, f"{result}: {RERUN}")
 
 
 def _message(error: BenchError) -> str:
@@ -157,24 +158,28 @@ def _problem(error: Exception) -> str:
     return str(error).rstrip(".").partition(": a method or an")[0].partition(": delete the folder of the run")[0]
 
 
-def _train_log(folder: Path, record: RunRecord) -> Iterator[str]:
-    """`train.jsonl` can be read, has every update once, and ends with the record's ledger."""
+def _train_log(folder: Path, record: RunRecord) -> tuple[list[dict[str, Any]], list[str]]:
+    """The lines of `train.jsonl` and what is wrong with them.
+
+    The file can be read, has every update once, and ends with the record's ledger.
+    """
     if record.seed is None:
-        return
+        return [], []
     try:
         lines = store.read_lines(folder / store.TRAIN)
     except BenchError as error:
-        yield _problem(error)
-        return
+        return [], [_problem(error)]
     if [line.get("update") for line in lines] != list(range(record.updates_done)):
-        yield f"{store.TRAIN} does not hold the {record.updates_done} updates of the record, each once and in order"
-        return
+        return [], [
+            f"{store.TRAIN} does not hold the {record.updates_done} updates of the record, each once and in order"
+        ]
     if lines and record.status == "finished":
         last = lines[-1].get("ledger")
         last = last if isinstance(last, dict) else {}
         # a run that is resumed after its last update restarts once more
         if canonical_json({**last, "restarts": 0}) != canonical_json({**record.ledger, "restarts": 0}):
-            yield f"the last line of {store.TRAIN} has another ledger than {store.RUN}"
+            return lines, [f"the last line of {store.TRAIN} has another ledger than {store.RUN}"]
+    return lines, []
 
 
 def _scores(folder: Path, record: RunRecord, suite: Suite, scores: pd.DataFrame) -> Iterator[Finding]:

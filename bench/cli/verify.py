@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from bench.cli.command import Command
+from bench.cli.consent import add_code_argument, check_consent
 from bench.cli.output import print_result
 from bench.cli.suite_arguments import RESULTS
+from bench.core.errors import BenchError
 from bench.core.progress import working
+
+if TYPE_CHECKING:
+    from bench.audit.verify_replay import PartialReplay
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,21 +26,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folder of records (default: results/ below the current folder)",
     )
+    parser.add_argument(
+        "--replay",
+        metavar="K",
+        help="do K runs, drawn by a digest of all records, again: their first updates and their evaluation; or 'all'",
+    )
+    add_code_argument(parser)
+
+
+def _count(text: str) -> int | Literal["all"]:
+    """The number of runs that are done again."""
+    if text == "all":
+        return "all"
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise BenchError(f"--replay is {text}: give a number of runs of at least 1, or all.")
+    return int(text)
+
+
+def _replay(folders: Sequence[Path], count: int | Literal["all"], args: argparse.Namespace) -> list[PartialReplay]:
+    """Do drawn runs again, after consent to the code that their records name."""
+    from bench import store
+    from bench.audit.verify import folders_of_runs
+    from bench.audit.verify_replay import draw, replay_runs
+    from bench.core.process_state import fix_process_state
+    from bench.suite.recorded import suite_of_record
+
+    runs = draw(folders_of_runs(folders), count)
+    suites = [suite_of_record(run, store.read_record(run)) for run in runs]
+    check_consent(folders[0], suites, args)
+    fix_process_state()  # as in a run
+    return replay_runs(runs)
 
 
 def execute(args: argparse.Namespace) -> int:
+    count = None if args.replay is None else _count(args.replay)
     with working("loading the checks"):
         from bench.audit.verify import verify
 
-    report = verify(args.folders or [RESULTS])
+    folders = args.folders or [RESULTS]
+    report = verify(folders)
+    replays = [] if count is None else _replay(folders, count, args)
+    report = report._replace(findings=[*report.findings, *filter(None, (each.finding for each in replays))])
     document = {
         "runs": report.runs,
         "suites": report.suites,
         "tables": report.tables,
         "wrong": report.wrong,
         "findings": [{"path": each.path, "text": each.text, "wrong": each.wrong} for each in report.findings],
+        "replays": [each.document() for each in replays],
     }
-    print_result(args, report.text, document)
+    lines = [f"again {each.run}: {each.text}." for each in replays if each.finding is None]
+    print_result(args, "\n".join([*lines, report.text]), document)
     return 1 if report.wrong else 0
 
 
@@ -42,11 +85,12 @@ COMMAND = Command(
     help="check stored records and tables: one line per finding",
     add_arguments=add_arguments,
     execute=execute,
-    json="the findings, and counts of runs, suites, tables and of what is wrong",
+    json="the findings, counts of runs, suites, tables and of what is wrong, and the runs that were done again",
     progress=True,
     examples=(
         "bench verify",
         "bench verify results/reference/nano results/reference/nano_kl",
+        "bench verify results/nano --replay 3",
     ),
-    exit_codes="0 if all is well, 1 if something is wrong, 2 for a mistake; figures and weights are not checked",
+    exit_codes="0 if all is well, 1 if something is wrong, 2 for a mistake; figures are not checked",
 )

@@ -30,6 +30,8 @@ golden scores, which decide whether a run may start but not its numbers."""
 
 def plain(value: Any) -> Any:
     """The same value in JSON's own types: numpy and torch values become numbers and lists, paths become text."""
+    if value is None or isinstance(value, (str, bool, int, float)):  # first: most values are these
+        return value
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -38,8 +40,6 @@ def plain(value: Any) -> Any:
         return sorted(plain(item) for item in value)
     if isinstance(value, Path):
         return value.as_posix()
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return value
     if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
         return plain(value.tolist())
     raise TypeError(f"{type(value).__name__} cannot be stored in a record: use a number, a text, a list or a mapping")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from bench.report.data.metrics import (
 )
 from bench.report.data.selection import Row, recorded_rows, recorded_seeds
 from bench.store.files import find
-from bench.store.record import RUN, MetricEntry, RunRecord, read_record, read_run
+from bench.store.record import RUN, SCORES, MetricEntry, RunRecord, read_record, read_run
 from bench.suite.difference import differences, differing_parts
 
 #: Keys of the configuration, besides the budget, that must be equal in the closed division.
@@ -233,12 +233,21 @@ def _refuse_copies(records: Mapping[Path, RunRecord]) -> None:
 
 
 def _read_run(folder: Path, weights: Mapping[str, float]) -> Run:
+    paths = [path for path in (folder / RUN, folder / SCORES) if path.is_file()]
+    return _run_of_files(
+        folder, tuple(weights.items()), tuple((s.st_mtime_ns, s.st_size) for s in map(Path.stat, paths))
+    )
+
+
+@lru_cache(maxsize=1024)
+def _run_of_files(folder: Path, weights: tuple[tuple[str, float], ...], state: tuple[tuple[int, int], ...]) -> Run:
+    """The run in the folder, read once while its files are in this state: a check of many tables reads it often."""
     record, scores = read_run(folder)
     videos = scores[["prompt_index", "prompt", "video"]].drop_duplicates()
     videos_digest = digest([list(key) for key in videos.itertuples(index=False)])
     evaluators = dict(zip(scores["metric"], scores["evaluator"], strict=True))
     sources = {column: (str(evaluators[metric]), metric) for metric, column in column_names(scores).items()}
-    return Run(record, video_scores(scores, weights, folder), videos_digest, folder, sources)
+    return Run(record, video_scores(scores, dict(weights), folder), videos_digest, folder, sources)
 
 
 def comparable_settings(run: Run) -> dict[str, Any]:

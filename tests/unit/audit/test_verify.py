@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from bench import store
-from bench.audit.verify import packaged_suites, verify
+from bench.audit.verify import verify
+from bench.audit.verify_tables import packaged_suites
 from bench.cli import main
 from bench.core.provenance import ROOT
 from bench.report.data.ablation import levels_of
@@ -51,8 +52,9 @@ def results(written: Path, tmp_path: Path) -> Path:
 
 
 def lines(folder: Path, wrong: bool = True) -> list[str]:
-    """What is found, without the folder's own name."""
+    """What is found, without the folder's own name and the note on what older records do not have."""
     found = [finding for finding in verify([folder]).findings if finding.wrong == wrong]
+    found = [finding for finding in found if not finding.text.startswith("older records: ")]
     return [finding.line.replace(f"{folder}/", "") for finding in found]
 
 
@@ -71,13 +73,15 @@ def rescore(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
 # whole --------------------------------------------------------------------------------------------------------
 def test_whole_records_pass(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(written)]) == 0
-    assert capsys.readouterr().out == "7 runs, 1 suites, 3 stored tables: all well\n"
+    note, summary = capsys.readouterr().out.splitlines()
+    assert "older records: 67 checks of 7 runs need fields that they do not have (the gates" in note
+    assert summary == "7 runs, 1 suites, 3 stored tables: all well, 1 to note"
 
 
 def test_the_committed_reference_passes_for_its_controls() -> None:
     """Real records with their tables; `bench verify` on all of results/reference takes half a minute."""
     report = verify([ROOT / "results" / "reference" / name for name in ("nano_control_gold", "nano_pilot_lr1e-3")])
-    assert report.findings == []
+    assert report.wrong == 0
     assert (report.runs, report.tables) == (10, 6)
 
 
@@ -86,9 +90,9 @@ def test_a_failed_run_is_a_finding_and_the_exit_code_1(results: Path, capsys: py
     write(results / "toy", "cps-fixed", 1, status="failed", error="reward is not finite.", ledger=spent)
     assert main(["verify", str(results)]) == 1
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == 2
+    assert len(out) == 3
     assert "the run failed (reward is not finite): delete the folder" in out[0]
-    assert out[1].endswith("1 wrong")
+    assert out[2].endswith("1 wrong, 1 to note")
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,10 +200,9 @@ def test_planted_gaps_of_scores_are_found(results: Path, name: str) -> None:
 
 def test_prompts_that_changed_since_are_a_note(tmp_path: Path) -> None:
     write(tmp_path / "toy", "cps-fixed", 0, prompts_digest="of another commit")
-    report = verify([tmp_path])
-    assert [finding.wrong for finding in report.findings] == [False]
-    assert "only the numbers of prompts and videos are checked" in report.text
-    assert report.text.endswith("all well, 1 to note")
+    (note,) = lines(tmp_path, wrong=False)
+    assert lines(tmp_path) == []
+    assert "only the numbers of prompts and videos are checked" in note
     rescore(tmp_path / "toy" / "cps-fixed" / "seed-0", lambda f: f[f["prompt_index"] != 3])
     assert verify([tmp_path]).wrong == 1
 
@@ -217,6 +220,20 @@ def test_a_copied_run_is_found(results: Path) -> None:
     rewrite(results / "toy" / "cps-fixed" / "seed-2", digest=digest)
     (line,) = lines(results)
     assert "cps-fixed/seed-1 and cps-fixed/seed-2 have one digest" in line
+
+
+def test_two_seeds_with_one_curve_are_found(results: Path) -> None:
+    shutil.copy(results / "toy" / RUN / store.TRAIN, results / "toy" / "cps-fixed" / "seed-2")
+    (line,) = lines(results)
+    assert "cps-fixed/seed-1 and cps-fixed/seed-2 have the same train.jsonl although their seeds differ" in line
+
+
+def test_a_base_that_differs_between_suites_is_found(results: Path) -> None:
+    other = write(results / "toy2", "base", None, {"suite": "toy2"})
+    assert lines(results) == []
+    rescore(other, lambda scores: scores.assign(value=scores["value"] + 0.1))
+    (line,) = lines(results)
+    assert "toy2/base: the base of toy2 has other scores than that of toy, although model, evaluators, " in line
 
 
 @pytest.mark.parametrize("name", ["main.md", "main.csv", "main.tex"])
@@ -290,9 +307,27 @@ def test_a_study_is_checked_with_the_order_of_its_variants(tmp_path: Path) -> No
     paths = build_ablation(tmp_path / "toys", levels_of(suites), "toys")
     assert lines(tmp_path) == []
     text = paths["ablation.csv"].read_text(encoding="utf-8")
-    paths["ablation.csv"].write_text(text.replace("0.1", "0.2", 1), encoding="utf-8")
+    paths["ablation.csv"].write_text(text.replace("cps", "dps", 1), encoding="utf-8")
     (line,) = lines(tmp_path)
     assert "ablation.csv: is not what" in line
+
+
+def test_a_copy_of_stored_runs_is_all_well_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their table quotes the stored controls, which the copy leaves behind, and has no reference beside it."""
+    home = tmp_path / "reference"
+    monkeypatch.setattr("bench.report.data.stored.STORED", home)
+    write_suite(home / "toy", seeds=(0, 1))
+    write_suite(home / "toy_control_shuffled", {"suite": "toy_control_shuffled", "shuffle_rewards": True}, (0, 1))
+    build_table(home / "toy")
+    text = (home / "toy" / "tables" / "main.md").read_text(encoding="utf-8")
+    assert "Negative control toy_control_shuffled (our stored runs)" in text
+    assert "Beside the stored reference" not in text
+    copy = shutil.copytree(home / "toy", tmp_path / "elsewhere" / "toy")
+    assert lines(home) == []
+    assert lines(copy.parent) == []
+    edited = text.replace("(our stored runs): 2 seeds", "(our stored runs): 3 seeds")
+    (copy / "tables" / "main.md").write_text(edited, encoding="utf-8")
+    assert any("main.md: is not what `bench table` writes" in line for line in lines(copy.parent))
 
 
 def test_every_packaged_suite_is_known_by_its_name() -> None:

@@ -66,7 +66,8 @@ def test_verify(toy: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     copy = tmp_path / "results"
     shutil.copytree(toy / "results", copy)
     result = document(capsys, "verify", str(copy))
-    assert (result["runs"], result["suites"], result["wrong"], result["findings"]) == (7, 1, 0, [])
+    assert (result["runs"], result["suites"], result["wrong"], result["replays"]) == (7, 1, 0, [])
+    assert [finding["text"].partition(":")[0] for finding in result["findings"]] == ["older records"]
     lost = copy / "toy" / "base" / store.SCORES
     lost.unlink()
     result = document(capsys, "verify", str(copy), code=1)

@@ -1,0 +1,156 @@
+"""A stored run against its method's class: parameters, schedule, division, trained steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bench import store
+from bench.algorithm.rollout import injected_variance, noisy_steps, step_weights, trainable_steps, trained_steps
+from bench.api import Method
+from bench.audit.findings import Note, Result, StoredRun, missing
+from bench.core.errors import BenchError
+from bench.flow import sigma_schedule
+from bench.suite.difference import differences, shortened
+from bench.suite.division import open_reasons
+from bench.suite.methods import make_method, recorded_params, rollout_config
+from bench.suite.schema import PluginSpec, RowSpec, Suite
+
+ROUNDING = 1e-5
+"""Relative difference of two schedules that other hardware may cause: they are computed in float32 and float64."""
+
+
+def check_method(run: StoredRun) -> Iterator[Result]:
+    """Problems of a trained run that its method's class shows; nothing of the folder's own code is imported."""
+    row = run.row
+    if row is None:
+        yield f"its configuration has no row {run.record.row!r}"
+        return
+    own = {"method": row.method, "kl": row.kl_spec.name}
+    for name, (stored, configured) in differences(run.record.model_dump(include={"method", "kl"}), own).items():
+        yield f"its {name} is {stored}, but row {row.name!r} of its configuration has {configured}"
+    if foreign := foreign_code(run.suite, row):
+        yield Note(f"not compared with its class: {foreign} is code of its own; `bench verify --replay` runs it")
+        return
+    try:
+        method = make_method(run.suite, row)
+    except BenchError as error:
+        yield Note(f"not compared with its class, which cannot be made here ({str(error).rstrip('.')})")
+        return
+    yield from _parameters(run, method)
+    yield from _division(run, method, row)
+    yield from _schedule(run, method)
+    yield from _trained_steps(run, method)
+
+
+def foreign_code(suite: Suite, row: RowSpec) -> str | None:
+    """The first "module:Class" from which the row's schedule is made; verification imports no such code."""
+    names = [row.method, suite.noise_policy.kind if isinstance(suite.noise_policy, PluginSpec) else ""]
+    return next((name for name in names if ":" in name), None)
+
+
+def _parameters(run: StoredRun, method: Method) -> Iterator[str]:
+    """The parameters are those of the row; the clip range is scaled by the size of the latent."""
+    stored, own = dict(run.record.method_params), recorded_params(method)
+    clip, own_clip = stored.pop("clip_range", None), own.pop("clip_range", None)
+    for name, (there, here) in differences(stored, own, absent="absent").items():
+        yield f"its method's {name} is {shortened(there)}, but its configuration gives {shortened(here)}"
+    if not (isinstance(clip, float) and isinstance(own_clip, float) and clip > 0):
+        yield f"its clip range is {shortened(clip)}, but its configuration gives {own_clip}"
+        return
+    reference = run.suite.clip_reference_size
+    elements = None if reference is None else reference * (own_clip / clip) ** 2
+    if clip != own_clip if elements is None else not math.isclose(elements, round(elements), rel_tol=1e-9):
+        size = "" if elements is None else f", scaled from {reference} latent elements to a whole number of them"
+        yield f"its clip range is {clip:.6g}, but its configuration gives {own_clip:.6g}{size}"
+
+
+def _division(run: StoredRun, method: Method, row: RowSpec) -> Iterator[Result]:
+    stored = run.record.open_reasons
+    if stored is None:
+        yield missing(run.record, "open_reasons")
+    elif stored != (own := open_reasons(method, row)):
+        division = f"open ({'; '.join(own)})" if own else "closed"
+        yield f"its open_reasons are {stored}, but its class and its row make it {division}"
+
+
+def expected_schedule(method: Method, suite: Suite, rules: int) -> dict[str, list[float]]:
+    """What a run of this method records as its schedule."""
+    config = rollout_config(suite, 0)
+    sigmas = sigma_schedule(suite.budget.steps, suite.budget.shift)
+    noisy = noisy_steps(method, sigmas, config, 0)
+    scaled = rules > 1
+    weights = step_weights(method, sigmas, trainable_steps(noisy, config)) if scaled else method.step_weights(sigmas)
+    predicted = dataclasses.replace(method, equalizer="derived").step_weights(sigmas)
+    return {
+        "sigma": sigmas.tolist(),
+        "std": (injected_variance(method, sigmas).sqrt() * noisy).tolist(),
+        "predicted_grad_norm": (1 / predicted).tolist(),
+        "step_weight": weights.tolist(),
+    }
+
+
+def _schedule(run: StoredRun, method: Method) -> Iterator[Result]:
+    """The recorded schedule is that of the class, and each update used the weights of the steps that it trained."""
+    stored = run.record.extra.get("schedule")
+    if not isinstance(stored, Mapping):
+        yield missing(run.record, "extra.schedule")
+        return
+    expected = expected_schedule(method, run.suite, run.record.rules)
+    for name, values in expected.items():
+        if not _close(stored.get(name), values):
+            shown = [float(f"{value:.4g}") for value in values]
+            yield (
+                f"its schedule has {name} {shortened(stored.get(name))}, but {type(method).__name__} with its "
+                f"settings gives {shortened(shown)}"
+            )
+    if not run.lines or "step_weights" not in run.lines[0]:
+        yield missing(run.record, f"step_weights of {store.TRAIN}")
+        return
+    for line in run.lines:
+        logged = line.get("trained_steps")
+        steps = logged if isinstance(logged, list) else []
+        weights = [expected["step_weight"][i] for i in steps if _is_step(i, expected)]
+        if not _close(line.get("step_weights"), weights):
+            stored_weights = shortened(line.get("step_weights"))
+            yield (
+                f"update {line['update']} of {store.TRAIN} has the step weights {stored_weights}, but its schedule "
+                f"gives {shortened(weights)}"
+            )
+            return
+
+
+def _is_step(i: Any, schedule: Mapping[str, list[float]]) -> bool:
+    return type(i) is int and 0 <= i < len(schedule["step_weight"])
+
+
+def _close(stored: Any, expected: list[float]) -> bool:
+    """Whether a list of the record has the expected numbers, up to `ROUNDING`."""
+    return (
+        isinstance(stored, list)
+        and len(stored) == len(expected)
+        and all(
+            isinstance(a, (int, float)) and math.isclose(a, b, rel_tol=ROUNDING, abs_tol=ROUNDING * 1e-2)
+            for a, b in zip(stored, expected, strict=True)
+        )
+    )
+
+
+def _trained_steps(run: StoredRun, method: Method) -> Iterator[Result]:
+    """Every update trained the steps of the stream that is named after seed and update."""
+    budget, seed = run.suite.budget, run.record.seed
+    if seed is None or not run.lines:
+        return
+    if "trained_steps" not in run.lines[0]:
+        yield missing(run.record, f"trained_steps of {store.TRAIN}")
+        return
+    config, sigmas = rollout_config(run.suite, seed), sigma_schedule(budget.steps, budget.shift)
+    for line in run.lines:
+        update = line["update"]
+        steps = trained_steps(method, sigmas, noisy_steps(method, sigmas, config, update), config, update).tolist()
+        if line.get("trained_steps") != steps:
+            stored = shortened(line.get("trained_steps"))
+            yield f"update {update} of {store.TRAIN} trained the steps {stored}, but its seed draws {steps}"
+            return
