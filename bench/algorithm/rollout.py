@@ -182,6 +182,23 @@ def trained_steps(
     return chosen.sort().values
 
 
+def schedule_properties(
+    method: Method, sigmas: Float[Tensor, "t1"], settings: RolloutConfig
+) -> dict[str, list[float]]:
+    """Properties of each rollout step: sigma, std of the noise, predicted gradient norm and step weight.
+
+    Noisy steps are those of the first update.
+    """
+    noisy = noisy_steps(method, sigmas, settings, 0)
+    predicted = replace(method, equalizer="derived").step_weights(sigmas)
+    return {
+        "sigma": sigmas.tolist(),
+        "std": (injected_variance(method, sigmas).sqrt() * noisy).tolist(),
+        "predicted_grad_norm": (1 / predicted).tolist(),
+        "step_weight": step_weights(method, sigmas, trainable_steps(noisy, settings)).tolist(),
+    }
+
+
 def local_samples(budget: Budget, world: World) -> Int[Tensor, "b"]:
     """Numbers of the samples of this process: its micro-batches of the update."""
     b = budget.prompts * budget.group_size

@@ -123,7 +123,7 @@ def _replay_folder(out: Path | None, run: Path, digest: str) -> Iterator[Path]:
 
 
 def _repeat_run(job: Job, report: ProgressCallback) -> ReplayResult:
-    record = execute(job, report)
+    record = execute(job, report, log_attempt=False)
     _, scores = store.read_run(job.folder)
     return ReplayResult(
         store.read_lines(job.folder / store.TRAIN),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bench import store
-from bench.algorithm.rollout import injected_variance, noisy_steps, step_weights, trainable_steps, trained_steps
+from bench.algorithm.rollout import noisy_steps, schedule_properties, trained_steps
 from bench.api import Method
 from bench.audit.findings import Note, Result, StoredRun, missing
 from bench.core.errors import BenchError
@@ -77,19 +76,10 @@ def _division(run: StoredRun, method: Method, row: RowSpec) -> Iterator[Result]:
 
 
 def expected_schedule(method: Method, suite: Suite, rules: int) -> dict[str, list[float]]:
-    """What a run of this method records as its schedule."""
-    config = rollout_config(suite, 0)
+    """What a run of this method under this version of the rules records as its schedule."""
     sigmas = sigma_schedule(suite.budget.steps, suite.budget.shift)
-    noisy = noisy_steps(method, sigmas, config, 0)
-    scaled = rules > 1
-    weights = step_weights(method, sigmas, trainable_steps(noisy, config)) if scaled else method.step_weights(sigmas)
-    predicted = dataclasses.replace(method, equalizer="derived").step_weights(sigmas)
-    return {
-        "sigma": sigmas.tolist(),
-        "std": (injected_variance(method, sigmas).sqrt() * noisy).tolist(),
-        "predicted_grad_norm": (1 / predicted).tolist(),
-        "step_weight": weights.tolist(),
-    }
+    schedule = schedule_properties(method, sigmas, rollout_config(suite, 0))
+    return schedule if rules > 1 else {**schedule, "step_weight": method.step_weights(sigmas).tolist()}
 
 
 def _schedule(run: StoredRun, method: Method) -> Iterator[Result]:

@@ -156,9 +156,12 @@ def load_models(job: Job, report: ProgressCallback = silent, world: World = SING
     return LoadedModels(backbone, evaluators, {CHECKS_GATE: checked, GATE: golden_gate(prepared, evaluators)})
 
 
-def execute(job: Job, report: ProgressCallback = silent, world: World = SINGLE_PROCESS) -> store.RunRecord:
+def execute(
+    job: Job, report: ProgressCallback = silent, world: World = SINGLE_PROCESS, log_attempt: bool = True
+) -> store.RunRecord:
     """Collective call: do one run and return its record, which the main process writes.
 
+    `log_attempt`: whether the start is an attempt at a result, which `attempts.jsonl` lists; a replay is none.
     A run that diverges has a record with status "failed". After any other error the run is unfinished and can resume.
     """
     if isinstance(job, TrainingRun):
@@ -168,7 +171,7 @@ def execute(job: Job, report: ProgressCallback = silent, world: World = SINGLE_P
         finished = world.is_main and store.is_finished(job.folder, job.digest)  # by another process, meanwhile
         if any(world.all_gather(finished)):
             return store.read_record(job.folder)
-        return _execute(job, report, world)
+        return _execute(job, report, world, log_attempt)
 
 
 def _watch_folder(job: Job, report: ProgressCallback) -> ProgressCallback:
@@ -193,25 +196,22 @@ def _train_and_evaluate(job: Job, outcome: RunOutcome, clock: Ledger, report: Pr
         outcome.scores = evaluate(backbone, evaluators, job.prepared, report, world)
 
 
-def _claim_folder(job: Job) -> str:
-    """Mark the folder as that of this run and log the attempt; returns its hash.
-
-    Another run in the folder is removed if the job overwrites, else refused.
-    """
+def _claim_folder(job: Job) -> None:
+    """Mark the folder as that of this run; another run in it is removed if the job overwrites, else refused."""
     other = store.other_digest(job.folder, job.digest)
     if other is not None:
         if not job.overwrite:
             store.check_digest(job.folder, other, job.digest)
         store.remove_run(job.folder)
     store.start_run(job.folder, job.digest, job.inputs)
-    identity = job.identity
-    return record_attempt(job.suite_folder, "start", identity["row"], identity["seed"], job.digest)
 
 
-def _execute(job: Job, report: ProgressCallback, world: World) -> store.RunRecord:
+def _execute(job: Job, report: ProgressCallback, world: World, log_attempt: bool) -> store.RunRecord:
     attempt = None
     if world.is_main:
-        attempt = _claim_folder(job)
+        _claim_folder(job)
+        if log_attempt:
+            attempt = record_attempt(job.suite_folder, "start", job.identity["row"], job.identity["seed"], job.digest)
         report = _watch_folder(job, report)
     world.barrier()  # the files of another run are gone
     clock = Ledger()

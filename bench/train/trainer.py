@@ -21,10 +21,7 @@ from bench.algorithm.rollout import (
     Rollout,
     RolloutConfig,
     Sampler,
-    injected_variance,
-    noisy_steps,
-    step_weights,
-    trainable_steps,
+    schedule_properties,
 )
 from bench.algorithm.update import UpdateConfig, Updater, UpdateStats
 from bench.algorithm.weights import check_settings, check_weights, weights_hash
@@ -189,22 +186,11 @@ class Trainer:
             done = [line for line in store.read_lines(lines) if line["update"] < self.updates_done]
             store.write_text(lines, "".join(json.dumps(line) + "\n" for line in done))
 
-    def schedule(self) -> dict[str, list[float]]:
-        """Properties of each rollout step: sigma, std of the noise, predicted gradient norm and step weight."""
-        config, sigmas = self.job.prepared.rollout_config(0), self.job.prepared.sigmas
-        noisy = noisy_steps(self.method, sigmas, config, 0)
-        weights = step_weights(self.method, sigmas, trainable_steps(noisy, config))
-        predicted = dataclasses.replace(self.method, equalizer="derived").step_weights(sigmas)
-        return {
-            "sigma": sigmas.tolist(),
-            "std": (injected_variance(self.method, sigmas).sqrt() * noisy).tolist(),
-            "predicted_grad_norm": (1 / predicted).tolist(),
-            "step_weight": weights.tolist(),
-        }
-
     def record_extras(self) -> dict[str, Any]:
         """Entries of the record's `extra`."""
-        return {"schedule": self.schedule(), **recorded_optimizer(self.suite.budget, self.optimizer)}
+        prepared = self.job.prepared
+        schedule = schedule_properties(self.method, prepared.sigmas, prepared.rollout_config(0))
+        return {"schedule": schedule, **recorded_optimizer(self.suite.budget, self.optimizer)}
 
     def train(self, report: ProgressCallback, until: int | None = None) -> None:
         """Do the remaining updates, or only those before update `until`."""
