@@ -38,11 +38,14 @@ class Advantages:
     """Marks the samples that train."""
 
     @classmethod
-    def compute(cls, method: Method, rewards: Rewards) -> Advantages:
-        """The method's advantages and selection, after checks of their shapes and that all values are finite."""
+    def compute(cls, method: Method, rewards: Rewards, closed: bool = False) -> Advantages:
+        """The method's advantages and selection, after checks of their shapes and that all values are finite.
+
+        `closed`: those of `Method`, whatever the class has: the row stands in the closed division.
+        """
         rewards.check()
         name, (p, g) = type(method).__name__, next(iter(rewards.values())).shape
-        adv = method.advantages(rewards)
+        adv = Method.advantages(method, rewards) if closed else method.advantages(rewards)
         if adv.ndim != 3 or adv.shape[1:] != (p, g):
             raise BenchError(f"{name}.advantages returned {list(adv.shape)}: return [k, {p}, {g}].")
         if not torch.isfinite(adv).all():
@@ -52,7 +55,7 @@ class Advantages:
                 f"{name}.advantages returned {len(adv)} advantages: return one, or one per reward "
                 f"({len(rewards.weights)}: {', '.join(rewards.weights)})."
             )
-        keep = method.select(adv).flatten()
+        keep = (Method.select(method, adv) if closed else method.select(adv)).flatten()
         if not keep.any():
             raise DivergedError(f"{name}.select keeps no sample of this update: nothing is left to train on.")
         return cls(adv.flatten(1), [1.0] if len(adv) == 1 else list(rewards.weights.values()), keep)
@@ -83,6 +86,8 @@ class UpdateConfig:
     """Updates between two splits of the gradient into the KL part and the rest; 0: never."""
     world: World = SINGLE_PROCESS
     """The processes over which the micro-batches are distributed."""
+    closed: bool = False
+    """Whether the row stands in the closed division, whose credit is that of the suite."""
     culprit: str = "a plug-in"
     """Row, method and backbone, for the error of a plug-in that changes what only the harness may change."""
 
@@ -183,7 +188,7 @@ class Updater:
         world, budget = self.config.world, self.config.budget
         stats = UpdateStats(weights_before=weights_hash(self.backbone.parameters(), world))
         stats.weights_after = stats.weights_before
-        advantages, state = Advantages.compute(self.method, rewards), dict(kl_state)
+        advantages, state = Advantages.compute(self.method, rewards, self.config.closed), dict(kl_state)
         parts = minibatches(budget, self.config.seed, update)
         if len(parts) > 1 and world.dp_size > 1:
             local = [rows for part in parts for rows in world.local_items(split_micro_batches(part, budget))]

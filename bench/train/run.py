@@ -27,7 +27,6 @@ from bench.store.attempts import record_attempt
 from bench.store.lock import run_lock
 from bench.store.policy import save_policy
 from bench.suite.devices import gpu_name
-from bench.suite.division import open_reasons
 from bench.suite.job import Job, TrainingRun
 from bench.suite.methods import recorded_params
 from bench.suite.prepared import make_backbone, make_evaluator
@@ -118,7 +117,7 @@ def _trained_fields(trainer: Trainer) -> dict[str, Any]:
         "ledger": trainer.ledger.totals(),
         "seconds": trainer.ledger.seconds,
         "updates_done": trainer.updates_done,
-        "open_reasons": open_reasons(trainer.method, trainer.job.spec),
+        "open_reasons": trainer.open_reasons,
         "train_digest": train_digest(trainer.job.folder),
         "gates": {} if trainer.audit is None else {"ratio_audit": trainer.audit},
         "extra": trainer.record_extras(),

@@ -34,6 +34,7 @@ from bench.core.progress import ProgressCallback, Step
 from bench.core.rewards import Rewards, tied
 from bench.core.rng import stream
 from bench.core.world import COMPARE_EVERY, SINGLE_PROCESS, World
+from bench.suite.division import open_reasons
 from bench.suite.job import TrainingRun
 from bench.suite.schema import Suite
 from bench.train import checkpoint
@@ -77,6 +78,8 @@ class Trainer:
     """The ratio audit of update 0."""
     weights: str = ""
     """Hash of the trained weights after the latest update; before the first one, of the new policy."""
+    open_reasons: list[str] = dataclasses.field(default_factory=list)
+    """Why the row stands in the open division; [] for a closed row."""
     hooks: dict[str, str] = dataclasses.field(default_factory=dict)
     """Digests of the results of the method's hooks at the start of the run."""
 
@@ -121,6 +124,7 @@ class Trainer:
             uncond_grad=self.suite.trains_uncond,
             probe_every=self.suite.probe_every,
             world=self.world,
+            closed=not self.open_reasons,
             culprit=self.culprit,
         )
         return Updater(self.backbone, self.method, self.kl_policy, self.optimizer, config, self.ledger)
@@ -137,6 +141,7 @@ class Trainer:
         optimizer = make_optimizer(budget, backbone.parameters(), sharded_backbone(backbone, world))
         kl_state = job.row.kl_policy.init_state()
         trainer = cls(job, backbone, method, evaluators, optimizer, Ledger(), kl_state, world)
+        trainer.open_reasons = open_reasons(method, job.spec)
         trainer.weights, trainer.hooks = trainer.weights_now(), hook_digests(method, sigmas)
         trainer.load()
         return trainer

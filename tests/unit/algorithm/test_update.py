@@ -297,6 +297,21 @@ def test_select_trains_on_the_selected_samples_alone() -> None:
     )
 
 
+def test_a_closed_row_has_the_credit_of_the_suite_whatever_its_class_does() -> None:
+    """So a class that recognises the probe of the division gains nothing."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Scaled(BestHalf):
+        def advantages(self, rewards: Rewards) -> Tensor:
+            return 10 * super().advantages(rewards)
+
+    rewards = make_rewards(2, 4)
+    closed, suite = Advantages.compute(Scaled(), rewards, closed=True), Advantages.compute(FlowGRPO(), rewards)
+    assert torch.equal(closed.adv, suite.adv)
+    assert closed.keep.all()
+    assert not torch.equal(Advantages.compute(Scaled(), rewards).adv, suite.adv)
+
+
 def test_an_update_spends_exactly_its_budget() -> None:
     done = run_update(SAGEGRPO(), minibatches=2, micro_batch=2)
     done.ledger.spend("decodes", 8)
