@@ -136,6 +136,16 @@ def _claims(stored: Mapping[str, Mapping[str, Array]]) -> list[str]:
         "Stored results before and now",
         "Every pair of the stored nano suite, and each comparison of the stored ablations that Holm's method called\n"
         "significant before or does now. Its family here is one score of one table.",
-        ["table", "score", "difference", "seeds", "mean", "p before", "Holm before", "p now", "Holm now"],
+        [
+            "table",
+            "score",
+            "difference",
+            "seeds",
+            "mean",
+            "p before",
+            "Holm over this score, before",
+            "p now",
+            "Holm over this score, now",
+        ],
         rows,
     )

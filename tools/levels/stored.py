@@ -8,8 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from bench.core.provenance import ROOT
-from bench.report.data.ablation import grouped, level_metrics, levels_of, shows_same_runs
-from bench.report.data.ablation import tested_scores as level_scores
+from bench.report.data.ablation import by_group, level_metrics, level_scores, levels_of, shows_same_runs
 from bench.report.data.differences import common_seeds, pair_matrix, tested_scores
 from bench.report.data.power import Spread, estimate_spread
 from bench.report.data.records import load_records
@@ -41,7 +40,7 @@ def level_differences(study: str) -> dict[str, dict[str, Array]]:
     levels = levels_of({variant: load_records(folder) for variant, folder in folders.items()})
     found: dict[str, dict[str, Array]] = {score: {} for score in level_scores(level_metrics(levels))}
     for score, comparisons in found.items():
-        for first, *others in grouped(levels).values():
+        for first, *others in by_group(levels).values():
             for level in others:
                 x = pair_matrix(level.runs, first.runs, score, common_seeds(level.runs, first.runs))
                 if not shows_same_runs(level, first) and x is not None:

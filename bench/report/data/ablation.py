@@ -15,6 +15,7 @@ from bench.report import formatting
 from bench.report.data import dynamics
 from bench.report.data.differences import (
     common_seeds,
+    compares_pairs,
     interval_columns,
     pair_difference,
     pair_matrix,
@@ -107,11 +108,16 @@ def _level(group: str, name: str, runs: RowRuns, suite: SuiteRecords) -> Ablatio
 
 
 def levels_of(suites: Mapping[str, SuiteRecords]) -> list[AblationLevel]:
-    """Levels of a study (variant to suite), or of one suite under the key ""; [] if there is nothing to compare."""
-    return levels_of_suite(suites[""]) if list(suites) == [""] else levels_of_study(suites)
+    """Levels of a study (variant to suite), or of one suite under the key ""; [] if there is nothing to compare.
+
+    A suite whose main table tests the pairs of its rows has no levels: one difference has one p-value.
+    """
+    if list(suites) != [""]:
+        return levels_of_study(suites)
+    return [] if compares_pairs(suites[""]) else levels_of_suite(suites[""])
 
 
-def grouped(levels: Sequence[AblationLevel]) -> dict[str, list[AblationLevel]]:
+def by_group(levels: Sequence[AblationLevel]) -> dict[str, list[AblationLevel]]:
     """Group to its levels, both in the order of `levels`."""
     groups: dict[str, list[AblationLevel]] = {}
     for level in levels:
@@ -140,7 +146,7 @@ def to_first_columns(metrics: Mapping[str, MetricColumn]) -> dict[str, str]:
     return {name: short.get(name, f"to_first_{name}") for name in (first, *others)}
 
 
-def tested_scores(metrics: Mapping[str, MetricColumn]) -> list[str]:
+def level_scores(metrics: Mapping[str, MetricColumn]) -> list[str]:
     """Scores whose differences are tested: the first one and gold Overall, its check."""
     return [name for index, name in enumerate(metrics) if index == 0 or name == "gold_overall"]
 
@@ -179,21 +185,21 @@ def _runs(levels: Sequence[AblationLevel]) -> Iterator[tuple[str, Run]]:
 def compare_levels(levels: Sequence[AblationLevel]) -> pd.DataFrame:
     """One line per level: its scores, and its differences to the base and to the first level of its group.
 
-    Columns: group, level, n_seeds, n_failed; each of `level_metrics` with `_lo`, `_hi`, and for `tested_scores`
+    Columns: group, level, n_seeds, n_failed; each of `level_metrics` with `_lo`, `_hi`, and for `level_scores`
     `<score>_delta` (to the base of the level's own suite, paired by prompt); `to_first*` (to the group's first level,
     paired by seed and prompt over the `to_first_seeds` seeds that both finished; NaN where both are the same runs)
-    with `_lo`, `_hi`, and for `tested_scores` also `_p`, `_p_holm` (over all tests of the table), `_margin` (see
+    with `_lo`, `_hi`, and for `level_scores` also `_p`, `_p_holm` (over all tests of the table), `_margin` (see
     `tested_columns`) and `_mde` (the smallest detectable difference at Holm's first step); `dynamics.columns`;
     failed_gates, run_ids. Scores are in score units; intervals are 95 % intervals; NaN where a number is unknown.
     """
     refuse_mixed(levels)
     metrics = level_metrics(levels)
-    tested = tested_scores(metrics)
-    sides = [(level, group[0]) for group in grouped(levels).values() for level in group]
+    tested = level_scores(metrics)
+    sides = [(level, group[0]) for group in by_group(levels).values() for level in group]
     estimates = [_to_first(level, first, metrics) for level, first in sides]
     p = [estimate.p if (estimate := found[score]) else np.nan for found in estimates for score in tested]
     adjusted, level_of_test = iter(holm(p)), LEVEL / max(1, int(np.isfinite(p).sum()))
-    setbacks = {name: dynamics.setbacks(group[0].runs) for name, group in grouped(levels).items()}
+    setbacks = {name: dynamics.setbacks(group[0].runs) for name, group in by_group(levels).items()}
     lines = []
     for (level, first), found in zip(sides, estimates, strict=True):
         columns: dict[str, Any] = {"to_first_seeds": len(_compared_seeds(level, first))}
@@ -235,7 +241,7 @@ def _scores_of(level: AblationLevel, metrics: Mapping[str, MetricColumn]) -> dic
     for score in metrics:
         x = runs.matrix(score)
         line |= interval_columns(score, None if x is None else two_way(x))
-        if score in tested_scores(metrics):
+        if score in level_scores(metrics):
             base = level.base.cells.get(score) if level.base else None
             delta = None if x is None or base is None else paired_difference(x, base.to_numpy())
             line |= interval_columns(f"{score}_delta", delta)

@@ -7,19 +7,19 @@ from collections.abc import Mapping
 import pandas as pd
 
 from bench.report import formatting
-from bench.report.data.ablation import tested_scores, to_first_columns
+from bench.report.data.ablation import level_scores, to_first_columns
 from bench.report.data.metrics import MetricColumn
 from bench.report.data.statistics import LEAST_SEEDS
-from bench.report.data.verdict import difference_text, exploratory_sentence, is_exploratory, sign_of, size
+from bench.report.data.verdict import difference_text, exploratory_sentence, is_exploratory, sign_of, span
 
 
 def ablation_verdict(table: pd.DataFrame, metrics: Mapping[str, MetricColumn]) -> list[str]:
     """Which levels of an ablation are better or worse than their baseline; `table` is that of `compare_levels`.
 
-    A result whose p is below 0.05 as it is, but not after Holm over the whole page, is called exploratory.
+    A result whose p is below 0.05 as it is, but not after Holm over the whole table, is called exploratory.
     """
     sentences = []
-    for score in tested_scores(metrics):
+    for score in level_scores(metrics):
         sentences += _of_score(table, metrics[score], to_first_columns(metrics)[score])
     if not sentences:
         return [f"No level has {LEAST_SEEDS} seeds to compare with its baseline, so nothing is shown."]
@@ -28,8 +28,8 @@ def ablation_verdict(table: pd.DataFrame, metrics: Mapping[str, MetricColumn]) -
         metric, sizes = next(iter(metrics.values())), known["to_first_mde"]
         sentences.append(
             f"{int(known['to_first_seeds'].min())} seeds can show a true difference to the baseline in "
-            f"{metric.title} with a power of 80 % if it is at least {size(sizes.min())} to {size(sizes.max())}, "
-            "depending on the level (at Holm's first step). Smaller ones are not ruled out."
+            f"{metric.title} with a power of 80 % if it is at least {span(sizes, 'level')} (at Holm's first step). "
+            "Smaller ones are not ruled out."
         )
     return sentences
 
@@ -55,10 +55,8 @@ def _of_score(table: pd.DataFrame, metric: MetricColumn, name: str) -> list[str]
     ]
     sentences += exploratory_sentence(metric.title, exploratory)
     if undecided:
-        least, most = size(min(undecided)), size(max(undecided))
-        margin = f"±{least}" if least == most else f"±{least} to ±{most}, depending on the level"
         sentences.append(
             f"{metric.title}: {len(undecided)} of {len(tested)} levels cannot be told apart from their baseline; "
-            f"alike within {margin}."
+            f"at most {span(undecided, 'level', '±', ' apart')}."
         )
     return sentences

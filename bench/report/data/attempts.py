@@ -61,7 +61,7 @@ def _counted(suite: SuiteRecords, attempts: Sequence[Attempt]) -> str:
             digests.setdefault((attempt.row, attempt.seed), []).append(attempt.digest)
         elif attempt.seed is not None:
             copied.add((attempt.row, attempt.seed))
-    records = [record for runs in suite.rows for record in (*(run.record for run in runs.finished), *runs.failed)]
+    records = [record for runs in suite.rows for record in runs.records]
     shown = {(record.row, record.seed) for record in records if record.seed is not None}
     again = {run: set(values) for run, values in digests.items() if len(values) > 1}
     differences = {

@@ -11,13 +11,14 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json
-from bench.report.data.differences import interval_columns, tested_scores
+from bench.report.data.differences import interval_columns, same_runs, tested_scores
 from bench.report.data.metrics import FURTHER, REWARD, MetricColumn
 from bench.report.data.power import detectable_difference
 from bench.report.data.records import EQUAL_SPENDING, RowRuns, SuiteRecords, differing_settings, load_records
 from bench.report.data.reference import inside_band, prediction_band
 from bench.report.data.selection import BASE, row_settings
 from bench.report.data.statistics import (
+    LEAST_SEEDS,
     LEVEL,
     Array,
     Estimate,
@@ -94,6 +95,8 @@ def compare(a: Path, b: Path, open_division: bool = False) -> Comparison:
     pairs, unmatched = match_rows(suite_a, suite_b)
     if not pairs:
         raise BenchError(f"{a} and {b} have no row in common that has finished: {' '.join(unmatched)}")
+    if not compared_metrics(suite_a, suite_b, unequal):
+        raise BenchError(f"{a} and {b} have no score in common: score both with one evaluator, and run them again.")
     table = score_differences(suite_a, suite_b, pairs, unequal)
     return Comparison(a=suite_a, b=suite_b, pairs=pairs, unmatched=unmatched, unequal=unequal, table=table)
 
@@ -167,11 +170,12 @@ def _why_unmatched(runs: RowRuns, b: SuiteRecords) -> str:
 def select_seeds(a: Sequence[int], b: Sequence[int]) -> Sides:
     """The seeds of each side that a difference uses, and whether it is paired by seed.
 
-    With two or more common seeds: these, paired. Otherwise the seeds count as independent; a single common seed then
-    counts only on the side that has fewer seeds, since a run is not an independent repetition of itself.
+    Common seeds are paired if there are at least `LEAST_SEEDS`, or if one side has no other seed. Otherwise the seeds
+    count as independent; the common ones then count only on the side that has fewer seeds, since a run is not an
+    independent repetition of itself.
     """
     common = sorted(set(a) & set(b))
-    if len(common) > 1 or list(a) == list(b):
+    if len(common) >= min(LEAST_SEEDS, len(a), len(b)):
         return Sides(common, common, True)
     rest_a, rest_b = ([seed for seed in one if seed not in common] for one in (a, b))
     return Sides(rest_a, list(b), False) if len(a) > len(b) else Sides(list(a), rest_b, False)
@@ -212,12 +216,7 @@ def score_differences(
 
 def equal_pair(pair: RowPair) -> bool:
     """Whether a row is compared over common seeds, whose scores are all equal bit for bit."""
-    used = select_seeds(pair.a.seeds, pair.b.seeds)
-    digests = [
-        [run.record.scores_digest for run in runs.finished if run.record.seed in seeds]
-        for runs, seeds in ((pair.a, used.a), (pair.b, used.b))
-    ]
-    return used.paired and digests[0] == digests[1]
+    return select_seeds(pair.a.seeds, pair.b.seeds).paired and same_runs(pair.a, pair.b)
 
 
 def compared_metrics(a: SuiteRecords, b: SuiteRecords, unequal: Mapping[str, Any]) -> dict[str, MetricColumn]:

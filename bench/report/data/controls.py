@@ -16,9 +16,11 @@ from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json
 from bench.core.provenance import ROOT
 from bench.report import formatting
+from bench.report.data.differences import interval_columns
+from bench.report.data.power import detectable_difference
 from bench.report.data.records import SuiteRecords, incomparable_setting, load_records
 from bench.report.data.selection import row_settings
-from bench.report.data.statistics import detectable_effect, paired_difference
+from bench.report.data.statistics import LEAST_SEEDS, two_way
 from bench.store.files import find
 from bench.store.record import RUN
 
@@ -27,7 +29,7 @@ SEEDS = 6
 """Seeds that a control takes; one with fewer says so."""
 SHARE = 0.5
 """The upper limits of a negative control must lie below this share of the positive control's mean effect."""
-UNDECIDED = "Undecided: runs are missing or failed, or fewer than two seeds are finished."
+UNDECIDED = f"Undecided: runs are missing or failed, or fewer than {LEAST_SEEDS} seeds are finished."
 
 
 class Control(NamedTuple):
@@ -115,7 +117,7 @@ def _line(kind: Control, control: SuiteRecords, start: str, own: Path, stored: P
     digits = formatting.decimals(table, "delta")
     rows = [
         f"{row['row']} {formatting.interval(row, 'delta', digits)}"
-        f"{f' (MDE {formatting.number(row.mde)})' if kind.negative and row.mde > 0 else ''}{row['part']}"
+        f"{f' (MDE of one test {formatting.number(row.mde)})' if kind.negative and row.mde > 0 else ''}{row['part']}"
         for _, row in table.iterrows()
     ]
     reward = " + ".join(f"{weight:g} {name}" for name, weight in control.weights.items()) or "not recorded"
@@ -141,13 +143,13 @@ def _differences(control: SuiteRecords) -> pd.DataFrame:
     base = control.base.cells.get("trained") if control.base else None
     for runs in control.rows:
         x = runs.matrix("trained")
-        estimate = None if x is None or base is None else paired_difference(x, base.to_numpy())
-        mean, lo, hi = (estimate.mean, estimate.lo, estimate.hi) if estimate else (np.nan,) * 3
+        difference = None if x is None or base is None else x - base.to_numpy()
+        estimate = None if difference is None else two_way(difference)
         done, failed = len(runs.finished), len(runs.failed)
         lines.append(
             {
-                **{"row": runs.row.name, "delta": mean, "delta_lo": lo, "delta_hi": hi},
-                "mde": detectable_effect(estimate.se, estimate.df) if estimate else np.nan,
+                **{"row": runs.row.name, **interval_columns("delta", estimate)},
+                "mde": np.nan if difference is None else detectable_difference(difference),
                 "part": "" if done == len(control.seeds) else f" ({done}/{len(control.seeds)} seeds, {failed} failed)",
                 "settings": canonical_json(row_settings(runs.finished[0].record)) if runs.finished else "",
             }
@@ -171,7 +173,7 @@ def _limits(control: SuiteRecords, own: Path, stored: Path) -> Limits:
     effects = _differences(positive)
     shown = effects[effects["delta_lo"] > 0]
     limits = {str(row["settings"]): SHARE * float(row["delta"]) for _, row in shown.iterrows()}
-    return Limits(limits, "the positive control shows no effect")
+    return Limits(limits, "the positive control shows no effect in that row, or has no such row")
 
 
 def _positive(table: pd.DataFrame) -> tuple[bool | None, str]:

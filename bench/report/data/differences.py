@@ -27,7 +27,8 @@ from bench.report.data.statistics import (
     two_way,
 )
 
-#: With more rows than this the pairs are left out: after the correction for so many tests none would be significant.
+#: With more closed rows than this the pairs are left out: after the correction for so many tests none would be
+#: significant.
 MOST_ROWS_FOR_PAIRS = 6
 #: A caption of the nano world; its first word after the article is the colour.
 NANO_CAPTION = re.compile(r"a (\w+) \w+ moving \w+ \w+")
@@ -79,9 +80,14 @@ def tested_scores(suite: SuiteRecords) -> list[str]:
     return list(dict.fromkeys([suite.primary, *(name for name in ("gold_overall",) if name in suite.columns)]))
 
 
+def compares_pairs(suite: SuiteRecords) -> bool:
+    """Whether the pairs of rows are tested: with at most `MOST_ROWS_FOR_PAIRS` closed rows. Open rows do not count."""
+    return sum(not runs.row.open for runs in suite.rows) <= MOST_ROWS_FOR_PAIRS
+
+
 def pairs_of_rows(suite: SuiteRecords) -> Iterator[tuple[RowRuns, RowRuns]]:
-    """Every pair of rows, those with an open row last; none with more than `MOST_ROWS_FOR_PAIRS` rows."""
-    pairs = combinations(suite.rows if len(suite.rows) <= MOST_ROWS_FOR_PAIRS else [], 2)
+    """Every pair of rows, those with an open row last; none unless `compares_pairs`."""
+    pairs = combinations(suite.rows if compares_pairs(suite) else [], 2)
     return iter(sorted(pairs, key=lambda pair: pair[0].row.open or pair[1].row.open))
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from bench.report.data.differences import interval_columns
 from bench.report.data.records import RowRuns, Run
-from bench.report.data.statistics import Estimate, one_way
+from bench.report.data.statistics import over_seeds
 from bench.report.data.training import TrainModel, validated
 from bench.store.files import read_lines
 from bench.store.record import TRAIN
@@ -95,13 +95,13 @@ def columns(runs: RowRuns, baseline: Mapping[int | None, float]) -> dict[str, An
     """
     updates = {run.record.seed: lines(run) for run in runs.finished}
     spreads = [value for value in map(gradient_spread, updates.values()) if np.isfinite(value)]
-    spread = interval_columns("grad_spread", one_way(np.log(spreads)) if spreads else None)
+    spread = interval_columns("grad_spread", over_seeds(np.log(spreads)) if spreads else None)
     falls = {seed: setback(update_lines) for seed, update_lines in updates.items()}
     return {
         "kl_share": _mean([x for x in map(kl_share, updates.values()) if np.isfinite(x)]),
         **{name: float(np.exp(value)) for name, value in spread.items()},
-        **interval_columns("setback", _over_seeds(list(falls.values()))),
-        **interval_columns("to_first_setback", _over_seeds([falls[s] - baseline[s] for s in falls if s in baseline])),
+        **_mean_columns("setback", list(falls.values())),
+        **_mean_columns("to_first_setback", [falls[s] - baseline[s] for s in falls if s in baseline]),
     }
 
 
@@ -111,9 +111,10 @@ def clipped_steps(runs: RowRuns) -> tuple[int, int]:
     return sum(line.grad_clipped or 0 for line in updates), sum(len(line.grad_norm) for line in updates)
 
 
-def _over_seeds(values: Sequence[float]) -> Estimate | None:
+def _mean_columns(name: str, values: Sequence[float]) -> dict[str, float]:
+    """The columns of the mean over the seeds whose number is known."""
     known = [value for value in values if np.isfinite(value)]
-    return one_way(known) if known else None
+    return interval_columns(name, over_seeds(known) if known else None)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -36,11 +36,11 @@ from bench.core.errors import BenchError
 from bench.report.data.controls import CONTROLS, is_control
 from bench.report.data.metrics import FURTHER, SUMS
 from bench.report.data.records import Run, SuiteRecords, load_records, recorded_settings
-from bench.report.data.statistics import paired_difference
+from bench.report.data.selection import Row
+from bench.report.data.statistics import Array, paired_difference
 from bench.store.files import find
 from bench.store.record import RUN, read_record
 
-Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 BANDWIDTHS = (4.0, 2.0, 1.0, 0.5, 0.25)
@@ -106,7 +106,8 @@ def _calibrates(control: Path, suite: SuiteRecords) -> bool:
 def beyond_judges(suite: SuiteRecords, controls: Sequence[SuiteRecords]) -> pd.DataFrame:
     """One line per trained row, then one per row of a control, which is left out of its own calibration.
 
-    - `row`: its label; `control`: name of the control's suite, "" for a row of `suite`.
+    - `row`: its label; `name`: the same as shown, marked if it is open; `control`: name of the control's suite, "" for
+      a row of `suite`.
     - `beyond`, `beyond_lo`, `beyond_hi`: excess of the trained score over the base's with its 95 % interval, score
       units. NaN where the row is not calibrated: with `outside` above `MOST_OUTSIDE`, or with fewer than
       `LEAST_VIDEOS` calibration videos per coefficient. The limits are NaN with too few seeds, too.
@@ -119,21 +120,29 @@ def beyond_judges(suite: SuiteRecords, controls: Sequence[SuiteRecords]) -> pd.D
     `calibration_suites`; without them, the calibration is on the base's videos alone.
     """
     judges, scores = held_out_judges(suite), _scores(suite)
-    columns = ["row", "control", *(f"{name}{end}" for name in scores for end in ENDS), "share", "outside", "explained"]
+    columns = [
+        "row",
+        "name",
+        "control",
+        *(f"{name}{end}" for name in scores for end in ENDS),
+        "share",
+        "outside",
+        "explained",
+    ]
     if not (judges and scores["beyond"] and suite.base) or is_control(suite):
         return pd.DataFrame(columns=columns)
 
-    def videos(one: SuiteRecords) -> dict[tuple[str, str], Videos]:
+    def videos(one: SuiteRecords) -> dict[tuple[str, Row], Videos]:
         name = "" if one is suite else one.name
-        return {(name, row.row.label): videos_of(row.finished, judges, scores) for row in one.rows if row.finished}
+        return {(name, runs.row): videos_of(runs.finished, judges, scores) for runs in one.rows if runs.finished}
 
     base = videos_of([suite.base], judges, scores)
-    free = {key: row for control in controls for key, row in videos(control).items()}
+    free = {key: own for control in controls for key, own in videos(control).items()}
     calibration = calibrate([base, *free.values()])
-    lines = [_line(key, row, base, calibration, list(scores)) for key, row in videos(suite).items()]
-    for key, row in free.items():
+    lines = [_line(key, own, base, calibration, list(scores)) for key, own in videos(suite).items()]
+    for key, own in free.items():
         others = joined([base, *(other for name, other in free.items() if name != key)])
-        lines.append(_line(key, row, base, replace(calibration, videos=others), list(scores)))
+        lines.append(_line(key, own, base, replace(calibration, videos=others), list(scores)))
     return pd.DataFrame(lines, columns=columns)
 
 
@@ -284,14 +293,15 @@ def local_linear(x: Array, at: Array, bandwidth: float) -> tuple[Array, Array]:
 
 
 def _line(
-    key: tuple[str, str], videos: Videos, base: Videos, calibration: Calibration, names: Sequence[str]
+    key: tuple[str, Row], videos: Videos, base: Videos, calibration: Calibration, names: Sequence[str]
 ) -> dict[str, Any]:
     """One line of `beyond_judges`; `names` are those of the scores."""
     control, row = key
+    line: dict[str, Any] = {"row": row.label, "name": row.name, "control": control}
     if not calibration.suffices:
-        return {"row": row, "control": control}
+        return line
     excess, outside = calibration.excess(videos)
-    line: dict[str, Any] = {"row": row, "control": control, "outside": outside, "explained": calibration.explained}
+    line |= {"outside": outside, "explained": calibration.explained}
     if outside > MOST_OUTSIDE:
         return line
     before, _ = calibration.excess(base)

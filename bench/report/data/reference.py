@@ -12,6 +12,7 @@ from scipy.special import stdtrit
 
 from bench.core.hashing import canonical_json
 from bench.report import formatting
+from bench.report.data.differences import tested_differences
 from bench.report.data.metrics import REWARD
 from bench.report.data.records import (
     RowRuns,
@@ -20,7 +21,7 @@ from bench.report.data.records import (
     incomparable_setting,
 )
 from bench.report.data.selection import BASE, row_settings
-from bench.report.data.statistics import CONFIDENCE
+from bench.report.data.statistics import CONFIDENCE, LEAST_SEEDS
 from bench.report.data.summary import summarise
 
 #: Scores that the verdict counts, if the suite has them. Differences to the base are left out: they are the score,
@@ -54,11 +55,11 @@ def prediction_band(stored: npt.ArrayLike, n: int) -> tuple[float, float]:
         mean(stored) +- t[m - 1, .975] s sqrt(1/n + 1/m)
 
     This is not a confidence interval of mu: it contains the noise of both sides. For seeds that are equal on both
-    sides it is too wide. Returns the lower and the upper limit; NaN with fewer than two stored seeds or n = 0.
+    sides it is too wide. Returns the lower and the upper limit; NaN with fewer than three stored seeds or n = 0.
     """
     y = np.asarray(stored, dtype=np.float64)
     m = len(y)
-    if m < 2 or n < 1:
+    if m < LEAST_SEEDS or n < 1:
         return math.nan, math.nan
     half = float(stdtrit(m - 1, (1 + CONFIDENCE) / 2)) * float(y.std(ddof=1)) * math.sqrt(1 / n + 1 / m)
     return float(y.mean()) - half, float(y.mean()) + half
@@ -72,9 +73,11 @@ def add_reference(table: pd.DataFrame, suite: SuiteRecords, stored: SuiteRecords
     """
     scores = list(compared_scores(suite))
     names = ["n_seeds", scores[0], f"{scores[0]}_lo", f"{scores[0]}_hi", *scores[1:]]
-    known = (summarise(stored) if stored else table.iloc[:0]).reindex(columns=["row", *names])
+    known = (summarise(stored, tested_differences(stored)) if stored else table.iloc[:0]).reindex(
+        columns=["row", *names]
+    )
     table = table.join(known.set_index("row")[names].add_prefix("reference_"), on="row")
-    comparable = _comparable_rows(suite, stored)
+    comparable = comparable_rows(suite, stored)
     for name in scores:
         bands = [_band(comparable.get(row["row"]), stored, name, row["n_seeds"]) for _, row in table.iterrows()]
         table[f"reference_{name}_band_lo"] = [lo for lo, _ in bands]
@@ -84,7 +87,7 @@ def add_reference(table: pd.DataFrame, suite: SuiteRecords, stored: SuiteRecords
     return table
 
 
-def _comparable_rows(suite: SuiteRecords, stored: SuiteRecords | None) -> dict[str, RowRuns]:
+def comparable_rows(suite: SuiteRecords, stored: SuiteRecords | None) -> dict[str, RowRuns]:
     """Label to stored runs of each row whose settings are the same on both sides; empty if the suites differ."""
     if stored is None or incomparable_setting(suite, stored) is not None:
         return {}
@@ -176,11 +179,11 @@ def _verdict(row: pd.Series[Any], name: str, equal: set[str]) -> str:
     return formatting.MISSING if pd.isna(inside) else ("inside" if inside else "outside")
 
 
-def same_runs(suite: SuiteRecords, stored: SuiteRecords) -> list[tuple[Run, Run]]:
+def pairs_of_equal_seeds(suite: SuiteRecords, stored: SuiteRecords) -> list[tuple[Run, Run]]:
     """Our run and the stored one for each row and seed that both have with the same settings, then the two bases."""
     reference = {
         (label, run.record.seed): run
-        for label, runs in _comparable_rows(suite, stored).items()
+        for label, runs in comparable_rows(suite, stored).items()
         for run in runs.finished
     }
     trained = [
@@ -199,7 +202,9 @@ def is_equal(pair: tuple[Run, Run]) -> bool:
 
 def equal_rows(suite: SuiteRecords, stored: SuiteRecords) -> set[str]:
     """Labels of the rows of which every finished run is in the reference with equal scores."""
-    equal = {(pair[0].record.row, pair[0].record.seed) for pair in same_runs(suite, stored) if is_equal(pair)}
+    equal = {
+        (pair[0].record.row, pair[0].record.seed) for pair in pairs_of_equal_seeds(suite, stored) if is_equal(pair)
+    }
     return {
         runs.row.label
         for runs in suite.rows
@@ -225,21 +230,20 @@ def reference_notes(suite: SuiteRecords, table: pd.DataFrame, stored: SuiteRecor
         "Band: the mean over as many new seeds lies in it with 95 % probability if the runs reproduce the reference: "
         "mean +- t(m - 1) s sqrt(1/n + 1/m), n seeds here, m stored, s their standard deviation. Prompts and "
         "evaluation noise are the same in both; for seeds that are equal in both the band is too wide. Its half width "
-        "stands as a share of the row's stored gain over the base. n/a: fewer than two stored seeds, or no such row. "
-        "The base has no seeds: its scores are equal, or the platforms "
-        "compute differently.",
+        f"stands as a share of the row's stored gain over the base. n/a: fewer than {LEAST_SEEDS} stored seeds, or no "
+        "such row. The base has no seeds: its scores are equal, or the platforms compute differently.",
     ]
     if labels := sorted(_differing_rows(suite, stored)):
         notes.append(
             f"Not compared, because their parameters differ from those of the reference: {', '.join(labels)}."
         )
     blind = _blind_bands(table, stored, suite.primary)
-    return [*_same_runs(suite, stored), *_conclusion(suite, stored, table), *blind, *notes]
+    return [*_equal_seeds(suite, stored), *_conclusion(suite, stored, table), *blind, *notes]
 
 
-def _same_runs(suite: SuiteRecords, stored: SuiteRecords) -> list[str]:
+def _equal_seeds(suite: SuiteRecords, stored: SuiteRecords) -> list[str]:
     """How many runs of the same row and seed have exactly equal scores, and the largest gap of the others."""
-    pairs, name = same_runs(suite, stored), suite.primary
+    pairs, name = pairs_of_equal_seeds(suite, stored), suite.primary
     if not pairs:
         return []
     differ = [(a, b) for a, b in pairs if not is_equal((a, b))]

@@ -52,7 +52,7 @@ def beyond_notes(beyond: pd.DataFrame) -> list[str]:
         lines = [f"{formatting.interval(line, 'beyond', digits)} in {line['control']}" for _, line in same.iterrows()]
         free = f" The same row has {' and '.join(lines)}, where this score trained nothing." if lines else ""
         notes.append(
-            f"{row['row']}: SCORE BEYOND THE JUDGES: its score rises by {formatting.interval(row, 'beyond', digits)} "
+            f"{row['name']}: SCORE BEYOND THE JUDGES: its score rises by {formatting.interval(row, 'beyond', digits)} "
             f"beyond what the held-out judges explain{share}.{free} Look at its videos before you trust the score."
         )
     return notes

@@ -49,6 +49,7 @@ __all__ = [
     "independent_difference",
     "interquartile_mean",
     "one_way",
+    "over_seeds",
     "paired_difference",
     "t_over_seeds",
     "two_way",
@@ -106,7 +107,13 @@ def t_over_seeds(x: npt.ArrayLike) -> Estimate:
     seeds: no interval and no p (NaN).
     """
     x = _seeds_and_prompts(x, "t_over_seeds")
-    return one_way(x.mean(1)) if len(x) >= LEAST_SEEDS and x.size else _unknown(x)
+    return over_seeds(x.mean(1)) if x.size else _unknown(x)
+
+
+def over_seeds(x: npt.ArrayLike) -> Estimate:
+    """Mean of x[seed], one number per run, with Student's t interval; fewer than 3 seeds: no interval, no p (NaN)."""
+    x = np.asarray(x, dtype=np.float64)
+    return one_way(x) if len(x) >= LEAST_SEEDS else _unknown(x)
 
 
 def grouped(x: npt.ArrayLike, groups: Sequence[Hashable]) -> Estimate:

@@ -12,7 +12,6 @@ from bench.report.data.differences import (
     common_seeds,
     interval_columns,
     pair_difference,
-    tested_differences,
     tested_scores,
 )
 from bench.report.data.division import NOT_RECORDED, division
@@ -35,14 +34,14 @@ BOOTSTRAP_SEED = 0
 P_VALUES = ("_p", "_p_holm")
 
 
-def summarise(suite: SuiteRecords) -> pd.DataFrame:
+def summarise(suite: SuiteRecords, tests: pd.DataFrame) -> pd.DataFrame:
     """main.csv without the published and reference columns, one line per row, the base first; NaN if unknown.
 
-    The p-values of differences to the base and to the best other row are those of `tested_differences`. The columns of
+    The p-values of differences to the base and to the best other row are those of `tests`, the table of
+    `tested_differences`. The columns of
     a metric are there if the metric was scored. `<primary>_iqm`, `<primary>_by_seed`, `improvement` and `vs_best_*`
     are about the column `suite.primary`.
     """
-    tests = tested_differences(suite)
     rows = [_base(suite)] + [_row(suite, runs, tests) for runs in suite.rows]
     table = pd.DataFrame(rows)
     for name in ("n_seeds", "n_failed", *COUNTS):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,11 +15,9 @@ from bench.core.errors import BenchError
 from bench.report.data.metrics import SUMS
 from bench.report.data.records import Run, SuiteRecords
 from bench.report.data.selection import Row
-from bench.report.data.statistics import Estimate, one_way
+from bench.report.data.statistics import Array, Estimate, over_seeds
 from bench.store.files import read_lines
 from bench.store.record import RUN, TRAIN, run_folder
-
-Array = npt.NDArray[np.float64]
 
 #: Updates of the centred moving mean that is drawn. Every update has other prompts, so its raw mean is noisy.
 WINDOW = 5
@@ -168,8 +165,9 @@ def moving_mean(x: Array, window: int = WINDOW) -> Array:
 def curves(trainings: Sequence[Training], source: str = "here") -> pd.DataFrame:
     """One line per panel, row and update.
 
-    `mean`, `lo`, `hi`: mean over seeds and its Student-t 95 % interval (NaN with one seed), score units; `smooth*`:
-    the same of the moving mean of each seed. `nfe_rollout` is the total of one run after the update's rollout.
+    `mean`, `lo`, `hi`: mean over seeds and its Student-t 95 % interval (NaN with fewer than 3 seeds), score units;
+    `smooth*`: the same of the moving mean of each seed. `nfe_rollout` is the total of one run after the update's
+    rollout.
     """
     rows: list[dict[str, Any]] = []
     for training in trainings:
@@ -180,8 +178,8 @@ def curves(trainings: Sequence[Training], source: str = "here") -> pd.DataFrame:
                     {
                         **{"panel": panel, "source": source, **_identity(training)},
                         **{"update": line.update, "nfe_rollout": line.ledger.nfe_rollout},
-                        **_columns(one_way(raw), "mean", "lo", "hi"),
-                        **_columns(one_way(smooth), "smooth", "smooth_lo", "smooth_hi"),
+                        **_columns(over_seeds(raw), "mean", "lo", "hi"),
+                        **_columns(over_seeds(smooth), "smooth", "smooth_lo", "smooth_hi"),
                     }
                 )
     return pd.DataFrame(rows)
@@ -209,10 +207,10 @@ def gradients(trainings: Sequence[Training]) -> pd.DataFrame:
     """One line per row and step that is noisy or trained: the step's gradient norm, before and after the equalizer.
 
     `measured_after` is the geometric mean over updates, then over seeds, with a Student-t 95 % interval of the log
-    over seeds (NaN with one seed); `measured_before` is the same divided by the step's weight. Both are multiplied by
-    the row's `scale`, so that `measured_before` and `predicted_before` have the same geometric mean over the measured
-    steps. Units: 1 = the predicted norm at the schedule's lower median. Norms of 0 and steps of weight 0 have no
-    logarithm; they are left out, and `n_zero` counts them. `*_spread`: largest over smallest of the measured steps.
+    over seeds (NaN with fewer than 3); `measured_before` is the same divided by the step's weight. Both are multiplied
+    by the row's `scale`, so that `measured_before` and `predicted_before` have the same geometric mean over the
+    measured steps. Units: 1 = the predicted norm at the schedule's lower median. Norms of 0 and steps of weight 0 have
+    no logarithm; they are left out, and `n_zero` counts them. `*_spread`: largest over smallest of the measured steps.
     """
     return pd.concat([_gradients(training) for training in trainings], ignore_index=True)
 
@@ -235,7 +233,7 @@ def _gradients(training: Training) -> pd.DataFrame:
     steps = sorted({*norms["step"].astype(int), *np.flatnonzero(s.std).tolist()})
     rows: list[dict[str, Any]] = []
     for step in steps:
-        estimate = one_way(by_seed[by_seed.index.get_level_values("step") == step].to_numpy())
+        estimate = over_seeds(by_seed[by_seed.index.get_level_values("step") == step].to_numpy())
         of_step = norms["step"] == step
         rows.append(
             {

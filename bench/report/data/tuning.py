@@ -1,6 +1,7 @@
 """The numbers of a search over settings: the score of each trial, the chosen one, the best after k trials, the cost.
 
-The first trial of a row is the paper's default. Scores are the training reward on the validation prompts.
+The first trial of a row is the suite's default: its learning rate, and the row as it is. Scores are the training
+reward on the validation prompts.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def _line(suite: SuiteRecords, runs: RowRuns) -> dict[str, Any]:
         raise BenchError(
             f"row {runs.row.label!r} of suite {suite.name} is no trial of its search: move its records away."
         )
-    records = _records(runs)
+    records = runs.records
     settings = _settings(records[0]) if records else {"lr": nan, "eta": nan, "equalizer": ""}
     line = {"row": named[0], "trial": named[1], "method": runs.row.method, **settings}
     means = {run.record.seed: run.cells.mean() for run in runs.finished if not failed_gates(run.record)}
@@ -68,10 +69,6 @@ def _line(suite: SuiteRecords, runs: RowRuns) -> dict[str, Any]:
         values = [float(scores[column]) for scores in means.values() if column in scores]
         line[name] = float(np.mean(values)) if complete and values else nan
     return line | {"run_ids": " ".join(run.record.digest[:8] for run in runs.finished)}
-
-
-def _records(runs: RowRuns) -> list[RunRecord]:
-    return [*(run.record for run in runs.finished), *runs.failed]
 
 
 def _settings(record: RunRecord) -> dict[str, Any]:
@@ -115,13 +112,17 @@ def best_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen_rows(suite: SuiteRecords, table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a suite that runs the chosen settings, as in its YAML; one per row with a chosen trial."""
+    """The rows of a suite that runs the chosen settings, as in its YAML; one per row with a chosen trial.
+
+    Each has the `lr` of its trial, the suite's own for trial 0, so that all rows are of one division, the open one.
+    """
     runs = {one.row.label: one for one in suite.rows}
     methods = table.drop_duplicates("row")["method"].tolist()
     rows = []
     for _, line in table[table["chosen"]].iterrows():
         entry = _entry(runs[f"{line['row']}.t{line['trial']}"].finished[0].record)
         name = line["method"] if methods.count(line["method"]) == 1 and ":" not in line["method"] else line["row"]
+        entry = {**entry, "lr": float(line["lr"])}
         settings = {key: entry[key] for key in ("method", "kl", "lr", "eta_factor", "params") if entry.get(key)}
         rows.append({**settings, "label": f"{name}{TUNED.replace('_', '-')}"})
     return rows
@@ -132,7 +133,7 @@ def search_cost(suite: SuiteRecords) -> dict[str, Cost]:
     records: dict[str, list[RunRecord]] = {}
     for runs in suite.rows:
         if trial := trial_of(runs.row.label):
-            records.setdefault(trial[0], []).extend(_records(runs))
+            records.setdefault(trial[0], []).extend(runs.records)
     return {row: _cost(own) for row, own in records.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -50,11 +50,12 @@ def verdict(suite: SuiteRecords, tests: pd.DataFrame) -> Verdict:
     trained = [runs for runs in suite.rows if runs.finished]
     if not trained:
         return Verdict(["No run has finished, so there is nothing to compare."], [])
-    sentences = [
-        f"{named_seeds(suite.seeds).capitalize()}. Better and worse: "
-        "the 95 % interval of the paired difference excludes 0, and p after Holm over the "
-        f"{number_of_tests(tests)} tests of this page is below 0.05.",
-    ]
+    sentences, number = [f"{named_seeds(suite.seeds).capitalize()}."], number_of_tests(tests)
+    if number:
+        sentences[0] += (
+            " Better and worse: the 95 % interval of the paired difference excludes 0, and p after Holm over the "
+            f"{counted(number)} of this table is below 0.05."
+        )
     for score in tested_scores(suite):
         sentences += _against_base(suite.metrics[score], tests[(tests["score"] == score) & (tests["other"] == BASE)])
     for score in tested_scores(suite):
@@ -72,16 +73,25 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def difference_text(row: pd.Series[Any], name: str, sign: int, digits: int) -> str:
-    """`0.34 [0.16, 0.53], p 0.008`: a difference or, for the sign -1, its negative; interval; p-value after Holm."""
+def counted(tests: int) -> str:
+    """ "1 test", "6 tests"."""
+    return f"{tests} test{'' if tests == 1 else 's'}"
+
+
+def interval_text(row: pd.Series[Any], name: str, sign: int, digits: int) -> str:
+    """`0.34 [0.16, 0.53]`: a difference or, for the sign -1, its negative, with its interval."""
     lo, hi = sorted(sign * row[f"{name}{end}"] for end in ("_lo", "_hi"))
-    text = formatting.interval(pd.Series({"x": sign * row[name], "x_lo": lo, "x_hi": hi}), "x", digits)
-    return f"{text}, p {formatting.p_value(row[f'{name}_p_holm'])}"
+    return formatting.interval(pd.Series({"x": sign * row[name], "x_lo": lo, "x_hi": hi}), "x", digits)
+
+
+def difference_text(row: pd.Series[Any], name: str, sign: int, digits: int) -> str:
+    """`0.34 [0.16, 0.53], p 0.008`: `interval_text` and the p-value after Holm."""
+    return f"{interval_text(row, name, sign, digits)}, p {formatting.p_value(row[f'{name}_p_holm'])}"
 
 
 def undecided_text(row: pd.Series[Any], name: str, digits: int) -> str:
-    """`0.02 [-0.28, 0.31], p 0.900; alike within ±0.27`: what a difference without significance does show."""
-    return f"{difference_text(row, name, 1, digits)}; alike within ±{size(row[f'{name}_margin'])}"
+    """`0.02 [-0.28, 0.31], p 0.900; at most ±0.27 apart`: what a difference without significance does show."""
+    return f"{difference_text(row, name, 1, digits)}; at most ±{size(row[f'{name}_margin'])} apart"
 
 
 def sign_of(row: pd.Series[Any], name: str) -> int:
@@ -96,13 +106,20 @@ def is_exploratory(row: pd.Series[Any], name: str) -> bool:
 
 def exploratory_sentence(title: str, differences: Sequence[str]) -> list[str]:
     """The sentence on the differences of one score that are `is_exploratory`; none without any."""
-    reason = "exploratory (p below 0.05 as it is, not after Holm over the whole page)"
+    reason = "exploratory (p below 0.05 as it is, not after Holm over the whole table)"
     return [f"{title}: {reason}: {'; '.join(differences)}."] if differences else []
 
 
 def size(value: float) -> str:
     """A positive difference with two decimals, or with two digits if it is smaller than 0.1."""
     return formatting.number(value) if value >= 0.1 else f"{value:.2g}"
+
+
+def span(values: Iterable[float], of: str, before: str = "", after: str = "") -> str:
+    """`0.28`, or `0.28 to 0.82, depending on the pair` if they differ; `before` and `after` mark the numbers."""
+    sizes = sorted(values)
+    least, most = f"{before}{size(sizes[0])}", f"{before}{size(sizes[-1])}"
+    return f"{least}{after}" if least == most else f"{least} to {most}{after}, depending on the {of}"
 
 
 def _against_base(metric: MetricColumn, tests: pd.DataFrame) -> list[str]:
@@ -211,7 +228,7 @@ def _settling(suite: SuiteRecords, tests: pd.DataFrame) -> tuple[int | None, lis
     return needed, [
         f"Largest undecided pair: {row['row']} and {row['other']}: if the measured difference is the true one and the "
         f"spread of seeds and prompts stays as it is, {seeds_text} seeds show it with a power of 80 % (two-sided "
-        f"test at 5 % over {number} test{'s' if number > 1 else ''})."
+        f"test at 5 % over {counted(number)})."
     ]
 
 
@@ -228,11 +245,9 @@ def _limits(suite: SuiteRecords, trained: Sequence[RowRuns], tests: pd.DataFrame
     pairs = between_rows(tests, suite.primary)
     sizes = pairs["diff_mde"][pairs["diff_mde"] > 0] if len(pairs) else pd.Series(dtype=float)
     if not sizes.empty:
-        least, most = size(sizes.min()), size(sizes.max())
-        span = least if least == most else f"{least} to {most}, depending on the pair"
         sentences.append(
             f"{seeds} can show a true difference of two rows in {suite.metrics[suite.primary].title} with a power of "
-            f"80 % if it is at least {span} (at Holm's first step). Smaller ones are not ruled out."
+            f"80 % if it is at least {span(sizes, 'pair')} (at Holm's first step). Smaller ones are not ruled out."
         )
     if fewest < ADVISED_SEEDS:
         unseen = (1 - COLLAPSE) ** fewest
@@ -276,12 +291,12 @@ def reference_verdict(
 
 
 def _wins(suite: SuiteRecords, tests: pd.DataFrame) -> dict[tuple[str, str], str]:
-    """(better, worse) to a text, for each significant pair by the primary score."""
+    """(better, worse) to a text, for each significant pair by the primary score; p is left to the table it is of."""
     pairs, wins = between_rows(tests, suite.primary), {}
     digits = formatting.decimals(pairs, "diff") if len(pairs) else 2
     for _, row in pairs.iterrows():
         outcome = _outcome(row, suite.metrics[suite.primary].sign)
         if outcome:
             better, worse, sign = outcome
-            wins[better, worse] = f"{better} is better than {worse} ({difference_text(row, 'diff', sign, digits)})"
+            wins[better, worse] = f"{better} is better than {worse} ({interval_text(row, 'diff', sign, digits)})"
     return wins

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from bench.core.errors import BenchError
-from bench.report.data.ablation import AblationLevel, compare_levels, level_metrics, tested_scores
+from bench.report.data.ablation import AblationLevel, compare_levels, level_metrics, level_scores
 from bench.report.data.records import is_nano
 from bench.report.figures import plots
 from bench.store.files import write_files
@@ -48,7 +48,7 @@ def render_ablation_figure(levels: Sequence[AblationLevel]) -> dict[str, bytes]:
 def panels_of(levels: Sequence[AblationLevel]) -> dict[str, str]:
     """Score to the name of its difference to the base; each is a column of panels with its own colour and marker."""
     metrics = level_metrics(levels)
-    return {name: f"{metrics[name].label} - base" for name in tested_scores(metrics)}
+    return {name: f"{metrics[name].label} - base" for name in level_scores(metrics)}
 
 
 def forest_data(levels: Sequence[AblationLevel]) -> pd.DataFrame:
@@ -96,7 +96,7 @@ def _label(row: pd.Series[Any]) -> str:
 
 
 def _panel(axis: Axes, lines: pd.DataFrame, name: str, look: dict[str, Any]) -> None:
-    """Means with their intervals; with a single seed the mean alone."""
+    """Means with their intervals; with fewer than 3 seeds the mean alone."""
     axis.axvline(0, color=plots.GREY, linewidth=1)
     axis.grid(visible=False, axis="y")
     for y, (_, row) in enumerate(lines.iterrows()):

@@ -179,7 +179,7 @@ def gradients(suite: SuiteRecords, trainings: Sequence[Training], frame: pd.Data
 
 
 def _norms(axis: Axes, lines: pd.DataFrame, when: str, look: dict[str, Any]) -> None:
-    """Measured norms with their intervals (none with one seed), and predicted norms dashed."""
+    """Measured norms with their intervals (none with fewer than 3 seeds), and predicted norms dashed."""
     known = lines[lines[f"measured_{when}"].notna()]
     middle, low, high = (known[f"measured_{when}{end}"] for end in ("", "_lo", "_hi"))
     bars = None if low.isna().all() else [middle - low, high - middle]

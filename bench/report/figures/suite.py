@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 from bench.core.errors import BenchError
-from bench.core.hashing import canonical_json
 from bench.report.data.records import SuiteRecords, incomparable_setting, load_records
-from bench.report.data.selection import Row, row_settings
+from bench.report.data.reference import comparable_rows
+from bench.report.data.selection import Row
+from bench.report.data.statistics import LEAST_SEEDS
 from bench.report.data.stored import find_reference
 from bench.report.data.training import WINDOW, Training, curves, gradients, load_training, noise
 from bench.report.figures import plots
@@ -73,12 +74,8 @@ def _stored(suite: SuiteRecords, folder: Path, reference: Path | None) -> tuple[
         return [], ""
     if setting := incomparable_setting(suite, stored):
         return [], f" The stored reference runs were made with another {setting} and are not drawn."
-    settings, stored_settings = (
-        {runs.row.label: canonical_json(row_settings(runs.finished[0].record)) for runs in one.rows if runs.finished}
-        for one in (suite, stored)
-    )
-    trainings = load_training(stored_path, stored)
-    same = [each for each in trainings if settings.get(each.row.label) == stored_settings[each.row.label]]
+    shown = {runs.row.label for runs in suite.rows if runs.finished} & comparable_rows(suite, stored).keys()
+    same = [each for each in load_training(stored_path, stored) if each.row.label in shown]
     counts = ", ".join(f"{each.row.label} {len(each.lines)} seeds" for each in same)
     return same, f" Dashed: our stored reference runs ({counts}), without their band." if same else ""
 
@@ -113,7 +110,7 @@ def _counts(suite: SuiteRecords) -> str:
     for runs in suite.rows:
         done = len(runs.finished)
         marks = [f"{len(runs.failed)} failed"] if runs.failed else []
-        marks += {0: ["not drawn"], 1: ["no band"]}.get(done, [])
+        marks += ["not drawn"] if done == 0 else ["no band"] if done < LEAST_SEEDS else []
         suffix = f" ({', '.join(marks)})" if marks else ""
         notes.append(f"{runs.row.name} {done}/{len(suite.seeds)} seeds{suffix}")
     return html.escape(f"Finished runs only: {'; '.join(notes)}.")
@@ -126,7 +123,8 @@ def _curves_caption(suite: SuiteRecords, frame: pd.DataFrame) -> str:
         f"Mean score of the training videos of each update over the cumulative rollout NFE. {sums}. "
         "Training prompts, not held-out prompts. Lines: mean over seeds of each run's centred moving mean over "
         f"{WINDOW} updates (fewer at the ends), because every update has other prompts. Bands: Student-t 95 % "
-        "interval of that mean over seeds at each update; none with one seed. The CSV has raw and smoothed values."
+        f"interval of that mean over seeds at each update; none with fewer than {LEAST_SEEDS} seeds. The CSV has raw "
+        "and smoothed values."
     )
 
 
@@ -151,7 +149,8 @@ def _gradients_caption(frame: pd.DataFrame) -> str:
         spreads.append(f"{row} {', '.join(parts)}")
     text = (
         "Norm of the part of an update's gradient that comes from each trained step. Measured: geometric mean over "
-        "updates, then over seeds; bars: Student-t 95 % interval of the log over seeds, none with one seed. After: "
+        "updates, then over seeds; bars: Student-t 95 % interval of the log over seeds, none with fewer than "
+        f"{LEAST_SEEDS} seeds. After: "
         "with the step's weight and the KL term. Before: the same divided by the step's weight (which does not "
         "multiply the KL term, so that with a KL term this is not exactly the gradient of an unweighted step). "
         "Predicted: the equalizer's relative norm. Units differ: one factor per row gives measured and predicted "

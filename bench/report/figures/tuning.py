@@ -40,7 +40,7 @@ def best_curves(suite: SuiteRecords, frame: pd.DataFrame) -> Figure:
     figure, axes = plots.grid(suite, 1, 1, (6.4, 4.0))
     for index, (row, line) in enumerate(frame.groupby("row", sort=False)):
         axes[0].plot(line["trials"], line["best"], label=row, **plots.style_of(index))
-    axes[0].set_xlabel("trials, the first is the paper's default")
+    axes[0].set_xlabel("trials, the first is the suite's default")
     axes[0].set_ylabel(f"best Reward on validation prompts\n(score units), {plots.formula(suite, 'trained')}")
     axes[0].set_xticks(sorted(frame["trials"].unique()))
     plots.legend(figure, axes[0].get_legend_handles_labels()[0], 2)

@@ -12,12 +12,12 @@ from bench.core.errors import BenchError
 from bench.report import formatting
 from bench.report.data.ablation import (
     AblationLevel,
+    by_group,
     compare_levels,
-    grouped,
     level_metrics,
+    level_scores,
     settings_that_differ,
     shows_same_runs,
-    tested_scores,
     to_first_columns,
 )
 from bench.report.data.ablation_verdict import ablation_verdict
@@ -129,7 +129,7 @@ def _scores(ablation: AblationTable) -> Table:
 def _differences(ablation: AblationTable) -> Table:
     """Differences of the tested scores to the base and to the baseline."""
     table, columns = ablation.table, to_first_columns(ablation.metrics)
-    names = {f"{score}_delta": columns[score] for score in tested_scores(ablation.metrics)}
+    names = {f"{score}_delta": columns[score] for score in level_scores(ablation.metrics)}
     digits = {name: formatting.decimals(table, name) for pair in names.items() for name in pair}
     rows = []
     for lead, is_first, row in _lines(table):
@@ -141,7 +141,7 @@ def _differences(ablation: AblationTable) -> Table:
         rows.append([*lead, *line])
     heads = [
         head
-        for score in tested_scores(ablation.metrics)
+        for score in level_scores(ablation.metrics)
         for head in (
             *(f"{ablation.metrics[score].label} - base", f"{ablation.metrics[score].label} - baseline"),
             *("p (Holm)", "MDE"),
@@ -152,7 +152,7 @@ def _differences(ablation: AblationTable) -> Table:
 
 def _single_scores(ablation: AblationTable) -> Table:
     """Differences to the baseline of the scores that are not tested."""
-    table, tested = ablation.table, tested_scores(ablation.metrics)
+    table, tested = ablation.table, level_scores(ablation.metrics)
     columns = {name: column for name, column in to_first_columns(ablation.metrics).items() if name not in tested}
     digits = {column: formatting.decimals(table, column) for column in columns.values()}
     rows = []
@@ -183,7 +183,8 @@ def ablation_notes(ablation: AblationTable) -> list[str]:
     """The notes under an ablation: what the reader must know about these runs first, definitions last."""
     levels, table, metrics = ablation.levels, ablation.table, ablation.metrics
     columns = to_first_columns(metrics)
-    tested = tested_scores(metrics)
+    tested = level_scores(metrics)
+    primary, *checks = [metrics[name].title for name in tested]
     tests = sum(int(table[f"{columns[name]}_p"].notna().sum()) for name in tested)
     sizes = pd.concat([table[f"{columns[name]}_mde"] for name in tested])
     found = [
@@ -206,8 +207,8 @@ def ablation_notes(ablation: AblationTable) -> list[str]:
         f"`x [lo, hi]` is a mean and its 95 % interval over seeds x prompts, both random. {INTERVAL_NOTE}",
         "The baseline is the first level of its group; differences to it are paired by seed and prompt, over the "
         "seeds that both levels finished. Differences to the base, the untrained model, are paired by prompt.",
-        family_note([metrics[name].title for name in tested], tests, "to the baseline, in all groups,"),
-        "Ablation results are exploratory unless p after Holm over the whole page is below 0.05"
+        *family_note(primary, checks, tests, "to the baseline, in all groups,"),
+        "Ablation results are exploratory at best unless p after Holm over the whole table is below 0.05"
         f"{f'. Here: {listed(found)}' if found else ''}. Studies may share the runs of a baseline, so their results "
         "are not independent.",
         *effect_note(sizes, "difference to the baseline", tests),
@@ -236,7 +237,7 @@ def _counts(levels: Sequence[AblationLevel]) -> str:
 def _settings(levels: Sequence[AblationLevel]) -> list[str]:
     """Settings that differ within a group; groups with the same differences share a note."""
     groups: dict[str, list[str]] = {}
-    for name, group in grouped(levels).items():
+    for name, group in by_group(levels).items():
         keys = []
         for key, values in settings_that_differ(group).items():
             texts = [f"{value} ({', '.join(names)})" for value, names in values.items()]
@@ -253,7 +254,7 @@ def _runs(levels: Sequence[AblationLevel]) -> list[str]:
     notes = []
     for level in levels:
         notes += run_notes(f"{level.group}, {level.name}", level.runs, len(level.seeds))
-    for group in grouped(levels).values():
+    for group in by_group(levels).values():
         for level in group[1:]:
             if shows_same_runs(level, group[0]):
                 notes.append(f"{level.group}, {level.name}: the same runs as {group[0].name}, nothing to compare.")

@@ -157,11 +157,13 @@ def _notes(comparison: Comparison, differing: bool) -> list[str]:
         return notes
     shown = table[~table["row"].isin(equal)]
     tests = int(table["diff_p"].notna().sum())
-    titles = [comparison.a.metrics[name].title for name in tested_scores(comparison.a) if name in set(table["score"])]
+    titles = {name: comparison.a.metrics[name].title for name in tested_scores(comparison.a)}
+    known = {name: title for name, title in titles.items() if name in set(table["score"])}
+    primary = known.pop(comparison.a.primary, None)
     return [
         *notes,
         *_pairing(shown["paired"].tolist()),
-        family_note(titles, tests, "of the rows"),
+        *family_note(primary, list(known.values()), tests, "of the rows"),
         INTERVAL_NOTE,
         *effect_note(table["diff_mde"], "difference A - B", tests),
         "The base has no seeds: its scores are equal, or the platforms compute differently.",

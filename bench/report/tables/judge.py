@@ -17,15 +17,19 @@ UNCALIBRATED = "not calibrated"
 
 
 def beyond_section(beyond: pd.DataFrame) -> Table:
-    """Excess of the Reward and of Overall with intervals, its share of the gain, and the share of videos outside."""
+    """Excess of the Reward and of Overall with intervals, its share of the gain, and the share of videos outside.
+
+    Open rows stand last, below those of the controls.
+    """
     scores = {"beyond": LABELS[REWARD], "overall": LABELS["overall"]}
     names = [name for name in scores if name in beyond]
     digits = {name: formatting.decimals(beyond, name) for name in names}
     lines = []
     for _, row in beyond.iterrows():
-        label = f"{row['row']} ({row['control']}, left out)" if row["control"] else str(row["row"])
+        label = f"{row['name']} ({row['control']}, left out)" if row["control"] else str(row["name"])
         cells = [_cell(row, name, digits[name]) for name in names]
         lines.append([label, *cells, _percent(row["share"]), _percent(row["outside"], 1)])
+    lines.sort(key=lambda line: formatting.OPEN_MARK in line[0])
     heads = [f"{scores[name]} beyond the judges" for name in names]
     return ["Row", *heads, "share of the gain", "videos outside"], lines
 
@@ -49,7 +53,7 @@ def beyond_definitions(suite: SuiteRecords, beyond: pd.DataFrame) -> list[str]:
         "differences with 95 % intervals, no p-values. The prediction is calibrated on videos that nobody optimised "
         f"for the score, those of {', '.join(['the base', *controls])}, always of other prompts. Not calibrated: more "
         f"than {_percent(MOST_OUTSIDE)} of the videos lie outside of them, or there are fewer than {LEAST_VIDEOS} "
-        "videos per coefficient.",
+        "videos per coefficient. Share of the gain, n/a: the gain is not shown to be above 0.",
         "Rows of a control are left out of their own calibration. Nobody optimised them for the score, so their "
         "excess is no exploitation: it shows how far the prediction is off."
         if controls

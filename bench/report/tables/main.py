@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -10,16 +10,16 @@ import pandas as pd
 
 from bench.report import formatting
 from bench.report.data.controls import control_notes, is_control
-from bench.report.data.differences import tested_differences, with_effects
+from bench.report.data.differences import sensitivity, tested_differences, with_effects
 from bench.report.data.judge import add_beyond, beyond_judges, calibration_suites
 from bench.report.data.published import add_published
 from bench.report.data.records import SuiteRecords, incomparable_setting, load_records
 from bench.report.data.reference import (
     add_reference,
     is_equal,
+    pairs_of_equal_seeds,
     reference_notes,
     reference_section,
-    same_runs,
 )
 from bench.report.data.reward_hacking import beyond_notes
 from bench.report.data.selection import Row
@@ -28,7 +28,7 @@ from bench.report.data.summary import summarise
 from bench.report.data.verdict import Verdict, reference_verdict, verdict
 from bench.report.legend import legend
 from bench.report.tables import judge, sections
-from bench.report.tables.notes import footnotes, nano_warning
+from bench.report.tables.notes import AGGREGATES_NOTE, footnotes, nano_warning, views_note
 from bench.report.tables.sections import Table
 from bench.store.files import write_files
 
@@ -47,6 +47,7 @@ class MainTable:
         controls: list[str],
         beyond: pd.DataFrame,
         broken: list[str],
+        tests: pd.DataFrame,
     ) -> None:
         self.suite = suite
         self.table = table
@@ -61,13 +62,15 @@ class MainTable:
         """The frame of `beyond_judges`."""
         self.broken = broken
         """One line per control that cannot calibrate it."""
+        self.tests = tests
+        """The numbers of `tested_differences` and `with_effects`."""
 
     @cached_property
-    def tests(self) -> pd.DataFrame:
-        """The numbers of `tested_differences` and `with_effects`."""
-        return with_effects(self.suite, tested_differences(self.suite))
+    def views(self) -> pd.DataFrame:
+        """The numbers of `sensitivity`."""
+        return sensitivity(self.suite)
 
-    @property
+    @cached_property
     def sections(self) -> dict[str, Table]:
         """Title to heads and lines of each section that has lines."""
         suite, table, stored = self.suite, self.table, self.stored
@@ -76,10 +79,10 @@ class MainTable:
             "Each seed": sections.by_seed(suite, table),
             "Differences": sections.differences(suite, table),
             "Pairs of rows": sections.pairs(suite, self.tests),
-            "Sensitivity of the pairs": sections.pair_views(suite),
+            sections.VIEWS: sections.pair_views(suite, self.views),
             "Differences of single scores": sections.single_differences(suite, table),
             judge.TITLE: judge.beyond_section(self.beyond),
-            "Aggregates": sections.aggregates(suite, table),
+            sections.AGGREGATES: sections.aggregates(suite, table),
             "Further metrics": sections.further(suite, table),
             "What one run spent": sections.cost(suite, table),
             "Beside the stored reference": reference_section(suite, table, stored) if stored else ([], []),
@@ -95,21 +98,38 @@ class MainTable:
         sentences, seeds = verdict(suite, self.tests)
         beside: list[str] = []
         if stored is not None and incomparable_setting(suite, stored) is None:
-            same = same_runs(suite, stored)
+            same = pairs_of_equal_seeds(suite, stored)
             beside = reference_verdict(suite, stored, self.tests, len(same), sum(map(is_equal, same)))
         warning = [nano_warning(suite.name)] if suite.nano else []
         return Verdict([*warning, *own, *beside, *sentences], seeds)
 
-    def notes(self) -> list[str]:
-        """The notes under the table: what the reader must know about these runs first, definitions last."""
+    @property
+    def warnings(self) -> list[str]:
+        """The notes on scores beyond the held-out judges, and on controls that cannot calibrate these."""
+        return [*beyond_notes(self.beyond), *self.broken]
+
+    def notes(self, left_out: Collection[str] = ()) -> list[str]:
+        """The notes under the table: what the reader must know about these runs first, definitions last.
+
+        Those on the sections `left_out`, by their titles, are left out too.
+        """
         missing = [self.no_reference] if self.no_reference else []
         reference = reference_notes(self.suite, self.table, self.stored) if self.stored else missing
         controls = [] if is_control(self.suite) else self.controls
+        definitions = {
+            sections.VIEWS: [views_note(self.views)],
+            sections.AGGREGATES: [AGGREGATES_NOTE],
+            judge.TITLE: judge.beyond_definitions(self.suite, self.beyond),
+        }
         return [
-            *beyond_notes(self.beyond),
-            *self.broken,
+            *self.warnings,
             *footnotes(self.suite, self.table, self.tests, [*controls, *reference]),
-            *judge.beyond_definitions(self.suite, self.beyond),
+            *(
+                note
+                for title in definitions
+                if title in self.sections.keys() - {*left_out}
+                for note in definitions[title]
+            ),
         ]
 
     def legend(self, text: str) -> list[str]:
@@ -147,13 +167,15 @@ def load_main_table(
     suite = load_records(suite_folder, rows, seeds)
     folder = Path(suite_folder)
     stored = find_reference(suite, folder, reference)
-    table = add_reference(add_published(summarise(suite), suite, published), suite, stored.runs)
+    tests = tested_differences(suite)
+    table = add_reference(add_published(summarise(suite, tests), suite, published), suite, stored.runs)
     place = stored_folder(suite.name, reference).parent
     is_stored = stored.folder.resolve() == folder.resolve()  # a copy quotes the controls that the original quotes
     parents = place if is_stored else folder.parent, place
     calibrating, broken = calibration_suites(suite, *parents)
     beyond = beyond_judges(suite, calibrating)
-    return MainTable(suite, add_beyond(table, beyond), stored, control_notes(suite, *parents), beyond, broken)
+    controls, table = control_notes(suite, *parents), add_beyond(table, beyond)
+    return MainTable(suite, table, stored, controls, beyond, broken, with_effects(suite, tests))
 
 
 def render_table(main: MainTable) -> dict[str, str]:
@@ -188,7 +210,7 @@ def bullets(lines: Sequence[str]) -> str:
 
 def _tex(main: MainTable) -> str:
     suite, table = main.suite, main.table
-    notes = footnotes(suite, table, main.tests, main.controls)
+    notes = [*main.warnings, *footnotes(suite, table, main.tests, main.controls)]
     head = "% Written by `bench table` from the run records; needs the package booktabs.\n"
     scores = formatting.tex_table(
         *sections.scores(suite, table), f"{suite.name}: scores", f"tab:{suite.name}-scores", notes

@@ -7,9 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from bench.report import formatting
 from bench.report.data.attempts import history_notes, seed_kind
-from bench.report.data.differences import number_of_tests, sensitivity, tested_scores
+from bench.report.data.differences import number_of_tests, tested_scores
 from bench.report.data.division import NOT_RECORDED, division, open_reasons
 from bench.report.data.dynamics import clipped_steps
 from bench.report.data.metrics import REWARD
@@ -18,6 +17,7 @@ from bench.report.data.records import RowRuns, SuiteRecords, failed_gates
 from bench.report.data.reward_hacking import hack_notes
 from bench.report.data.selection import scored_prompts
 from bench.report.data.statistics import BOOTSTRAP_DRAWS, LEAST_SEEDS
+from bench.report.data.verdict import counted, span
 from bench.store.replay import read_replay
 
 DECODE = {
@@ -28,7 +28,7 @@ DECODE = {
 EVALUATOR_NAMES = {"clipscore": "CLIPScore", "pickscore": "PickScore", "hpsv2": "HPSv2"}
 INTERVAL_NOTE = f"[n/a]: fewer than {LEAST_SEEDS} seeds, no interval."
 MARGIN_NOTE = (
-    "Alike within ±m: two one-sided 5 % t tests, not adjusted, rule out a true difference beyond ±m. A difference "
+    "At most ±m apart: two one-sided 5 % t tests, not adjusted, rule out a true difference beyond ±m. A difference "
     "without significance says no more than that."
 )
 
@@ -125,28 +125,25 @@ def _statistics(suite: SuiteRecords, tests: pd.DataFrame) -> list[str]:
     ]
     if suite.columns:
         number = number_of_tests(tests)
-        titles = [suite.metrics[name].title for name in tested_scores(suite)]
-        notes.append(family_note(titles, number, "to the base and between rows"))
+        primary, *checks = [suite.metrics[name].title for name in tested_scores(suite)]
+        notes += family_note(primary, checks, number, "to the base and between rows")
         notes += effect_note(tests["diff_mde"], "difference of two rows", number) if len(tests) else []
         notes.append(MARGIN_NOTE)
+    return [*notes, _evaluation_seed(suite.config)]
+
+
+def family_note(primary: str | None, checks: Sequence[str], tests: int, which: str) -> list[str]:
+    """The note on the family of p-values of the primary score and its check; none if both are missing or untested."""
+    titles = [*([primary] if primary else []), *checks]
+    if not (titles and tests):
+        return []
+    roles = [*([f"{primary} is the primary score"] if primary else []), *(f"{title} its check" for title in checks)]
+    lead = f"{' and '.join(roles)}. " if primary else ""
     return [
-        *notes,
-        *_views(suite),
-        f"IQM and probability of improvement: {BOOTSTRAP_DRAWS:,} bootstrap draws over seeds and prompts; with few "
-        "seeds these intervals are too narrow. Where all draws agree there is none.",
-        _evaluation_seed(suite.config),
+        f"{lead}Differences {which} in {' and '.join(titles)} are one family of {counted(tests)}: p is adjusted after "
+        "Holm over all of them. Bold only where the interval excludes 0 and the adjusted p is below 0.05. Near 0.05 "
+        "the test is stricter than the interval. All other scores have intervals only."
     ]
-
-
-def family_note(titles: Sequence[str], tests: int, which: str) -> str:
-    """The note on the scores that are tested, the primary one first, and on the family of their p-values."""
-    first, *checks = titles
-    check = f" and {checks[0]} its check" if checks else ""
-    return (
-        f"{first} is the primary score{check}. Differences {which} in {'these' if checks else 'it'} are one family of "
-        f"{tests} tests: p is adjusted after Holm over all of them. Bold only where the interval excludes 0 and the "
-        "adjusted p is below 0.05. All other scores have intervals only."
-    )
 
 
 def effect_note(effects: pd.Series[Any], difference: str, tests: int) -> list[str]:
@@ -156,27 +153,31 @@ def effect_note(effects: pd.Series[Any], difference: str, tests: int) -> list[st
         return []
     return [
         f"MDE: the smallest true {difference} that is found with a power of 80 % at Holm's first step (a two-sided "
-        f"test at 5 % over {tests}), here {formatting.number(known.min())} to {formatting.number(known.max())}. "
-        "Smaller ones are not ruled out."
+        f"test at 5 % over {tests}), here {span(known, 'difference')}. Smaller ones are not ruled out. They may still "
+        "be found, in fewer than 80 % of repetitions."
     ]
 
 
-def _views(suite: SuiteRecords) -> list[str]:
-    """What each interval of the pairs' sensitivity assumes."""
-    table = sensitivity(suite)
-    if table.empty:
-        return []
+AGGREGATES_NOTE = (
+    f"IQM and probability of improvement: {BOOTSTRAP_DRAWS:,} bootstrap draws over seeds and prompts; with few seeds "
+    "these intervals are too narrow. IQM has none where all draws agree; the probability has Wilson's over the "
+    "prompts where a limit reaches 0 or 1."
+)
+
+
+def views_note(views: pd.DataFrame) -> str:
+    """What each interval of the pairs' sensitivity assumes; `views` is the table of `sensitivity`."""
     colour = (
         " Colours random: the colours are a sample, each with its captions, because captions of one colour rise and "
         "fall together."
-        if "colour" in table
+        if "colour" in views
         else ""
     )
-    return [
+    return (
         "Sensitivity of the pairs: one difference, one interval per view of the prompts. Prompts random: they are an "
         "independent sample of such prompts (the view of all other intervals). Prompts fixed: the claim is about "
         f"these very prompts, and only seeds vary (Student's t over the seeds).{colour}"
-    ]
+    )
 
 
 def _evaluation_seed(config: Mapping[str, Any]) -> str:

@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from bench.report import formatting
 from bench.report.tables.ablation import AblationTable
 from bench.report.tables.main import LEGEND, NOTES, VERDICT, MainTable
-from bench.report.tables.sections import P_VALUE, RUN_IDS, Table
+from bench.report.tables.sections import AGGREGATES, P_VALUE, RUN_IDS, VIEWS, Table
 
 WIDTH = 100
 """Columns of the text."""
 #: Sections of main.md that the screen leaves out.
 LEFT_OUT = (
-    "Sensitivity of the pairs",
+    VIEWS,
     "Differences of single scores",
-    "Aggregates",
+    AGGREGATES,
     "Further metrics",
     "What one run spent",
 )
@@ -36,7 +36,7 @@ def main_screen(main: MainTable, command: Callable[[Sequence[int]], str], file: 
     parts = [f"# {main.suite.name}: main table"]
     for title, section in sections.items():
         parts += [f"## {title}", narrow(_without(section, RUN_IDS), keys=KEYS.get(title, 1))]
-    parts += [f"## {NOTES}", wrapped(main.notes())]
+    parts += [f"## {NOTES}", wrapped(main.notes(LEFT_OUT))]
     sentences, seeds = main.verdict
     shown = "\n".join([*parts, *sentences])
     parts += [f"## {LEGEND}", wrapped(main.legend(shown))]

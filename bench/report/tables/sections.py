@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from bench.report import formatting
-from bench.report.data.differences import between_rows, sensitivity, tested_scores
+from bench.report.data.differences import between_rows, tested_scores
 from bench.report.data.metrics import FURTHER, LABELS, REWARD, MetricColumn
 from bench.report.data.records import RowRuns, SuiteRecords
 from bench.report.data.selection import BASE
@@ -22,6 +22,8 @@ COST_HEADS = (
     *("rollout NFE", "train NFE", "anchor NFE", "reward calls", "videos", "decodes", "updates"),
     *("minutes", "peak MB"),
 )
+#: Titles of the sections that have a note of their own.
+VIEWS, AGGREGATES = "Sensitivity of the pairs", "Aggregates"
 P_VALUE = "p (Holm)"
 RUN_IDS = "run ids"
 
@@ -162,9 +164,8 @@ def _pair_cells(row: pd.Series[Any], digits: int) -> list[str]:
     return [cell, formatting.p_value(row["diff_p_holm"]), formatting.number(row["diff_mde"])]
 
 
-def pair_views(suite: SuiteRecords) -> Table:
-    """The difference of each pair by the primary score, with one interval per view of the prompts."""
-    table = sensitivity(suite)
+def pair_views(suite: SuiteRecords, table: pd.DataFrame) -> Table:
+    """The difference of each pair by the primary score, one interval per view of the prompts, from `sensitivity`."""
     views = {"random": "prompts random", "fixed": "prompts fixed", "colour": "colours random"}
     names = [name for name in views if name in table]
     digits = {name: formatting.decimals(table, name) for name in names}

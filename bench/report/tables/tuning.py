@@ -107,7 +107,7 @@ class TuningTable:
         base = suite.base.cells[REWARD].mean() if suite.base else None
         return [
             *[note for runs in suite.rows for note in run_notes(runs.row.label, runs, len(suite.seeds))],
-            f"Trial 0 is the paper's default. The others are the same draws for every row: {space}.",
+            f"Trial 0 is the suite's default. The others are the same draws for every row: {space}.",
             f"Reward: mean over {prompts} {evaluation.get('prompts', 'heldout')} prompts and the pilot seeds "
             f"{', '.join(map(str, suite.seeds))}; the base has {formatting.number(base)}. The largest is chosen, the "
             "first of equal ones. Gold does not choose.",

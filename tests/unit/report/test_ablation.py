@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from bench import store
 from bench.api import BenchError
 from bench.cli import main
 from bench.core.provenance import ROOT
-from bench.report.data import dynamics, statistics
-from bench.report.data.ablation import AblationLevel, compare_levels, levels_of_study, levels_of_suite
+from bench.report.data import differences, dynamics, statistics
+from bench.report.data.ablation import AblationLevel, compare_levels, levels_of, levels_of_study, levels_of_suite
 from bench.report.data.power import detectable_difference
 from bench.report.data.records import load_records
 from bench.report.data.stored import stored_folder
@@ -179,13 +180,16 @@ def test_a_result_that_does_not_survive_the_correction_is_exploratory(suite: Pat
     assert found["to_first_p"] < 0.05 < found["to_first_p_holm"]
     text = "\n".join(ablation.verdict)
     assert (
-        "Overall: exploratory (p below 0.05 as it is, not after Holm over the whole page): sage_grpo, sage_g" in text
+        "Overall: exploratory (p below 0.05 as it is, not after Holm over the whole table): sage_grpo, sage_g" in text
     )
-    assert re.search(r"Overall: 1 of 2 levels cannot be told apart from their baseline; alike within ±0\.\d\d\.", text)
+    assert re.search(
+        r"Overall: 1 of 2 levels cannot be told apart from their baseline; at most ±0\.\d\d apart\.", text
+    )
     assert "better" not in text.replace("better and worse", "")
     notes = "\n".join(ablation.notes)
     assert (
-        "exploratory unless p after Holm over the whole page is below 0.05. Here: sage_grpo, sage_grpo-fixed" in notes
+        "exploratory at best unless p after Holm over the whole table is below 0.05. Here: sage_grpo, sage_grpo-fixed"
+        in notes
     )
 
 
@@ -297,7 +301,7 @@ def test_the_table_says_what_must_be_said(suite: Path) -> None:
         "n = 3 seeds (0, 1, 2) of each level, independent training runs, on 6 held-out prompts.",
         "The baseline is the first level of its group",
         "Overall is the primary score and gold Overall its check. Differences to the baseline, in all groups, in "
-        "these are one family of 4 tests: p is adjusted after Holm over all of them.",
+        "Overall and gold Overall are one family of 4 tests: p is adjusted after Holm over all of them.",
         "MDE: the smallest true difference",
         "KL share: norm of the KL term's gradient over the norm of the rest",
         "differ between the levels of sage_grpo: `row.kl` none (sage_grpo-none), fixed (sage_grpo-fixed)",
@@ -424,9 +428,10 @@ def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert "was made with other settings: noise_policy" in capsys.readouterr().err
 
 
-def test_a_suite_with_two_rows_of_a_method_shows_its_ablation_below(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_suite_that_tests_no_pairs_shows_its_ablation_below(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("bench.report.data.differences.MOST_ROWS_FOR_PAIRS", 2)
     words = [str(NANO), "suite=two", "seeds=[0, 1]", f"rows={json.dumps([*ROWS, {'method': 'dance_grpo'}])}"]
     (suite,) = load_variants(NANO, words[1:])
     finish(suite, tmp_path, 0.0)
@@ -440,6 +445,13 @@ def test_a_suite_with_two_rows_of_a_method_shows_its_ablation_below(
     assert main(["figures", *words, "--results", str(tmp_path)]) == 0
     assert (tmp_path / "two" / "figures" / "ablation.png").is_file()
     assert (tmp_path / "two" / "figures" / "noise.png").is_file()
+
+
+def test_one_difference_has_one_p_value(suite: Path) -> None:
+    """Four rows of two methods: the main table tests their pairs, so no second table does."""
+    loaded = load_records(suite)
+    assert len(differences.tested_differences(loaded)["diff_p"]) == 20
+    assert levels_of({"": loaded}) == []
 
 
 # how training went ----------------------------------------------------------------------------------------------
@@ -464,6 +476,21 @@ def test_the_spread_is_of_geometric_means_and_leaves_zeros_out() -> None:
     updates = course_of([0.0] * 2, s1=[1.0, 4.0], s3=[8.0, 32.0], s4=[0.0, 16.0])
     assert dynamics.gradient_spread(updates) == pytest.approx(8.0)  # 2, 16 and 16
     assert math.isnan(dynamics.gradient_spread(course_of([0.0] * 2, s1=[1.0, 4.0])))
+
+
+def test_two_seeds_have_no_interval_of_their_training(suite: Path) -> None:
+    for seed in range(3):
+        for row, fall in (("sage_grpo-none", 0.0), ("sage_grpo-fixed", 1.0 + seed)):
+            rewards = [0.0] * 5 + [10.0] * 5 + [10.0 - fall] * 5
+            norms = {"1": 1.0, "2": 2.0 + seed}
+            lines = [{"reward": r, "reward_group_std": 1.0, "grad_norm_of_step": norms} for r in rewards]
+            write_lines(store.run_folder(suite, row, seed), lines)
+    names = ["grad_spread", "setback", "to_first_setback"]
+    for count in (3, 2):
+        found = compare_levels(levels_of_suite(load_records(suite))).set_index("level").loc["sage_grpo-fixed"]
+        assert found[names].notna().all()
+        assert found[[f"{name}_lo" for name in names]].notna().tolist() == [count == 3] * 3
+        shutil.rmtree(suite / "sage_grpo-fixed" / "seed-2", ignore_errors=True)
 
 
 def test_a_course_without_lines_says_nothing(suite: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_planted_difference_is_found_paired(capsys: pytest.CaptureFixture[str]
     assert found["diff_mde"] == pytest.approx(detectable_difference(x, 0.05 / 2), rel=1e-4)
     assert table["diff_p"].notna().sum() == 2
     assert table["diff_p"].notna()[[("cps-fixed", "overall"), ("cps-fixed", "gold_overall")]].all()
-    assert "Differences of the rows in these are one family of 2 tests" in text.replace("\n  ", " ")
+    assert "Differences of the rows in Overall and gold Overall are one family of 2 tests" in text.replace("\n  ", " ")
     assert table.loc["sage_grpo-dual", "overall"]["diff"] == 0
     assert (
         "3 of 6 runs with the same row and seed in both have equal bits; Overall of the others differs by up to"
@@ -134,6 +134,8 @@ def test_a_planted_shift_of_fresh_seeds_is_outside(
         ([0, 1, 2], [3, 4, 5], ([0, 1, 2], [3, 4, 5], False)),
         ([0, 1, 2], [2, 3, 4], ([0, 1, 2], [3, 4], False)),
         ([0, 1, 2], [2, 3], ([0, 1], [2, 3], False)),
+        ([0, 1, 2, 3, 4], [3, 4, 5, 6, 7], ([0, 1, 2, 3, 4], [5, 6, 7], False)),
+        ([0, 1], [0, 1, 2, 3, 4], ([0, 1], [0, 1], True)),
         ([0], [0], ([0], [0], True)),
     ],
 )
@@ -223,6 +225,27 @@ def test_other_prompts_are_compared_unpaired_in_the_open_division(
     table, text = compared(capsys, written / "old", tmp_path / "b", "--open")
     assert (table.loc["cps-fixed", "paired"] == "nothing").all()
     assert "neither seeds nor prompts are paired" in text
+
+
+def test_a_score_that_one_side_lacks_is_not_called_primary(
+    capsys: pytest.CaptureFixture[str], written: Path, tmp_path: Path
+) -> None:
+    for side, kept in (("gold", ("gold_VQ", "gold_MQ", "gold_TA")), ("parts", ("VQ", "TA"))):
+        for path in (written / "fresh").rglob(store.RUN):
+            record, frame = store.read_run(path.parent)
+            place = tmp_path / side / path.parent.relative_to(written / "fresh")
+            own = record.model_copy(update={"config": {**record.config, "reward": {}}})
+            store.write_run(place, own, frame[frame["metric"].isin(kept)])
+    table, text = compared(capsys, written / "old", tmp_path / "gold", "--open")
+    assert "overall" not in table.index.get_level_values("score")
+    flat = " ".join(text.split())
+    assert "- Differences of the rows in gold Overall are one family of 2 tests" in flat
+    assert "primary score" not in flat
+    table, text = compared(capsys, written / "old", tmp_path / "parts", "--open")
+    assert table["diff_p"].isna().all()
+    assert "family" not in text.partition("## Words")[0]
+    err = refused(capsys, tmp_path / "gold", tmp_path / "parts", "--open")
+    assert "have no score in common: score both with one evaluator, and run them again." in err
 
 
 def test_the_same_folder_and_an_empty_one_are_refused(

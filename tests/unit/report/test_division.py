@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from bench.report import formatting
+from bench.report.data import differences
 from bench.report.data.ablation import levels_of_suite
-from bench.report.data.differences import between_rows, tested_differences
 from bench.report.data.division import division, open_reasons
 from bench.report.data.records import load_records
 from bench.report.data.selection import Selection, rows_of
@@ -75,7 +75,7 @@ def test_texts_mark_the_row_and_say_why(mixed: Path) -> None:
         assert (closed.split()[1], below.split("|")[1].strip()) == (CLOSED, f"{OPEN} (open)")
         assert set(rule) == {"|", "-"}
         assert len(rule) == len(closed)
-    pairs = between_rows(tested_differences(main.suite), "overall")
+    pairs = differences.between_rows(differences.tested_differences(main.suite), "overall")
     assert pairs[["row", "other"]].values.tolist() == [[CLOSED, f"{OPEN} (open)"]]
     assert f"- {OPEN} (open): option extremes is 2; a learning rate of its own, 0.001.\n" in text
     assert f"Overall: {CLOSED} and {OPEN} (open) are better than the base." in text

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bench.report.data import differences
 from bench.report.data.judge import (
     LEAST_EXPLAINED,
     MOST_OUTSIDE,
@@ -27,6 +28,8 @@ from bench.report.data.statistics import paired_difference
 from bench.report.data.stored import STORED
 from bench.report.data.summary import summarise
 from bench.report.tables.judge import UNCALIBRATED, beyond_definitions, beyond_section
+from bench.report.tables.main import load_main_table, render_table
+from bench.store.record import read_run
 from tests.helpers.records import METRICS, make_record, make_scores, write_run
 
 PROMPTS, VIDEOS, SEEDS = 24, 4, 5
@@ -153,7 +156,7 @@ def test_the_row_that_games_its_judge_is_marked_and_the_honest_one_is_not(result
     assert note.startswith("cps-fixed: SCORE BEYOND THE JUDGES: its score rises by 0.")
     assert "% of its gain. The same row has " in note
     assert "in toy-nano_control_gold and " in note
-    table = add_beyond(summarise(suite), beyond)
+    table = add_beyond(summarise(suite, differences.tested_differences(suite)), beyond)
     assert table["beyond_judges_lo"].tolist()[1:] == beyond["beyond_lo"].tolist()[:2]
     assert np.isnan(table["beyond_judges"][0]), "the base"
     heads, lines = beyond_section(beyond)
@@ -162,6 +165,21 @@ def test_the_row_that_games_its_judge_is_marked_and_the_honest_one_is_not(result
     assert (
         "those of the base, toy-nano_control_gold, toy-nano_control_shuffled," in beyond_definitions(suite, beyond)[0]
     )
+
+
+def test_open_rows_are_marked_and_stand_below_the_controls(results: Path) -> None:
+    for seed in range(3):
+        record, scores = read_run(results / "toy-nano" / "cps-fixed" / f"seed-{seed}")
+        changed = record.model_copy(update={"open_reasons": ["a learning rate of its own, 0.001"]})
+        write_run(results / "toy-nano", changed, scores)
+    main = load_main_table(results / "toy-nano", reference=results / "nowhere")
+    names = [line[0] for line in main.sections["Beyond the held-out judges"][1]]
+    controls = [f"cps-fixed (toy-nano_control_{kind}, left out)" for kind in ("gold", "shuffled")]
+    assert names == ["flow_grpo-fixed", *controls, "cps-fixed (open)"]
+    start = "cps-fixed (open): SCORE BEYOND THE JUDGES"
+    assert main.notes()[0].startswith(start)
+    assert rf"\footnotesize {start}" in render_table(main)["main.tex"], "LaTeX has the warning too"
+    assert any("n/a: the gain is not shown to be above 0" in note for note in main.notes())
 
 
 def test_without_controls_the_base_alone_calibrates_and_the_notes_say_so(results: Path) -> None:
@@ -229,7 +247,8 @@ def test_a_control_and_a_suite_without_reward_have_no_frame(results: Path, name:
     control = load_records(results / name)
     beyond = beyond_judges(control, [])
     assert beyond.empty
-    assert add_beyond(summarise(control), beyond)["beyond_judges"].isna().all()
+    table = summarise(control, differences.tested_differences(control))
+    assert add_beyond(table, beyond)["beyond_judges"].isna().all()
     assert beyond_notes(beyond) == beyond_definitions(control, beyond) == []
     assert beyond_section(beyond)[1] == []
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from bench.report.data import differences
 from bench.report.data.records import load_records
 from bench.report.data.reward_hacking import hack_notes
 from bench.report.data.summary import summarise
@@ -47,7 +48,7 @@ def notes(folder: Path, lifts: dict[str, float], **changes: Any) -> list[str]:
         moved = lifted(scores, {} if seed is None else lifts)
         write_run(folder, make_record(config, row, seed, evaluators=evaluators, ledger=ledger), moved)
     suite = load_records(folder)
-    marked = hack_notes(suite, summarise(suite))
+    marked = hack_notes(suite, summarise(suite, differences.tested_differences(suite)))
     text = build_table(folder)["main.md"].read_text(encoding="utf-8")
     assert ("REWARD HACKING" in text) == bool(marked)
     return marked

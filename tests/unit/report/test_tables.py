@@ -316,15 +316,14 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     [
         ([1, 2, 3], 3, 2.0, 4.302653 * 1.0 * 0.816497),  # t(2), s, sqrt(1/3 + 1/3)
         ([1, 2, 3, 4, 5], 3, 3.0, 2.776445 * 1.581139 * 0.730297),
-        ([0, 2], 1, 1.0, 12.706205 * 1.414214 * 1.224745),
     ],
 )
 def test_prediction_band_by_hand(stored: list[float], n: int, mean: float, half: float) -> None:
     assert prediction_band(stored, n) == pytest.approx((mean - half, mean + half), rel=1e-5)
 
 
-@pytest.mark.parametrize(("stored", "n"), [([1.0], 3), ([], 3), ([1.0, 2.0], 0)])
-def test_no_band_without_two_stored_seeds_and_one_here(stored: list[float], n: int) -> None:
+@pytest.mark.parametrize(("stored", "n"), [([1.0], 3), ([], 3), ([1.0, 2.0], 3), ([1.0, 2.0, 3.0], 0)])
+def test_no_band_without_three_stored_seeds_and_one_here(stored: list[float], n: int) -> None:
     assert np.isnan(prediction_band(stored, n)).all()
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from bench.report.data.differences import compares_pairs
+from bench.report.data.verdict import span
 from bench.report.tables.main import MainTable, load_main_table
 from bench.report.tables.screen import main_screen, narrow
 from tests.helpers.records import make_record, make_scores, write_run
@@ -61,7 +64,7 @@ def test_rows_are_ordered_only_where_the_test_says_so(tmp_path: Path) -> None:
     assert sentences[2].startswith("Overall: sage_grpo-dual is better than cps-fixed (0.500 [")
     assert " and flow_grpo-none (0.490 [" in sentences[2]
     assert sentences[3].startswith("Overall: cannot be told apart: cps-fixed and flow_grpo-none (-0.010 [")
-    assert sentences[3].endswith("; alike within ±0.11).")
+    assert sentences[3].endswith("; at most ±0.11 apart).")
     assert "Largest undecided pair: cps-fixed and flow_grpo-none" in sentences[4]
     assert "HunyuanVideo" not in " ".join(sentences)
 
@@ -73,11 +76,15 @@ def test_three_seeds_name_their_limit_and_the_command_for_more(tmp_path: Path) -
     assert "shows no collapse in 3 seeds with a probability of 73 %" in text
     assert main.verdict.seeds == [0, 1, 2, 3, 4]
     text = main_screen(main, lambda seeds: f"bench run toy.yaml seeds={seeds}", "main.md")
+    assert "Sensitivity of the pairs: one" not in text
+    assert "IQM and probability" not in text
+    assert "IQM and probability" in "\n".join(main.notes())
     assert text.endswith("For more seeds:\n\n    bench run toy.yaml seeds=[0, 1, 2, 3, 4]\n")
 
 
 def test_one_seed_shows_nothing(tmp_path: Path) -> None:
     verdict = load(write(tmp_path / "toy", {"cps-fixed": [0.5], "sage_grpo-dual": [1.0]})).verdict
+    assert verdict.sentences[0] == "Seed 0.", "without a test there is no family"
     assert any(sentence.startswith("1 seed per row cannot show any difference") for sentence in verdict.sentences)
     assert "better than the base" not in " ".join(verdict.sentences)
     assert verdict.seeds == [0, 1, 2, 3, 4]
@@ -118,9 +125,9 @@ def test_what_does_not_survive_the_correction_is_exploratory_and_not_alike(tmp_p
     assert unsure["diff_p"] < 0.05 < unsure["diff_p_holm"]
     sentences = [one for one in main.verdict.sentences if "cps-fixed - sage_grpo-dual" in one]
     assert len(sentences) == 1
-    reason = "exploratory (p below 0.05 as it is, not after Holm over the whole page)"
+    reason = "exploratory (p below 0.05 as it is, not after Holm over the whole table)"
     assert sentences[0].startswith(f"Overall: {reason}: cps-fixed - sage_grpo-dual (-0.")
-    assert not any("alike" in one and "cps-fixed and sage_grpo-dual" in one for one in main.verdict.sentences)
+    assert not any("apart" in one and "cps-fixed and sage_grpo-dual" in one for one in main.verdict.sentences)
 
 
 def test_many_rows_are_not_compared_with_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +138,26 @@ def test_many_rows_are_not_compared_with_each_other(tmp_path: Path, monkeypatch:
     )
     assert "Pairs of rows" not in main.sections
     assert main.table["vs_best_delta_p"].isna().all()
+
+
+def test_open_rows_do_not_hide_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.report.data.differences.MOST_ROWS_FOR_PAIRS", 2)
+    suite = load(write(tmp_path / "toy", CLEAR)).suite
+    assert not compares_pairs(suite)
+    rows = [replace(runs, row=runs.row._replace(open=runs is suite.rows[0])) for runs in suite.rows]
+    assert compares_pairs(replace(suite, rows=rows))
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([0.5], "±0.50 apart"),
+        ([0.98, 0.981], "±0.98 apart"),
+        ([0.3, 0.01], "±0.01 to ±0.30 apart, depending on the a"),
+    ],
+)
+def test_a_span_of_one_number_names_it_once(values: list[float], text: str) -> None:
+    assert span(values, "a", "±", " apart") == text
 
 
 # the reference ------------------------------------------------------------------------------------------------
@@ -145,6 +172,7 @@ def test_equal_bits_and_what_more_seeds_of_the_reference_show(tmp_path: Path) ->
     assert main.verdict.sentences[1].startswith(
         "With its 6 seeds the stored reference shows more in Overall: sage_grpo-dual is better than cps-fixed (0.6"
     )
+    assert ", p " not in main.verdict.sentences[1], "that p is of another family"
     heads, lines = main.sections["Beside the stored reference"]
     assert {line[heads.index("verdict")] for line in lines} == {"equal bits"}
     assert not any("inside their band" in note for note in main.notes())
