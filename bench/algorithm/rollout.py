@@ -116,8 +116,9 @@ def noisy_steps(method: Method, sigmas: Tensor, settings: RolloutConfig, update:
 def step_weights(method: Method, sigmas: Float[Tensor, "t1"], candidates: Int[Tensor, "m"]) -> Float[Tensor, "t"]:
     """The method's step weights, scaled to mean 1 over the steps that may train.
 
-    The scale is a constant of the schedule, whichever steps an update draws: a method decides how its steps compare,
-    not how large its update is. Raises `BenchError` for weights of which no step that may train has one above 0.
+    The scale is a constant of the steps that may train in an update, whichever of them it draws: a method decides how
+    its steps compare, not how large its update is. Raises `BenchError` for weights of which no step that may train has
+    one above 0.
     """
     weights = method.step_weights(sigmas)
     mean = weights[candidates].double().mean()

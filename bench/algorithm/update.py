@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,14 @@ from bench.algorithm.optimizers import Optimizer
 from bench.algorithm.ratio import Rescored, Rescorer, ratio_error
 from bench.algorithm.rollout import Rollout
 from bench.algorithm.sampling import micro_batches
-from bench.algorithm.weights import check_weights, learning_rate, measured_step, weights_hash
+from bench.algorithm.weights import (
+    check_settings,
+    check_weights,
+    learning_rate,
+    measured_step,
+    optimizer_settings,
+    weights_hash,
+)
 from bench.api import Backbone, KLPolicy, KLStep, Method
 from bench.core.budget import PROBE_EVERY, Budget
 from bench.core.errors import BenchError, DivergedError
@@ -186,8 +193,9 @@ class Updater:
     ) -> tuple[dict[str, Any], UpdateStats]:
         """Train on one rollout. Returns the KL policy's next state and the statistics of the update."""
         world, budget = self.config.world, self.config.budget
-        stats = UpdateStats(weights_before=weights_hash(self.backbone.parameters(), world))
+        stats = UpdateStats(weights_before=weights_hash(self.backbone.parameters()))
         stats.weights_after = stats.weights_before
+        settings = optimizer_settings(self.optimizer)
         advantages, state = Advantages.compute(self.method, rewards, self.config.closed), dict(kl_state)
         parts = minibatches(budget, self.config.seed, update)
         if len(parts) > 1 and world.dp_size > 1:
@@ -208,7 +216,7 @@ class Updater:
             world.sum_gradients(self.backbone.parameters())
             if probe is not None:
                 stats.kl_gradient = probe.norms()
-            self._step(update, stats)
+            self._step(update, settings, stats)
         self.ledger.spend("updates", 1)
         return state, stats
 
@@ -308,9 +316,9 @@ class Updater:
             )
         return terms
 
-    def _step(self, update: int, stats: UpdateStats) -> None:
-        """Clip, check and apply the gradient, and record the step."""
-        parameters, budget, world = list(self.backbone.parameters()), self.config.budget, self.config.world
+    def _step(self, update: int, settings: Sequence[Mapping[str, Any]], stats: UpdateStats) -> None:
+        """Clip, check and apply the gradient, and record the step. `settings`: those of the optimizer at the start."""
+        parameters, budget = list(self.backbone.parameters()), self.config.budget
         trained = [p for p in parameters if p.grad is not None]
         if not trained:
             raise BenchError("no trained parameter got a gradient: the policy is not the backbone's active adapter.")
@@ -318,11 +326,12 @@ class Updater:
         if not torch.isfinite(norm):
             raise DivergedError(f"gradient norm of update {update} is not finite: lower budget.lr.")
         where = f"in the loss of update {update} (advantages, select, transition, log_prob, surrogate or divergence)"
-        check_weights(weights_hash(parameters, world), stats.weights_after, self.config.culprit, where)
+        check_settings(self.optimizer, settings, self.config.culprit, where)
+        check_weights(weights_hash(parameters), stats.weights_after, self.config.culprit, where)
         lr = learning_rate(self.optimizer)
-        stats.step_rms.append(measured_step(self.optimizer, parameters, lr, world))
+        stats.step_rms.append(measured_step(self.optimizer, parameters, lr))
         stats.lr.append(lr)
         stats.grad_norm.append(float(norm))
         stats.grad_clipped += float(norm) > budget.grad_clip
-        stats.weights_after = weights_hash(parameters, world)
+        stats.weights_after = weights_hash(parameters)
         self.ledger.spend("optimizer_steps", 1)

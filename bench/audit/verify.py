@@ -13,6 +13,7 @@ from bench.audit.verify_suite import check_bases, check_suite
 from bench.audit.verify_tables import check_tables, stored_tables
 from bench.core.errors import BenchError
 from bench.core.progress import track
+from bench.core.rules import RULES
 from bench.report.tables.main import FOLDER
 
 #: Files that mark the folder of a run.
@@ -27,6 +28,12 @@ class Report(NamedTuple):
     runs: int
     suites: int
     tables: int
+    repeatable: list[Path]
+    """The runs that can be read, have finished and were made under the rules of this version."""
+    drawn: int | None = None
+    """Number of runs that were drawn to be done again; None if nobody asked for that."""
+    repeated: int = 0
+    """Number of those that were done again."""
 
     @property
     def wrong(self) -> int:
@@ -34,11 +41,18 @@ class Report(NamedTuple):
         return sum(finding.wrong for finding in self.findings)
 
     @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong and every run that was drawn was done again."""
+        return not self.wrong and self.repeated == (self.drawn or 0)
+
+    @property
     def text(self) -> str:
         """A line per finding and the summary."""
         counts = f"{self.runs} runs, {self.suites} suites, {self.tables} stored tables"
+        if self.drawn is not None:
+            counts += f", {self.repeated} of {self.drawn} drawn runs done again"
         notes = len(self.findings) - self.wrong
-        verdict = f"{self.wrong} wrong" if self.wrong else "all well"
+        verdict = f"{self.wrong} wrong" if self.wrong else "all well" if self.passed else "not all done again"
         summary = f"{counts}: {verdict}{f', {notes} to note' if notes else ''}"
         return "\n".join([*(finding.line for finding in self.findings), summary])
 
@@ -88,7 +102,8 @@ def verify(folders: Sequence[Path]) -> Report:
         text = f"older records: {len(gaps)} checks of {older} runs need fields that they do not have ({fields})"
         findings.append(Finding(folders[0], text, wrong=False))
     stored = sum(len(stored_tables(folder)) for folder in tables)
-    return Report(list(merged(findings, set(paths))), len(paths), len(suites), stored)
+    repeatable = [path for path, run in runs.items() if run.record.status == "finished" and run.record.rules == RULES]
+    return Report(list(merged(findings, set(paths))), len(paths), len(suites), stored, repeatable)
 
 
 def suite_of(run: Path) -> Path:

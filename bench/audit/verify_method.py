@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bench import store
-from bench.algorithm.rollout import noisy_steps, schedule_properties, trained_steps
+from bench.algorithm.rollout import noisy_steps, schedule_properties, step_weights, trainable_steps, trained_steps
 from bench.api import Method
 from bench.audit.findings import Note, Result, StoredRun, missing
 from bench.core.errors import BenchError
@@ -55,6 +55,8 @@ def _parameters(run: StoredRun, method: Method) -> Iterator[str]:
     stored, own = dict(run.record.method_params), recorded_params(method)
     clip, own_clip = stored.pop("clip_range", None), own.pop("clip_range", None)
     for name, (there, here) in differences(stored, own, absent="absent").items():
+        if isinstance(here, float) and _close([there], [here]):
+            continue  # an eta that a noise policy computes, on other hardware
         yield f"its method's {name} is {shortened(there)}, but its configuration gives {shortened(here)}"
     if not (isinstance(clip, float) and isinstance(own_clip, float) and clip > 0):
         yield f"its clip range is {shortened(clip)}, but its configuration gives {own_clip}"
@@ -102,7 +104,8 @@ def _schedule(run: StoredRun, method: Method) -> Iterator[Result]:
     for line in run.lines:
         logged = line.get("trained_steps")
         steps = logged if isinstance(logged, list) else []
-        weights = [expected["step_weight"][i] for i in steps if _is_step(i, expected)]
+        scaled = _step_weights(run, method, line["update"])
+        weights = [scaled[i] for i in steps if type(i) is int and 0 <= i < len(scaled)]
         if not _close(line.get("step_weights"), weights):
             stored_weights = shortened(line.get("step_weights"))
             yield (
@@ -112,8 +115,14 @@ def _schedule(run: StoredRun, method: Method) -> Iterator[Result]:
             return
 
 
-def _is_step(i: Any, schedule: Mapping[str, list[float]]) -> bool:
-    return type(i) is int and 0 <= i < len(schedule["step_weight"])
+def _step_weights(run: StoredRun, method: Method, update: int) -> list[float]:
+    """The weight of each step in this update: the scale is that of the steps that may train in it."""
+    budget, config = run.suite.budget, rollout_config(run.suite, run.record.seed or 0)
+    sigmas = sigma_schedule(budget.steps, budget.shift)
+    if run.record.rules == 1:
+        return method.step_weights(sigmas).tolist()
+    candidates = trainable_steps(noisy_steps(method, sigmas, config, update), config)
+    return step_weights(method, sigmas, candidates).tolist()
 
 
 def _close(stored: Any, expected: list[float]) -> bool:

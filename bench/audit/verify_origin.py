@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from bench import store
+from bench import plugins, store
 from bench.algorithm.weights import weights_hash
 from bench.audit.findings import Note, Result, StoredRun, missing
 from bench.checks import evaluators, golden
 from bench.core.errors import BenchError
-from bench.core.hashing import digest, sha256_file
-from bench.core.world import SINGLE_PROCESS
+from bench.core.hashing import canonical_json, digest, sha256_file
 from bench.store.policy import read_policy
-from bench.suite.difference import differences, shortened
+from bench.suite.difference import differences, first_difference, shortened
+from bench.suite.inputs import run_settings
 
 RATIO_AUDIT = "ratio_audit"
 EVALUATOR_GATES = (evaluators.GATE, golden.GATE)
@@ -42,23 +46,45 @@ def _provenance(run: StoredRun) -> Iterator[Result]:
         yield "its provenance has no source_digest, which every run records"
 
 
-def _inputs(run: StoredRun) -> Iterator[str]:
-    """What the digest was made from has the seed, the sources and the budget of the record."""
+def _inputs(run: StoredRun) -> Iterator[Result]:
+    """What the digest was made from has the seed, the sources, the settings and the row of the record."""
     try:
         inputs = store.read_inputs(run.folder)
     except BenchError:
         return  # a finding of its own
     if not inputs:
+        yield missing(run.record, store.INPUTS)
         return
-    settings, record = inputs.get("settings"), run.record
-    made_from = {
-        "seed": inputs.get("seed"),
-        "sources": digest(inputs.get("sources")),
-        "budget": settings.get("budget") if isinstance(settings, dict) else None,
-    }
-    recorded = {"seed": record.seed, "sources": record.provenance.get("source_digest"), "budget": record.budget}
-    for name, (there, here) in differences(made_from, recorded, nested=True).items():
+    made_from = {"seed": inputs.get("seed"), "sources": digest(inputs.get("sources"))}
+    recorded = {"seed": run.record.seed, "sources": run.record.provenance.get("source_digest")}
+    for name, (there, here) in differences(made_from, recorded).items():
         yield f"{store.INPUTS} has the {name} {shortened(there)}, but the record {shortened(here)}"
+    for name, own in {"settings": run_settings(run.suite), "row": _row(run)}.items():
+        stored = inputs.get(name)
+        if isinstance(stored, Mapping) and own is not None:
+            stored = {key: value for key, value in stored.items() if key in own}
+        # settings that were added after the run are neither in its inputs nor in its record
+        if change := first_difference(json.loads(canonical_json(own)), _without_clip(stored), name):
+            yield f"its record has other settings than {store.INPUTS}: {change}"
+
+
+def _row(run: StoredRun) -> dict[str, Any] | None:
+    """The row as in the inputs; without the KL policy's parameters where its class is not packaged."""
+    row = run.row
+    if row is None:
+        return None
+    own = {"method": row.method, "kl": row.kl_spec.name, "lr": row.lr, "params": run.record.method_params}
+    if ":" not in row.kl_spec.name:
+        with contextlib.suppress(BenchError):  # a note of its own
+            own["kl_params"] = dataclasses.asdict(plugins.kl_policy(row.kl_spec.name, **row.kl_spec.params))
+    return own
+
+
+def _without_clip(row: Any) -> Any:
+    """A row without its clip range, which the record has scaled by the size of the latent."""
+    if not isinstance(row, Mapping) or not isinstance(row.get("params"), Mapping):
+        return row
+    return {**row, "params": {key: value for key, value in row["params"].items() if key != "clip_range"}}
 
 
 def _log_digest(run: StoredRun) -> Iterator[Result]:
@@ -73,15 +99,14 @@ def _log_digest(run: StoredRun) -> Iterator[Result]:
 
 def _policy(run: StoredRun) -> Iterator[Result]:
     """The stored policy has the weights with which training ended."""
-    sharded = run.record.provenance.get("shard") is not None  # hashes of shards, which are gone
-    if not (run.folder / store.POLICY).is_file() or not run.lines or sharded:
+    if not (run.folder / store.POLICY).is_file() or not run.lines:
         return
     logged = run.lines[-1].get("weights_after")
     if logged is None:
         yield missing(run.record, f"weights_after of {store.TRAIN}")
         return
     try:
-        own = weights_hash(read_policy(run.folder).values(), SINGLE_PROCESS)
+        own = weights_hash(read_policy(run.folder).values())
     except BenchError as error:
         yield str(error).partition(": give the folder")[0]
         return

@@ -19,7 +19,6 @@ from bench.audit.replay import current_environment, job_of, record_environment
 from bench.core.errors import BenchError, DivergedError
 from bench.core.progress import silent, track
 from bench.core.rng import stream
-from bench.core.rules import RULES
 from bench.store.lock import run_lock
 from bench.store.policy import load_policy
 from bench.suite.job import Job, TrainingRun
@@ -29,8 +28,14 @@ from bench.train.trainer import Trainer
 
 UPDATES = 2
 """Updates that are done again: the first has no history, the second has that of the optimizer and of the KL policy."""
-PLATFORM = ("CPU: ", "machine: ", "GPU: ", "python: ", "package ")
+PLATFORM = ("CPU: ", "machine: ", "GPU: ", "processes: ", "python: ", "package ")
 """Starts of the changes of an environment with which equal bits cannot be expected."""
+TOLERANCE = 10 * 0.0028
+"""Largest difference of a score, and of a number of training or its share if it is above 1, where equal bits cannot be
+expected: ten times the largest one that another CPU caused in a whole run (docs/how-to/replay-and-audit.md)."""
+UNBOUNDED = ("weights_before", "weights_after", "grad_clipped", "tied_groups", "clipped_share")
+"""Fields of the log that the last digit of a number may change altogether: hashes, and counts of comparisons."""
+ONE_SIDED = "one side has fields that the other has not"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class PartialReplay:
     """Largest difference of each metric; None if nothing was evaluated."""
     changes: list[str] = field(default_factory=list)
     """Changes of the environment since the stored run, one phrase each."""
+    gpu: bool = False
+    """Whether the stored run used a GPU, whose kernels may give other bits each time."""
     refused: str | None = None
     """Why nothing was done again, in one sentence."""
 
@@ -51,11 +58,19 @@ class PartialReplay:
     def largest(self) -> float:
         """Largest difference of any number; infinite for fields that only one side has with the same sources."""
         sizes = list((self.scores or {}).values())
-        if self.training is not None:
-            same_sources = not any(change.startswith("sources: ") for change in self.changes)
-            sizes += [math.inf] if self.training.one_sided and same_sources else []
-            sizes += [gap.size for gap in self.training.gaps]
+        sizes += [math.inf] if self._new_fields else []
+        sizes += [gap.size for gap in self._gaps]
         return max(sizes, default=0.0)
+
+    @property
+    def _gaps(self) -> list[Difference]:
+        return [] if self.training is None else self.training.gaps
+
+    @property
+    def _new_fields(self) -> bool:
+        """Whether only one side has some field although the sources are the same."""
+        same_sources = not any(change.startswith("sources: ") for change in self.changes)
+        return self.training is not None and bool(self.training.one_sided) and same_sources
 
     @property
     def same_platform(self) -> bool:
@@ -63,9 +78,21 @@ class PartialReplay:
         return not any(change.startswith(PLATFORM) for change in self.changes)
 
     @property
+    def exact(self) -> bool:
+        """Whether equal bits are expected: on the same platform, without a GPU."""
+        return self.same_platform and not self.gpu
+
+    @property
     def wrong(self) -> bool:
-        """Whether numbers differ although the platform is the same."""
-        return self.largest > 0 and self.same_platform
+        """Whether numbers differ where equal bits are expected, or by more than the tolerance elsewhere."""
+        return self.largest > 0 if self.exact else self._too_large() is not None
+
+    def _too_large(self) -> str | None:
+        """The first difference above the tolerance, as text; None if there is none."""
+        texts = [ONE_SIDED] if self._new_fields else []
+        texts += [str(gap) for gap in self._gaps if not within_tolerance(gap)]
+        texts += [f"{name} by {size:.3g}" for name, size in (self.scores or {}).items() if size > TOLERANCE]
+        return texts[0] if texts else None
 
     @property
     def text(self) -> str:
@@ -79,10 +106,14 @@ class PartialReplay:
             return f"{done}equal bits"
         where = "on the same platform" if self.same_platform else "on another platform"
         where += f" ({'; '.join(self.changes)})" if self.changes else ""
-        first = self.training.gaps[0] if self.training is not None and self.training.gaps else None
+        if not self.exact:
+            above = self._too_large()
+            where += f", {'within' if above is None else 'above'} the tolerance of {TOLERANCE:g}"
+            where += "" if above is None else f" ({above})"
+        first = self._gaps[0] if self._gaps else None
         scores = {name: float(f"{gap:.3g}") for name, gap in (self.scores or {}).items() if gap}
         examples = [*([str(first)] if first else []), *([f"scores by up to {scores}"] if scores else [])]
-        return f"{done}differs {where}: {', '.join(examples) or 'one side has fields that the other has not'}"
+        return f"{done}differs {where}: {', '.join(examples) or ONE_SIDED}"
 
     @property
     def finding(self) -> Finding | None:
@@ -102,14 +133,27 @@ class PartialReplay:
         }
 
 
-def draw(runs: Sequence[Path], count: int | Literal["all"]) -> list[Path]:
-    """The runs that are done again: `count` of the finished ones, in an order that the records themselves decide.
+def within_tolerance(gap: Difference) -> bool:
+    """Whether another platform may cause this difference of a number of training.
 
-    The order follows from a digest of all `run.json`, so nobody who made them or checks them chooses, and everybody
-    draws the same runs.
+    It may cause no other learning rate and no other whole number, such as a trained step, beside those of `UNBOUNDED`.
     """
-    records = {run: (run / store.RUN).read_bytes() for run in runs if (run / store.RUN).is_file()}
-    own = {run: hashlib.sha256(content).hexdigest() for run, content in records.items()}
+    if gap.field.split(".")[0] in UNBOUNDED:
+        return True
+    if math.isinf(gap.size):
+        return False
+    exact = isinstance(gap.stored, int) or gap.field.startswith("lr.")
+    return gap.size <= (0.0 if exact else TOLERANCE * max(1.0, abs(gap.stored)))
+
+
+def draw(runs: Sequence[Path], count: int | Literal["all"]) -> list[Path]:
+    """The runs that are done again: at most `count` of these, in an order that their records themselves decide.
+
+    `runs`: those that can be read, have finished and were made under the rules of this version
+    (`bench.audit.verify.Report.repeatable`). The order follows from a digest of all their `run.json`, so nobody who
+    made them or checks them chooses, and everybody draws the same runs.
+    """
+    own = {run: hashlib.sha256((run / store.RUN).read_bytes()).hexdigest() for run in runs}
     total = hashlib.sha256("".join(sorted(own.values())).encode()).hexdigest()
     order = sorted(own, key=lambda run: hashlib.sha256(f"{total} {own[run]}".encode()).hexdigest())
     return order if count == "all" else order[:count]
@@ -123,11 +167,6 @@ def replay_runs(runs: Sequence[Path]) -> list[PartialReplay]:
 def replay_run(run: Path) -> PartialReplay:
     """Do the first updates of a run and the evaluation of its stored policy again, and compare all numbers."""
     try:
-        record = store.read_record(run)
-        if record.status == "failed":
-            return PartialReplay(run, refused="not done again: it failed")
-        if record.rules != RULES:
-            return PartialReplay(run, refused=f"made under rules {record.rules}; this version has rules {RULES}")
         record, job = job_of(run)
         with tempfile.TemporaryDirectory(prefix="bench-replay-") as name:
             return _replay(run, record, replace(job, folder=Path(name)))
@@ -157,4 +196,4 @@ def _replay(run: Path, record: store.RunRecord, job: Job) -> PartialReplay:
             frame: pd.DataFrame = evaluate(models.backbone, models.evaluators, job.prepared).scores
             scores = score_floors(store.read_run(run)[1], store.sorted_scores(frame))
     changes = environment_changes(record_environment(record), current_environment(job, models))
-    return PartialReplay(run, diff, scores, changes)
+    return PartialReplay(run, diff, scores, changes, gpu=bool(record.provenance.get("gpu")))

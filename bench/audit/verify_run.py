@@ -20,6 +20,7 @@ from bench.core.budget import Budget
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json, digest
 from bench.core.ledger import Ledger
+from bench.core.rules import RULES
 from bench.report.data.records import failed_gates
 from bench.store.files import TEMPORARY
 from bench.store.record import REPLAY, RunRecord
@@ -57,6 +58,9 @@ def check_run(folder: Path) -> Iterator[Finding | Gap | StoredRun]:
         first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else _problem(error)
         yield Finding(folder, f"the configuration is not one of this version ({first}): {RERUN}", blocks=True)
         return
+    if record.rules not in (1, RULES):
+        rules = f"made under rules {record.rules}, which this version, with rules {RULES}, does not know"
+        yield Finding(folder, f"{rules}: check it with the version that made it")
     lines, log_problems = _train_log(folder, record)
     for problem in (*_folder(folder, record), *_status(record), *_budget(record), *log_problems):
         yield Finding(folder, f"{problem}: {RERUN}")

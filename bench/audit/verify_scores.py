@@ -39,13 +39,10 @@ def check_scores(run: StoredRun) -> Iterator[str]:
 
 
 def _normalised(scores: Mapping[str, Column], fingerprint: Mapping[str, Any]) -> Iterator[str]:
-    """X = (X_raw - mean) / std with the constants of the evaluator's fingerprint."""
+    """X = (X_raw - mean) / std with the constants of the evaluator's fingerprint; X = X_raw where it has none."""
     constants = normalisation(fingerprint)
-    for axis in constants:
-        raw = scores.get(f"{axis}_raw")
-        if raw is None or axis not in scores:
-            continue
-        mean, std = constants[axis]
+    for axis in (name for name in scores if f"{name}_raw" in scores):
+        raw, (mean, std) = scores[f"{axis}_raw"], constants.get(axis, (0.0, 1.0))
         expected = (raw - mean) / std
         slack = ROUNDING * ((raw.abs() + abs(mean)) / std + expected.abs())
         yield from _differing(axis, scores[axis], expected, slack, f"({axis}_raw - {mean}) / {std}")
@@ -65,7 +62,8 @@ def _clipscore(scores: Mapping[str, Column]) -> Iterator[str]:
         return
     own, cosine = scores["clipscore"], scores["clip_cosine"]
     expected = CLIPSCORE_WEIGHT * cosine.clip(lower=0)
-    highest = expected + CLIPSCORE_WEIGHT * (SPREAD - cosine.abs()).clip(lower=0)
+    # of all frames within SPREAD, those at both ends of an interval that 0 halves as the mean does raise it most
+    highest = expected + CLIPSCORE_WEIGHT * (SPREAD - cosine.abs()).clip(lower=0) ** 2 / (4 * SPREAD)
     formula = f"{CLIPSCORE_WEIGHT} max(clip_cosine, 0)"
     yield from _differing("clipscore", own, own.clip(expected, highest), ROUNDING * (1 + expected), formula)
 

@@ -17,6 +17,8 @@ from bench.report.data.selection import Selection, rows_of
 from bench.report.tables.ablation import NAME as ABLATION
 from bench.report.tables.ablation import render_ablation
 from bench.report.tables.main import NAME, load_main_table, render_table
+from bench.report.tables.tuning import NAME as TUNING
+from bench.report.tables.tuning import load_tuning_table, render_tuning
 from bench.store.record import REPLAY, RunRecord
 from bench.suite.difference import settings_difference
 from bench.suite.load import load_variants
@@ -31,7 +33,7 @@ _REWRITE = "write the tables again with `bench table`, or restore the records th
 
 def stored_tables(folder: Path) -> dict[str, bytes]:
     """File name to content of the stored tables of one folder."""
-    names = [f"{name}.{end}" for name in (NAME, ABLATION) for end in ("md", "csv", "tex")]
+    names = [f"{name}.{end}" for name in (NAME, ABLATION, TUNING) for end in ("md", "csv", "tex")]
     return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
@@ -80,7 +82,11 @@ def _renderings(folder: Path, stored: dict[str, bytes]) -> Iterator[dict[str, st
     candidates = {name: list(candidate_selections(path)) for name, path in variants.items()}
     for index in range(max(map(len, candidates.values()))):
         chosen = {name: own[min(index, len(own) - 1)] for name, own in candidates.items()}
-        yield {**_main(folder, chosen, stored), **_ablation(folder, variants, chosen, stored)}
+        yield {
+            **_main(folder, chosen, stored),
+            **_tuning(folder, chosen, stored),
+            **_ablation(folder, variants, chosen, stored),
+        }
 
 
 def _variants(folder: Path, stored: dict[str, bytes]) -> dict[str, Path]:
@@ -152,6 +158,14 @@ def _main(folder: Path, chosen: Mapping[str, Selection], stored: Mapping[str, by
     if "" not in chosen or not any(name.startswith(f"{NAME}.") for name in stored):
         return {}
     return render_table(load_main_table(folder, *chosen[""]))
+
+
+def _tuning(folder: Path, chosen: Mapping[str, Selection], stored: Mapping[str, bytes]) -> dict[str, str]:
+    if "" not in chosen or not any(name.startswith(f"{TUNING}.") for name in stored):
+        return {}
+    if not all(record.config.get("search") for record in _records(folder)):
+        return {}  # the table of no search
+    return render_tuning(load_tuning_table(folder, *chosen[""]))
 
 
 def _ablation(

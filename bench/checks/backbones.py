@@ -24,6 +24,7 @@ from bench.checks.violations import (
     require_shape,
 )
 from bench.core.rng import normal, stream
+from bench.core.world import tensors_digest
 
 PROMPTS = ("a red circle moving left quickly", "a cat", "two boats pass under a bridge at dusk, slowly")
 """Of different lengths, so that samples of one batch cannot share a padded text by accident."""
@@ -218,6 +219,10 @@ def _state(backbone: Backbone, batch: VelocityBatch) -> None:
         state = {key: value.clone() for key, value in backbone.state_dict().items()}
         policy = {key: value for key, value in state.items() if key.startswith(POLICY_PREFIX)}
         require(bool(policy), f"no key of state_dict starts with {POLICY_PREFIX!r}, so no run could store its policy")
+        require(
+            tensors_digest(policy.values()) == tensors_digest(backbone.parameters()),
+            f"the weights of state_dict below {POLICY_PREFIX!r} are not those of parameters() in every bit",
+        )
         _perturb(backbone, "later")
         require(
             not torch.equal(batch.velocity(backbone), before), "state_dict or parameters() are not what velocity uses"

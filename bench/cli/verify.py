@@ -43,17 +43,18 @@ def _count(text: str) -> int | Literal["all"]:
     return int(text)
 
 
-def _replay(folders: Sequence[Path], count: int | Literal["all"], args: argparse.Namespace) -> list[PartialReplay]:
+def _replay(
+    folder: Path, repeatable: Sequence[Path], count: int | Literal["all"], args: argparse.Namespace
+) -> list[PartialReplay]:
     """Do drawn runs again, after consent to the code that their records name."""
     from bench import store
-    from bench.audit.verify import folders_of_runs
     from bench.audit.verify_replay import draw, replay_runs
     from bench.core.process_state import fix_process_state
     from bench.suite.recorded import suite_of_record
 
-    runs = draw(folders_of_runs(folders), count)
+    runs = draw(repeatable, count)
     suites = [suite_of_record(run, store.read_record(run)) for run in runs]
-    check_consent(folders[0], suites, args)
+    check_consent(folder, suites, args)
     fix_process_state()  # as in a run
     return replay_runs(runs)
 
@@ -61,23 +62,34 @@ def _replay(folders: Sequence[Path], count: int | Literal["all"], args: argparse
 def execute(args: argparse.Namespace) -> int:
     count = None if args.replay is None else _count(args.replay)
     with working("loading the checks"):
+        from bench.audit.findings import Finding
         from bench.audit.verify import verify
+        from bench.core.rules import RULES
 
     folders = args.folders or [RESULTS]
     report = verify(folders)
-    replays = [] if count is None else _replay(folders, count, args)
-    report = report._replace(findings=[*report.findings, *filter(None, (each.finding for each in replays))])
+    replays = [] if count is None else _replay(folders[0], report.repeatable, count, args)
+    found = [each.finding for each in replays]
+    if count is not None and not replays:
+        found.append(Finding(folders[0], f"no run to do again: none has finished under rules {RULES}", wrong=False))
+    report = report._replace(
+        findings=[*report.findings, *filter(None, found)],
+        drawn=None if count is None else len(replays),
+        repeated=sum(each.refused is None for each in replays),
+    )
     document = {
         "runs": report.runs,
         "suites": report.suites,
         "tables": report.tables,
         "wrong": report.wrong,
+        "drawn": report.drawn,
+        "repeated": report.repeated,
         "findings": [{"path": each.path, "text": each.text, "wrong": each.wrong} for each in report.findings],
         "replays": [each.document() for each in replays],
     }
     lines = [f"again {each.run}: {each.text}." for each in replays if each.finding is None]
     print_result(args, "\n".join([*lines, report.text]), document)
-    return 1 if report.wrong else 0
+    return 0 if report.passed else 1
 
 
 COMMAND = Command(
@@ -92,5 +104,6 @@ COMMAND = Command(
         "bench verify results/reference/nano results/reference/nano_kl",
         "bench verify results/nano --replay 3",
     ),
-    exit_codes="0 if all is well, 1 if something is wrong, 2 for a mistake; figures are not checked",
+    exit_codes="0 if all is well, 1 if something is wrong or a drawn run could not be done again, 2 for a mistake; "
+    "figures are not checked",
 )

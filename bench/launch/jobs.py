@@ -12,13 +12,14 @@ from bench.core.errors import BenchError, RunLockedError
 from bench.core.hashing import digest
 from bench.core.progress import working
 from bench.core.provenance import source_digest
-from bench.store.attempts import record_attempt
+from bench.store.attempts import read_attempts, record_attempt
 from bench.store.lock import run_lock
 from bench.store.record import STARTED
 from bench.suite.difference import row_difference, settings_difference
 from bench.suite.inputs import change_text, input_changes, run_inputs
 from bench.suite.job import BaseRun, Job, TrainingRun
 from bench.suite.prepared import PreparedSuite
+from bench.suite.recorded import suite_of_record
 
 
 def all_jobs(suites: Sequence[PreparedSuite], results: Path) -> list[Job]:
@@ -75,15 +76,22 @@ def other_run(job: Job) -> str:
     """What the run in the job's folder has otherwise than the job, as text."""
     changes = input_changes(store.read_inputs(job.folder), job)
     if not changes and (job.folder / store.RUN).is_file():
-        recorded = store.read_record(job.folder).config
-        change = settings_difference(recorded, job.suite)
-        if not change and isinstance(job, TrainingRun):
-            change = row_difference(recorded, job.row.spec)
+        change = _setting_change(store.read_record(job.folder), job)
         changes = [change] if change else []
     other = store.other_digest(job.folder, job.digest)
     return change_text(changes) or (
         f"its digest is {other}, this run's is {job.digest} (the suite's settings, the weights or the sources changed)"
     )
+
+
+def _setting_change(record: store.RunRecord, job: Job) -> str | None:
+    """The first setting of a record that differs from the job's; None if there is none."""
+    try:
+        suite_of_record(job.folder, record)
+    except BenchError:
+        return "its configuration is not one of this version"
+    change = settings_difference(record.config, job.suite)
+    return change or (row_difference(record.config, job.row.spec) if isinstance(job, TrainingRun) else None)
 
 
 STORED = "reference"
@@ -129,6 +137,7 @@ def _copy_run(source: Path, job: Job, results: Path) -> bool:
         "config": job.suite.model_dump(mode="json"),
         "extra": {**record.extra, "shared_from": source.relative_to(results).as_posix()},
     }
+    read_attempts(job.suite_folder)  # before anything is removed: a broken log refuses the copy
     store.make_folder(job.folder)
     try:
         with run_lock(job.folder):

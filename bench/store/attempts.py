@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json
-from bench.store.files import disk_errors, make_folder, read_lines
+from bench.store.files import append_line, disk_errors, make_folder, read_lines
 
 ATTEMPTS = "attempts.jsonl"
 """The file, in the folder of the records of a suite, or of a variant of a study."""
@@ -42,6 +41,12 @@ class Attempt(NamedTuple):
     """sha256 of the canonical JSON of the other entries."""
 
 
+def _is_attempt(line: Mapping[str, object]) -> bool:
+    """Whether the values are of the types of `Attempt`."""
+    texts = all(isinstance(line[name], str) for name in Attempt._fields if name != "seed")
+    return texts and line["event"] in ("start", "copy") and (line["seed"] is None or type(line["seed"]) is int)
+
+
 def _hash(entries: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical_json(entries).encode()).hexdigest()
 
@@ -49,29 +54,27 @@ def _hash(entries: Mapping[str, object]) -> str:
 def record_attempt(folder: Path, event: Literal["start", "copy"], row: str, seed: int | None, digest: str) -> str:
     """Append a line durably, after the lines of other processes; returns its hash.
 
-    A file whose chain is broken is a `BenchError`, so that no run extends it.
+    A file whose chain is broken is a `BenchError`, so that no run extends it. Half a last line, of a process that was
+    killed, is removed.
     """
     path = make_folder(folder) / ATTEMPTS
-    with disk_errors(path), path.open("ab", buffering=0) as file:
+    with disk_errors(path), path.open("ab") as held:
         with contextlib.suppress(OSError):  # a disk without locks: two starts in one instant may break the chain
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(held, fcntl.LOCK_EX)
         attempts = read_attempts(folder)
         before = attempts[-1].hash if attempts else START
         time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         entries = {"time": time, "event": event, "row": row, "seed": seed, "digest": digest, "before": before}
         own = _hash(entries)
-        size = file.seek(0, os.SEEK_END)
-        try:
-            file.write((canonical_json({**entries, "hash": own}) + "\n").encode())
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(size)
-            raise
+        append_line(path, {**entries, "hash": own})
     return own
 
 
 def read_attempts(folder: Path) -> list[Attempt] | None:
-    """All lines, their chain checked; None without a file. A broken chain is a `BenchError` with file and line."""
+    """All lines, their chain checked; None without a file.
+
+    A broken chain, and an entry of another kind, are a `BenchError` with file and line.
+    """
     path = folder / ATTEMPTS
     if not path.is_file():
         return None
@@ -83,6 +86,11 @@ def read_attempts(folder: Path) -> list[Attempt] | None:
             raise BenchError(
                 f"{path}, line {number}, breaks the chain of starts: a line was changed, removed or put in; restore "
                 "the file, or move it away and run the suite anew."
+            )
+        if not _is_attempt(line):
+            raise BenchError(
+                f"{path}, line {number}, has an entry of another kind than a start: restore the file, or move it away "
+                "and run the suite anew."
             )
         attempts.append(Attempt(**line))
     return attempts

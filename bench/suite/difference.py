@@ -82,6 +82,7 @@ def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
 def settings_difference(recorded: Mapping[str, Any], suite: Suite) -> str | None:
     """The first setting of the suite that a record's configuration has otherwise; paths do not count.
 
-    Settings that were added after the record have their defaults there.
+    Settings that were added after the record have their defaults there. The configuration must be one that this
+    version accepts (`bench.suite.recorded.suite_of_record`).
     """
     return first_difference(without_paths(Suite.model_validate(recorded).shared()), without_paths(suite.shared()))

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.api import Method, Rewards
-from bench.core.rng import normal
+from bench.core.rng import normal, stream
 from bench.suite.schema import RowSpec
 
 PROBE_SHAPE = (4, 16)
@@ -45,9 +45,11 @@ def open_reasons(method: Method, row: RowSpec) -> list[str]:
 def wrong_gradient(method: Method) -> str | None:
     """Where the gradient of the loss at ratio 1 differs most from minus the advantage; None if it is that everywhere.
 
-    Tried for 33 advantages from -4 to 4, with 0, at three log-probabilities, to `SCALE_TOLERANCE`.
+    Tried for -4, 0, 4 and 30 numbers drawn between -4 and 4, at three log-probabilities, to `SCALE_TOLERANCE`.
     """
-    adv, logp = torch.meshgrid(torch.linspace(-4, 4, 33), torch.tensor([-1.5, -0.1, 0.8]), indexing="ij")
+    drawn = 8 * torch.rand(30, generator=stream(0, "division", "advantages")) - 4
+    values = torch.cat([torch.tensor([-4.0, 0.0, 4.0]), drawn])
+    adv, logp = torch.meshgrid(values, torch.tensor([-1.5, -0.1, 0.8]), indexing="ij")
     adv, logp = adv.flatten(), logp.flatten()
     new = logp.clone().requires_grad_(True)
     with torch.enable_grad():

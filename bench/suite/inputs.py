@@ -11,23 +11,26 @@ from bench.core.provenance import package_versions
 from bench.suite.difference import differences, shortened, without_paths
 from bench.suite.job import Job
 from bench.suite.prepared import PreparedRow, PreparedSuite
+from bench.suite.schema import Suite
 from bench.suite.sources import run_sources
 
 MOST_CHANGES = 4
 """Changes that a message names; the others are counted."""
 
 
+def run_settings(suite: Suite) -> dict[str, Any]:
+    """The settings that all rows share, without paths and without the noise policy, which is in a row's parameters."""
+    return {key: value for key, value in without_paths(suite.shared()).items() if key != "noise_policy"}
+
+
 def run_inputs(prepared: PreparedSuite, row: PreparedRow | None, seed: int | None, harness: str) -> dict[str, Any]:
     """Everything that decides the numbers of a run, fit for a digest; row and seed are None for the base.
 
-    It has the settings that all rows share, without paths and without the noise policy, which is in the row's
-    parameters, and the digests of what the paths lead to. `harness` is the source digest of the harness.
+    It has the settings, and the digests of what the paths lead to. `harness` is the source digest of the harness.
     """
     suite = prepared.suite
-    settings = without_paths(suite.shared())
-    del settings["noise_policy"]
     return {
-        "settings": settings,
+        "settings": run_settings(suite),
         "row": None if row is None else row.identity(),
         "seed": seed,
         "prompts": {

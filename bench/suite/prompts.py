@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal
 
 from bench.core.errors import BenchError
 from bench.core.hashing import digest
 from bench.core.limits import PROMPT_CHARACTERS, PROMPTS
 from bench.core.text import read_list, shown
+from bench.suite.leakage import leaked
 from bench.suite.paths import resolve
 
 
@@ -34,15 +34,15 @@ class PromptLists:
         return digest([self.train, self.scored(which)])
 
     def check(self, prompts_per_update: int) -> None:
-        """Refuse a prompt that is in two lists, and fewer training prompts than an update needs."""
+        """Refuse a prompt that is in two lists, and fewer training prompts than an update needs.
+
+        Other case, punctuation or spaces make no other prompt (`bench.suite.leakage`).
+        """
         lists = {"training": self.train, "held-out": self.held_out, "validation": self.validation or []}
-        for (name, one), (other_name, other) in combinations(lists.items(), 2):
-            leaked = sorted(set(map(normal_form, one)) & set(map(normal_form, other)))
-            if leaked:
-                raise BenchError(
-                    f"prompt {shown(repr(leaked[0]))} is in the {name} and in the {other_name} list: remove it from "
-                    "one of them."
-                )
+        for prompt, one, other in leaked(lists)[:1]:
+            raise BenchError(
+                f"prompt {shown(repr(prompt))} is in the {one} and in the {other} list: remove it from one of them."
+            )
         if prompts_per_update > len(self.train):
             raise BenchError(
                 f"budget.prompts is {prompts_per_update}, but the training list has {len(self.train)}: lower it."

@@ -23,7 +23,7 @@ from bench.core.provenance import peak_kib, provenance
 from bench.core.rng import stream
 from bench.core.rules import RULES
 from bench.core.world import SINGLE_PROCESS, World, check_divisible
-from bench.store.attempts import record_attempt
+from bench.store.attempts import read_attempts, record_attempt
 from bench.store.lock import run_lock
 from bench.store.policy import save_policy
 from bench.suite.devices import gpu_name
@@ -208,6 +208,8 @@ def _claim_folder(job: Job) -> None:
 def _execute(job: Job, report: ProgressCallback, world: World, log_attempt: bool) -> store.RunRecord:
     attempt = None
     if world.is_main:
+        if log_attempt:
+            read_attempts(job.suite_folder)  # before anything is removed: a broken log refuses the start
         _claim_folder(job)
         if log_attempt:
             attempt = record_attempt(job.suite_folder, "start", job.identity["row"], job.identity["seed"], job.digest)

@@ -24,7 +24,7 @@ from bench.algorithm.rollout import (
     schedule_properties,
 )
 from bench.algorithm.update import UpdateConfig, Updater, UpdateStats
-from bench.algorithm.weights import check_settings, check_weights, weights_hash
+from bench.algorithm.weights import check_settings, check_weights, optimizer_settings, weights_hash
 from bench.api import Backbone, Evaluator, KLPolicy, Method
 from bench.checks.methods import check_method
 from bench.core.budget import Budget
@@ -81,7 +81,9 @@ class Trainer:
     open_reasons: list[str] = dataclasses.field(default_factory=list)
     """Why the row stands in the open division; [] for a closed row."""
     hooks: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Digests of the results of the method's hooks at the start of the run."""
+    """Digests of the results of the method's hooks at this start of the run; other kernels may give others."""
+    settings: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Settings of the new optimizer, which nothing may change."""
 
     @property
     def suite(self) -> Suite:
@@ -97,8 +99,8 @@ class Trainer:
     def culprit(self) -> str:
         """The plug-ins of the row, for the errors of one that changes what only the harness may change."""
         spec = self.job.row.spec
-        names = f"method {spec.method!r}, KL policy {spec.kl_spec.name!r} or backbone {self.suite.backbone.name!r}"
-        return f"row {spec.name!r}: {names}"
+        names = f"method {spec.method!r}, KL policy {spec.kl_spec.name!r}, backbone {self.suite.backbone.name!r}"
+        return f"row {spec.name!r}: {names} or an evaluator ({', '.join(map(repr, self.evaluators))})"
 
     @property
     def kl_policy(self) -> KLPolicy:
@@ -139,8 +141,9 @@ class Trainer:
         check_method(method, sigmas)
         backbone.reset(stream(job.seed, "initial_policy"))
         optimizer = make_optimizer(budget, backbone.parameters(), sharded_backbone(backbone, world))
+        settings = optimizer_settings(optimizer)  # before any hook of a plug-in is called
         kl_state = job.row.kl_policy.init_state()
-        trainer = cls(job, backbone, method, evaluators, optimizer, Ledger(), kl_state, world)
+        trainer = cls(job, backbone, method, evaluators, optimizer, Ledger(), kl_state, world, settings=settings)
         trainer.open_reasons = open_reasons(method, job.spec)
         trainer.weights, trainer.hooks = trainer.weights_now(), hook_digests(method, sigmas)
         trainer.load()
@@ -148,7 +151,7 @@ class Trainer:
 
     def weights_now(self) -> str:
         """Hash of the trained weights. Collective call where they are sharded."""
-        return weights_hash(self.backbone.parameters(), self.world)
+        return weights_hash(self.backbone.parameters())
 
     def save(self) -> None:
         """Collective call: write policy, anchors, optimizer, KL state, ledger and updates done to the checkpoint."""
@@ -158,7 +161,6 @@ class Trainer:
             "ledger": self.ledger.state(),
             "audit": self.audit,
             "weights": self.weights,
-            "hooks": self.hooks,
         }
         state = {
             "digest": self.job.digest,
@@ -183,7 +185,7 @@ class Trainer:
             load_full_state(self.optimizer, state["optimizer"], sharded_backbone(self.backbone, self.world))
             rest = json.loads(state["rest"])
             self.updates_done, self.kl_state, self.audit = rest["updates"], rest["kl"], rest["audit"]
-            self.weights, self.hooks = rest["weights"], rest["hooks"]
+            self.weights = rest["weights"]
             self.ledger = Ledger.from_state(rest["ledger"])
             self.ledger.restarts += 1
         self.world.barrier()  # all processes have read before one writes
@@ -241,9 +243,8 @@ class Trainer:
             }
         with self.ledger.phase("update"), unchanged_settings(f"{culprit} the optimizer steps,"):
             check_weights(self.weights_now(), self.weights, self.culprit, f"in the rollout of update {update}")
-            check_settings(self.optimizer, self.budget, self.culprit, f"in the rollout of update {update}")
+            check_settings(self.optimizer, self.settings, self.culprit, f"in the rollout of update {update}")
             self.kl_state, stats = self.updater(rollout, rewards, self.kl_state, update)
-            check_settings(self.optimizer, self.budget, self.culprit, f"in the loss of update {update}")
         self.weights = stats.weights_after
         if update == 0:
             largest = max(stats.ratio_error.values())

@@ -68,6 +68,20 @@ class Thief(CPS):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Freezer(CPS):
+    """Finds the optimizer in the loss and sets its learning rate to 0; never in a check."""
+
+    paper: ClassVar[str] = "none"
+
+    def surrogate(self, logp_new: Tensor, logp_old: Tensor, adv: Tensor) -> Tensor:
+        for found in gc.get_objects() if len(adv) == 2 else []:
+            if type(found) is torch.optim.AdamW:
+                for group in found.param_groups:
+                    group["lr"] = 0.0
+        return super().surrogate(logp_new, logp_old, adv)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pusher(CPS):
     """Finds the toy and changes its weights, in the rollout of update 1 or in the loss; never in a check."""
 

@@ -17,16 +17,18 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bench import store
+from bench.algorithm.weights import weights_hash
+from bench.audit.differences import Difference, TrainingDiff
 from bench.audit.findings import Finding
 from bench.audit.verify import Report, verify
 from bench.audit.verify_log import largest_step
-from bench.audit.verify_replay import draw, replay_run
+from bench.audit.verify_replay import PartialReplay, draw, replay_run, within_tolerance
 from bench.audit.verify_run import check_run
 from bench.cli import main
 from bench.core.hashing import digest, sha256_file
 from bench.core.provenance import ROOT
 from bench.launch.jobs import suite_jobs
-from bench.store.attempts import ATTEMPTS
+from bench.store.attempts import ATTEMPTS, record_attempt
 from bench.suite.load import load_suite
 from bench.suite.prepared import prepare
 from bench.train.run import execute
@@ -173,19 +175,75 @@ def log(update: int, sign: bool = True, **changes: Any) -> Callable[[Path], None
 
 
 def other_lr(logged: bool) -> Callable[[Path], None]:
-    """All records say that they were trained with another learning rate than they were."""
+    """All records say that they were trained with another learning rate than they were.
+
+    `logged`: so do the logs, the inputs and, with digests made anew, the log of starts.
+    """
 
     def forge(suite: Path) -> None:
+        if logged:
+            (suite / ATTEMPTS).unlink()
         for path in suite.rglob(store.RUN):
             record = json.loads(path.read_text())
             budget = {**record["budget"], "lr": 1e-4}
             config = {**record["config"], "budget": budget}
             edit_record(path.parent, budget=budget, budget_digest=digest(budget), config=config)
-            (path.parent / store.INPUTS).unlink()
-            if logged and record["seed"] is not None:
-                edit_lines(path.parent, 0, 1, 2, lr=[1e-4])
+            if logged:
+                inputs = store.read_inputs(path.parent)
+                inputs["settings"]["budget"]["lr"] = 1e-4
+                own = digest(inputs)
+                store.start_run(path.parent, own, inputs)
+                attempt = record_attempt(suite, "start", record["row"], record["seed"], own)
+                edit_record(path.parent, digest=own, attempt=attempt)
+                if record["seed"] is not None:
+                    edit_lines(path.parent, 0, 1, 2, lr=[1e-4])
 
     return forge
+
+
+def other_setting(suite: Path) -> None:
+    for path in suite.rglob(store.RUN):
+        config = json.loads(path.read_text())["config"]
+        edit_record(path.parent, config={**config, "group_noise": "shared"})
+
+
+def other_kl(suite: Path) -> None:
+    for path in suite.rglob(store.RUN):
+        config = json.loads(path.read_text())["config"]
+        config["rows"][0]["kl"]["params"]["weight"] = 0.02
+        edit_record(path.parent, config=config)
+
+
+def no_constants(suite: Path) -> None:
+    """VQ raised in a row, and no constants of its normalisation in any record."""
+    raised("VQ")(suite)
+    for path in suite.rglob(store.RUN):
+        evaluators = json.loads(path.read_text())["evaluators"]
+        edit_record(path.parent, evaluators={JUDGE: {**evaluators[JUDGE], "normalised": "False"}})
+
+
+def other_cpu(run: Path) -> None:
+    provenance = json.loads((run / store.RUN).read_text())["provenance"]
+    edit_record(run, provenance={**provenance, "hardware": {**provenance["hardware"], "cpu": "another"}})
+
+
+def raised_on_another_cpu(suite: Path) -> None:
+    raised_with_raw(suite)
+    for path in suite.rglob(store.RUN):
+        other_cpu(path.parent)
+
+
+def gate(value: Any) -> Callable[[Path], None]:
+    def forge(suite: Path) -> None:
+        gates = json.loads((suite / FIRST / store.RUN).read_text())["gates"]
+        edit_record(suite / FIRST, gates={**gates, "ratio_audit": value})
+
+    return forge
+
+
+def other_rules(suite: Path) -> None:
+    for path in suite.rglob(store.RUN):
+        edit_record(path.parent, rules=3)
 
 
 def edit_starts(suite: Path) -> None:
@@ -195,14 +253,11 @@ def edit_starts(suite: Path) -> None:
 
 def edit_policy(hashed: bool) -> Callable[[Path], None]:
     def forge(suite: Path) -> None:
-        from bench.algorithm.weights import weights_hash
-        from bench.core.world import SINGLE_PROCESS
-
         path = suite / FIRST / store.POLICY
         weights = {name: tensor + 0.25 for name, tensor in load_file(path).items()}
         save_file(weights, path)
         if hashed:
-            edit_lines(suite / FIRST, 2, weights_after=weights_hash(weights.values(), SINGLE_PROCESS))
+            edit_lines(suite / FIRST, 2, weights_after=weights_hash(weights.values()))
 
     return forge
 
@@ -227,6 +282,18 @@ class Forgery(NamedTuple):
 FORGERIES: dict[str, Forgery] = {
     "F1": Forgery("VQ raised in all videos of a row", raised("VQ"), VERIFY, "VQ of 36 of 36 videos is not (VQ_raw"),
     "F1b": Forgery("VQ and VQ_raw raised together", raised_with_raw, REPLAY, "scores by up to"),
+    "F1c": Forgery(
+        "the same, and another CPU in all records",
+        raised_on_another_cpu,
+        REPLAY,
+        "above the tolerance of 0.028 (VQ by 0.5",
+    ),
+    "F1d": Forgery(
+        "VQ raised, and no constants of its normalisation in any record",
+        no_constants,
+        VERIFY,
+        "VQ of 36 of 36 videos is not (VQ_raw - 0.0) / 1.0",
+    ),
     "F2": Forgery("the bad seed of a row deleted", delete_seed(CPS), NOTE, f"without a record: {CPS}/seed-1"),
     "F2b": Forgery(
         "a seed deleted in all rows and in the settings",
@@ -240,6 +307,14 @@ FORGERIES: dict[str, Forgery] = {
     "F6": Forgery(
         "no commit, no sources and no ratio audit in the record", no_origin, VERIFY, "it has no ratio_audit"
     ),
+    "F6b": Forgery("a ratio audit without its numbers", gate(True), VERIFY, "its ratio audit is True, but"),
+    "F6c": Forgery(
+        "a ratio audit with a tolerance of its own",
+        gate({"passed": True, "largest": 0.5, "tolerance": 1.0}),
+        VERIFY,
+        "but the ratio error of update 0 makes it",
+    ),
+    "F6d": Forgery("rules of another version in all records", other_rules, VERIFY, "made under rules 3, which"),
     "F7": Forgery("other step weights in the schedule", flat_schedule, VERIFY, "its schedule has step_weight"),
     "F8 reward": Forgery(
         "a reward in the training log", log(1, reward=lambda line: line["reward"] + 1), VERIFY, "add up to"
@@ -263,7 +338,7 @@ FORGERIES: dict[str, Forgery] = {
         "the prompts in the training log", log(1, prompts=[0, 1]), VERIFY, "has the prompts [0, 1], but its seed"
     ),
     "F8 ratio": Forgery(
-        "a ratio error in the training log", log(1, ratio_error=0.5), VERIFY, "has the ratio error 0.5"
+        "a ratio error in the training log", log(0, ratio_error=0.5), VERIFY, "the ratio error of update 0 makes it"
     ),
     "F8 KL": Forgery(
         "a KL weight in the training log",
@@ -283,7 +358,27 @@ FORGERIES: dict[str, Forgery] = {
     "F9": Forgery(
         "another learning rate in all records than was used", other_lr(False), VERIFY, "but its row has 0.0001"
     ),
-    "F9b": Forgery("the same, also in the training logs", other_lr(True), REPLAY, "update 0, "),
+    "F9b": Forgery(
+        "the same, also in the training logs, with all digests and the log of starts made anew",
+        other_lr(True),
+        REPLAY,
+        "update 0, ",
+    ),
+    "F9c": Forgery(
+        "another setting in all records than was used",
+        other_setting,
+        VERIFY,
+        "other settings than inputs.json: settings.group_noise is shared there and distinct here",
+    ),
+    "F9e": Forgery(
+        "another parameter of a KL policy in all records",
+        other_kl,
+        VERIFY,
+        "row.kl_params.weight is 0.02 there and 0.01",
+    ),
+    "F9d": Forgery(
+        "inputs.json deleted", lambda suite: (suite / FIRST / store.INPUTS).unlink(), VERIFY, "inputs.json missing"
+    ),
     "F10": Forgery(
         "a step that is larger than AdamW's, as with a learning rate changed from within",
         log(0, step_rms=[3.0]),
@@ -350,20 +445,79 @@ def test_the_command_draws_runs_and_does_them_again(suite: Path, capsys: pytest.
 
 
 def test_what_cannot_be_done_again_is_said(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    edit_record(suite / FIRST, rules=1)
-    assert replay_run(suite / FIRST).text == "made under rules 1; this version has rules 2"
     (suite / SAGE / "seed-0" / store.POLICY).unlink()
     text = replay_run(suite / SAGE / "seed-0").text
     assert text == "2 update(s) and no evaluation (it has no stored policy) done again: equal bits"
     run = suite / SAGE / "seed-1"
-    provenance = json.loads((run / store.RUN).read_text())["provenance"]
-    edit_record(run, provenance={**provenance, "hardware": {**provenance["hardware"], "cpu": "another"}})
-    edit_lines(run, 0, reward_group_std=0.125)
+    other_cpu(run)
+    edit_lines(run, 0, reward_group_std=lambda line: line["reward_group_std"] + 0.01, weights_after="0" * 16)
     result = replay_run(run)
-    assert not result.wrong
+    assert not result.wrong, result.text
     assert "differs on another platform (CPU: another stored, " in result.text
+    assert "within the tolerance of 0.028: update 0, " in result.text
     assert main(["verify", str(suite), "--replay", "0"]) == 2
     assert "--replay is 0: give a number of runs of at least 1, or all." in capsys.readouterr().err
+
+
+def test_a_run_of_two_processes_differs_in_the_last_digits(suite: Path) -> None:
+    run = suite / FIRST
+    edit_record(run, provenance={**json.loads((run / store.RUN).read_text())["provenance"], "processes": 2})
+    edit_lines(run, 1, reward=lambda line: line["reward"] * (1 + 1e-7), weights_after="0" * 16)
+    result = replay_run(run)
+    assert (result.same_platform, result.wrong) == (False, False), result.text
+
+
+@pytest.mark.parametrize(
+    ("field", "stored", "again", "within"),
+    [
+        ("log_prob", -100.0, -102.0, True),
+        ("log_prob", -100.0, -103.0, False),
+        ("rewards.VQ", 0.5, 0.52, True),
+        ("lr.0", 3e-4, 1e-4, False),
+        ("trained_steps.0", 1, 2, False),
+        ("grad_clipped", 0, 1, True),
+        ("weights_after", "a", "b", True),
+        ("error", None, "diverged", False),
+    ],
+)
+def test_what_another_platform_may_change(field: str, stored: Any, again: Any, within: bool) -> None:
+    assert within_tolerance(Difference(1, field, stored, again)) == within
+
+
+def test_a_gpu_need_not_give_the_same_bits() -> None:
+    diff = TrainingDiff(1, gaps=[Difference(0, "reward", 0.5, 0.5001)])
+    assert PartialReplay(Path("run"), diff).wrong
+    assert not PartialReplay(Path("run"), diff, gpu=True).wrong
+
+
+def test_runs_that_cannot_be_done_again_do_not_pass(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in suite.rglob(store.RUN):
+        config = json.loads(path.read_text())["config"]
+        edit_record(path.parent, config={**config, "backbone": {**config["backbone"], "checkpoint": "/gone/x"}})
+    assert main(["verify", str(suite), "--replay", "all", "--allow-code"]) == 1
+    out = capsys.readouterr().out
+    assert "cannot be done again (" in out
+    assert "0 of 7 drawn runs done again: not all done again, " in out.splitlines()[-1]
+
+
+def test_only_runs_that_can_be_read_and_have_these_rules_are_drawn(
+    suite: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in suite.rglob(store.RUN):
+        edit_record(path.parent, rules=1)
+    edit_record(suite / FIRST, config={"rows": 5})
+    assert main(["verify", str(suite), "--replay", "all", "--allow-code"]) == 1
+    out = capsys.readouterr().out
+    assert "the configuration is not one of this version" in out
+    assert "no run to do again: none has finished under rules 2" in out
+    assert "0 of 0 drawn runs done again: 7 wrong" in out.splitlines()[-1]
+
+
+def test_a_ratio_error_of_a_later_update_is_a_note(suite: Path) -> None:
+    edit_lines(suite / FIRST, 1, ratio_error=0.5)
+    report = verify([suite])
+    assert wrong(report) == []
+    assert "has the ratio error 0.5, above 1e-05, which the harness asks of update 0 only" in report.text
 
 
 ODD: tuple[Any, ...] = (None, [None], {"x": None})

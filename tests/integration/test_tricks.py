@@ -94,6 +94,7 @@ def test_step_weights_of_another_scale_change_nothing(tmp_path: Path) -> None:
     ("method", "params", "where"),
     [
         ("Thief", {}, "changed the optimizer's lr from 0.0003 to 0.0009 in the rollout of update 0"),
+        ("Freezer", {}, "an evaluator .*changed the optimizer's lr from 0.0003 to 0.0 in the loss of update 0"),
         ("Pusher", {"hook": "stochastic"}, "changed the trained weights in the rollout of update 1"),
         ("Pusher", {"hook": "surrogate"}, "changed the trained weights in the loss of update 0 .*surrogate"),
         ("Memory", {}, "step_weights gives another result after update 1 than at the start of the run"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.api import BenchError
-from bench.core.world import SINGLE_PROCESS, World, is_peer_loss
+from bench.core.world import SINGLE_PROCESS, World, is_peer_loss, tensors_digest
 from bench.suite.prepared import make_backbone, prepare
 from tests.helpers import pair, parity, sharded
 from tests.helpers.full_size import released
@@ -60,9 +60,14 @@ def test_two_processes_that_share_the_weights_do_the_updates_of_one(
                 )
             assert mine["log"].count == whole["log"].count
             assert_norms(mine["log"], whole["log"])
+            assert mine["log"].step_rms == pytest.approx(whole["log"].step_rms, rel=1e-3)
     state = both[0][name]["policy"]
     assert state.keys() == want["policy"].keys()
     weights = [key for key in state if key.startswith("policy:")]
+    hashes = [[each["log"] for each in process[name]["rounds"]] for process in both]
+    assert {logs[0].weights_before for logs in hashes} == {want["rounds"][0]["log"].weights_before}
+    stored = tensors_digest(state[key] for key in weights)[:16]
+    assert {logs[-1].weights_after for logs in hashes} == {stored}, "the hash is that of the full weights"
     lr, kind = sharded.BUDGET.lr, " and context" * (sharded.CASES[name].context > 1)
     for key in state:
         what = f"processes: FSDP2{kind}, weights after 2 updates over the learning rate"

@@ -63,6 +63,13 @@ class Unnamed(Sound):
         return {key.replace("policy:", "lora:"): value for key, value in super().state_dict().items()}
 
 
+class Rounded(Sound):
+    """The state has the policy in another precision, from which `load_state_dict` gives the same numbers."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {key: value.double() for key, value in super().state_dict().items()}
+
+
 class Crossed(Sound):
     """A second stream, each entry of which is that of the whole batch."""
 
@@ -202,6 +209,7 @@ class Flat(Sound):
         (Padded, "prompts", "depend on the other prompts of the call"),
         (Crossed, "prompts", "depend on the other prompts of the call"),
         (Unnamed, "state", "no key of state_dict starts with 'policy:'"),
+        (Rounded, "state", "are not those of parameters() in every bit"),
         (Nameless, "fingerprint", "fingerprint is empty"),
         (Flat, "declaration", "expected (c, f, h, w)"),
     ],

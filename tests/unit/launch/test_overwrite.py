@@ -20,12 +20,14 @@ from bench.launch.jobs import copy_finished, suite_jobs, unfinished
 from bench.launch.launchers import Outcome
 from bench.launch.run import describe, run_suites
 from bench.launch.torchrun import read_job, write_job
+from bench.store.attempts import ATTEMPTS
 from bench.suite import inputs
 from bench.suite.job import Job
 from bench.suite.load import load_suite
 from bench.suite.prepared import prepare
 from bench.suite.schema import Suite
 from bench.train.run import execute
+from tests.helpers.toy_records import write as write_toy_run
 from tests.helpers.toy_suite import run_alone, toy_suite
 
 METHOD = """
@@ -235,6 +237,43 @@ def test_a_copy_from_another_suite_overwrites_too(suite: Suite, tmp_path: Path) 
     assert not (folder / store.CHECKPOINT).exists()
     assert store.read_record(folder).extra["shared_from"] == "toy/mine/seed-0"
     assert store.read_inputs(folder) == store.read_inputs(results / "toy" / "mine" / "seed-0")
+
+
+def of_another_run(job: Job) -> Path:
+    """A checkpoint of another run in the folder of the job."""
+    job.folder.mkdir(parents=True)
+    store.start_run(job.folder, "0123456789abcdef", {})
+    (job.folder / store.CHECKPOINT).write_text("of another run\n", encoding="utf-8")
+    (job.suite_folder / ATTEMPTS).write_text('{"hash": "broken"}\n', encoding="utf-8")
+    return job.folder / store.CHECKPOINT
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_broken_log_of_starts_is_refused_before_anything_is_removed(suite: Suite, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    job = suite_jobs(prepare(suite), results, "harness")[1]
+    checkpoint = of_another_run(job)
+    with pytest.raises(BenchError, match="breaks the chain of starts"):
+        execute(replace(job, overwrite=True))
+    assert checkpoint.is_file()
+    (job.suite_folder / ATTEMPTS).unlink()
+    run_suites([prepare(suite)], results, overwrite=True)
+    copy = suite_jobs(prepare(suite.model_copy(update={"suite": "other"})), results, "harness")[1]
+    checkpoint = of_another_run(copy)
+    with pytest.raises(BenchError, match="breaks the chain of starts"):
+        copy_finished([replace(copy, overwrite=True)], results)
+    assert checkpoint.is_file()
+
+
+def test_a_record_of_another_version_is_said_in_one_sentence(suite: Suite, tmp_path: Path) -> None:
+    job = suite_jobs(prepare(suite), tmp_path / "results", "harness")[1]
+    write_toy_run(job.folder.parent.parent, "cps", 0, digest="0123456789abcdef")
+    assert sentence(suite, tmp_path / "results").count("toy/cps/seed-0 holds another run: ") == 1
+    content = json.loads((job.folder / store.RUN).read_text(encoding="utf-8"))
+    content["config"]["decode"] = "x0"
+    (job.folder / store.RUN).write_text(json.dumps(content), encoding="utf-8")
+    text = sentence(suite, tmp_path / "results")
+    assert "seed-0 holds another run: its configuration is not one of this version. Start anew" in text
 
 
 @pytest.mark.parametrize("link", [False, True])

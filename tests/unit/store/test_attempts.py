@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.core.errors import BenchError
+from bench.core.hashing import canonical_json
 from bench.store.attempts import ATTEMPTS, START, read_attempts, record_attempt
 
 
@@ -65,6 +67,29 @@ def test_a_change_breaks_the_chain_and_no_run_extends_it(change, number: int, tm
         with pytest.raises(BenchError, match=f"{ATTEMPTS}, line {number}, breaks the chain"):
             act()
     assert (tmp_path / ATTEMPTS).read_bytes() == before
+
+
+def test_half_a_line_of_a_killed_process_is_removed_by_the_next_start(tmp_path: Path) -> None:
+    hashes = record(tmp_path, 2)
+    with (tmp_path / ATTEMPTS).open("a") as file:
+        file.write('{"before": "12')
+    assert [attempt.hash for attempt in read_attempts(tmp_path) or []] == hashes
+    hashes += record(tmp_path, 1)
+    assert [attempt.hash for attempt in read_attempts(tmp_path) or []] == hashes
+
+
+@pytest.mark.parametrize(
+    "changes", [{"row": 5}, {"seed": "0"}, {"seed": True}, {"event": "end"}, {"time": None}, {"digest": []}]
+)
+def test_an_entry_of_another_kind_is_refused_although_its_hash_is_right(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
+    record(tmp_path, 1)
+    (line,) = lines(tmp_path)
+    entries = {key: value for key, value in line.items() if key != "hash"} | changes
+    write(tmp_path, [{**entries, "hash": hashlib.sha256(canonical_json(entries).encode()).hexdigest()}])
+    with pytest.raises(BenchError, match=f"{ATTEMPTS}, line 1, has an entry of another kind than a start"):
+        read_attempts(tmp_path)
 
 
 def test_the_last_lines_can_be_cut_off_and_a_record_tells(tmp_path: Path) -> None:
