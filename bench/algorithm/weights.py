@@ -82,7 +82,11 @@ def check_weights(actual: str, expected: str, culprit: str, where: str) -> None:
 
 
 def measured_step(optimizer: Optimizer, parameters: Sequence[torch.nn.Parameter], lr: float) -> float:
-    """Do one step of the optimizer; returns the rms of the change of the weights, in units of the learning rate."""
+    """Do one step of the optimizer; returns the rms of the change of the weights, in units of the learning rate.
+
+    With a learning rate of 0 nothing may change, and the result is 0.
+    """
     before = sampled_elements(parameters)
     optimizer.step()
-    return rms_change(before, sampled_elements(parameters)) / lr
+    change = rms_change(before, sampled_elements(parameters))
+    return change / lr if change else 0.0

@@ -41,6 +41,6 @@ COMMAND = Command(
     json="the differences with their intervals, the settings that differ, and rows without a counterpart",
     examples=(
         "bench compare results/nano results/reference/nano",
-        "bench compare results/reference/nano results/reference/nano_pilot --open --csv differences.csv",
+        "bench compare results/reference/nano results/reference/nano_pilot/lr3e-4 --open --csv differences.csv",
     ),
 )

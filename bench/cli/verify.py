@@ -61,12 +61,15 @@ def _replay(
 
 def execute(args: argparse.Namespace) -> int:
     count = None if args.replay is None else _count(args.replay)
+    folders = args.folders or [RESULTS]
+    for folder in folders:  # before torch is imported
+        if not folder.is_dir():
+            raise BenchError(f"{folder} holds no run, as there is no such folder: name a folder of records.")
     with working("loading the checks"):
         from bench.audit.findings import Finding
         from bench.audit.verify import verify
         from bench.core.rules import RULES
 
-    folders = args.folders or [RESULTS]
     report = verify(folders)
     replays = [] if count is None else _replay(folders[0], report.repeatable, count, args)
     found = [each.finding for each in replays]

@@ -81,14 +81,14 @@ def test_an_installed_wheel_shows_the_stored_runs_and_is_not_written_to(
     """The wheel, unpacked as if installed, in a process of its own and an empty folder."""
     site, here = tmp_path / "site", tmp_path / "here"
     wheel.extractall(site)
-    shutil.copytree(PROJECT / "results" / "reference" / "nano_control_gold", here / "results" / "nano_control_gold")
+    shutil.copytree(PROJECT / "results" / "reference" / "nano", here / "results" / "nano")
     for record in here.rglob("seed-*/run.json"):  # runs of the user's, in another folder than the stored ones
         record.write_text(record.read_text(encoding="utf-8") + "\n", encoding="utf-8")
 
-    copy = here / "copy" / "nano_control_gold"
-    shutil.copytree(PROJECT / "results" / "reference" / "nano_control_gold", copy)
+    copy = here / "copy" / "nano"
+    shutil.copytree(PROJECT / "results" / "reference" / "nano", copy)
     before = {path: path.stat().st_mtime_ns for path in site.rglob("*")}
-    words = [["table", "nano_control_gold"], ["verify", "copy"], ["nano", "vae"]]
+    words = [["table", "nano"], ["verify", "copy"], ["nano", "vae"]]
     program = f"from bench.cli import main; print([main(words) for words in {words}])"
     environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", program]

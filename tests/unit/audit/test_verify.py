@@ -80,9 +80,9 @@ def test_whole_records_pass(written: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_the_committed_reference_passes_for_its_controls() -> None:
     """Real records with their tables; `bench verify` on all of results/reference takes half a minute."""
-    report = verify([ROOT / "results" / "reference" / name for name in ("nano_control_gold", "nano_pilot_lr1e-3")])
+    report = verify([ROOT / "results" / "reference" / name for name in ("nano_control_gold", "nano_kl_pilot")])
     assert report.wrong == 0
-    assert (report.runs, report.tables) == (10, 6)
+    assert (report.runs, report.tables) == (16, 7)
 
 
 def test_a_failed_run_is_a_finding_and_the_exit_code_1(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,7 +163,7 @@ def test_packaged_suites_are_read_from_any_folder_and_results_lie_below_it(
     monkeypatch.chdir(tmp_path)
     words = ["bench/configs/nano.yaml", *TINY]
     assert main(["run", *words, "--dry-run"]) == 0
-    assert "suite tiny: 5 runs" in capsys.readouterr().out
+    assert "suite tiny: 6 runs" in capsys.readouterr().out
     assert main(["table", *words]) == 2
     assert "bench table: results/tiny holds no records" in capsys.readouterr().err
     (tmp_path / "nano").mkdir()
@@ -388,4 +388,4 @@ def test_the_nano_suite_itself_is_valid(capsys: pytest.CaptureFixture[str], tmp_
     suite = tmp_path / "copy.yaml"
     suite.write_text(yaml.safe_dump({**yaml.safe_load(NANO.read_text()), "evaluator_params": {}}))
     assert main(["run", str(suite), "--results", str(tmp_path / "results"), "--dry-run"]) == 0
-    assert "base + 4 rows" in capsys.readouterr().out
+    assert "base + 5 rows" in capsys.readouterr().out

@@ -28,7 +28,7 @@ OPTIONS = {
     "figures": f"{SUITE} --json --quiet",
     "compare": "a b --open --csv --json",
     "report": f"{SUITE} --json --quiet",
-    "verify": "folders --json --quiet",
+    "verify": "folders --replay --allow-code --json --quiet",
     "check": "names --suite --allow-code --train --params --nano --write-golden --json",
     "audit": f"{SUITE} --allow-code --row --policy --json --quiet",
     "replay": "run --allow-code --updates --out --tolerance --json --quiet",
