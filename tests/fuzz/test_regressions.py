@@ -303,3 +303,9 @@ def test_a_fault_is_no_answer() -> None:
 def test_plug_ins_of_odd_names() -> None:
     for name in (":y", "..:X", "a:", "a b:C", "a\0:b", "x" * 3000 + ":y z"):
         refused(lambda name=name: plugins.find("methods", name), "is not 'module:Class'")
+
+
+def test_a_line_break_in_the_name_of_the_extended_suite_is_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text("extends: '\n\n  '\nsuite: x\n", encoding="utf-8")
+    refused(lambda: load_suite(path), "cannot be read")

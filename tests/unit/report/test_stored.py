@@ -14,7 +14,7 @@ from bench.core.provenance import ROOT
 from bench.report.data.stored import stored_folder
 from bench.store.record import RUN
 
-STORED = ROOT / "results" / "reference" / "nano_control_gold"
+STORED = ROOT / "results" / "reference" / "nano"
 
 
 def test_a_copy_of_the_stored_runs_is_its_own_reference(tmp_path: Path) -> None:
