@@ -37,6 +37,6 @@ def suite_file(name: str, folder: Path = Path()) -> Path:
     hint = f"; did you mean the packaged suite {near[0]!r}?" if near else "."
     counts = "the current folder" if folder == Path() else str(folder)
     raise BenchError(
-        f"suite {shown(name)} cannot be read (No such file or directory): name a YAML file, whose path counts from {counts}, "
-        f"or a packaged suite (`bench suites` lists them){hint}"
+        f"suite {shown(name)} cannot be read (No such file or directory): name a YAML file, whose path counts from "
+        f"{counts}, or a packaged suite (`bench suites` lists them){hint}"
     )
