@@ -57,7 +57,7 @@ LEAST_EXPLAINED = 0.8
 """Judges that explain a smaller share of the trained score's variance mark no row: they would mark honest gains."""
 ENDS = ("", "_lo", "_hi")
 """Ends of the columns of a number and of its interval."""
-SCORING = ("prompts digest", "backbone fingerprint", "evaluator fingerprints", "evaluation")
+SCORING = ("backbone fingerprint", "evaluator fingerprints", "evaluation")
 """Settings that a control must share for its videos to be comparable."""
 
 
@@ -86,8 +86,9 @@ def calibration_suites(suite: SuiteRecords, *parents: Path) -> tuple[list[SuiteR
         if path.name in controls or path.name in broken:
             continue
         try:
-            if _calibrates(path, suite):
-                controls[path.name] = load_records(path)
+            control = load_records(path) if _calibrates(path, suite) else None
+            if control and control.runs[0].videos == suite.runs[0].videos:
+                controls[path.name] = control
         except BenchError as error:
             broken[path.name] = f"**{path.name} does not calibrate the held-out judges: {error}**"
     return list(controls.values()), list(broken.values())

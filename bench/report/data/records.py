@@ -261,7 +261,7 @@ def recorded_settings(record: RunRecord) -> dict[str, Any]:
         "suite": record.suite,
         "rules": record.rules,
         "prompts digest": record.prompts_digest,
-        **{key: _without_unset(record.config.get(key)) for key in EQUAL_SETTINGS},
+        **{key: _with_defaults(key, record.config.get(key)) for key in EQUAL_SETTINGS},
         "backbone fingerprint": record.backbone,
         "evaluator fingerprints": record.evaluators,
         "budget": record.budget,
@@ -269,9 +269,15 @@ def recorded_settings(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _without_unset(setting: Any) -> Any:
-    """A setting without its options that are None: older records do not have the options added later."""
-    return {k: v for k, v in setting.items() if v is not None} if isinstance(setting, Mapping) else setting
+LATER_OPTIONS: dict[str, dict[str, Any]] = {"evaluation": {"prompts": "heldout"}}
+"""Options that older records do not have, with their value there; of all others it is None."""
+
+
+def _with_defaults(key: str, setting: Any) -> Any:
+    """A setting without its options that are None, and with those that were added after older records."""
+    if not isinstance(setting, Mapping):
+        return setting
+    return {k: v for k, v in {**LATER_OPTIONS.get(key, {}), **setting}.items() if v is not None}
 
 
 def differing_settings(a: SuiteRecords, b: SuiteRecords, ignoring: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:

@@ -255,7 +255,6 @@ def test_a_broken_kl_gradient_is_refused(suite: Path, part: dict[str, Any]) -> N
     [
         ({"prompts_digest": "q"}, "prompts digest p against q"),
         ({"budget": {"updates": 4}}, r"budget \{'updates': 3\} against \{'updates': 4\}"),
-        ({"budget_digest": "c"}, "budget digest b against c"),
         ({"backbone": {"weights": "9"}}, r"backbone fingerprint \{'weights': '2'\} against \{'weights': '9'\}"),
         ({"evaluators": {"videoalign": {"weights": "9"}}}, "evaluator fingerprints"),
         ({"ledger": {"nfe_rollout": 1, "nfe_train": 9, "reward_calls": {}}}, "ledger nfe_rollout 960 against 1"),

@@ -150,4 +150,4 @@ def test_the_tutorial_runs() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert "smallest gains of sage_grpo-dual: {'a green circle moving down slowly': 0.08" in run.stdout
+    assert "smallest gains of sage_grpo-dual: {'a red circle moving left slowly': 0.16" in run.stdout
