@@ -46,25 +46,25 @@ def _first_pairs(runs: Sequence[StoredRun], key: Any) -> Iterator[Pair]:
 
 def _copies(folder: Path, runs: Sequence[StoredRun]) -> Iterator[Finding]:
     """No two runs have one digest, no two of a row the same scores, and no two seeds the same curve."""
-    told = set()
+    copies = set()
     for one, other in _first_pairs(runs, lambda run: run.record.digest):
         if _identity(one) != _identity(other):
-            told.add(other.name)
+            copies.add(other.name)
             yield Finding(
                 folder,
                 f"{one.name} and {other.name} have one digest, {one.record.digest}: the second is a copy, "
                 "run it again",
             )
-    trained = [run for run in runs if run.record.seed is not None and run.name not in told]
+    trained = [run for run in runs if run.record.seed is not None and run.name not in copies]
     for one, other in _first_pairs(trained, _scores_of_row):
-        told.add(other.name)
+        copies.add(other.name)
         yield Finding(
             folder,
             f"{one.name} and {other.name} have the same scores, {one.record.scores_digest}, in every bit: two seeds "
             "of a row never do, so one is a copy of the other; run it again",
         )
     for one, other in _first_pairs([run for run in trained if run.lines], lambda run: run.log_digest):
-        if one.record.seed != other.record.seed and other.name not in told:
+        if one.record.seed != other.record.seed and other.name not in copies:
             yield Finding(
                 folder,
                 f"{one.name} and {other.name} have the same {store.TRAIN} although their seeds differ: one is a copy "

@@ -118,7 +118,7 @@ def candidate_selections(folder: Path) -> Iterator[Selection]:
     records = _records(folder)
     configs = [Suite.model_validate(record.config) for record in records]
     own = packaged_suites().get(configs[0].suite)
-    fits = own is not None and all(settings_difference(record.config, own) is None for record in records)
+    fits = own is not None and all(settings_difference(config, own) is None for config in configs)
     stored = _stored_suites(folder)
     suites = [*stored, *([own] if own is not None and fits else []), *configs]
     named = sorted({seed for suite in configs for seed in suite.seeds})

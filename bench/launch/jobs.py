@@ -87,11 +87,11 @@ def other_run(job: Job) -> str:
 def _setting_change(record: store.RunRecord, job: Job) -> str | None:
     """The first setting of a record that differs from the job's; None if there is none."""
     try:
-        suite_of_record(job.folder, record)
+        recorded = suite_of_record(job.folder, record)
     except BenchError:
         return "its configuration is not one of this version"
-    change = settings_difference(record.config, job.suite)
-    return change or (row_difference(record.config, job.row.spec) if isinstance(job, TrainingRun) else None)
+    change = settings_difference(recorded, job.suite)
+    return change or (row_difference(recorded, job.row.spec) if isinstance(job, TrainingRun) else None)
 
 
 STORED = "reference"

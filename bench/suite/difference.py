@@ -65,10 +65,9 @@ def first_difference(recorded: Any, wanted: Any, key: str = "") -> str | None:
     return None if recorded == wanted else f"{key} is {recorded} there and {wanted} here"
 
 
-def row_difference(recorded: Mapping[str, Any], wanted: RowSpec) -> str | None:
+def row_difference(recorded: Suite, wanted: RowSpec) -> str | None:
     """The first setting that the row of the same label has otherwise in a recorded suite; None if there is none."""
-    rows = [RowSpec.model_validate(row) for row in recorded.get("rows", [])]
-    same = next((row for row in rows if row.name == wanted.name), None)
+    same = next((row for row in recorded.rows if row.name == wanted.name), None)
     if same is None:
         return None
     return first_difference(same.model_dump(mode="json"), wanted.model_dump(mode="json"), f"row {wanted.name}")
@@ -79,10 +78,9 @@ def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in change_paths(settings, lambda path: None).items() if key != "prompts"}
 
 
-def settings_difference(recorded: Mapping[str, Any], suite: Suite) -> str | None:
-    """The first setting of the suite that a record's configuration has otherwise; paths do not count.
+def settings_difference(recorded: Suite, suite: Suite) -> str | None:
+    """The first setting of the suite that the suite of a record has otherwise; paths do not count.
 
-    Settings that were added after the record have their defaults there. The configuration must be one that this
-    version accepts (`bench.suite.recorded.suite_of_record`).
+    Settings that were added after the record have their defaults there (`bench.suite.recorded.suite_of_record`).
     """
-    return first_difference(without_paths(Suite.model_validate(recorded).shared()), without_paths(suite.shared()))
+    return first_difference(without_paths(recorded.shared()), without_paths(suite.shared()))

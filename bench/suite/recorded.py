@@ -101,7 +101,7 @@ def record_difference(run: Path, record: RunRecord, suite: Suite) -> str | None:
     and the files of a checkpoint.
     """
     before, row = suite_of_record(run, record), _row(suite, record.row)
-    change = settings_difference(record.config, suite) or (row and row_difference(record.config, row))
+    change = settings_difference(before, suite) or (row and row_difference(before, row))
     if change:
         return change
     if before.prompts != suite.prompts and _other_prompts(record, suite):
