@@ -1,0 +1,86 @@
+"""How a row looks and is called in figures and pages: by its method's name, not by its place in a list."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from bench.report.data.selection import BASE, Row
+
+#: Names as the papers write them; any other method is called by its own name.
+METHOD_TITLES = {
+    BASE: "Base",
+    "flow_grpo": "FlowGRPO",
+    "dance_grpo": "DanceGRPO",
+    "cps": "CPS",
+    "sage_grpo": "SAGE-GRPO",
+}
+#: Colours of Okabe and Ito for the paper's methods: told apart by colour-blind readers, at least 3:1 on white.
+METHOD_COLOURS = {
+    BASE: "#666666",
+    "flow_grpo": "#0072B2",
+    "dance_grpo": "#D55E00",
+    "cps": "#009E73",
+    "sage_grpo": "#B0548A",
+}
+METHOD_MARKERS = {BASE: "o", "flow_grpo": "o", "dance_grpo": "s", "cps": "D", "sage_grpo": "^"}
+#: Colours and markers of all other methods; the name decides where the search for a free one starts.
+FURTHER_COLOURS = ("#6A51A3", "#8C6D00", "#8C564B", "#2B7BBA", "#5B7F00", "#000000", "#C2185B", "#00838F")
+FURTHER_MARKERS = "vPX*phd<"
+DASHES = ("solid", "dashed", "dotted", "dashdot")
+
+
+class Look(NamedTuple):
+    """Colour, marker and line of a row."""
+
+    colour: str
+    """#RRGGBB."""
+    marker: str
+    """As matplotlib names it."""
+    dash: str
+    """One of `DASHES`: the first row of a method is solid, its further rows are not."""
+    filled: bool
+    """Whether the marker is filled: only that of a method's first row."""
+
+
+def method_title(method: str) -> str:
+    """Name of a method as its paper writes it, or the name in the suite."""
+    return METHOD_TITLES.get(method, method)
+
+
+def row_title(row: Row) -> str:
+    """Name of a row for readers, such as "SAGE-GRPO, dual KL"; a row with a label of its own keeps the label."""
+    plain = row.label in (f"{row.method}-{row.kl}", row.method)
+    kl = "no KL" if row.kl == "none" else f"{row.kl} KL"
+    title = f"{method_title(row.method)}, {kl}" if plain and row.method != BASE else row.label
+    if row.label == BASE:
+        title = METHOD_TITLES[BASE]
+    return f"{title} (open)" if row.open else title
+
+
+def looks(rows: Iterable[Row]) -> dict[str, Look]:
+    """Look of each row by its label; rows of one method share colour and marker and differ in their lines."""
+    rows = list(rows)
+    places = _further(sorted({row.method for row in rows} - METHOD_COLOURS.keys()))
+    seen: dict[str, int] = {}
+    found = {}
+    for row in rows:
+        number = seen.get(row.method, 0)
+        seen[row.method] = number + 1
+        if row.method in METHOD_COLOURS:
+            colour, marker = METHOD_COLOURS[row.method], METHOD_MARKERS[row.method]
+        else:
+            colour, marker = FURTHER_COLOURS[places[row.method]], FURTHER_MARKERS[places[row.method]]
+        found[row.label] = Look(colour, marker, DASHES[number % len(DASHES)], number == 0)
+    return found
+
+
+def _further(methods: list[str]) -> dict[str, int]:
+    """Place of each method in `FURTHER_COLOURS`: that of its name's hash, or the next free one."""
+    count, places = len(FURTHER_COLOURS), dict[str, int]()
+    for method in methods:
+        start = int.from_bytes(hashlib.sha256(method.encode()).digest()[:4], "big")
+        free = [(start + step) % count for step in range(count) if (start + step) % count not in places.values()]
+        places[method] = free[0] if free else start % count
+    return places
