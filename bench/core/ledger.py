@@ -39,12 +39,19 @@ def planned_counts(budget: Budget, reward_evaluators: int, updates: int) -> dict
     }
 
 
+def sampling_nfe(videos: int, steps: int, guidance: float) -> int:
+    """Function evaluations of so many held-out videos, each of `steps` steps."""
+    return videos * steps * guidance_multiplicity(guidance)
+
+
 @dataclass
 class Ledger:
     """Running totals of one run. NFE is counted per sample; no result depends on `seconds` and `restarts`."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    """nfe_rollout, nfe_anchor, nfe_train, decodes, videos, updates, optimizer_steps and prompts."""
+    """nfe_rollout, nfe_anchor, nfe_train, decodes, videos, updates, optimizer_steps and prompts: what training spends.
+
+    nfe_curve and curve_videos are what the points of the held-out curve cost; no other count includes them."""
     reward_calls: dict[str, int] = field(default_factory=dict)
     """Scored videos by reward evaluator."""
     seconds: dict[str, float] = field(default_factory=dict)

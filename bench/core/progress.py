@@ -22,7 +22,7 @@ DRAW_EVERY = 0.5
 """Seconds between two drawings on a terminal."""
 
 T = TypeVar("T")
-Phase = Literal["load", "train", "evaluate", "store"]
+Phase = Literal["load", "train", "curve", "evaluate", "store"]
 
 _quiet = False
 """Whether `--quiet` was given: the only setting of this process that concerns all its output."""
@@ -33,7 +33,7 @@ class Step(NamedTuple):
 
     phase: Phase
     done: int
-    """Updates done in "train", held-out videos done in "evaluate"."""
+    """Updates done in "train", held-out videos done in "evaluate", and in one point of the "curve"."""
     total: int
     loading: str = ""
     """What is being loaded, in "load"."""

@@ -15,6 +15,7 @@ from bench.core.provenance import source_digest
 from bench.store.attempts import read_attempts, record_attempt
 from bench.store.lock import run_lock
 from bench.store.record import STARTED
+from bench.store.videos import video_files
 from bench.suite.difference import row_difference, settings_difference
 from bench.suite.inputs import change_text, input_changes, run_inputs
 from bench.suite.job import BaseRun, Job, TrainingRun
@@ -146,9 +147,9 @@ def _copy_run(source: Path, job: Job, results: Path) -> bool:
             store.start_run(job.folder, job.digest, job.inputs)
             identity = job.identity
             attempt = record_attempt(job.suite_folder, "copy", identity["row"], identity["seed"], job.digest)
-            for name in (store.TRAIN, store.POLICY):
-                if (source / name).is_file():
-                    store.write_bytes(job.folder / name, (source / name).read_bytes())
+            for path in [source / store.TRAIN, source / store.POLICY, source / store.CURVE, *video_files(source)]:
+                if path.is_file():
+                    store.write_bytes(job.folder / path.relative_to(source), path.read_bytes())
             store.write_run(job.folder, record.model_copy(update={**changes, "attempt": attempt}), scores)
     except RunLockedError:  # `bench run` waits for the process that works on it
         return False

@@ -61,6 +61,8 @@ class RunState:
             return f"loading {self.step.loading}"
         if self.step.phase == "store":
             return "writing the record"
+        if self.step.phase == "curve":
+            return f"scoring a point of the held-out curve, video {self.step.done}/{self.step.total}{reward}"
         return f"{UNITS[self.step.phase]} {self.step.done}/{self.step.total}{reward}"
 
 

@@ -9,7 +9,7 @@ from bench import plugins
 from bench.algorithm.kl import has_kl_terms
 from bench.api import EstimatesCost, ModelCost
 from bench.core.budget import Budget
-from bench.core.ledger import TRAIN_COST, guidance_multiplicity, planned_counts
+from bench.core.ledger import TRAIN_COST, guidance_multiplicity, planned_counts, sampling_nfe
 from bench.suite.prepared import PreparedRow, PreparedSuite
 
 
@@ -56,7 +56,7 @@ def held_out_videos(prepared: PreparedSuite) -> int:
 def evaluation_nfe(prepared: PreparedSuite) -> int:
     """Function evaluations of one run's held-out evaluation."""
     suite = prepared.suite
-    return held_out_videos(prepared) * suite.evaluation.steps * guidance_multiplicity(suite.budget.guidance)
+    return sampling_nfe(held_out_videos(prepared), suite.evaluation.steps, suite.budget.guidance)
 
 
 def anchor_nfe(budget: Budget, row: PreparedRow | None) -> int:

@@ -4,12 +4,15 @@ A run lives in `results/<suite>/<row>/seed-<n>/` (the base, which has no seed, i
 
 - `train.jsonl`: one line per update, appended;
 - `scores.parquet`: one row per video and metric;
+- `curve.parquet`: the same at some updates of the training, if the suite asks for it;
+- `videos/`: the held-out videos that the suite keeps, with their hashes;
 - `policy.safetensors`: the trained weights;
 - `run.json`: a `RunRecord`, written last. Its presence means that the run is complete.
 
 `bench.store.policy` reads and writes the weights with torch, `bench.store.replay` the record of a replay.
 """
 
+from bench.store.curve import CURVE_COLUMNS, read_curve
 from bench.store.files import (
     append_line,
     check_writable,
@@ -24,6 +27,7 @@ from bench.store.files import (
 )
 from bench.store.record import (
     CHECKPOINT,
+    CURVE,
     INPUTS,
     JOB,
     LOCK,
@@ -55,6 +59,8 @@ from bench.store.scores import SCORE_COLUMNS, SCORE_KEY, content_digest, scores_
 
 __all__ = [
     "CHECKPOINT",
+    "CURVE",
+    "CURVE_COLUMNS",
     "INPUTS",
     "JOB",
     "LOCK",
@@ -80,6 +86,7 @@ __all__ = [
     "is_finished",
     "make_folder",
     "other_digest",
+    "read_curve",
     "read_digest",
     "read_inputs",
     "read_lines",

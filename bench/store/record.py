@@ -15,14 +15,15 @@ from bench.core.strict_json import read_json
 from bench.core.text import read_text, shown
 from bench.store.files import replace_atomically, write_text
 from bench.store.scores import SCORE_COLUMNS, content_digest, sorted_scores, write_parquet
+from bench.store.videos import remove_videos
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA: Final = 1
 """Version of the layout of `run.json`."""
-RUN, SCORES, TRAIN = "run.json", "scores.parquet", "train.jsonl"
-"""The record, the scores of the held-out videos and the log of training."""
+RUN, SCORES, TRAIN, CURVE = "run.json", "scores.parquet", "train.jsonl", "curve.parquet"
+"""The record, the scores of the held-out videos, the log of training and the held-out learning curve."""
 STARTED, POLICY, OFFENDING, LOCK = "digest", "policy.safetensors", "offending_sample.safetensors", ".lock"
 """The digest with which the run was started, the trained weights, the video of a sample that was not finite, and the
 lock that a process holds while it works on the run."""
@@ -89,7 +90,9 @@ class RunRecord(BaseModel):
     backbone: dict[str, Any] = {}
     """Fingerprint of the video generator."""
     ledger: dict[str, Any] = {}
-    """Totals: nfe_rollout, nfe_anchor, nfe_train, decodes, videos, updates (counts), reward_calls (by evaluator)."""
+    """Totals: nfe_rollout, nfe_anchor, nfe_train, decodes, videos, updates (counts), reward_calls (by evaluator).
+
+    nfe_curve and curve_videos are those of the held-out curve, which no other total includes."""
     seconds: dict[str, float] = {}
     """Wall-clock seconds per phase."""
     peak_memory_mb: float | None = None
@@ -104,6 +107,10 @@ class RunRecord(BaseModel):
     """Digest of the content of `scores.parquet`; `write_run` sets it, `read_run` checks it."""
     train_digest: str | None = None
     """sha256 of `train.jsonl`; None for the base, and in older records."""
+    curve_digest: str | None = None
+    """Digest of the content of `curve.parquet`; None: no curve."""
+    videos_digest: str | None = None
+    """sha256 of `videos/index.json`, which has the hashes of the kept videos; None: no videos are kept."""
     attempt: str | None = None
     """Hash of the line of `attempts.jsonl` that the latest start of the run wrote; None in older records."""
     extra: dict[str, Any] = {}
@@ -167,8 +174,10 @@ def other_digest(folder: Path | str, digest: str) -> str | None:
 
 def remove_run(folder: Path | str) -> None:
     """Remove the files of the run in the folder, and no other file; the record first, which marks it as complete."""
-    for name in (RUN, SCORES, TRAIN, CHECKPOINT, POLICY, OFFENDING, REPLAY, INPUTS, STARTED):
+    for name in (RUN, SCORES, TRAIN, CURVE, CHECKPOINT, POLICY, OFFENDING, REPLAY, INPUTS):
         (Path(folder) / name).unlink(missing_ok=True)
+    remove_videos(Path(folder))
+    (Path(folder) / STARTED).unlink(missing_ok=True)
 
 
 def check_digest(folder: Path | str, actual: str, expected: str) -> None:

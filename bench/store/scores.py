@@ -56,10 +56,10 @@ def content_digest(frame: pd.DataFrame) -> str:
 
 
 def write_parquet(scores: pd.DataFrame, path: Path) -> None:
-    """Write sorted scores; equal scores give equal bytes."""
+    """Write sorted scores, or a curve of them; equal scores give equal bytes."""
     import pyarrow as pa
 
-    numbers = {"prompt_index": pa.int64(), "video": pa.int64(), "value": pa.float64()}
-    columns = {name: pa.array(scores[name].tolist(), numbers.get(name, pa.string())) for name in SCORE_COLUMNS}
+    numbers = {"update": pa.int64(), "prompt_index": pa.int64(), "video": pa.int64(), "value": pa.float64()}
+    columns = {name: pa.array(scores[name].tolist(), numbers.get(name, pa.string())) for name in scores.columns}
     table = pa.table(columns)  # not from pandas, whose metadata would change with its version
     write_table(table, path)

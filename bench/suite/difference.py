@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.core.hashing import canonical_json
 from bench.suite.paths import change_paths
-from bench.suite.schema import RowSpec, Suite
+from bench.suite.schema import EXTRA_FILES, RowSpec, Suite
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -81,6 +81,18 @@ def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
 def settings_difference(recorded: Suite, suite: Suite) -> str | None:
     """The first setting of the suite that the suite of a record has otherwise; paths do not count.
 
-    Settings that were added after the record have their defaults there (`bench.suite.recorded.suite_of_record`).
+    Settings that decide no score (`EXTRA_FILES`) do not count either: a run without a curve has the scores of one with
+    it. Settings that were added after the record have their defaults there (`bench.suite.recorded.suite_of_record`).
     """
-    return first_difference(without_paths(recorded.shared()), without_paths(suite.shared()))
+    return first_difference(_deciding(recorded), _deciding(suite))
+
+
+def _deciding(suite: Suite) -> dict[str, Any]:
+    """The settings that decide scores, without paths."""
+    settings = without_paths(suite.shared())
+    return {**settings, "evaluation": without_extra_files(settings["evaluation"])}
+
+
+def without_extra_files(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an evaluation that decide its scores."""
+    return {key: value for key, value in evaluation.items() if key not in EXTRA_FILES}

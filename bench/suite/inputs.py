@@ -11,7 +11,7 @@ from bench.core.provenance import package_versions
 from bench.suite.difference import differences, shortened, without_paths
 from bench.suite.job import Job
 from bench.suite.prepared import PreparedRow, PreparedSuite
-from bench.suite.schema import Suite
+from bench.suite.schema import EXTRA_FILES, Suite
 from bench.suite.sources import run_sources
 
 MOST_CHANGES = 4
@@ -19,8 +19,14 @@ MOST_CHANGES = 4
 
 
 def run_settings(suite: Suite) -> dict[str, Any]:
-    """The settings that all rows share, without paths and without the noise policy, which is in a row's parameters."""
-    return {key: value for key, value in without_paths(suite.shared()).items() if key != "noise_policy"}
+    """The settings that all rows share, without paths and without the noise policy, which is in a row's parameters.
+
+    Keys that older suites do not have count only where they are set, so that the digests of these suites stay.
+    """
+    settings = {key: value for key, value in without_paths(suite.shared()).items() if key != "noise_policy"}
+    evaluation = settings["evaluation"]
+    unset = {name for name, default in EXTRA_FILES.items() if evaluation[name] == default}
+    return {**settings, "evaluation": {key: value for key, value in evaluation.items() if key not in unset}}
 
 
 def run_inputs(prepared: PreparedSuite, row: PreparedRow | None, seed: int | None, harness: str) -> dict[str, Any]:

@@ -114,7 +114,7 @@ AdvantageSpec = Annotated[
 
 
 class Evaluation(StrictModel):
-    """Scoring of the held-out videos, once per run, with the policy at the end of the budget."""
+    """Scoring of the held-out videos with the policy at the end of the budget and, for a curve, during training."""
 
     evaluators: list[str]
     """Entry points of the group bench.evaluators, or "module:Class"; each once, those of `reward` among them."""
@@ -128,6 +128,23 @@ class Evaluation(StrictModel):
     """Key of the evaluation noise, independent of the training seed, so that all rows and seeds are paired.
 
     From 1000 on for validation prompts, below for held-out ones, so that no choice has seen the noise of a table."""
+    every: int | None = Field(default=None, ge=1)
+    """Updates between two points of the held-out learning curve, at least 1 and below `budget.updates`; null: no curve.
+
+    A point scores the videos with the sampler, the noise and the evaluators of the evaluation, and changes no training.
+    """
+    curve_videos: int = Field(default=1, ge=1)
+    """Videos of each prompt that a point of the curve scores, 1 to `videos_per_prompt`: the first ones."""
+    keep_videos: int = Field(default=0, ge=0)
+    """Videos of each prompt that the evaluation stores beside its scores, 0 to `videos_per_prompt`: the first ones."""
+
+
+EXTRA_FILES: dict[str, Any] = {
+    name: Evaluation.model_fields[name].default for name in ("every", "curve_videos", "keep_videos")
+}
+"""Keys of `evaluation`, with their defaults, that decide which files a run has beside its scores, and no score.
+
+Older records do not have them."""
 
 
 class Prompts(StrictModel):
@@ -274,6 +291,7 @@ class Suite(StrictModel):
             *self._search_errors(),
             *self._score_errors(),
             *self._evaluation_errors(),
+            *self._video_errors(),
         ):
             raise BenchError(f"suite {self.suite}: {message}")
 
@@ -383,6 +401,21 @@ class Suite(StrictModel):
             yield (
                 f"evaluation.seed is {seed}; seeds from {VALIDATION_SEED} on belong to validation prompts: set a "
                 "smaller one, or evaluation.prompts: validation."
+            )
+
+    def _video_errors(self) -> Iterator[str]:
+        """Errors of the curve and of the kept videos."""
+        spec, updates = self.evaluation, self.budget.updates
+        for name in ("curve_videos", "keep_videos"):
+            if (count := getattr(spec, name)) > spec.videos_per_prompt:
+                yield (
+                    f"evaluation.{name} is {count}, but a prompt has {spec.videos_per_prompt} video(s): set at most "
+                    "evaluation.videos_per_prompt."
+                )
+        if spec.every is not None and spec.every >= updates:
+            yield (
+                f"evaluation.every is {spec.every}, but a run has {updates} update(s), so its curve has no point: set "
+                "a smaller number, or null for no curve."
             )
 
     @model_validator(mode="before")

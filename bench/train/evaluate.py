@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -12,9 +13,10 @@ import torch
 from bench.algorithm.sampling import HeldOutBatch, HeldOutConfig, sample_held_out
 from bench.api import Backbone, Evaluator
 from bench.core.errors import BenchError, DivergedError
-from bench.core.progress import ProgressCallback, Step, silent
+from bench.core.progress import Phase, ProgressCallback, Step, silent
 from bench.core.world import SINGLE_PROCESS, World
 from bench.store.scores import SCORE_COLUMNS
+from bench.store.videos import Clip, keep_clip, write_index
 from bench.suite.prepared import PreparedSuite
 from bench.suite.schema import Suite
 
@@ -72,11 +74,26 @@ class PromptCuts:
 
 
 class ScoredBatch(NamedTuple):
-    """Scores of one batch of videos, and which of its prompts were truncated."""
+    """Scores of one batch of videos, which of its prompts were truncated, and its videos that are kept."""
 
     rows: list[Row]
     cuts: dict[str, PromptCuts]
     """By name of the evaluator."""
+    clips: list[Clip]
+
+
+@dataclass(frozen=True)
+class HeldOutPart:
+    """Which of the held-out videos are scored, and what is kept of them."""
+
+    videos: int
+    """Videos of each prompt: the first ones."""
+    phase: Phase = "evaluate"
+    """Phase of the progress that is reported."""
+    keep: int = 0
+    """Videos of each prompt that are stored; the first ones."""
+    folder: Path | None = None
+    """Folder of the run, for the stored videos."""
 
 
 def held_out_config(suite: Suite) -> HeldOutConfig:
@@ -98,24 +115,32 @@ def evaluate(
     prepared: PreparedSuite,
     report: ProgressCallback = silent,
     world: World = SINGLE_PROCESS,
+    part: HeldOutPart | None = None,
 ) -> HeldOutScores:
     """Collective call: sample and score the held-out or validation videos, and report how many are done.
 
-    Whole batches are distributed over the processes; each process returns the scores of all videos.
+    Whole batches are distributed over the processes; each process returns the scores of all videos. `part`: which
+    videos; None: all of the suite, and none is stored.
     """
     spec, prompts = prepared.suite.evaluation, prepared.scored_prompts
-    cond = backbone.encode(prompts)
-    total, done = len(prompts) * spec.videos_per_prompt, 0
+    part = part or HeldOutPart(spec.videos_per_prompt)
+    cond, config = backbone.encode(prompts), replace(held_out_config(prepared.suite), videos_per_prompt=part.videos)
+    total, done = len(prompts) * part.videos, 0
     held_out_evaluators = {name: evaluators[name] for name in spec.evaluators}
     local: list[ScoredBatch] = []
-    report(Step("evaluate", 0, total))
-    for batch in sample_held_out(backbone, cond, held_out_config(prepared.suite), world=world):
+    report(Step(part.phase, 0, total))
+    for batch in sample_held_out(backbone, cond, config, world=world):
         with world.raise_together():
             if batch.counts:
-                local.append(_score_batch(batch, held_out_evaluators, prompts, backbone.fps))
+                scored = _score_batch(batch, held_out_evaluators, prompts, backbone.fps)
+                scored.clips.extend(_kept_clips(batch, part, len(prompts), backbone.fps, world))
+                local.append(scored)
         done += len(batch.video) * world.dp_size
-        report(Step("evaluate", min(done, total), total))
+        report(Step(part.phase, min(done, total), total))
     parts = world.gather_in_order(local)
+    clips = [clip for scored in parts for clip in scored.clips]
+    if clips and part.folder is not None and world.is_main:
+        write_index(part.folder, clips, backbone.fps)
     cuts = {name: PromptCuts.merge(part.cuts[name] for part in parts) for name in spec.evaluators}
     return HeldOutScores(
         scores=pd.DataFrame([row for part in parts for row in part.rows], columns=SCORE_COLUMNS),
@@ -129,7 +154,7 @@ def _score_batch(
 ) -> ScoredBatch:
     """All metrics of one batch of videos."""
     texts = [prompts[p] for p in batch.prompt_index]
-    scored = ScoredBatch([], {name: PromptCuts() for name in evaluators})
+    scored = ScoredBatch([], {name: PromptCuts() for name in evaluators}, [])
     if not torch.isfinite(batch.pixels).all():
         worst = int((~batch.pixels.flatten(1).isfinite().all(1)).nonzero()[0])
         raise DivergedError(f"a held-out video of prompt {texts[worst]!r} is not finite: the policy diverged.")
@@ -147,3 +172,18 @@ def _score_batch(
             for p, text, video, value in zip(batch.prompt_index, texts, batch.video, values.tolist(), strict=True):
                 scored.rows.append((p, text, video, name, metric, value))
     return scored
+
+
+def _kept_clips(batch: HeldOutBatch, part: HeldOutPart, prompts: int, fps: float, world: World) -> list[Clip]:
+    """The videos of a batch that are kept, rounded to 256 levels; large ones are written to the folder of the run."""
+    if part.folder is None:
+        return []
+    clips = []
+    for p, video, pixels in zip(batch.prompt_index, batch.video, batch.pixels, strict=True):
+        if video < part.keep:
+            levels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+            write = world.rank % world.cp_degree == 0  # the others of its group have the same samples
+            clips.append(
+                keep_clip(part.folder, (p, video), levels, clips=prompts * part.keep, fps=fps, write=write)
+            )
+    return clips

@@ -24,13 +24,15 @@ from bench.core.rng import stream
 from bench.core.rules import RULES
 from bench.core.world import SINGLE_PROCESS, World, check_divisible
 from bench.store.attempts import read_attempts, record_attempt
+from bench.store.curve import curve_digest
 from bench.store.lock import run_lock
 from bench.store.policy import save_policy
+from bench.store.videos import remove_videos, videos_digest
 from bench.suite.devices import gpu_name
 from bench.suite.job import Job, TrainingRun
 from bench.suite.methods import recorded_params
 from bench.suite.prepared import make_backbone, make_evaluator
-from bench.train.evaluate import HeldOutScores, evaluate
+from bench.train.evaluate import HeldOutPart, HeldOutScores, evaluate
 from bench.train.trainer import Trainer
 
 
@@ -90,6 +92,7 @@ def run_record(job: Job, outcome: RunOutcome, seconds: dict[str, float], world: 
             **gpu_name(),
         ),
         gates={**models.gates, **trained.pop("gates", {})},
+        videos_digest=videos_digest(job.folder),
         extra=extra,
         **trained,
     )
@@ -119,6 +122,7 @@ def _trained_fields(trainer: Trainer) -> dict[str, Any]:
         "updates_done": trainer.updates_done,
         "open_reasons": trainer.open_reasons,
         "train_digest": train_digest(trainer.job.folder),
+        "curve_digest": curve_digest(trainer.job.folder),
         "gates": {} if trainer.audit is None else {"ratio_audit": trainer.audit},
         "extra": trainer.record_extras(),
     }
@@ -191,8 +195,10 @@ def _train_and_evaluate(job: Job, outcome: RunOutcome, clock: Ledger, report: Pr
         outcome.trainer.train(report)
     else:
         backbone.reset(stream(0, "initial_policy"))
+    spec = job.suite.evaluation
+    part = HeldOutPart(spec.videos_per_prompt, keep=spec.keep_videos, folder=job.folder)
     with clock.phase("evaluate"):
-        outcome.scores = evaluate(backbone, evaluators, job.prepared, report, world)
+        outcome.scores = evaluate(backbone, evaluators, job.prepared, report, world, part)
 
 
 def _claim_folder(job: Job) -> None:
@@ -225,6 +231,8 @@ def _execute(job: Job, report: ProgressCallback, world: World, log_attempt: bool
             outcome.error = str(cause)
     backbone = outcome.models.backbone
     report(Step("store", 1, 1))
+    if outcome.error is not None and world.is_main:
+        remove_videos(job.folder)  # those that the evaluation had stored before it failed
     record = run_record(job, outcome, clock.seconds, world)
     trained = outcome.trainer is not None and outcome.error is None
     policy = backbone.state_dict() if trained else {}  # a collective call where the weights are sharded

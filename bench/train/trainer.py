@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import store
 from bench.algorithm.optimizers import (
@@ -28,16 +28,19 @@ from bench.algorithm.weights import check_settings, check_weights, optimizer_set
 from bench.api import Backbone, Evaluator, KLPolicy, Method
 from bench.checks.methods import check_method
 from bench.core.budget import Budget
-from bench.core.ledger import Ledger
+from bench.core.errors import BenchError
+from bench.core.ledger import Ledger, sampling_nfe
 from bench.core.process_state import unchanged_settings
 from bench.core.progress import ProgressCallback, Step
 from bench.core.rewards import Rewards, tied
 from bench.core.rng import stream
 from bench.core.world import COMPARE_EVERY, SINGLE_PROCESS, World
+from bench.store.curve import add_point, read_points, write_points
 from bench.suite.division import open_reasons
 from bench.suite.job import TrainingRun
 from bench.suite.schema import Suite
 from bench.train import checkpoint
+from bench.train.evaluate import HeldOutPart, evaluate
 from bench.train.hooks import check_hooks, hook_digests
 from bench.train.rewards import (
     RolloutVideos,
@@ -48,6 +51,9 @@ from bench.train.rewards import (
     score_rewards,
     shuffle_rewards,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CHECKPOINT_EVERY = 5
 """Updates between checkpoints: a run that is killed repeats at most this many."""
@@ -172,7 +178,10 @@ class Trainer:
             checkpoint.write(self.job.folder / store.CHECKPOINT, state)
 
     def load(self) -> None:
-        """Collective call: restore the checkpoint, if there is one; later lines of `train.jsonl` are removed."""
+        """Collective call: restore the checkpoint, if there is one.
+
+        Later lines of `train.jsonl` and later points of the curve are removed.
+        """
         path, lines = self.job.folder / store.CHECKPOINT, self.job.folder / store.TRAIN
         sha256 = checkpoint.stored_sha256(path)
         self.world.check_equal(
@@ -188,10 +197,25 @@ class Trainer:
             self.weights = rest["weights"]
             self.ledger = Ledger.from_state(rest["ledger"])
             self.ledger.restarts += 1
+        points = self._read_curve()
         self.world.barrier()  # all processes have read before one writes
         if lines.exists() and self.world.is_main:
             done = [line for line in store.read_lines(lines) if line["update"] < self.updates_done]
             store.write_text(lines, "".join(json.dumps(line) + "\n" for line in done))
+        if self.world.is_main:
+            write_points(self.job.folder, points)
+
+    def _read_curve(self) -> pd.DataFrame:
+        """The points of the curve up to the checkpoint; one that is missing is a `BenchError`."""
+        every, folder, points = self.suite.evaluation.every, self.job.folder, read_points(self.job.folder)
+        points = points[points["update"] <= self.updates_done]
+        last = min(self.updates_done, self.suite.budget.updates - 1)
+        if every is not None and sorted(set(points["update"])) != list(range(every, last + 1, every)):
+            raise BenchError(
+                f"curve {folder / store.CURVE} lacks a point before the checkpoint beside it: delete {folder} and "
+                "start the run again."
+            )
+        return points
 
     def record_extras(self) -> dict[str, Any]:
         """Entries of the record's `extra`."""
@@ -214,9 +238,28 @@ class Trainer:
             self.ledger.settle(budget, len(self.suite.reward), self.updates_done)
             if self.updates_done % COMPARE_EVERY == 0 or self.updates_done == last:
                 self._check_processes(f"after update {self.updates_done - 1}")
+            self._score_point(report)  # before the checkpoint, so that a resumed run has all points up to it
             if self.updates_done % CHECKPOINT_EVERY == 0 or self.updates_done == last:
                 self.save()
         report(Step("train", self.updates_done, last, reward=reward))
+
+    def _score_point(self, report: ProgressCallback) -> None:
+        """Collective call: add a point to the held-out curve, if one is due after the finished updates.
+
+        The last point of the curve is the evaluation at the end, which is no part of the training.
+        """
+        suite, update = self.suite, self.updates_done
+        spec = suite.evaluation
+        if spec.every is None or update % spec.every or update >= suite.budget.updates:
+            return
+        videos = len(self.job.prepared.scored_prompts) * spec.curve_videos
+        with self.ledger.phase("curve"), unchanged_settings(f"{self.culprit}, scoring the curve,"):
+            part = HeldOutPart(spec.curve_videos, "curve")
+            held_out = evaluate(self.backbone, self.evaluators, self.job.prepared, report, self.world, part)
+            if self.world.is_main:
+                add_point(self.job.folder, update, held_out.scores)
+        self.ledger.spend("curve_videos", videos)
+        self.ledger.spend("nfe_curve", sampling_nfe(videos, spec.steps, suite.budget.guidance))
 
     def _check_processes(self, when: str) -> None:
         """Raise unless all processes have the same number of updates, KL state and policy."""

@@ -27,7 +27,7 @@ from bench.report.data.metrics import (
 from bench.report.data.selection import Row, recorded_rows, recorded_seeds
 from bench.store.files import find
 from bench.store.record import RUN, SCORES, MetricEntry, RunRecord, read_record, read_run
-from bench.suite.difference import differences, differing_parts
+from bench.suite.difference import differences, differing_parts, without_extra_files
 
 #: Keys of the configuration, besides the budget, that must be equal in the closed division.
 EQUAL_SETTINGS = (
@@ -274,10 +274,11 @@ LATER_OPTIONS: dict[str, dict[str, Any]] = {"evaluation": {"prompts": "heldout"}
 
 
 def _with_defaults(key: str, setting: Any) -> Any:
-    """A setting without its options that are None, and with those that were added after older records."""
+    """A setting without its options that are None or decide no score, and with those that older records do not have."""
     if not isinstance(setting, Mapping):
         return setting
-    return {k: v for k, v in {**LATER_OPTIONS.get(key, {}), **setting}.items() if v is not None}
+    deciding = without_extra_files(setting) if key == "evaluation" else setting
+    return {k: v for k, v in {**LATER_OPTIONS.get(key, {}), **deciding}.items() if v is not None}
 
 
 def differing_settings(a: SuiteRecords, b: SuiteRecords, ignoring: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:
