@@ -105,6 +105,13 @@ def score_floors(stored: pd.DataFrame, again: pd.DataFrame) -> dict[str, float]:
     return {str(name): float(gap) for name, gap in (left - right).abs().groupby(level="metric").max().items()}
 
 
+def curve_floors(stored: pd.DataFrame, again: pd.DataFrame) -> dict[str, float]:
+    """Metric to its largest absolute difference over the points of two curves; infinite where one lacks a score."""
+    left, right = (frame.set_index(["update", *store.SCORE_KEY])["value"] for frame in (stored, again))
+    gaps = (left - right).abs().fillna(math.inf)
+    return {str(name): float(gap) for name, gap in gaps.groupby(level="metric").max().items()}
+
+
 def environment(
     provenance: Mapping[str, Any],
     backbone: Mapping[str, Any],

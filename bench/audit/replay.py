@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import store
-from bench.audit.differences import TrainingDiff, compare_lines, environment, environment_changes, score_floors
+from bench.audit.differences import (
+    TrainingDiff,
+    compare_lines,
+    curve_floors,
+    environment,
+    environment_changes,
+    score_floors,
+)
 from bench.core.errors import BenchError, DivergedError
 from bench.core.process_state import process_state
 from bench.core.progress import ProgressCallback
@@ -25,6 +32,7 @@ from bench.core.provenance import hardware, provenance
 from bench.launch.jobs import suite_jobs
 from bench.launch.progress import RunsProgress
 from bench.launch.run import workload
+from bench.store.curve import read_points
 from bench.store.lock import run_lock
 from bench.store.record import STARTED
 from bench.store.replay import ReplayRecord, write_replay
@@ -49,6 +57,8 @@ class ReplayResult:
     error: str | None
     environment: dict[str, Any]
     """Sources, versions, hardware, weights and prompts, by name."""
+    curve: pd.DataFrame
+    """The points of the held-out curve; no rows for a run without one."""
     scores: pd.DataFrame | None = None
     """None if only the first updates were repeated, or if the run failed."""
 
@@ -67,6 +77,8 @@ class ReplayReport:
     training: TrainingDiff
     score_differences: dict[str, float] | None
     """Largest difference of each metric; None if there are no scores to compare."""
+    curve_differences: dict[str, float]
+    """The same of the points of the held-out curve; {} without a curve."""
     errors: tuple[str | None, str | None]
     """What stopped the stored run and its repetition."""
     changes: list[str]
@@ -87,7 +99,8 @@ class ReplayReport:
         if (self.errors[0] is None) != (self.errors[1] is None) or self.new_fields:
             return math.inf
         gap = self.training.largest
-        return max(0.0 if gap is None else gap.size, *(self.score_differences or {}).values(), 0.0)
+        scores = [*(self.score_differences or {}).values(), *self.curve_differences.values()]
+        return max(0.0 if gap is None else gap.size, *scores, 0.0)
 
 
 def job_of(run: Path) -> tuple[store.RunRecord, Job]:
@@ -129,6 +142,7 @@ def _repeat_run(job: Job, report: ProgressCallback) -> ReplayResult:
         store.read_lines(job.folder / store.TRAIN),
         record.error,
         record_environment(record),
+        store.read_curve(job.folder, record),
         scores if record.scores_digest is not None else None,
     )
 
@@ -148,8 +162,8 @@ def _repeat_updates(job: TrainingRun, updates: int, report: ProgressCallback) ->
             Trainer.new(job, models.backbone, models.evaluators).train(report, updates)
         except DivergedError as cause:
             error = str(cause)
-    lines = store.read_lines(job.folder / store.TRAIN)
-    return ReplayResult(lines, error, current_environment(job, models))
+    lines, curve = store.read_lines(job.folder / store.TRAIN), read_points(job.folder)
+    return ReplayResult(lines, error, current_environment(job, models), curve)
 
 
 def current_environment(job: Job, models: LoadedModels) -> dict[str, Any]:
@@ -175,6 +189,7 @@ def replay(run: Path, updates: int | None = None, out: Path | None = None) -> Re
             + (f"give 1 to {planned}." if planned else "the base is not trained, leave --updates out.")
         )
     stored_scores = store.read_run(run)[1] if updates is None else None
+    stored_curve = store.read_curve(run, record)
     with _replay_folder(out, run, job.digest) as folder:
         job = replace(job, folder=folder)
         with _show_progress(job, updates) as report:
@@ -195,6 +210,7 @@ def replay(run: Path, updates: int | None = None, out: Path | None = None) -> Re
         whole=updates is None,
         training=compare_lines(store.read_lines(run / store.TRAIN), result.lines, until),
         score_differences=score_differences,
+        curve_differences=curve_floors(stored_curve[stored_curve["update"] <= until], result.curve),
         errors=(record.error if stored_error_counts else None, result.error),
         changes=environment_changes(record_environment(record), result.environment) or digest_change,
     )
@@ -239,6 +255,9 @@ def replay_page(report: ReplayReport, tolerance: float) -> str:
     if scores is not None:
         gaps = ", ".join(f"{name} {size:.3g}" for name, size in scores.items())
         lines.append(f"scores: largest difference {gaps}" if any(scores.values()) else "scores: all equal")
+    if curve := report.curve_differences:
+        gaps = ", ".join(f"{name} {size:.3g}" for name, size in curve.items())
+        lines.append(f"curve: largest difference {gaps}" if any(curve.values()) else "curve: all points equal")
     if any(errors):  # their texts are not compared, since they may contain the name of a folder
         lines.append(f"stopped by: {errors[0] or 'nothing'} (stored); {errors[1] or 'nothing'} (again)")
     lines += [
@@ -265,6 +284,7 @@ def replay_document(report: ReplayReport, tolerance: float) -> dict[str, Any]:
         "first_difference": str(training.gaps[0]) if training.gaps else None,
         "not_compared": training.one_sided,
         "score_differences": report.score_differences,
+        "curve_differences": report.curve_differences,
         "stopped_by": dict(zip(("stored", "again"), report.errors, strict=True)),
         "changes": report.changes,
     }

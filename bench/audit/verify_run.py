@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from bench import store
 from bench.audit.findings import RERUN, Finding, Gap, Note, StoredRun
+from bench.audit.verify_files import check_curve, check_videos
 from bench.audit.verify_log import check_log
 from bench.audit.verify_method import check_method
 from bench.audit.verify_origin import check_origin
@@ -28,7 +29,10 @@ from bench.store.replay import read_replay
 from bench.suite.schema import Suite
 
 #: Files of a run that has ended. A failed run may also have the sample that stopped it.
-RUN_FILES = {store.RUN, store.SCORES, store.TRAIN, store.STARTED, store.INPUTS, store.POLICY, store.LOCK, REPLAY}
+RUN_FILES = {
+    *(store.RUN, store.SCORES, store.TRAIN, store.CURVE, store.STARTED, store.INPUTS, store.POLICY, store.LOCK),
+    REPLAY,
+}
 #: File that a run removes when it ends, to the finding about it.
 LEFTOVERS = {
     store.CHECKPOINT: "a checkpoint beside a finished record: delete it, the record is complete without it",
@@ -68,6 +72,8 @@ def check_run(folder: Path) -> Iterator[Finding | Gap | StoredRun]:
         yield from _scores(folder, record, suite, scores)
     run = StoredRun(folder, record, suite, scores, lines)
     yield run
+    yield from check_curve(run)
+    yield from check_videos(run)
     if record.status == "finished" and not log_problems:
         yield from _cross_checks(run)
 

@@ -16,7 +16,7 @@ from bench.core.hashing import canonical_json
 from bench.report.data.records import load_records
 from bench.report.data.selection import row_settings
 from bench.store.attempts import ATTEMPTS, Attempt, read_attempts
-from bench.suite.difference import shortened
+from bench.suite.difference import shortened, without_extra_files
 
 Pair = tuple[StoredRun, StoredRun]
 
@@ -157,5 +157,5 @@ def _evaluation(run: StoredRun) -> str:
     used = {name: record.evaluators.get(name) for name in run.suite.evaluation.evaluators}
     sampling = [budget.shift, budget.guidance, budget.micro_batch]
     machine = [hardware.get("cpu"), hardware.get("machine"), provenance.get("gpu"), provenance.get("packages")]
-    evaluation = run.suite.evaluation.model_dump(mode="json")
+    evaluation = without_extra_files(run.suite.evaluation.model_dump(mode="json"))
     return canonical_json([record.backbone, used, record.prompts_digest, evaluation, sampling, machine])

@@ -169,7 +169,7 @@ def _webp(clips: Sequence[Clip]) -> bytes:
 def _mp4(frames: UInt8[np.ndarray, "f h w 3"], fps: float) -> bytes:
     """H.264 in BT.709, which players assume; one thread, so that equal frames give equal bytes."""
     import av
-    from av.video.reformatter import Colorspace, ColorRange
+    from av.video.reformatter import ColorRange, Colorspace
 
     file = io.BytesIO()
     even = frames.shape[1] % 2 == frames.shape[2] % 2 == 0

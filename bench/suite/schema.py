@@ -129,9 +129,10 @@ class Evaluation(StrictModel):
 
     From 1000 on for validation prompts, below for held-out ones, so that no choice has seen the noise of a table."""
     every: int | None = Field(default=None, ge=1)
-    """Updates between two points of the held-out learning curve, at least 1 and below `budget.updates`; null: no curve.
+    """Updates between two points of the held-out curve, at least 1 and below `budget.updates`; null: no curve.
 
-    A point scores the videos with the sampler, the noise and the evaluators of the evaluation, and changes no training.
+    A point scores the policy of that update with the sampler, the noise and the evaluators of the evaluation. It
+    changes nothing of the training.
     """
     curve_videos: int = Field(default=1, ge=1)
     """Videos of each prompt that a point of the curve scores, 1 to `videos_per_prompt`: the first ones."""

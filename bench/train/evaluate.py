@@ -183,7 +183,5 @@ def _kept_clips(batch: HeldOutBatch, part: HeldOutPart, prompts: int, fps: float
         if video < part.keep:
             levels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
             write = world.rank % world.cp_degree == 0  # the others of its group have the same samples
-            clips.append(
-                keep_clip(part.folder, (p, video), levels, clips=prompts * part.keep, fps=fps, write=write)
-            )
+            clips.append(keep_clip(part.folder, (p, video), levels, clips=prompts * part.keep, fps=fps, write=write))
     return clips

@@ -274,7 +274,7 @@ LATER_OPTIONS: dict[str, dict[str, Any]] = {"evaluation": {"prompts": "heldout"}
 
 
 def _with_defaults(key: str, setting: Any) -> Any:
-    """A setting without its options that are None or decide no score, and with those that older records do not have."""
+    """A setting without options that are None or decide no score, and with those that older records do not have."""
     if not isinstance(setting, Mapping):
         return setting
     deciding = without_extra_files(setting) if key == "evaluation" else setting
