@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from bench.core.errors import BenchError
+from bench.report.data.held_out import COLUMNS, held_out_curves
 from bench.report.data.metrics import mean_scores, reward_weights, video_scores
-from bench.report.data.records import failed_gates, records_below
+from bench.report.data.records import failed_gates, load_records, records_below
 from bench.report.data.summary import COUNTS, count
 from bench.report.tables.main import load_main_table
 from bench.store.files import find, read_lines
@@ -85,6 +86,16 @@ class Results:
       `kl_gradient_kl`, `kl_gradient_policy`: gradient norms of the KL term and of the rest, in some updates only.
     - `nfe_rollout`, `nfe_train`, `reward_calls`, `videos`, ...: the ledger, totals since the start of the run.
     - `seconds_<phase>`: wall-clock seconds of this update by phase.
+
+    **`held_out`**: the held-out learning curves, one line per run, update and score. Runs without a curve
+    (`evaluation.every`) have none. Every suite must be one that compares (`table`).
+
+    - `update`: number of finished updates, from 0 (the base) to the last; `nfe_rollout`, `reward_calls`, `minutes`: what
+      training had spent by then, the curve itself not counted.
+    - `score`: a name of `main.csv`, such as "overall".
+    - `gain`: mean over the point's videos of the score less the base's score of the same prompt and video, in units of
+      the score; at the last update all videos, so that it is the difference to the base in the table.
+    - `level`: the base's mean plus the gain.
     """
 
     def __init__(self, folder: Path, suites: Mapping[str, Path], stored: list[StoredRun]) -> None:
@@ -121,6 +132,12 @@ class Results:
         lead = [*KEY, "update", "reward"]
         frame = pd.DataFrame(lines, columns=None if lines else lead)
         return frame[[*lead, *sorted(set(frame.columns) - set(lead))]].astype({"seed": "Int64"})
+
+    @cached_property
+    def held_out(self) -> pd.DataFrame:
+        """One line per run, update and score; columns as in the class's description."""
+        frames = [held_out_curves(load_records(folder)).assign(suite=name) for name, folder in self.suites.items()]
+        return pd.concat(frames, ignore_index=True)[["suite", *COLUMNS]]
 
     def table(self, suite: str | None = None) -> pd.DataFrame:
         """The numbers of the main table, with the columns of `main.csv`: one line per row, the base first.

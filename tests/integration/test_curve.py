@@ -373,7 +373,7 @@ FORGERIES: dict[str, tuple[Any, str]] = {
     "a prompt left out": (without_a_prompt, "its ledger has curve_videos 10, curve.parquet has cost 8"),
     "other videos": (
         other_videos,
-        "point 3 of curve.parquet has other prompts, videos or metrics than scores.parquet",
+        "point 3 of curve.parquet has other prompts, videos or metrics",
     ),
     "a changed clip": (changed_clip, "videos/clips.webp is not the file that videos/index.json lists"),
     "a missing clip": (lambda run: (run / "videos" / "clips.webp").unlink(), "videos/clips.webp is missing"),
