@@ -4,7 +4,7 @@ from __future__ import annotations
 
 EXTRAS = {
     "run": (
-        *("PIL", "accelerate", "av", "diffusers", "ftfy", "jaxtyping", "open_clip", "peft", "safetensors"),
+        *("accelerate", "av", "diffusers", "ftfy", "jaxtyping", "open_clip", "peft", "safetensors"),
         *("torch", "torchvision", "transformers"),
     ),
     "slurm": ("submitit",),

@@ -17,7 +17,7 @@ from bench.launch.jobs import all_jobs, copy_finished, other_run, unfinished, un
 from bench.launch.launchers import Outcome, run_jobs
 from bench.launch.progress import Workload
 from bench.plan.fit import check_gpu_memory
-from bench.plan.workload import anchor_nfe, evaluation_nfe, held_out_videos
+from bench.plan.workload import anchor_nfe, curve_nfe, curve_points, evaluation_nfe, held_out_videos
 from bench.store.lock import is_locked
 from bench.suite.devices import check_devices
 from bench.suite.job import Job, TrainingRun
@@ -33,7 +33,7 @@ def describe(prepared: PreparedSuite, jobs: Sequence[Job], overwrite: bool = Fal
     states = {job.folder: "anew" if job.overwrite else "to do" for job in pending}
     budget, spending = suite.budget, planned_counts(suite.budget, len(suite.reward), suite.budget.updates)
     training = [job for job in pending if isinstance(job, TrainingRun)]
-    evaluation = evaluation_nfe(prepared)
+    evaluation, curve = evaluation_nfe(prepared), curve_nfe(prepared)
     lines = [
         f"suite {suite.name}: {len(jobs)} runs (base + {len(suite.rows)} rows x {len(suite.seeds)} seeds), "
         f"{len(pending)} to do",
@@ -45,9 +45,12 @@ def describe(prepared: PreparedSuite, jobs: Sequence[Job], overwrite: bool = Fal
         "each row spends: " + ", ".join(f"{name} {value:,}" for name, value in spending.items()),
         f"held-out evaluation of each run: {held_out_videos(prepared)} videos x {suite.evaluation.steps} steps = "
         f"{evaluation:,} NFE",
+        f"held-out curve of each row: {curve_points(prepared)} points, {curve:,} NFE; "
+        f"kept videos of each run: {len(prepared.scored_prompts) * suite.evaluation.keep_videos}",
         f"to do in all: rollout NFE {spending['nfe_rollout'] * len(training):,}, "
         f"train NFE {spending['nfe_train'] * len(training):,}, "
         f"anchor NFE {sum(anchor_nfe(budget, job.row) for job in training):,}, "
+        f"curve NFE {curve * len(training):,}, "
         f"evaluation NFE {evaluation * len(pending):,}",
         _time_left([job for job in jobs if job not in pending], len(training)),
     ]

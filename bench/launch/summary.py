@@ -9,7 +9,7 @@ from bench import store
 from bench.core.ledger import planned_counts
 from bench.launch.jobs import unfinished
 from bench.launch.launchers import Outcome
-from bench.plan.workload import evaluation_nfe
+from bench.plan.workload import curve_nfe, evaluation_nfe
 from bench.suite.job import Job
 from bench.suite.prepared import PreparedSuite
 
@@ -41,6 +41,7 @@ def planned_runs(prepared: PreparedSuite, jobs: Sequence[Job], overwrite: bool =
         "suite": suite.name,
         "runs": [{**_names(job), "status": states.get(job.folder, "finished")} for job in jobs],
         "each_row_spends": planned_counts(suite.budget, len(suite.reward), suite.budget.updates),
+        "nfe_of_each_curve": curve_nfe(prepared),
         "nfe_of_each_evaluation": evaluation_nfe(prepared),
     }
 

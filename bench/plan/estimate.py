@@ -21,7 +21,17 @@ from bench.core.world import check_divisible
 from bench.plan.fit import exceeds_memory
 from bench.plan.hardware import Hardware
 from bench.plan.memory import memory_use
-from bench.plan.workload import UnitCost, held_out_videos, phase_costs, run_counts, suite_model, unit_flops
+from bench.plan.workload import (
+    UnitCost,
+    curve_points,
+    held_out_videos,
+    kept_videos,
+    phase_costs,
+    point_videos,
+    run_counts,
+    suite_model,
+    unit_flops,
+)
 from bench.suite.prepared import PreparedSuite
 from bench.suite.recorded import record_difference
 from bench.suite.schema import Suite
@@ -38,12 +48,16 @@ def largest_share(number: int, batch: int, groups: int) -> int:
 
 
 def samples_per_gpu(prepared: PreparedSuite, hardware: Hardware) -> dict[str, int]:
-    """Largest number per group of "samples" in an update and of "evaluation_videos" in the held-out evaluation."""
-    budget, videos = prepared.suite.budget, held_out_videos(prepared)
-    samples = budget.prompts * budget.group_size
+    """Largest number per group of "samples" in an update, and of videos in the curve and in the held-out evaluation."""
+    budget = prepared.suite.budget
+
+    def largest(number: int) -> int:
+        return largest_share(number, budget.micro_batch, hardware.groups)
+
     return {
-        "samples": largest_share(samples, budget.micro_batch, hardware.groups),
-        "evaluation_videos": largest_share(videos, budget.micro_batch, hardware.groups),
+        "samples": largest(budget.prompts * budget.group_size),
+        "curve_videos": curve_points(prepared) * largest(point_videos(prepared)),
+        "evaluation_videos": largest(held_out_videos(prepared)),
     }
 
 
@@ -57,10 +71,13 @@ def run_seconds(
     """Wall-clock seconds of one run. `evaluator_seconds`: of all evaluators together, per video."""
     seconds, largest = phase_costs(counts, unit_seconds), samples_per_gpu(prepared, hardware)
     seconds["decode"] += counts["decodes"] * evaluator_seconds
-    seconds["evaluation"] += counts["evaluation_videos"] * evaluator_seconds
-    evaluation = seconds.pop("evaluation") * largest["evaluation_videos"] / counts["evaluation_videos"]
+    held_out = 0.0
+    for phase in ("curve", "evaluation"):
+        videos = counts[f"{phase}_videos"]
+        own = seconds.pop(phase) + videos * evaluator_seconds
+        held_out += own * largest[f"{phase}_videos"] / videos if videos else 0.0
     budget = prepared.suite.budget
-    return sum(seconds.values()) * largest["samples"] / (budget.prompts * budget.group_size) + evaluation
+    return sum(seconds.values()) * largest["samples"] / (budget.prompts * budget.group_size) + held_out
 
 
 def check_gpu_split(suite: Suite, model: ModelCost, hardware: Hardware) -> None:
@@ -155,6 +172,7 @@ def plan_suite(
         if hardware is None or memory is None
         else {**asdict(memory), "peak": memory.peak, "phases": memory.phases},
         "host_bytes": host,
+        "kept_videos": None if model is None else kept_videos(prepared, model.size),
         "machine": None
         if hardware is None
         else {**asdict(hardware), "nodes": hardware.nodes, **samples_per_gpu(prepared, hardware)},
@@ -197,7 +215,7 @@ def _model_facts(model: ModelCost) -> dict[str, Any]:
 def totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Sums over all runs, one after another; "hours" leaves out rows with unknown hours, None if all are unknown."""
     total: dict[str, Any] = {"runs": sum(row["runs"] for row in rows)}
-    for key in ("nfe_rollout", "nfe_anchor", "nfe_train", "nfe_evaluation", "decodes"):
+    for key in ("nfe_rollout", "nfe_anchor", "nfe_train", "nfe_curve", "nfe_evaluation", "decodes"):
         total[key] = sum(row["runs"] * row[key] for row in rows)
     costs = [row["runs"] * sum(row["flops"].values()) for row in rows if row["flops"] is not None]
     total["flops"] = sum(costs) if costs else None

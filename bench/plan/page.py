@@ -7,7 +7,9 @@ from typing import Any
 
 from tabulate import tabulate
 
-COLUMNS = ("nfe_rollout", "nfe_anchor", "nfe_train", "nfe_evaluation")
+from bench.plan.workload import KEPT_BITS
+
+COLUMNS = ("nfe_rollout", "nfe_anchor", "nfe_train", "nfe_curve", "nfe_evaluation")
 PREFIXES = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1.0, "FLOP"))
 
 
@@ -133,6 +135,12 @@ def _notes(plan: Mapping[str, Any]) -> list[str]:
     seconds, machine = plan["scorer_seconds_per_video"], plan["machine"]
     evaluators = f"{seconds:g} s per video" if seconds else "not counted (--scorer-seconds)"
     notes = [f"evaluators' time: {evaluators}; loading and encoding prompts: not counted"]
+    kept = plan["kept_videos"]
+    if kept is not None and kept["clips"]:
+        notes.append(
+            f"disk: each run keeps {kept['clips']} videos, about {kept['bytes'] / 1e6:.3g} MB as {kept['format']} "
+            f"({KEPT_BITS[kept['format']]:g} bits per pixel, assumed)"
+        )
     if machine is not None and machine["gpus"] > 1:
         notes.append(_parallelism(machine))
     return notes

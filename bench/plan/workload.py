@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bench import plugins
 from bench.algorithm.kl import has_kl_terms
 from bench.api import EstimatesCost, ModelCost
 from bench.core.budget import Budget
 from bench.core.ledger import TRAIN_COST, guidance_multiplicity, planned_counts, sampling_nfe
+from bench.store.videos import fits_atlas
 from bench.suite.prepared import PreparedRow, PreparedSuite
 
 
@@ -59,6 +62,42 @@ def evaluation_nfe(prepared: PreparedSuite) -> int:
     return sampling_nfe(held_out_videos(prepared), suite.evaluation.steps, suite.budget.guidance)
 
 
+def curve_points(prepared: PreparedSuite) -> int:
+    """Points of one run's held-out curve; 0 for a suite without a curve."""
+    every, updates = prepared.suite.evaluation.every, prepared.suite.budget.updates
+    return 0 if every is None else (updates - 1) // every
+
+
+def point_videos(prepared: PreparedSuite) -> int:
+    """Videos of one point of the curve."""
+    return len(prepared.scored_prompts) * prepared.suite.evaluation.curve_videos
+
+
+def curve_videos(prepared: PreparedSuite) -> int:
+    """Videos of all points of one run's curve."""
+    return curve_points(prepared) * point_videos(prepared)
+
+
+def curve_nfe(prepared: PreparedSuite) -> int:
+    """Function evaluations of one run's held-out curve."""
+    suite = prepared.suite
+    return sampling_nfe(curve_videos(prepared), suite.evaluation.steps, suite.budget.guidance)
+
+
+KEPT_BITS = {"webp": 8.0, "mp4": 0.2}
+"""Assumed bits per pixel of a kept video, by its format: lossless, and H.264 of `bench.store.videos.CRF`."""
+
+
+def kept_videos(prepared: PreparedSuite, size: tuple[int, int, int]) -> dict[str, Any]:
+    """Number of the videos that one run keeps, their format, and their bytes, an assumption (`KEPT_BITS`).
+
+    `size`: frames, height and width of a video.
+    """
+    clips = len(prepared.scored_prompts) * prepared.suite.evaluation.keep_videos
+    kind = "webp" if fits_atlas(size, clips) else "mp4"
+    return {"clips": clips, "format": kind, "bytes": round(clips * math.prod(size) * KEPT_BITS[kind] / 8)}
+
+
 def anchor_nfe(budget: Budget, row: PreparedRow | None) -> int:
     """Function evaluations of one run's anchors: one per trained step and network anchor; `row` None: the base."""
     if row is None:
@@ -85,10 +124,12 @@ def run_counts(prepared: PreparedSuite, row: PreparedRow | None) -> dict[str, in
         "nfe_rollout": ledger["nfe_rollout"],
         "nfe_anchor": anchor_nfe(suite.budget, row),
         "nfe_train": ledger["nfe_train"],
+        "nfe_curve": curve_nfe(prepared) if row else 0,
         "nfe_evaluation": evaluation_nfe(prepared),
         "backward": backward,
         "probed": backward * probed_updates // (suite.budget.updates * suite.budget.minibatches) if has_kl else 0,
         "decodes": ledger["decodes"],
+        "curve_videos": curve_videos(prepared) if row else 0,
         "evaluation_videos": held_out_videos(prepared),
     }
 
@@ -103,5 +144,6 @@ def phase_costs(counts: Mapping[str, int], unit_cost: UnitCost) -> dict[str, flo
         "train": trained * unit_cost.forward + counts["backward"] * unit_cost.backward,
         "kl_probe": counts["probed"] * unit_cost.backward,
         "decode": counts["decodes"] * decode,
+        "curve": counts["nfe_curve"] * unit_cost.forward + counts["curve_videos"] * decode,
         "evaluation": counts["nfe_evaluation"] * unit_cost.forward + counts["evaluation_videos"] * decode,
     }

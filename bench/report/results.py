@@ -90,8 +90,8 @@ class Results:
     **`held_out`**: the held-out learning curves, one line per run, update and score. Runs without a curve
     (`evaluation.every`) have none. Every suite must be one that compares (`table`).
 
-    - `update`: number of finished updates, from 0 (the base) to the last; `nfe_rollout`, `reward_calls`, `minutes`: what
-      training had spent by then, the curve itself not counted.
+    - `update`: number of finished updates, from 0 (the base) to the last.
+    - `nfe_rollout`, `reward_calls`, `minutes`: what training had spent by then, the curve itself not counted.
     - `score`: a name of `main.csv`, such as "overall".
     - `gain`: mean over the point's videos of the score less the base's score of the same prompt and video, in units of
       the score; at the last update all videos, so that it is the difference to the base in the table.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from bench.report.data.metrics import mean_scores, video_scores
 from bench.report.data.records import Run, SuiteRecords
@@ -27,9 +28,9 @@ MEANS = ["nfe_rollout", "reward_calls", "minutes", "gain", "level"]
 class SpentLine(TrainModel):
     """What a line of `train.jsonl` says of the spending."""
 
-    ledger: dict[str, Any] = {}
+    ledger: dict[str, Any] = Field(default_factory=dict)
     """Totals since the start of the run."""
-    seconds: dict[str, float] = {}
+    seconds: dict[str, float] = Field(default_factory=dict)
     """Wall-clock seconds of this update by phase; {} in older logs."""
 
 
