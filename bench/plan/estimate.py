@@ -48,7 +48,7 @@ def largest_share(number: int, batch: int, groups: int) -> int:
 
 
 def samples_per_gpu(prepared: PreparedSuite, hardware: Hardware) -> dict[str, int]:
-    """Largest number per group of "samples" in an update, and of videos in the curve and in the held-out evaluation."""
+    """Largest number per group of "samples" in an update, and of videos of the curve and of the evaluation."""
     budget = prepared.suite.budget
 
     def largest(number: int) -> int:
