@@ -129,7 +129,7 @@ class Evaluation(StrictModel):
 
     From 1000 on for validation prompts, below for held-out ones, so that no choice has seen the noise of a table."""
     every: int | None = Field(default=None, ge=1)
-    """Updates between two points of the held-out curve, at least 1 and below `budget.updates`; null: no curve.
+    """Updates between two points of the held-out curve, at least 1; null: no curve. A shorter run has no point.
 
     A point scores the policy of that update with the sampler, the noise and the evaluators of the evaluation. It
     changes nothing of the training.
@@ -406,18 +406,13 @@ class Suite(StrictModel):
 
     def _video_errors(self) -> Iterator[str]:
         """Errors of the curve and of the kept videos."""
-        spec, updates = self.evaluation, self.budget.updates
+        spec = self.evaluation
         for name in ("curve_videos", "keep_videos"):
             if (count := getattr(spec, name)) > spec.videos_per_prompt:
                 yield (
                     f"evaluation.{name} is {count}, but a prompt has {spec.videos_per_prompt} video(s): set at most "
                     "evaluation.videos_per_prompt."
                 )
-        if spec.every is not None and spec.every >= updates:
-            yield (
-                f"evaluation.every is {spec.every}, but a run has {updates} update(s), so its curve has no point: set "
-                "a smaller number, or null for no curve."
-            )
 
     @model_validator(mode="before")
     @classmethod

@@ -202,7 +202,7 @@ def test_dry_run_prints_rows_and_costs_and_trains_nothing(capsys: pytest.Capture
     assert "nfe_rollout 64, nfe_train 96, reward_calls 8, decodes 8, videos 8" in out
     assert "36 videos x 2 steps = 144 NFE" in out
     # four trained runs, two of them with an anchor, and the base in the evaluation
-    assert "rollout NFE 256, train NFE 384, anchor NFE 64, evaluation NFE 720" in out
+    assert "rollout NFE 256, train NFE 384, anchor NFE 64, curve NFE 0, evaluation NFE 720" in out
     assert "time: unknown until one run of this suite has finished" in out
 
 

@@ -199,6 +199,8 @@ def test_totals_count_seeds_and_the_base_once() -> None:
     assert total["runs"] == 16
     assert total["nfe_rollout"] == 3 * sum(line["nfe_rollout"] for line in rows[1:])
     assert total["nfe_evaluation"] == 16 * 64 * 40 * 2
+    assert total["nfe_curve"] == 15 * 9 * 64 * 40 * 2  # 9 points in 100 updates; the base has none
+    assert rows[0]["nfe_curve"] == 0
     assert rows[4]["nfe_anchor"] == 0 < rows[3]["nfe_anchor"]
     assert total["hours"] == pytest.approx(rows[0]["hours_per_run"] + 3 * sum(r["hours_per_run"] for r in rows[1:]))
 
@@ -232,7 +234,7 @@ def test_the_plan_deals_what_a_process_holds() -> None:
     suite = load_suite(SINGLE, ["budget.micro_batch=2", "backbone.train.size=[21, 480, 832]"])
     found = samples_per_gpu(prepare(suite), gpu_hardware(gpus=4, context=2))
     assert found["samples"] == len(local_samples(suite.budget, World(0, 4, cp_degree=2))) == 8
-    assert found["evaluation_videos"] == 32
+    assert found["evaluation_videos"] == found["curve_videos"] == 32  # one point of one video per prompt
 
 
 def test_context_parallelism_is_the_suites_and_splits_no_decoding(capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,7 +246,8 @@ def test_context_parallelism_is_the_suites_and_splits_no_decoding(capsys: pytest
     alone, two = (plan_suite(prepare(suite), ROOT, gpu_hardware(tflops=100, gpus=n, context=n)) for n in (1, 2))
     gained = alone["rows"][1]["hours_per_run"] - two["rows"][1]["hours_per_run"]
     flops = alone["rows"][1]["flops"]
-    evaluated = alone["rows"][1]["nfe_evaluation"] * alone["flops"]["forward"]
+    row = alone["rows"][1]
+    evaluated = (row["nfe_evaluation"] + row["nfe_curve"]) * alone["flops"]["forward"]
     spread = flops["rollout"] + flops["anchor"] + flops["train"] + flops["kl_probe"] + evaluated
     assert gained == pytest.approx(spread / 2 / 100e12 / 3600)
 
