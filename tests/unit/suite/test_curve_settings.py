@@ -14,6 +14,9 @@ from bench.suite.load import load_suite
 from bench.suite.prepared import prepare
 from bench.suite.recorded import record_difference, suite_of_record
 
+PILOT = ROOT / "results" / "reference" / "nano_pilot" / "lr3e-4" / "cps-fixed" / "seed-100"
+"""A run of before there were curves."""
+VARIANT = "variant=lr3e-4"
 WITHOUT = ("evaluation.every=null", "evaluation.keep_videos=0")
 
 
@@ -44,9 +47,8 @@ def test_digests_of_suites_without_a_curve_are_those_of_before_there_were_curves
 
 
 def test_a_run_of_before_has_the_settings_of_its_inputs() -> None:
-    run = ROOT / "results" / "reference" / "nano_control_gold" / "cps-fixed" / "seed-0"
-    record = store.read_record(run)
-    assert run_settings(suite_of_record(run, record)) == store.read_inputs(run)["settings"]
+    record = store.read_record(PILOT)
+    assert run_settings(suite_of_record(PILOT, record)) == store.read_inputs(PILOT)["settings"]
 
 
 def test_every_setting_of_a_curve_is_part_of_the_digest() -> None:
@@ -58,12 +60,11 @@ def test_every_setting_of_a_curve_is_part_of_the_digest() -> None:
 
 
 def test_a_run_without_a_curve_has_the_scores_that_a_suite_with_one_asks_for() -> None:
-    run = ROOT / "results" / "reference" / "nano_control_gold" / "cps-fixed" / "seed-0"
-    record = store.read_record(run)
-    suite = load_suite("nano_control_gold", ["evaluation.every=10", "evaluation.keep_videos=1"])
-    assert record_difference(run, record, suite) is None
-    other = load_suite("nano_control_gold", ["evaluation.every=10", "evaluation.steps=10"])
-    assert record_difference(run, record, other) == "evaluation.steps is 20 there and 10 here"
+    record = store.read_record(PILOT)
+    suite = load_suite("nano_pilot", [VARIANT, "evaluation.every=10", "evaluation.keep_videos=1"])
+    assert record_difference(PILOT, record, suite) is None
+    other = load_suite("nano_pilot", [VARIANT, "evaluation.every=10", "evaluation.steps=10"])
+    assert record_difference(PILOT, record, other) == "evaluation.steps is 20 there and 10 here"
 
 
 def test_a_run_that_is_shorter_than_the_distance_of_points_has_no_point() -> None:
