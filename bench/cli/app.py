@@ -29,6 +29,7 @@ from bench.cli import (
     suites,
     table,
     verify,
+    votes,
 )
 from bench.cli.command import Command
 from bench.cli.output import output_of
@@ -43,6 +44,7 @@ COMMANDS: tuple[Command, ...] = (
     table.COMMAND,
     figures.COMMAND,
     compare.COMMAND,
+    votes.COMMAND,
     report.COMMAND,
     verify.COMMAND,
     check.COMMAND,

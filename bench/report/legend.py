@@ -49,6 +49,10 @@ TERMS = {
     "equalizer": "Weights of the trained steps that make their gradient norms equal (temporal gradient equalizer).",
     "gradient spread": "Largest over smallest gradient norm of the trained steps; 1 is balanced.",
     "setback": "The deepest fall of the training reward below what it had reached.",
+    "share won": "Share of the pairs of a blind vote that a row wins; a tie is half a win.",
+    "strength": "Of a row in a blind vote (Bradley and Terry): the difference of two is the log odds that one wins.",
+    "identical pair": "A pair of a blind vote with one video on both sides, which attentive raters call a tie.",
+    "vote list": "The pairs of a blind vote with their order and sides, which the number of the vote decides.",
     "KL share": "Norm of the KL term's gradient over the norm of the rest.",
 }
 KL_POLICIES = {
@@ -66,6 +70,10 @@ PATTERNS = {
     "beyond the judges": r"beyond the judges|BEYOND THE JUDGES",
     "attempt": r"\battempts?\b",
     "trial": r"\b[Tt]rials?\b",
+    "share won": r"Share of pairs won",
+    "strength": r"Strength, log odds",
+    "identical pair": r"\bidentical pairs?\b",
+    "vote list": r"\(list \d",
     "interval": r"\d \[-?\d",
     "p (Holm)": r"p \(Holm\)|\(p [<\d]|, p [<\d]",
     "gate": r"†|\bgates?\b",

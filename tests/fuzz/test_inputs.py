@@ -19,6 +19,7 @@ from bench.backbones.hunyuanvideo15 import HunyuanVideo15
 from bench.cli.check import _parameters
 from bench.core.hashing import MANIFEST, canonical_json, verify_manifest
 from bench.launch.config import load_launch_config
+from bench.report.data.votes import read_votes
 from bench.score.evaluators import evaluator_parameters
 from bench.score.videos import read_items
 from bench.store.replay import REPLAY, read_replay
@@ -35,6 +36,7 @@ from tests.fuzz.mutations import TOKENS, VALUES, damaged_bytes, damaged_texts, d
 from tests.fuzz.outcomes import answer
 from tests.helpers.nano_suite import NANO
 from tests.helpers.paths import PROJECT
+from tests.helpers.raters import by_order, votes
 from tests.helpers.toy_records import CONFIG, write_suite
 
 SUITES = [path.read_text(encoding="utf-8") for path in sorted(NANO.parent.glob("*.yaml"))]
@@ -134,6 +136,16 @@ def test_score_lists(data: st.DataObject, suffix: str, folder: Path) -> None:
             (item.video + (item.prompt or "")).encode()  # raises UnicodeEncodeError on a text that cannot be stored
 
     answer("score lists", read)
+
+
+VOTES = votes("anna", by_order()).to_csv(index=False)
+
+
+@given(content=damaged_bytes(VOTES))
+def test_votes(content: bytes, folder: Path) -> None:
+    path = folder / "votes.csv"
+    path.write_bytes(content)
+    answer("votes", lambda: read_votes([path]))
 
 
 for evaluator in EVALUATORS:

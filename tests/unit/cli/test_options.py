@@ -27,6 +27,7 @@ OPTIONS = {
     "table": f"{SUITE} --json --quiet",
     "figures": f"{SUITE} --json --quiet",
     "compare": "a b --open --csv --json",
+    "votes": "files --suite --json",
     "report": f"{SUITE} --json --quiet",
     "verify": "folders --replay --allow-code --json --quiet",
     "check": "names --suite --allow-code --train --params --nano --write-golden --json",
