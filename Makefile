@@ -13,7 +13,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: faults help setup reproduce-table reproduce ablations table figures report plans test fuzz check docs docs-pages departures bench-speed format clean
+.PHONY: faults help setup demo reproduce-table reproduce ablations table figures report plans test fuzz check docs docs-pages departures bench-speed format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,9 @@ setup: .venv/.ready ## create .venv and install the pinned versions
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	@touch $@
 
+demo: ## a demonstration in four minutes on two cores: two rows of nano with one seed, their table and their report
+	@$(MAKE) --no-print-directory report SUITE=nano_demo
+
 reproduce-table: setup ## train every row of SUITE (default: the nano suite) and print its table
 	@$(BIN)/bench run $(SUITE); status=$$?; \
 	  if [ $$status -gt 1 ]; then exit $$status; fi; \
@@ -39,10 +42,9 @@ ablations: setup ## run the five ablation suites on nano (hours; runs they share
 	  $(BIN)/bench run $$suite && $(BIN)/bench table $$suite && $(BIN)/bench figures $$suite || exit $$?; done
 
 reproduce: reproduce-table ## everything on nano: the main suite, its controls, the five ablations (hours), with tables, figures and reports
-	@for name in $(CONTROLS) $(addprefix nano_,$(ABLATIONS)); do suite=bench/configs/$$name.yaml; \
-	  $(BIN)/bench run $$suite && $(BIN)/bench table $$suite && $(BIN)/bench figures $$suite && $(BIN)/bench report $$suite || exit $$?; done
-	@$(BIN)/bench table nano && $(BIN)/bench figures nano && $(BIN)/bench gallery nano
-	$(BIN)/bench report nano
+	$(BIN)/bench gallery nano
+	@for name in $(CONTROLS) $(addprefix nano_,$(ABLATIONS)) nano; do \
+	  $(BIN)/bench run $$name && $(BIN)/bench table $$name && $(BIN)/bench figures $$name && $(BIN)/bench report $$name || exit $$?; done
 	$(BIN)/bench verify
 
 table: setup ## the table of SUITE from the runs that exist
@@ -54,7 +56,7 @@ figures: setup ## the figures of SUITE and their numbers, from the runs that exi
 plans: setup ## write results/plans.md: what each suite will cost
 	$(BIN)/python -m tools.plans_page
 
-report: setup ## one HTML page about SUITE, from the runs that exist: results/<suite>/report.html
+report: reproduce-table ## one HTML page about SUITE, whose missing runs are trained first: results/<suite>/report.html
 	$(BIN)/bench report $(SUITE)
 
 test: setup ## the tests that need neither a GPU nor downloaded weights

@@ -14,7 +14,7 @@ from bench.cli.output import print_result
 from bench.cli.suite_arguments import add_suite_arguments, prepare_suites
 from bench.core.parallelism import SHARDS
 from bench.core.progress import working
-from bench.launch.config import LAUNCHERS
+from bench.launch.config import LAUNCHERS, TRACKERS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shard each run's weights over its processes: full gathers them for each pass, grads once for both",
     )
     parser.add_argument(
+        "--tracker",
+        choices=TRACKERS,
+        action="append",
+        default=None,
+        dest="trackers",
+        help="show each run live, offline, below its suite's folder trackers/ (may be given several times)",
+    )
+    parser.add_argument(
         "--launch", type=Path, default=None, metavar="FILE", help="YAML of these settings, or of accelerate"
     )
 
@@ -44,7 +52,12 @@ def execute(args: argparse.Namespace) -> int:
     from bench.launch.config import load_launch_config
 
     launch = load_launch_config(
-        args.launch, launcher=args.launcher, nproc=args.nproc, processes=args.processes, shard=args.shard
+        args.launch,
+        launcher=args.launcher,
+        nproc=args.nproc,
+        processes=args.processes,
+        shard=args.shard,
+        trackers=args.trackers,
     )
     suites = prepare_suites(args)
     with working("loading the launchers"):
@@ -91,6 +104,7 @@ COMMAND = Command(
         "bench run nano suite=mine rows+='[{method: my_grpo:MyGRPO, label: mine}]' --overwrite",
         "bench run results/mine seeds+='[3, 4]'",
         "bench run mine.yaml --launcher torchrun --nproc 8",
+        "bench run mine.yaml --tracker tensorboard",
         "bench run mine.yaml --launch examples/launch/slurm.yaml",
     ),
     exit_codes="0 if every run finished, 1 if some diverged, 2 for a mistake or a run that stopped with an error",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,8 +15,14 @@ from bench.core.text import shown
 
 Launcher = Literal["local", "torchrun", "slurm"]
 LAUNCHERS: tuple[Launcher, ...] = get_args(Launcher)
+TRACKERS: Mapping[str, str] = {
+    "tensorboard": "pip install 'grpo-video-bench[tensorboard]'",
+    "wandb": "pip install 'grpo-video-bench[wandb]'",
+    "trackio": "pip install trackio",
+}
+"""Tracker to the command that installs its package, which has the same name."""
 
-_TYPES: Mapping[str, type] = {"launcher": str, "slurm": dict, "shard": str}
+_TYPES: Mapping[str, type] = {"launcher": str, "slurm": dict, "shard": str, "trackers": list}
 """Types of the keys of a launch file; all others are integers."""
 _SLURM_RESERVED = ("nodes", "tasks_per_node", "slurm_nodes", "slurm_tasks_per_node", "slurm_ntasks_per_node")
 """Keys of submitit that the launcher sets itself, from `nodes` and `nproc`."""
@@ -66,6 +73,8 @@ class LaunchConfig:
     """How the model's weights are sharded over the processes of one run; None: each process holds all of them."""
     nodes: int = 1
     """Machines of one run, at least 1; several need the Slurm launcher."""
+    trackers: Sequence[str] = ()
+    """Trackers that show each run live, of `TRACKERS`; they are started by the run's main process."""
 
     def __post_init__(self) -> None:
         if self.launcher not in LAUNCHERS:
@@ -74,6 +83,7 @@ class LaunchConfig:
         if self.shard is not None:
             self._check_shard(self.shard)
         self._check_nodes()
+        self._check_trackers()
         if self.launcher != "slurm" and self.slurm:
             raise BenchError(f"slurm settings are given, but the launcher is {self.launcher}: set launcher: slurm.")
 
@@ -105,6 +115,17 @@ class LaunchConfig:
             raise BenchError(
                 f"--shard is {shard}, but each run has one process: use --launcher torchrun with an --nproc above 1."
             )
+
+    def _check_trackers(self) -> None:
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise BenchError(f"tracker is {shown(repr(name), 60)}: choose one of {', '.join(TRACKERS)}.")
+            try:
+                metadata.version(name)
+            except metadata.PackageNotFoundError as cause:
+                raise BenchError(
+                    f"--tracker {name} needs the package {name!r}: install it with `{TRACKERS[name]}`."
+                ) from cause
 
     def _check_nodes(self) -> None:
         if self.nodes < 1:

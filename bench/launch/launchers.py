@@ -60,12 +60,12 @@ def run_jobs(jobs: Sequence[Job], workloads: Workloads, launch: LaunchConfig, ou
     at_once = {"local": min(launch.processes or len(os.sched_getaffinity(0)), len(jobs)), "torchrun": 1}
     launcher: LocalLauncher | TorchrunLauncher | SlurmLauncher
     if launch.launcher == "local":
-        launcher = LocalLauncher(messages)
+        launcher = LocalLauncher(messages, launch.trackers)
     elif launch.launcher == "torchrun":
-        launcher = TorchrunLauncher(launch.layout, messages)
+        launcher = TorchrunLauncher(launch.layout, messages, trackers=launch.trackers)
     else:
         messages = LoggedSteps(jobs)
-        launcher = SlurmLauncher(jobs, launch.layout, launch.slurm, folder)
+        launcher = SlurmLauncher(jobs, launch, folder)
     with ThreadPoolExecutor(at_once.get(launch.launcher, len(jobs))) as pool:
         try:
             watch_runs({pool.submit(launcher.run, job): job for job in jobs}, workloads, messages, outcome)

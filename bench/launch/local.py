@@ -9,6 +9,7 @@ import multiprocessing
 import multiprocessing.connection
 import pickle
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
@@ -27,6 +28,7 @@ class LocalLauncher:
 
     messages: Any
     """Queue that takes (label, step)."""
+    trackers: Sequence[str] = ()
     processes: list[BaseProcess] = field(default_factory=list)
     """The processes of the current runs."""
     stopped: bool = False
@@ -37,7 +39,7 @@ class LocalLauncher:
         """Do one run in a new process."""
         context = multiprocessing.get_context("spawn")
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=run_in_process, args=(pickle.dumps(job), sender))
+        process = context.Process(target=run_in_process, args=(pickle.dumps((job, self.trackers)), sender))
         with self.lock:
             if self.stopped:
                 raise KilledError(KILLED_MESSAGE)

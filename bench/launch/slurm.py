@@ -12,7 +12,7 @@ import queue
 import time
 import traceback
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from bench import store
 from bench.core.errors import BenchError, RunLockedError
 from bench.core.parallelism import ProcessLayout
 from bench.core.process_state import fix_process_state
-from bench.core.progress import Step
+from bench.core.progress import Step, silent
 from bench.core.world import PeerLostError
+from bench.launch.config import LaunchConfig
 from bench.launch.torchrun import KilledError, Node, Status, TorchrunLauncher
+from bench.launch.trackers import tracked
 from bench.plan.fit import check_gpu_memory
 from bench.suite.devices import check_devices
 from bench.suite.job import Job, TrainingRun
@@ -36,7 +38,7 @@ PORTS = range(20000, 32000)
 """Ports of the rendezvous: below those that Linux uses for outgoing connections."""
 
 
-def run_job(job: Job, layout: ProcessLayout) -> Status:
+def run_job(job: Job, layout: ProcessLayout, trackers: Sequence[str] = ()) -> Status:
     """Do one run, as a task of a Slurm job.
 
     Returns the run's status, or "error", "killed" or "bug" with a text. With several nodes, each one returns a status:
@@ -48,8 +50,9 @@ def run_job(job: Job, layout: ProcessLayout) -> Status:
         check_devices(job.suite, layout.nproc)
         check_gpu_memory(job.prepared, layout.size, layout.shard)
         if layout.size > 1:
-            return TorchrunLauncher(layout, queue.SimpleQueue(), this_node(layout.nodes)).run(job)
-        record = execute(job)
+            return TorchrunLauncher(layout, queue.SimpleQueue(), this_node(layout.nodes), trackers).run(job)
+        with tracked(job, trackers, silent) as report:
+            record = execute(job, report)
     except PeerLostError as error:
         return "lost", str(error)
     except KilledError as error:
@@ -127,19 +130,21 @@ def _logged_step(job: TrainingRun) -> Step | None:
 class SlurmLauncher:
     """Submit all runs at construction; `run` waits for one of them."""
 
-    def __init__(self, jobs: Sequence[Job], layout: ProcessLayout, settings: Mapping[str, Any], folder: Path):
-        """`settings`: submitit's; its cluster "local" or "debug" uses this machine. `folder`: the suite's records."""
+    def __init__(self, jobs: Sequence[Job], launch: LaunchConfig, folder: Path):
+        """`launch.slurm`: its cluster "local" or "debug" uses this machine. `folder`: the suite's records."""
         submitit = _submitit()
-        parameters = {"cluster": "slurm", "name": folder.name, **settings}
-        if layout.nodes > 1 and parameters["cluster"] == "local":  # a task takes the place of a node
-            parameters |= {"tasks_per_node": layout.nodes}
-        elif layout.nodes > 1:
-            parameters |= {"nodes": layout.nodes, "tasks_per_node": 1}
+        parameters = {"cluster": "slurm", "name": folder.name, **launch.slurm}
+        if launch.nodes > 1 and parameters["cluster"] == "local":  # a task takes the place of a node
+            parameters |= {"tasks_per_node": launch.nodes}
+        elif launch.nodes > 1:
+            parameters |= {"nodes": launch.nodes, "tasks_per_node": 1}
         try:
             executor = submitit.AutoExecutor(folder=folder / FOLDER, cluster=parameters.pop("cluster"))
             executor.update_parameters(**parameters)
             with executor.batch():
-                self.handles = {job.folder: executor.submit(run_job, job, layout) for job in jobs}
+                self.handles = {
+                    job.folder: executor.submit(run_job, job, launch.layout, launch.trackers) for job in jobs
+                }
         except (AssertionError, RuntimeError, ValueError, TypeError, NameError, OSError) as cause:
             raise BenchError(
                 f"the jobs cannot be submitted ({' '.join(str(cause).split())}): fix 'slurm:' in the launch file, "

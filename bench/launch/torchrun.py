@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from bench import store
 from bench.core.errors import BenchError, RunLockedError
 from bench.core.parallelism import ProcessLayout, Shard
+from bench.core.progress import say
 from bench.core.world import RESUME_HINT, PeerLostError
 from bench.store.record import JOB
 from bench.suite.job import BaseRun, Job, TrainingRun
@@ -51,10 +52,11 @@ class Node:
     """Port of the rendezvous; 0: any free one, for a run on one node."""
 
 
-def write_job(job: Job, shard: Shard | None = None, node: int = 0) -> Path:
+def write_job(job: Job, shard: Shard | None = None, node: int = 0, trackers: Sequence[str] = ()) -> Path:
     """Write the JSON file that describes a job to its processes into its folder; one file per node."""
     content = {
         "shard": shard,
+        "trackers": list(trackers),
         "suite": job.suite.model_dump(mode="json"),
         "row": job.identity["row"] if isinstance(job, TrainingRun) else None,
         "seed": job.identity["seed"],
@@ -69,8 +71,8 @@ def write_job(job: Job, shard: Shard | None = None, node: int = 0) -> Path:
     return path
 
 
-def read_job(path: Path) -> tuple[Job, Shard | None]:
-    """The job that `write_job` has written, and how its weights are sharded."""
+def read_job(path: Path) -> tuple[Job, Shard | None, list[str]]:
+    """The job that `write_job` has written, how its weights are sharded, and its trackers."""
     content = json.loads(path.read_text(encoding="utf-8"))
     run = prepare(Suite.model_validate(content["suite"])), Path(content["folder"]), content["digest"]
     options = {"inputs": content["inputs"], "overwrite": content["overwrite"]}
@@ -79,7 +81,7 @@ def read_job(path: Path) -> tuple[Job, Shard | None]:
         if content["row"] is None
         else TrainingRun(*run, content["row"], content["seed"], **options)
     )
-    return job, content["shard"]
+    return job, content["shard"], content["trackers"]
 
 
 def command(layout: ProcessLayout, node: Node, job_file: Path) -> list[str]:
@@ -115,12 +117,13 @@ class TorchrunLauncher:
     messages: Any
     """Queue that takes (label, step)."""
     node: Node = Node()
+    trackers: Sequence[str] = ()
     agents: list[subprocess.Popen[str]] = field(default_factory=list)
     """The torchrun process of the current run, if there is one."""
 
     def run(self, job: Job) -> Status:
         """Do one run. Only the first node reads the record; other nodes return the status "done"."""
-        path = write_job(job, self.layout.shard, self.node.rank)
+        path = write_job(job, self.layout.shard, self.node.rank, self.trackers)
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
             with self._start(command(self.layout, self.node, path), stderr) as agent:
                 report = self._read_messages(agent, job)
@@ -164,6 +167,8 @@ class TorchrunLauncher:
                 continue
             if kind == "progress":
                 self.messages.put((job.label, value))
+            elif kind == "warning":
+                say(value)
             elif kind in ("error", "locked", "bug", "lost") and getattr(report, kind) is None:
                 setattr(report, kind, value)
         return report

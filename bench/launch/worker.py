@@ -3,8 +3,8 @@
 Both give the process its fixed global state before a plug-in is imported.
 
 A rank is started by `python -m torch.distributed.run ... -m bench.launch.worker JOB_FILE`. It sends lines to the
-launcher on stdout: "progress [...]" with the fields of a `Step`, or the reason of its end: "error", "lost" or "bug"
-with a text. Its exit code is 0 if the run has its record.
+launcher on stdout: "progress [...]" with the fields of a `Step`, "warning" with a text, or the reason of its end:
+"error", "lost" or "bug" with a text. Its exit code is 0 if the run has its record.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from bench.core.process_state import fix_process_state
 from bench.core.progress import ProgressCallback, Step, silent
 from bench.core.world import RESUME_HINT, PeerLostError, is_peer_loss, process_group
 from bench.launch.torchrun import STDERR_TAIL, read_job
-from bench.suite.job import Job
+from bench.launch.trackers import tracked
 from bench.train.run import execute
 
 REPORT_EVERY = 0.5
@@ -52,13 +53,15 @@ def run_in_process(pickled_job: bytes, messages: Connection) -> None:
     """Do one run in a process of the local launcher.
 
     Sends ("progress", step), and at the end ("end", (status, error of a diverged run)), ("error", text of a
-    `BenchError`) or ("bug", (message, traceback)). The job is pickled, since loading it imports its plug-ins.
+    `BenchError`) or ("bug", (message, traceback)). The job and its trackers are pickled, since
+    loading a job imports its plug-ins.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     fix_process_state()
     try:
-        job: Job = pickle.loads(pickled_job)  # noqa: S301  (from the parent process)
-        record = execute(job, throttle(lambda step: messages.send(("progress", step))))
+        job, trackers = pickle.loads(pickled_job)  # noqa: S301  (from the parent process)
+        with tracked(job, trackers, throttle(lambda step: messages.send(("progress", step)))) as report:
+            record = execute(job, report)
         messages.send(("end", (record.status, record.error)))
     except RunLockedError as error:
         messages.send(("locked", str(error)))
@@ -85,10 +88,14 @@ def send(kind: str, value: Any) -> None:
 def main(path: Path) -> int:
     """Do this rank's part of the run that the job file describes."""
     fix_process_state()
-    job, shard = read_job(path)
+    job, shard, trackers = read_job(path)
     with process_group(job.prepared.cp_degree, shard) as world:
-        report = throttle(lambda step: send("progress", step))
-        execute(job, report if world.is_main else silent, world)
+        if not world.is_main:
+            execute(job, silent, world)
+            return 0
+        warn = partial(send, "warning")
+        with tracked(job, trackers, throttle(lambda step: send("progress", step)), warn) as report:
+            execute(job, report, world)
     return 0
 
 

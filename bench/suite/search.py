@@ -19,7 +19,7 @@ BASES = {"lr": 2, "equalizer": 3, "eta": 5}
 
 
 class Trial(NamedTuple):
-    """What one trial has otherwise than the row; all None for trial 0, the paper's default."""
+    """What one trial has otherwise than the row; all None for trial 0: each method's own default."""
 
     lr: float | None = None
     """Learning rate; None: the suite's."""

@@ -168,8 +168,8 @@ def test_why_a_run_stopped(
 def test_the_job_file_holds_the_whole_job(tmp_path: Path) -> None:
     suite = tiny("rows=[{method: cps}, {method: sage_grpo, kl: {name: dual, params: {every: 1}}}]")
     for job in suite_jobs(prepare(suite), tmp_path):
-        assert read_job(write_job(job)) == (job, None)
-        assert read_job(write_job(job, "full")) == (job, "full")
+        assert read_job(write_job(job)) == (job, None, [])
+        assert read_job(write_job(job, "full", trackers=("wandb",))) == (job, "full", ["wandb"])
 
 
 def test_a_process_shards_the_weights_as_the_job_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

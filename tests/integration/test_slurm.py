@@ -155,7 +155,7 @@ def sbatch_options(script: Path) -> dict[str, str]:
 def test_slurm_gets_one_array_with_a_job_per_run(tmp_path: Path, toy: Suite, sbatch: Path) -> None:
     jobs = suite_jobs(prepare(toy), tmp_path)
     settings = {"slurm_partition": "gpu", "timeout_min": 60, "gpus_per_node": 8}
-    launcher = SlurmLauncher(jobs, ProcessLayout(), settings, tmp_path / "toy")
+    launcher = SlurmLauncher(jobs, LaunchConfig("slurm", slurm=settings), tmp_path / "toy")
     options = sbatch_options(sbatch / "submitted.sh")
     assert {key: options[key] for key in ("array", "job-name", "partition", "time", "gpus-per-node")} == {
         **{"array": "0-1%2", "job-name": "toy", "partition": "gpu", "time": "60", "gpus-per-node": "8"},
@@ -172,9 +172,7 @@ def test_a_run_over_nodes_has_a_task_on_each(tmp_path: Path, toy: Suite, sbatch:
     launch = load_launch_config(path)
     assert launch.layout == ProcessLayout(nproc=8, shard="full", nodes=4)
     assert launch.layout.size == 32
-    (handle,) = SlurmLauncher(
-        [training_job(toy, tmp_path)], launch.layout, launch.slurm, tmp_path / "toy"
-    ).handles.values()
+    (handle,) = SlurmLauncher([training_job(toy, tmp_path)], launch, tmp_path / "toy").handles.values()
     options = sbatch_options(sbatch / "submitted.sh")
     assert (options["nodes"], options["ntasks-per-node"], options["gpus-per-node"]) == ("4", "1", "8")
     assert handle.num_tasks == 4
@@ -239,7 +237,7 @@ class Handle:
 
 def test_a_job_that_is_lost_or_broken_is_an_error(tmp_path: Path, toy: Suite, sbatch: Path) -> None:
     job = training_job(toy, tmp_path)
-    launcher = SlurmLauncher([job], ProcessLayout(), {}, tmp_path / "toy")
+    launcher = SlurmLauncher([job], LaunchConfig("slurm"), tmp_path / "toy")
     launcher.handles = {job.folder: Handle(UncompletedJobError("no output"))}
     with pytest.raises(
         BenchError, match=r"Slurm job 7_0 ended without a result \(state NODE_FAIL.*run the same command again"

@@ -82,7 +82,7 @@ def test_the_inputs_are_small_json_and_have_the_digest(suite: Suite, tmp_path: P
 
 def test_the_processes_of_a_run_get_its_inputs(suite: Suite, tmp_path: Path) -> None:
     for job in suite_jobs(prepare(suite), tmp_path / "results", "harness"):
-        again, _ = read_job(write_job(replace(job, overwrite=True)))
+        again, *_ = read_job(write_job(replace(job, overwrite=True)))
         assert again == replace(job, folder=job.folder.resolve())
         assert (again.inputs, again.overwrite, again.source_digest) == (job.inputs, True, job.source_digest)
 
