@@ -34,6 +34,7 @@ _REWRITE = "write the tables again with `bench table`, or restore the records th
 def stored_tables(folder: Path) -> dict[str, bytes]:
     """File name to content of the stored tables of one folder."""
     names = [f"{name}.{end}" for name in (NAME, ABLATION, TUNING) for end in ("md", "csv", "tex")]
+    names.append(f"{NAME}_narrow.tex")
     return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 

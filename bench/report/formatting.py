@@ -1,4 +1,4 @@
-"""Numbers as text such as `0.81 [0.74, 0.88]`, Markdown tables with aligned columns, LaTeX tables with booktabs."""
+"""Numbers as text such as `0.81 [0.74, 0.88]`, and Markdown tables with aligned columns."""
 
 from __future__ import annotations
 
@@ -12,18 +12,12 @@ from tabulate import tabulate
 MISSING = "n/a"
 OPEN_MARK = " (open)"
 """Ends the name of a row of the open division. No label has a space, so it is found again in a cell."""
+STAR = " *"
+"""Ends a cell whose difference is significant."""
 #: Significance level of the adjusted p-values.
 ALPHA = 0.05
 #: A limit that is 0 with so many decimals is printed as 0.
 MOST_DECIMALS = 6
-
-_TEX = {
-    **{"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"},
-    **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"},
-    **{"↓": r"$\downarrow$", "†": r"$\dagger$"},
-    "`": "",  # Markdown's code marks
-    **{"[": "{[}", "]": "{]}"},  # LaTeX reads [..] after the end of a line as its option
-}
 
 
 def decimals(table: pd.DataFrame, name: str) -> int:
@@ -56,16 +50,22 @@ def interval(row: pd.Series[Any], name: str, digits: int) -> str:
     return f"{number(mean, digits)} [{number(limits[0], digits)}, {number(limits[1], digits)}]"
 
 
-def is_bold(row: pd.Series[Any], name: str) -> bool:
-    """Whether a difference is set in bold: its interval excludes 0 and its p-value after Holm is below 0.05."""
+def is_significant(row: pd.Series[Any], name: str) -> bool:
+    """Whether the interval of a difference excludes 0, and its p-value after Holm is below 0.05."""
     lo, hi, p = row[f"{name}_lo"], row[f"{name}_hi"], row[f"{name}_p_holm"]
     return bool((lo > 0 or hi < 0) and p < ALPHA)
 
 
-def difference_cell(row: pd.Series[Any], name: str, digits: int) -> str:
-    """A difference with its interval, in bold if `is_bold`."""
-    text = interval(row, name, digits)
-    return f"**{text}**" if is_bold(row, name) else text
+def marked(text: str, is_best: bool = False, is_starred: bool = False) -> str:
+    """A cell: in bold if it is the best of its column, with a star if its difference is significant."""
+    return f"{f'**{text}**' if is_best else text}{STAR if is_starred else ''}"
+
+
+def effect(value: Any) -> str:
+    """A positive size with two decimals, or with two digits if it is smaller than 0.1: never 0.00."""
+    if value is None or pd.isna(value):
+        return MISSING
+    return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
 
 
 def p_value(value: Any) -> str:
@@ -98,39 +98,3 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return text
     lines = text.splitlines()
     return "\n".join([*lines[: 2 + above], lines[1].replace(":", "-"), *lines[2 + above :]])
-
-
-def tex(text: str) -> str:
-    """Plain or bold cell text, escaped for LaTeX."""
-    if text.startswith("**") and text.endswith("**"):
-        return rf"\textbf{{{tex(text[2:-2])}}}"
-    return "".join(_TEX.get(char, char) for char in text)
-
-
-def tex_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], caption: str, label: str, notes: Sequence[str]
-) -> str:
-    """A booktabs table with its notes below; needs \\usepackage{booktabs}."""
-
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(tex(cell) for cell in cells) + r" \\"
-
-    above = first_open(rows)
-    rule = [r"\midrule"] if above else []
-    body = [line(header), r"\midrule", *map(line, rows[:above]), *rule, *map(line, rows[above:])]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{tex(caption)}}}",
-            rf"\label{{{label}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-            r"\toprule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            *[rf"\par\footnotesize {tex(note)}" for note in notes],
-            r"\end{table}",
-            "",
-        ]
-    )

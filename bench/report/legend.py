@@ -22,6 +22,8 @@ TERMS = {
     "baseline": "The first level of a group in an ablation.",
     "seed": "An independent training run of a row.",
     "n": "The number of seeds.",
+    "bold": "The best mean of a column, and rows that the tests do not show to be worse; the number alone is no test.",
+    "star": "Ends a difference whose 95 % interval excludes 0 and whose p after Holm is below 0.05.",
     "interval": "`x [lo, hi]`: a mean, and the range that contains the true one in 95 of 100 such experiments.",
     "p (Holm)": "A p-value after Holm's correction over all tests of its table.",
     "primary score": "The score that rows are compared by: Overall, or the Reward without Overall.",
@@ -31,7 +33,6 @@ TERMS = {
     "exploratory": "A result that is below 0.05 by its own p, but not after the correction: a reason to test it anew.",
     "the same runs": "Two rows whose runs of equal seeds have equal scores: one result, not two.",
     "IQM": "Interquartile mean: the mean of the middle half of the values.",
-    "best other row": "The best trained row among the others, by Overall, or by the Reward without Overall.",
     "band": "The range in which the mean over fresh seeds falls with 95 % probability if it reproduces the stored "
     "runs.",
     "sensitivity": "The same difference with other views of the prompts: random, fixed, or colours random.",
@@ -74,12 +75,13 @@ PATTERNS = {
     "strength": r"Strength, log odds",
     "identical pair": r"\bidentical pairs?\b",
     "vote list": r"\(list \d",
+    "bold": r"\*\*-?\d",
+    "star": r"\](?:\*\*)? \*",
     "interval": r"\d \[-?\d",
     "p (Holm)": r"p \(Holm\)|\(p [<\d]|, p [<\d]",
     "gate": r"†|\bgates?\b",
     "seed": r"\bseeds?\b",
     "open": r"\(open\)",
-    "best other row": r"best other",
     "band": r"\bbands?\b",
 }
 

@@ -7,15 +7,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from bench.report.data.selection import BASE, Row
+from bench.report.data.selection import method_title as method_title
+from bench.report.data.selection import row_title as row_title
 
-#: Names as the papers write them; any other method is called by its own name.
-METHOD_TITLES = {
-    BASE: "Base",
-    "flow_grpo": "FlowGRPO",
-    "dance_grpo": "DanceGRPO",
-    "cps": "CPS",
-    "sage_grpo": "SAGE-GRPO",
-}
 #: Colours of Okabe and Ito for the paper's methods: told apart by colour-blind readers, at least 3:1 on white.
 METHOD_COLOURS = {
     BASE: "#666666",
@@ -42,21 +36,6 @@ class Look(NamedTuple):
     """One of `DASHES`: the first row of a method is solid, its further rows are not."""
     filled: bool
     """Whether the marker is filled: only that of a method's first row."""
-
-
-def method_title(method: str) -> str:
-    """Name of a method as its paper writes it, or the name in the suite."""
-    return METHOD_TITLES.get(method, method)
-
-
-def row_title(row: Row) -> str:
-    """Name of a row for readers, such as "SAGE-GRPO, dual KL"; a row with a label of its own keeps the label."""
-    plain = row.label in (f"{row.method}-{row.kl}", row.method)
-    kl = "no KL" if row.kl == "none" else f"{row.kl} KL"
-    title = f"{method_title(row.method)}, {kl}" if plain and row.method != BASE else row.label
-    if row.label == BASE:
-        title = METHOD_TITLES[BASE]
-    return f"{title} (open)" if row.open else title
 
 
 def looks(rows: Iterable[Row]) -> dict[str, Look]:

@@ -48,6 +48,18 @@ CONTROLS = POSITIVE, NEGATIVE = (
 )
 
 
+class ControlResult(NamedTuple):
+    """What one control of a suite shows."""
+
+    kind: Control
+    passed: bool | None
+    """None: it was not run, or it is undecided."""
+    verdict: str
+    """In one or two sentences."""
+    line: str
+    """Its origin, seeds, differences and verdict; in bold if it fails."""
+
+
 class Limits(NamedTuple):
     """Below which upper limit the rows of a negative control pass."""
 
@@ -67,28 +79,25 @@ def _kind(suite: SuiteRecords) -> Control | None:
     return next((kind for kind in CONTROLS if suite.name.endswith(kind.suffix) or (shuffled and kind.negative)), None)
 
 
-def control_notes(suite: SuiteRecords, own: Path, stored: Path) -> list[str]:
-    """One line per control of the suite; for a suite that is itself a control, the line about itself.
+def control_results(suite: SuiteRecords, own: Path, stored: Path) -> list[ControlResult]:
+    """One result per control of the suite; for a suite that is itself a control, its own.
 
     `own` and `stored` are the parents of the suites' folders; a control in `own` comes before one in `stored`. A
     control without runs is named only if the project contains its YAML.
     """
     kind = _kind(suite)
     if kind is not None:
-        return [_line(kind, suite, f"This suite is a {kind.title.lower()}", own, stored)]
-    notes, absent = [], []
+        return [_result(kind, suite, f"This suite is a {kind.title.lower()}", own, stored)]
+    results = []
     for control in CONTROLS:
         name = suite.name + control.suffix
         runs = _find_runs(own / name, stored / name)
         if runs is not None:
-            notes.append(_control_line(control, suite, runs, own, stored))
+            results.append(_control_result(control, suite, runs, own, stored))
         elif (CONFIGS / f"{name}.yaml").is_file():
-            absent.append(control)
-    if absent:
-        commands = " and ".join(f"`bench run {suite.name}{control.suffix}`" for control in absent)
-        title = absent[0].title if len(absent) < len(CONTROLS) else "Controls"
-        notes.append(f"{title}: not run. Run {commands}.")
-    return notes
+            verdict = f"Not run. Run `bench run {name}`."
+            results.append(ControlResult(control, None, verdict, f"{control.title} {name}: {verdict}"))
+    return results
 
 
 def _find_runs(own: Path, stored: Path) -> tuple[Path, str] | None:
@@ -99,20 +108,23 @@ def _find_runs(own: Path, stored: Path) -> tuple[Path, str] | None:
     return next(((path, origin) for path, origin in folders if find(path, f"*/seed-*/{RUN}")), None)
 
 
-def _control_line(kind: Control, suite: SuiteRecords, runs: tuple[Path, str], own: Path, stored: Path) -> str:
-    """The line of a control from its records; a control whose records cannot be loaded has failed."""
+def _control_result(
+    kind: Control, suite: SuiteRecords, runs: tuple[Path, str], own: Path, stored: Path
+) -> ControlResult:
+    """The result of a control from its records; a control whose records cannot be loaded has failed."""
     folder, origin = runs
     try:
         control = load_records(folder)
     except BenchError as error:
-        return f"**{kind.title} {folder.name} ({origin}) has no verdict: {error}**"
+        line = f"**{kind.title} {folder.name} ({origin}) has no verdict: {error}**"
+        return ControlResult(kind, False, "Its records cannot be loaded.", line)
     setting = incomparable_setting(suite, control, ignoring=("reward", "shuffle_rewards"))
     warning = f"; made with ANOTHER {setting} than this table" if setting else ""
-    return _line(kind, control, f"{kind.title} {control.name} ({origin}{warning})", own, stored)
+    return _result(kind, control, f"{kind.title} {control.name} ({origin}{warning})", own, stored)
 
 
-def _line(kind: Control, control: SuiteRecords, start: str, own: Path, stored: Path) -> str:
-    """Seeds, reward, difference of the Reward to the base with its 95 % interval, and verdict; in bold if it fails."""
+def _result(kind: Control, control: SuiteRecords, start: str, own: Path, stored: Path) -> ControlResult:
+    """Seeds, reward, difference of the Reward to the base with its 95 % interval, and verdict."""
     table = _differences(control)
     digits = formatting.decimals(table, "delta")
     rows = [
@@ -134,7 +146,7 @@ def _line(kind: Control, control: SuiteRecords, start: str, own: Path, stored: P
         f"{start}: {seeds} seeds, reward {reward}{', shuffled within each group' if shuffled else ''}; "
         f"Reward - base: {', '.join(rows)}. {verdict}"
     )
-    return text if passed is not False else f"**{text}**"
+    return ControlResult(kind, passed, verdict, text if passed is not False else f"**{text}**")
 
 
 def _differences(control: SuiteRecords) -> pd.DataFrame:

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 
 from bench import store
+from bench.report import formatting
+from bench.report.data.division import OPEN
 from bench.report.data.power import detectable_difference
 from bench.report.data.records import RowRuns, SuiteRecords
 from bench.report.data.selection import BASE
@@ -141,6 +143,28 @@ def with_effects(suite: SuiteRecords, tests: pd.DataFrame) -> pd.DataFrame:
 def between_rows(tests: pd.DataFrame, score: str) -> pd.DataFrame:
     """The lines of `tested_differences` on the pairs of rows by one score; empty without pairs."""
     return tests[(tests["score"] == score) & (tests["other"] != BASE)] if len(tests) else tests
+
+
+def best_rows(suite: SuiteRecords, table: pd.DataFrame, tests: pd.DataFrame, score: str) -> set[str]:
+    """Labels of the rows to set in bold in a column: the best mean, and trained rows that are not shown to be worse.
+
+    The best mean may be that of the base, but not of a row of the open division. Rows that the tests compare with it,
+    and whose difference to it is not significant, are not shown to be worse; in a column without tests there are none.
+    `table` is that of `summarise`, `tests` that of `tested_differences`.
+    """
+    closed = table[(table["division"] != OPEN) & table[score].notna()].set_index("row")[score]
+    if closed.empty:
+        return set()
+    sign = suite.metrics[score].sign
+    best = str((sign * closed).idxmax())
+    pairs = tests[(tests["score"] == score) & tests["diff_lo"].notna()]
+    pairs = pairs[(pairs["row"] == best) | (pairs["other"] == best)]
+    alike = {
+        str(row["other"] if row["row"] == best else row["row"])
+        for _, row in pairs.iterrows()
+        if not formatting.is_significant(row, "diff")
+    }
+    return {*closed.index[closed == closed[best]], *(alike & {*closed.index} - {BASE})}
 
 
 def number_of_tests(tests: pd.DataFrame) -> int:

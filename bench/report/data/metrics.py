@@ -25,13 +25,16 @@ LABELS = {
 }
 #: Pixel statistics whose drift is a sign of reward hacking.
 DETECTORS = ("dark_fraction", "edge_density", "colour_entropy", "motion_energy")
-#: Columns that repeat another one in other units, are a part of it, or are no quality: shown as further metrics.
-FURTHER = frozenset(
-    {
-        *("vq_raw", "mq_raw", "ta_raw", "clip_cosine", "pickscore_cosine", "pickscore_div26", "hpsv2_x100"),
-        *("gold_vq", "gold_mq", "gold_ta", *DETECTORS),
-    }
-)
+#: Columns that repeat another one in other units, are a part of it, or are no quality, and their names: they are
+#: shown as further metrics.
+FURTHER = {
+    **{"vq_raw": "VQ, raw", "mq_raw": "MQ, raw", "ta_raw": "TA, raw"},
+    **{"gold_vq": "gold VQ", "gold_mq": "gold MQ", "gold_ta": "gold TA"},
+    **{"clip_cosine": "CLIP cosine", "pickscore_cosine": "PickScore cosine", "pickscore_div26": "PickScore / 26"},
+    **{"hpsv2_x100": "HPSv2 x 100", "dark_fraction": "dark pixels", "edge_density": "edge density"},
+    **{"colour_entropy": "colour entropy", "motion_energy": "motion energy"},
+}
+TITLES = {**LABELS, **FURTHER}
 #: Metrics of the packaged evaluators of which less is better, for older records that declare no direction.
 LESS_IS_BETTER = frozenset({"dark_fraction"})
 #: Names of columns that are no metric.
@@ -70,9 +73,20 @@ class MetricColumn:
     """Whether the records have the direction."""
 
     @property
+    def arrow(self) -> str:
+        """The direction in which the column is better, to stand after its name; "" for a pixel statistic."""
+        if self.name in DETECTORS and self.higher_is_better:
+            return ""
+        return " ↑" if self.higher_is_better else " ↓"
+
+    @property
     def label(self) -> str:
-        """Head of the column, with an arrow if less is better."""
-        return self.title if self.higher_is_better else f"{self.title} ↓"
+        """Head of the column, with the arrow of its direction."""
+        return f"{self.title}{self.arrow}"
+
+    def difference_label(self, other: str) -> str:
+        """Head of the column of the differences to `other`, with the arrow of the direction."""
+        return f"{self.title} - {other}{self.arrow}"
 
     @property
     def sign(self) -> int:
@@ -110,10 +124,10 @@ def metric_columns(
     result = {}
     for name in columns:
         if name not in sources:
-            result[name] = MetricColumn(name, LABELS.get(name, name))
+            result[name] = MetricColumn(name, TITLES.get(name, name))
             continue
         evaluator, metric = sources[name]
-        title = LABELS.get(name, metric if name == metric.lower() else name)
+        title = TITLES.get(name, metric if name == metric.lower() else name)
         entry = declared.get(metric)
         result[name] = (
             MetricColumn(name, title, evaluator, name not in LESS_IS_BETTER, None, declared=False)

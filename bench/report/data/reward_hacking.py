@@ -17,23 +17,36 @@ FACTOR = 2.0
 """Factor, up or down, above which a change of another detector is marked."""
 
 
-def hack_notes(suite: SuiteRecords, table: pd.DataFrame) -> list[str]:
-    """One sentence per row whose reward rises while another score gets worse or a pixel detector moves too far.
+def hacked_rows(suite: SuiteRecords, table: pd.DataFrame) -> dict[str, list[str]]:
+    """Label of each row whose reward rises while held-out scores fall or detectors drift, to what does so, in words.
 
     A change counts only if the 95 % interval of the paired difference to the base excludes 0. The thresholds of the
     pixel detectors are conventions, chosen before any full-size run: a reason to look at the videos, not a proof.
     """
-    notes: list[str] = []
     if REWARD not in suite.columns:
-        return notes
-    for _, row in table.iloc[1:].iterrows():
-        signs = [*_falling_scores(suite, row), *_drifting_detectors(row, table.iloc[0])]
-        if signs and row[f"{REWARD}_delta_lo"] > 0:
-            gain = formatting.interval(row, f"{REWARD}_delta", formatting.decimals(table, f"{REWARD}_delta"))
-            notes.append(
-                f"{formatting.row_name(row)}: REWARD HACKING SUSPECTED: the held-out reward rises by {gain} over the "
-                f"base, but {'; '.join(signs)}. Look at its videos before you trust the reward."
-            )
+        return {}
+    rises = table.iloc[1:][table.iloc[1:][f"{REWARD}_delta_lo"] > 0]
+    signs = {
+        str(row["row"]): [*_falling_scores(suite, row), *_drifting_detectors(row, table.iloc[0])]
+        for _, row in rises.iterrows()
+    }
+    return {label: found for label, found in signs.items() if found}
+
+
+def rows_beyond(beyond: pd.DataFrame) -> pd.DataFrame:
+    """The lines of `beyond_judges` on the suite's rows whose score rises more than the held-out judges explain."""
+    return beyond[(beyond["control"] == "") & (beyond["beyond_lo"] > 0) & (beyond["explained"] >= LEAST_EXPLAINED)]
+
+
+def hack_notes(suite: SuiteRecords, table: pd.DataFrame) -> list[str]:
+    """One sentence per row of `hacked_rows`."""
+    notes, found = [], hacked_rows(suite, table)
+    for _, row in table[table["row"].isin(found)].iterrows():
+        gain = formatting.interval(row, f"{REWARD}_delta", formatting.decimals(table, f"{REWARD}_delta"))
+        notes.append(
+            f"{formatting.row_name(row)}: REWARD HACKING SUSPECTED: the held-out reward rises by {gain} over the "
+            f"base, but {'; '.join(found[row['row']])}. Look at its videos before you trust the reward."
+        )
     return notes
 
 
@@ -45,8 +58,8 @@ def beyond_notes(beyond: pd.DataFrame) -> list[str]:
     """
     notes: list[str] = []
     digits = formatting.decimals(beyond, "beyond")
-    own, controls = beyond[beyond["control"] == ""], beyond[beyond["control"] != ""]
-    for _, row in own[(own["beyond_lo"] > 0) & (own["explained"] >= LEAST_EXPLAINED)].iterrows():
+    controls = beyond[beyond["control"] != ""]
+    for _, row in rows_beyond(beyond).iterrows():
         share = f", {100 * row['share']:.0f} % of its gain" if pd.notna(row["share"]) else ""
         same = controls[(controls["row"] == row["row"]) & controls["beyond"].notna()]
         lines = [f"{formatting.interval(line, 'beyond', digits)} in {line['control']}" for _, line in same.iterrows()]

@@ -10,6 +10,14 @@ from bench.store.record import RunRecord
 from bench.suite.schema import PILOT_SEED, RowSpec
 
 BASE = "base"
+#: Names as the papers write them; any other method is called by its own name.
+METHOD_TITLES = {
+    BASE: "Base",
+    "flow_grpo": "FlowGRPO",
+    "dance_grpo": "DanceGRPO",
+    "cps": "CPS",
+    "sage_grpo": "SAGE-GRPO",
+}
 
 
 class Row(NamedTuple):
@@ -27,6 +35,21 @@ class Row(NamedTuple):
     def name(self) -> str:
         """The label in tables and texts, marked for a row of the open division."""
         return f"{self.label}{formatting.OPEN_MARK if self.open else ''}"
+
+
+def method_title(method: str) -> str:
+    """Name of a method as its paper writes it, or the name in the suite."""
+    return METHOD_TITLES.get(method, method)
+
+
+def row_title(row: Row) -> str:
+    """Name of a row for readers, such as "SAGE-GRPO, dual KL"; a row with a label of its own keeps the label."""
+    plain = row.label in (f"{row.method}-{row.kl}", row.method)
+    kl = "no KL" if row.kl == "none" else f"{row.kl} KL"
+    title = f"{method_title(row.method)}, {kl}" if plain and row.method != BASE else row.label
+    if row.label == BASE:
+        title = METHOD_TITLES[BASE]
+    return f"{title} (open)" if row.open else title
 
 
 class Selection(NamedTuple):

@@ -1,4 +1,4 @@
-"""The numbers of the main table: each row, its differences to the base and to the best other row, and its costs."""
+"""The numbers of the main table: each row, its differences to the base, and its costs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bench.report.data.differences import (
-    common_seeds,
     interval_columns,
-    pair_difference,
     tested_scores,
 )
 from bench.report.data.division import NOT_RECORDED, division
@@ -37,10 +35,9 @@ P_VALUES = ("_p", "_p_holm")
 def summarise(suite: SuiteRecords, tests: pd.DataFrame) -> pd.DataFrame:
     """main.csv without the published and reference columns, one line per row, the base first; NaN if unknown.
 
-    The p-values of differences to the base and to the best other row are those of `tests`, the table of
-    `tested_differences`. The columns of
-    a metric are there if the metric was scored. `<primary>_iqm`, `<primary>_by_seed`, `improvement` and `vs_best_*`
-    are about the column `suite.primary`.
+    The p-values of differences to the base are those of `tests`, the table of `tested_differences`. The columns of a
+    metric are there if the metric was scored. `<primary>_iqm`, `<primary>_by_seed` and `improvement` are about the
+    column `suite.primary`.
     """
     rows = [_base(suite)] + [_row(suite, runs, tests) for runs in suite.rows]
     table = pd.DataFrame(rows)
@@ -68,8 +65,7 @@ def _base(suite: SuiteRecords) -> dict[str, Any]:
     iqm = None if primary is None else bootstrap_iqm(primary.to_numpy(), _generator())
     line |= {f"{suite.primary}_by_seed": "", **interval_columns(f"{suite.primary}_iqm", iqm)}
     line |= interval_columns("improvement", None)
-    line |= {"vs_best_row": "", **dict.fromkeys(COUNTS, pd.NA)}
-    line |= interval_columns("vs_best_delta", None) | {f"vs_best_delta{end}": np.nan for end in P_VALUES}
+    line |= dict.fromkeys(COUNTS, pd.NA)
     return line | _identity([suite.base] if suite.base else [])
 
 
@@ -84,20 +80,19 @@ def _row(suite: SuiteRecords, runs: RowRuns, tests: pd.DataFrame) -> dict[str, A
         delta = None if x is None or base is None else paired_difference(x, base)
         line |= interval_columns(f"{name}_delta", delta)
         if name in tested_scores(suite):
-            line |= _p_values(tests, name, runs.row.name, BASE, f"{name}_delta")
+            line |= _p_values(tests, name, runs.row.name)
     x = runs.matrix(suite.primary)
     line[f"{suite.primary}_by_seed"] = "" if x is None else " ".join(f"{mean:.8g}" for mean in x.mean(1))
     line |= interval_columns(f"{suite.primary}_iqm", None if x is None else bootstrap_iqm(x, _generator()))
     base = suite.base.cells[suite.primary].to_numpy() if suite.base and x is not None else None
     line |= interval_columns("improvement", _improvement(x, base, _sign(suite)))
-    return line | _best_other(suite, runs, tests) | spent(runs) | _identity(runs.finished)
+    return line | spent(runs) | _identity(runs.finished)
 
 
-def _p_values(tests: pd.DataFrame, score: str, row: str, other: str, name: str) -> dict[str, float]:
-    """The columns `<name>_p` and `<name>_p_holm` of one difference, in either order of a pair; NaN if not tested."""
-    sides = tests[["row", "other"]].isin((row, other)).all(axis=1) & (tests["score"] == score)
-    found = tests[sides]
-    return {f"{name}{end}": float(found[f"diff{end}"].iloc[0]) if len(found) else np.nan for end in P_VALUES}
+def _p_values(tests: pd.DataFrame, score: str, row: str) -> dict[str, float]:
+    """The columns `<score>_delta_p` and `<score>_delta_p_holm` of a row less the base; NaN if not tested."""
+    found = tests[(tests["row"] == row) & (tests["other"] == BASE) & (tests["score"] == score)]
+    return {f"{score}_delta{end}": float(found[f"diff{end}"].iloc[0]) if len(found) else np.nan for end in P_VALUES}
 
 
 def _sign(suite: SuiteRecords) -> int:
@@ -107,27 +102,6 @@ def _sign(suite: SuiteRecords) -> int:
 
 def _improvement(x: Any, base: Any, sign: int) -> Interval | None:
     return None if x is None or base is None else bootstrap_improvement(sign * x, sign * base, _generator())
-
-
-def _best_other(suite: SuiteRecords, runs: RowRuns, tests: pd.DataFrame) -> dict[str, Any]:
-    """Difference to the best other trained row by the primary column, over the seeds that both have; p of the pair.
-
-    A row of the open division is no rival of a closed one.
-    """
-    columns: dict[str, Any] = {"vs_best_row": "", **interval_columns("vs_best_delta", None)}
-    columns |= {f"vs_best_delta{end}": np.nan for end in P_VALUES}
-    means = {
-        other.row.label: _sign(suite) * x.mean()
-        for other in suite.rows
-        if other is not runs and other.row.open <= runs.row.open and (x := other.matrix(suite.primary)) is not None
-    }
-    if runs.matrix(suite.primary) is None or not means:
-        return columns
-    best = next(other for other in suite.rows if other.row.label == max(means, key=lambda label: means[label]))
-    columns["vs_best_row"] = best.row.label
-    estimate = pair_difference(runs, best, suite.primary, common_seeds(runs, best))
-    tested = _p_values(tests, suite.primary, runs.row.name, best.row.name, "vs_best_delta")
-    return columns | interval_columns("vs_best_delta", estimate) | tested
 
 
 def spent(runs: RowRuns) -> dict[str, Any]:

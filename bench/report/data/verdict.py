@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -23,12 +23,26 @@ from bench.report.data.power import MOST_SEEDS, seeds_needed
 from bench.report.data.records import RowRuns, SuiteRecords
 from bench.report.data.selection import BASE
 from bench.report.data.statistics import LEAST_SEEDS
+from bench.report.data.wording import (
+    counted,
+    difference_text,
+    exploratory_sentence,
+    interval_text,
+    is_exploratory,
+    listed,
+    shortened,
+    sign_of,
+    span,
+    undecided_text,
+)
 from bench.suite.schema import PILOT_SEED
 
 #: Seeds that a suite with fewer is advised to run.
 ADVISED_SEEDS = 5
 #: Largest number of seeds that is advised.
 MOST_ADVISED = 20
+#: Title of the section on pairs.
+PAIRS = "Pairs of rows"
 #: Share of collapsing runs in the sentence on what few seeds cannot show.
 COLLAPSE = 0.1
 
@@ -68,60 +82,6 @@ def verdict(suite: SuiteRecords, tests: pd.DataFrame) -> Verdict:
     return Verdict(sentences, _advised(suite, trained, needed))
 
 
-def listed(names: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def counted(tests: int) -> str:
-    """ "1 test", "6 tests"."""
-    return f"{tests} test{'' if tests == 1 else 's'}"
-
-
-def interval_text(row: pd.Series[Any], name: str, sign: int, digits: int) -> str:
-    """`0.34 [0.16, 0.53]`: a difference or, for the sign -1, its negative, with its interval."""
-    lo, hi = sorted(sign * row[f"{name}{end}"] for end in ("_lo", "_hi"))
-    return formatting.interval(pd.Series({"x": sign * row[name], "x_lo": lo, "x_hi": hi}), "x", digits)
-
-
-def difference_text(row: pd.Series[Any], name: str, sign: int, digits: int) -> str:
-    """`0.34 [0.16, 0.53], p 0.008`: `interval_text` and the p-value after Holm."""
-    return f"{interval_text(row, name, sign, digits)}, p {formatting.p_value(row[f'{name}_p_holm'])}"
-
-
-def undecided_text(row: pd.Series[Any], name: str, digits: int) -> str:
-    """`0.02 [-0.28, 0.31], p 0.900; at most ±0.27 apart`: what a difference without significance does show."""
-    return f"{difference_text(row, name, 1, digits)}; at most ±{size(row[f'{name}_margin'])} apart"
-
-
-def sign_of(row: pd.Series[Any], name: str) -> int:
-    """1 for a difference that is significantly above 0, -1 for one below 0, else 0."""
-    return (1 if row[f"{name}_lo"] > 0 else -1) if formatting.is_bold(row, name) else 0
-
-
-def is_exploratory(row: pd.Series[Any], name: str) -> bool:
-    """Whether a difference is below 0.05 in its own test, but does not survive the correction."""
-    return bool(row[f"{name}_p"] < formatting.ALPHA) and not formatting.is_bold(row, name)
-
-
-def exploratory_sentence(title: str, differences: Sequence[str]) -> list[str]:
-    """The sentence on the differences of one score that are `is_exploratory`; none without any."""
-    reason = "exploratory (p below 0.05 as it is, not after Holm over the whole table)"
-    return [f"{title}: {reason}: {'; '.join(differences)}."] if differences else []
-
-
-def size(value: float) -> str:
-    """A positive difference with two decimals, or with two digits if it is smaller than 0.1."""
-    return formatting.number(value) if value >= 0.1 else f"{value:.2g}"
-
-
-def span(values: Iterable[float], of: str, before: str = "", after: str = "") -> str:
-    """`0.28`, or `0.28 to 0.82, depending on the pair` if they differ; `before` and `after` mark the numbers."""
-    sizes = sorted(values)
-    least, most = f"{before}{size(sizes[0])}", f"{before}{size(sizes[-1])}"
-    return f"{least}{after}" if least == most else f"{least} to {most}{after}, depending on the {of}"
-
-
 def _against_base(metric: MetricColumn, tests: pd.DataFrame) -> list[str]:
     tested = tests[tests["diff_lo"].notna()]
     if tested.empty:
@@ -140,14 +100,14 @@ def _against_base(metric: MetricColumn, tests: pd.DataFrame) -> list[str]:
         for labels, one, several in (
             (better, "is better than", "are better than"),
             (worse, "is worse than", "are worse than"),
-            (rest, "cannot be told apart from", "cannot be told apart from"),
+            (shortened(rest, "rows", "Differences"), "cannot be told apart from", "cannot be told apart from"),
         )
         if labels
     ]
     exploratory = [f"{row['row']} - base ({difference_text(row, 'diff', 1, digits)})" for row in unsure]
     return [
         *([f"{metric.title}: {'; '.join(parts)}."] if parts else []),
-        *exploratory_sentence(metric.title, exploratory),
+        *exploratory_sentence(metric.title, shortened(exploratory, "rows", "Differences")),
     ]
 
 
@@ -187,11 +147,12 @@ def _between(metric: MetricColumn, pairs: pd.DataFrame) -> list[str]:
             text = f"{outcome.worse} ({difference_text(row, 'diff', outcome.sign, digits)})"
             wins.setdefault(outcome.better, []).append(text)
     sentences = [
-        f"{metric.title}: {winner} is better than {listed(losers)}."
+        f"{metric.title}: {winner} is better than {listed(shortened(losers, 'rows', PAIRS))}."
         for winner, losers in sorted(wins.items(), key=lambda item: -len(item[1]))
     ]
     if not wins and not tested.empty:
         sentences.append(f"{metric.title}: no row is shown to be better than another one.")
+    exploratory, undecided, same = (shortened(one, "pairs", PAIRS) for one in (exploratory, undecided, same))
     sentences += exploratory_sentence(metric.title, exploratory)
     if undecided:
         sentences.append(f"{metric.title}: cannot be told apart: {'; '.join(undecided)}.")
@@ -214,7 +175,7 @@ def _settling(suite: SuiteRecords, tests: pd.DataFrame) -> tuple[int | None, lis
     undecided = [
         row
         for _, row in pairs.iterrows()
-        if not pd.isna(row["diff_lo"]) and not formatting.is_bold(row, "diff") and row["diff"] != 0
+        if not pd.isna(row["diff_lo"]) and not formatting.is_significant(row, "diff") and row["diff"] != 0
     ]
     if not undecided:
         return None, []

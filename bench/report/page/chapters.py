@@ -15,6 +15,7 @@ from bench import store
 from bench.core.hashing import canonical_json
 from bench.report import formatting
 from bench.report.data.attempts import named_seeds
+from bench.report.data.badges import GATES
 from bench.report.data.differences import prompt_texts, tested_scores
 from bench.report.data.metrics import LABELS
 from bench.report.data.records import SuiteRecords, failed_gates, records_below
@@ -25,8 +26,6 @@ from bench.report.tables.sections import Table
 from bench.store.record import RunRecord
 from bench.suite.difference import flatten
 
-#: Validity gates in the order of the page, and whether only trained runs have them.
-GATES = {"golden_scores": False, "ratio_audit": True}
 FILES = (store.RUN, store.SCORES, store.TRAIN)
 
 
@@ -142,10 +141,9 @@ def _headline(suite: SuiteRecords, table: pd.DataFrame, scores: Table) -> GridDa
         text = [*line[:2]]
         for name in labels:
             delta = f"{name}_delta"
-            tested = [
-                formatting.difference_cell(row, delta, digits[delta]),
-                formatting.p_value(row[f"{delta}_p_holm"]),
-            ]
+            star = formatting.is_significant(row, delta)
+            cell = formatting.marked(formatting.interval(row, delta, digits[delta]), is_starred=star)
+            tested = [cell, formatting.p_value(row[f"{delta}_p_holm"])]
             text += [formatting.interval(row, name, digits[name]), *(["-"] * 2 if row["row"] == BASE else tested)]
         rows.append(text)
     heads = [head for title in labels.values() for head in (title, f"{title} - base", "p (Holm)")]

@@ -24,11 +24,20 @@ from bench.report.data.ablation_verdict import ablation_verdict
 from bench.report.data.attempts import seed_kind
 from bench.report.data.records import is_nano
 from bench.report.data.selection import scored_prompts
-from bench.report.data.verdict import is_exploratory, listed
+from bench.report.data.wording import is_exploratory, listed
 from bench.report.legend import legend
+from bench.report.tables.latex import NANO_NOTE, latex_ablation
 from bench.report.tables.main import FOLDER, LEGEND, NOTES, VERDICT, bullets
-from bench.report.tables.notes import INTERVAL_NOTE, MARGIN_NOTE, effect_note, family_note, nano_warning, run_notes
-from bench.report.tables.sections import Table
+from bench.report.tables.notes import (
+    INTERVAL_NOTE,
+    MARGIN_NOTE,
+    TESTED_LEAD,
+    effect_note,
+    family_note,
+    nano_warning,
+    run_notes,
+)
+from bench.report.tables.sections import Table, digits_of
 from bench.store.files import write_files
 
 NAME = "ablation"
@@ -116,7 +125,7 @@ def _lines(table: pd.DataFrame) -> list[tuple[list[str], bool, pd.Series[Any]]]:
 
 def _scores(ablation: AblationTable) -> Table:
     table, metrics = ablation.table, ablation.metrics
-    digits = {name: formatting.decimals(table, name) for name in metrics}
+    digits = digits_of(table, list(metrics))
     seeds = {(level.group, level.name): len(level.seeds) for level in ablation.levels}
     rows = []
     for lead, _, row in _lines(table):
@@ -136,14 +145,15 @@ def _differences(ablation: AblationTable) -> Table:
         line = []
         for base, first in names.items():
             line += [formatting.interval(row, base, digits[base])]
-            tested = [formatting.p_value(row[f"{first}_p_holm"]), formatting.number(row[f"{first}_mde"])]
-            line += [ITSELF] * 3 if is_first else [formatting.difference_cell(row, first, digits[first]), *tested]
+            text, star = formatting.interval(row, first, digits[first]), formatting.is_significant(row, first)
+            tested = [formatting.p_value(row[f"{first}_p_holm"]), formatting.effect(row[f"{first}_mde"])]
+            line += [ITSELF] * 3 if is_first else [formatting.marked(text, is_starred=star), *tested]
         rows.append([*lead, *line])
     heads = [
         head
         for score in level_scores(ablation.metrics)
         for head in (
-            *(f"{ablation.metrics[score].label} - base", f"{ablation.metrics[score].label} - baseline"),
+            *(ablation.metrics[score].difference_label(other) for other in ("base", "baseline")),
             *("p (Holm)", "MDE"),
         )
     ]
@@ -159,7 +169,7 @@ def _single_scores(ablation: AblationTable) -> Table:
     for lead, is_first, row in _lines(table):
         line = [ITSELF if is_first else formatting.interval(row, name, digits[name]) for name in columns.values()]
         rows.append([*lead, *line])
-    return ["Group", "level", *(f"{ablation.metrics[name].label} - baseline" for name in columns)], rows
+    return ["Group", "level", *(ablation.metrics[name].difference_label("baseline") for name in columns)], rows
 
 
 def _training(table: pd.DataFrame) -> Table:
@@ -195,7 +205,7 @@ def ablation_notes(ablation: AblationTable) -> list[str]:
     ]
     sums = {
         "overall": "Overall = VQ + MQ + TA per video",
-        "gold_overall": "gold Overall = gold_VQ + gold_MQ + gold_TA",
+        "gold_overall": "gold Overall = gold VQ + gold MQ + gold TA",
     }
     known = "; ".join(text for name, text in sums.items() if name in metrics)
     reward = "The training reward is left out, because its weights may differ between levels."
@@ -274,11 +284,7 @@ def _markdown(ablation: AblationTable) -> str:
 
 
 def _tex(ablation: AblationTable) -> str:
-    title, head = ablation.title, "% Written by `bench table` from the run records; needs the package booktabs.\n"
-    scores = formatting.tex_table(
-        *_scores(ablation), f"{title}: ablation, scores", f"tab:{title}-ablation-scores", ablation.notes
-    )
-    differences = formatting.tex_table(
-        *_differences(ablation), f"{title}: ablation, differences", f"tab:{title}-ablation-differences", []
-    )
-    return head + scores + "\n" + differences
+    nano = NANO_NOTE if ablation.nano else ""
+    note = f"{nano}{_counts(ablation.levels)} {TESTED_LEAD}"
+    parts = {name: ablation.sections[name] for name in ("Scores", "Differences") if name in ablation.sections}
+    return latex_ablation(parts, ablation.levels, ablation.title, note)

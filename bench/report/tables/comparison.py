@@ -104,8 +104,8 @@ def _differences(comparison: Comparison) -> Table:
         rows.append(
             [
                 *(*lead, row["seeds_a"], row["seeds_b"], formatting.number(row["a"], decimals)),
-                *(formatting.number(row["b"], decimals), formatting.difference_cell(row, "diff", decimals)),
-                *_test(row, decimals),
+                *(formatting.number(row["b"], decimals), _difference(row, decimals)),
+                *_test(row),
                 f"[{formatting.number(band.iloc[0], decimals)}, {formatting.number(band.iloc[1], decimals)}]"
                 if known
                 else "-",
@@ -115,11 +115,16 @@ def _differences(comparison: Comparison) -> Table:
     return ["Row", "score", "seeds A", "seeds B", "A", "B", "A - B", "p (Holm)", "MDE", "band for A", "verdict"], rows
 
 
-def _test(row: pd.Series[Any], decimals: int) -> list[str]:
+def _difference(row: pd.Series[Any], decimals: int) -> str:
+    text = formatting.interval(row, "diff", decimals)
+    return formatting.marked(text, is_starred=formatting.is_significant(row, "diff"))
+
+
+def _test(row: pd.Series[Any]) -> list[str]:
     """p and MDE, or dashes for a score that is not tested."""
     if pd.isna(row["diff_p"]):
         return ["-", "-"]
-    return [formatting.p_value(row["diff_p_holm"]), formatting.number(row["diff_mde"], decimals)]
+    return [formatting.p_value(row["diff_p_holm"]), formatting.effect(row["diff_mde"])]
 
 
 def _decimals(group: pd.DataFrame) -> int:

@@ -1,17 +1,21 @@
-"""The main table of a suite, from its records only: `results/<suite>/tables/main.{md,csv,tex}`."""
+"""The main table of a suite, from its records only: `results/<suite>/tables/main.{md,csv,tex}`, `main_narrow.tex`."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
 from bench.report import formatting
-from bench.report.data.controls import control_notes, is_control
-from bench.report.data.differences import sensitivity, tested_differences, with_effects
+from bench.report.data.badges import Badge, badges
+from bench.report.data.controls import control_results, is_control
+from bench.report.data.differences import between_rows, sensitivity, tested_differences, with_effects
+from bench.report.data.headline import headline
 from bench.report.data.judge import add_beyond, beyond_judges, calibration_suites
+from bench.report.data.main_numbers import MainNumbers
 from bench.report.data.published import add_published
 from bench.report.data.records import SuiteRecords, incomparable_setting, load_records
 from bench.report.data.reference import (
@@ -22,48 +26,47 @@ from bench.report.data.reference import (
     reference_section,
 )
 from bench.report.data.reward_hacking import beyond_notes
-from bench.report.data.selection import Row
+from bench.report.data.selection import BASE, Row, row_title, scored_prompts
 from bench.report.data.stored import Reference, find_reference, stored_folder
 from bench.report.data.summary import summarise
-from bench.report.data.verdict import Verdict, reference_verdict, verdict
+from bench.report.data.verdict import PAIRS, Verdict, reference_verdict, verdict
 from bench.report.legend import legend
 from bench.report.tables import judge, sections
-from bench.report.tables.notes import AGGREGATES_NOTE, footnotes, nano_warning, views_note
-from bench.report.tables.sections import Table
+from bench.report.tables.latex import COLUMN_WIDTH, NANO_NOTE, PACKAGES, TEXT_WIDTH, Caption, latex_table
+from bench.report.tables.notes import (
+    AGGREGATES_NOTE,
+    SCORES_LEAD,
+    TESTED_LEAD,
+    footnotes,
+    nano_warning,
+    sums,
+    views_note,
+)
+from bench.report.tables.sections import JOINED, Table, named, without
 from bench.store.files import write_files
 
 FOLDER, NAME = "tables", "main"
 VERDICT, LEGEND, NOTES = "What these runs show", "Words", "Notes"
 
 
-class MainTable:
-    """The numbers of a main table, the stored reference and the controls."""
+@dataclass(frozen=True)
+class MainTable(MainNumbers):
+    """The numbers of a main table and its texts."""
 
-    def __init__(
-        self,
-        suite: SuiteRecords,
-        table: pd.DataFrame,
-        reference: Reference,
-        controls: list[str],
-        beyond: pd.DataFrame,
-        broken: list[str],
-        tests: pd.DataFrame,
-    ) -> None:
-        self.suite = suite
-        self.table = table
-        """The columns of main.csv, one line per row, the base first."""
-        self.stored = reference.runs
+    reference: Reference
+    """The stored runs beside which the suite is shown."""
+    broken: list[str]
+    """One line per control that cannot calibrate the held-out judges."""
+
+    @property
+    def stored(self) -> SuiteRecords | None:
         """The stored reference runs, if there are any."""
-        self.no_reference = reference.note
-        """Why there are no stored reference runs, if others are nearly of these settings."""
-        self.controls = controls
+        return self.reference.runs
+
+    @property
+    def controls(self) -> list[str]:
         """One line per control."""
-        self.beyond = beyond
-        """The frame of `beyond_judges`."""
-        self.broken = broken
-        """One line per control that cannot calibrate it."""
-        self.tests = tests
-        """The numbers of `tested_differences` and `with_effects`."""
+        return [result.line for result in self.control_results]
 
     @cached_property
     def views(self) -> pd.DataFrame:
@@ -75,10 +78,10 @@ class MainTable:
         """Title to heads and lines of each section that has lines."""
         suite, table, stored = self.suite, self.table, self.stored
         content: dict[str, Table] = {
-            "Scores": sections.scores(suite, table),
+            "Scores": sections.scores(suite, table, self.tests),
+            "Differences": sections.differences(suite, table, self.tests),
+            PAIRS: sections.pairs(suite, self.tests),
             "Each seed": sections.by_seed(suite, table),
-            "Differences": sections.differences(suite, table),
-            "Pairs of rows": sections.pairs(suite, self.tests),
             sections.VIEWS: sections.pair_views(suite, self.views),
             "Differences of single scores": sections.single_differences(suite, table),
             judge.TITLE: judge.beyond_section(self.beyond),
@@ -87,8 +90,18 @@ class MainTable:
             "What one run spent": sections.cost(suite, table),
             "Beside the stored reference": reference_section(suite, table, stored) if stored else ([], []),
             "Beside the published numbers": sections.published(suite, table),
+            sections.RUNS: sections.run_ids(table),
         }
         return {title: section for title, section in content.items() if section[1]}
+
+    @property
+    def leads(self) -> dict[str, str]:
+        """Title of a section to the words that its reader needs first."""
+        return {
+            "Scores": " ".join([*sums(self.suite), SCORES_LEAD]),
+            "Differences": TESTED_LEAD,
+            PAIRS: f"Row less row. {TESTED_LEAD}",
+        }
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -113,7 +126,7 @@ class MainTable:
 
         Those on the sections `left_out`, by their titles, are left out too.
         """
-        missing = [self.no_reference] if self.no_reference else []
+        missing = [self.reference.note] if self.reference.note else []
         reference = reference_notes(self.suite, self.table, self.stored) if self.stored else missing
         controls = [] if is_control(self.suite) else self.controls
         definitions = {
@@ -140,12 +153,12 @@ class MainTable:
 def build_table(
     suite_folder: Path | str, rows: Sequence[Row] | None = None, seeds: Sequence[int] | None = None
 ) -> dict[str, Path]:
-    """Write main.md, main.csv and main.tex of a suite atomically: {file name: path}; see `load_main_table`."""
+    """Write the files of `render_table` atomically: {file name: path}; see `load_main_table`."""
     return write_table_files(suite_folder, load_main_table(suite_folder, rows, seeds))
 
 
 def write_table_files(suite_folder: Path | str, main: MainTable) -> dict[str, Path]:
-    """Write main.md, main.csv and main.tex of a loaded table atomically: {file name: path}."""
+    """Write the files of `render_table` atomically: {file name: path}."""
     return write_files(Path(suite_folder) / FOLDER, render_table(main))
 
 
@@ -174,16 +187,17 @@ def load_main_table(
     parents = place if is_stored else folder.parent, place
     calibrating, broken = calibration_suites(suite, *parents)
     beyond = beyond_judges(suite, calibrating)
-    controls, table = control_notes(suite, *parents), add_beyond(table, beyond)
-    return MainTable(suite, table, stored, controls, beyond, broken, with_effects(suite, tests))
+    controls, table = control_results(suite, *parents), add_beyond(table, beyond)
+    return MainTable(suite, table, with_effects(suite, tests), beyond, controls, stored, broken)
 
 
 def render_table(main: MainTable) -> dict[str, str]:
-    """The text of each file: {"main.md": ..., "main.csv": ..., "main.tex": ...}."""
+    """File name to text: main.md, main.csv, main.tex, and main_narrow.tex for one column of two."""
     return {
         f"{NAME}.md": _markdown(main),
         f"{NAME}.csv": main.table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
         f"{NAME}.tex": _tex(main),
+        f"{NAME}_narrow.tex": _tex(main, COLUMN_WIDTH),
     }
 
 
@@ -195,12 +209,24 @@ def more_seeds(seeds: Sequence[int]) -> str:
 def _markdown(main: MainTable) -> str:
     sentences, seeds = main.verdict
     command = f"More seeds: the same `bench run`, with the same overrides and {more_seeds(seeds)}."
-    parts = [f"# {main.suite.name}: main table", f"## {VERDICT}", bullets([*sentences, *([command] if seeds else [])])]
+    parts = [f"# {main.suite.name}: main table", f"**{headline(main)}**", checks_line(badges(main))]
+    parts += [f"## {VERDICT}", bullets([*sentences, *([command] if seeds else [])])]
     for title, (header, rows) in main.sections.items():
-        parts += [f"## {title}", formatting.markdown(header, rows)]
+        lead = [main.leads[title]] if title in main.leads else []
+        parts += [f"## {title}", *lead, formatting.markdown(header, rows)]
     parts += [f"## {NOTES}", bullets(main.notes())]
     parts += [f"## {LEGEND}", bullets(main.legend("\n".join(parts)))]
     return "\n\n".join(parts) + "\n"
+
+
+def checks_line(found: Sequence[Badge]) -> str:
+    """The checks in one paragraph: what failed, what is missing, then the names of those that passed."""
+    parts = []
+    for state in ("failed", "missing"):
+        texts = [f"{badge.name} ({badge.text})" for badge in found if badge.state == state]
+        parts += [f"**{state}**: {'; '.join(texts)}."] if texts else []
+    passed = ", ".join(badge.name for badge in found if badge.state == "passed")
+    return f"Checks: {' '.join([*parts, *([f'passed: {passed}.'] if passed else [])])}"
 
 
 def bullets(lines: Sequence[str]) -> str:
@@ -208,14 +234,47 @@ def bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _tex(main: MainTable) -> str:
-    suite, table = main.suite, main.table
-    notes = [*main.warnings, *footnotes(suite, table, main.tests, main.controls)]
-    head = "% Written by `bench table` from the run records; needs the package booktabs.\n"
-    scores = formatting.tex_table(
-        *sections.scores(suite, table), f"{suite.name}: scores", f"tab:{suite.name}-scores", notes
+def _tex(main: MainTable, width: int = TEXT_WIDTH) -> str:
+    """Scores, differences and pairs of rows as LaTeX floats of this width."""
+    name, titles = main.suite.name, _titles(main)
+    scored = without(main.sections["Scores"], "seeds")
+    parts = [("scores", "Scores", named(scored, titles), SCORES_LEAD)]
+    if "Differences" in main.sections:
+        parts.append(("differences", "Differences", named(main.sections["Differences"], titles[1:]), TESTED_LEAD))
+    if PAIRS in main.sections:
+        by_name = {runs.row.name: row_title(runs.row) for runs in main.suite.rows}
+        of_pairs = between_rows(main.tests, main.suite.primary)
+        pairs = [f"{by_name[row['row']]} - {by_name[row['other']]}" for _, row in of_pairs.iterrows()]
+        parts.append(("pairs", PAIRS, named(main.sections[PAIRS], pairs), TESTED_LEAD))
+    floats = [
+        latex_table(
+            section,
+            Caption(f"{name}: {title.lower()}", f"tab:{name}-{key}", f"{_short_note(main)} {lead}"),
+            width,
+            JOINED,
+        )
+        for key, title, section, lead in parts
+    ]
+    return "\n".join([PACKAGES, *floats])
+
+
+def _titles(main: MainTable) -> list[str]:
+    """Names of the base and of each row, with the seeds of a row that lacks some, and the dagger of a failed gate."""
+    titles = [row_title(Row(BASE, BASE, "none"))]
+    for runs, (_, line) in zip(main.suite.rows, main.table.iloc[1:].iterrows(), strict=True):
+        done, planned = len(runs.finished), len(main.suite.seeds)
+        seeds = "" if done == planned else f" ({done} of {planned} seeds)"
+        titles.append(f"{row_title(runs.row)}{seeds}{' †' if line['failed_gates'] else ''}")
+    return titles
+
+
+def _short_note(main: MainTable) -> str:
+    """What a reader of a paper must know: n, the interval, and that nano is a miniature."""
+    suite = main.suite
+    prompts = len(suite.runs[0].cells) if suite.runs else 0
+    nano = NANO_NOTE if suite.nano else ""
+    gate = " †: a run fails a validity gate." if (main.table["failed_gates"] != "").any() else ""
+    return (
+        f"{nano}Means over {len(suite.seeds)} seeds and {prompts} {scored_prompts(suite.config)} prompts, with 95 % "
+        f"intervals of seeds and prompts.{gate}"
     )
-    differences = formatting.tex_table(
-        *sections.differences(suite, table), f"{suite.name}: differences", f"tab:{suite.name}-differences", []
-    )
-    return head + scores + "\n" + differences

@@ -17,7 +17,7 @@ from bench.report.data.records import RowRuns, SuiteRecords, failed_gates
 from bench.report.data.reward_hacking import hack_notes
 from bench.report.data.selection import scored_prompts
 from bench.report.data.statistics import BOOTSTRAP_DRAWS, LEAST_SEEDS
-from bench.report.data.verdict import counted, span
+from bench.report.data.wording import counted, span
 from bench.store.replay import read_replay
 
 DECODE = {
@@ -27,6 +27,11 @@ DECODE = {
 #: Names of evaluators in the notes, if they differ from their own.
 EVALUATOR_NAMES = {"clipscore": "CLIPScore", "pickscore": "PickScore", "hpsv2": "HPSv2"}
 INTERVAL_NOTE = f"[n/a]: fewer than {LEAST_SEEDS} seeds, no interval."
+SCORES_LEAD = (
+    "Bold: the best mean of a column, closed rows and the base; in tested columns also each row that the tests do not "
+    "show to be worse than it."
+)
+TESTED_LEAD = "*: the 95 % interval excludes 0, and p after Holm over the whole table is below 0.05."
 MARGIN_NOTE = (
     "At most ±m apart: two one-sided 5 % t tests, not adjusted, rule out a true difference beyond ±m. A difference "
     "without significance says no more than that."
@@ -61,7 +66,6 @@ def footnotes(suite: SuiteRecords, table: pd.DataFrame, tests: pd.DataFrame, con
         *notes,
         *context,
         *_repeated(suite),
-        *_sums(suite),
         *_directions(suite),
         *_statistics(suite, tests),
         *_settings(suite.config),
@@ -84,12 +88,12 @@ def _divisions(suite: SuiteRecords) -> list[str]:
     return notes
 
 
-def _sums(suite: SuiteRecords) -> list[str]:
-    """How the columns that add up metrics are made."""
+def sums(suite: SuiteRecords) -> list[str]:
+    """How the columns that add up metrics are made, as a sentence; none without such columns."""
     texts = {
         "overall": "Overall = VQ + MQ + TA per video",
         REWARD: "Reward = " + " + ".join(f"{weight:g} {name}" for name, weight in suite.weights.items()),
-        "gold_overall": "gold Overall = gold_VQ + gold_MQ + gold_TA",
+        "gold_overall": "gold Overall = gold VQ + gold MQ + gold TA",
     }
     known = [text for name, text in texts.items() if name in suite.columns]
     return [f"{'; '.join(known)}."] if known else []
@@ -101,9 +105,7 @@ def _directions(suite: SuiteRecords) -> list[str]:
     units = [f"{metric.title} in {metric.unit}" for metric in metrics if metric.is_own and metric.unit]
     notes = [f"Units: {'; '.join(units)}."] if units else []
     if any(not metric.higher_is_better for metric in metrics):
-        notes.append(
-            "↓: less is better, so a negative difference is an improvement; in all other columns more is better."
-        )
+        notes.append("↑: more is better. ↓: less is better, so a negative difference is an improvement.")
     if any(not metric.declared for metric in metrics):
         less = ", ".join(metric.title for metric in metrics if not metric.higher_is_better)
         notes.append(
@@ -141,7 +143,7 @@ def family_note(primary: str | None, checks: Sequence[str], tests: int, which: s
     lead = f"{' and '.join(roles)}. " if primary else ""
     return [
         f"{lead}Differences {which} in {' and '.join(titles)} are one family of {counted(tests)}: p is adjusted after "
-        "Holm over all of them. Bold only where the interval excludes 0 and the adjusted p is below 0.05. Near 0.05 "
+        "Holm over all of them. A star only where the interval excludes 0 and the adjusted p is below 0.05. Near 0.05 "
         "the test is stricter than the interval. All other scores have intervals only."
     ]
 

@@ -6,9 +6,11 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from bench.report import formatting
+from bench.report.data.badges import badges
+from bench.report.data.headline import headline
 from bench.report.tables.ablation import AblationTable
-from bench.report.tables.main import LEGEND, NOTES, VERDICT, MainTable
-from bench.report.tables.sections import AGGREGATES, P_VALUE, RUN_IDS, VIEWS, Table
+from bench.report.tables.main import LEGEND, NOTES, VERDICT, MainTable, checks_line
+from bench.report.tables.sections import AGGREGATES, JOINED, RUNS, VIEWS, Table
 
 WIDTH = 100
 """Columns of the text."""
@@ -19,12 +21,13 @@ LEFT_OUT = (
     AGGREGATES,
     "Further metrics",
     "What one run spent",
+    RUNS,
 )
+LEAST_NAME = 15
+"""Letters of a name that are always shown."""
 ABLATION_SECTIONS = ("Scores", "Differences")
 #: Number of columns that each part of a section starts with, if it is not one.
 KEYS = {"Beside the stored reference": 2}
-#: Heads of columns that stay beside the column before them.
-JOINED = (P_VALUE, "MDE", "best other row", "published", "KL share", "verdict")
 
 
 def main_screen(main: MainTable, command: Callable[[Sequence[int]], str], file: str) -> str:
@@ -35,14 +38,16 @@ def main_screen(main: MainTable, command: Callable[[Sequence[int]], str], file: 
     sections = {title: section for title, section in main.sections.items() if title not in LEFT_OUT}
     parts = [f"# {main.suite.name}: main table"]
     for title, section in sections.items():
-        parts += [f"## {title}", narrow(_without(section, RUN_IDS), keys=KEYS.get(title, 1))]
+        lead = [textwrap.fill(main.leads[title], WIDTH)] if title in main.leads else []
+        parts += [f"## {title}", *lead, narrow(section, keys=KEYS.get(title, 1))]
     parts += [f"## {NOTES}", wrapped(main.notes(LEFT_OUT))]
     sentences, seeds = main.verdict
     shown = "\n".join([*parts, *sentences])
     parts += [f"## {LEGEND}", wrapped(main.legend(shown))]
     left_out = [title for title in main.sections if title in LEFT_OUT]
-    parts.append(wrapped([f"In {file} only: {', '.join(left_out)}, {RUN_IDS}."]))
-    parts += [f"## {VERDICT}", wrapped(sentences)]
+    parts.append(wrapped([f"In {file} only: {', '.join(left_out)}."]))
+    top = [textwrap.fill(text, WIDTH) for text in (headline(main), checks_line(badges(main)))]
+    parts += [f"## {VERDICT}", wrapped(sentences), *top]
     if seeds:
         parts.append(f"For more seeds:\n\n    {command(seeds)}")
     return "\n\n".join(parts) + "\n"
@@ -63,16 +68,11 @@ def ablation_screen(ablation: AblationTable, file: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _without(section: Table, head: str) -> Table:
-    heads, rows = section
-    kept = [index for index, name in enumerate(heads) if name != head]
-    return [heads[index] for index in kept], [[row[index] for index in kept] for row in rows]
-
-
 def narrow(section: Table, keys: int = 1, width: int = WIDTH) -> str:
     """Markdown tables of at most `width` columns that together have all columns; each starts with the first `keys`.
 
-    A table is wider only if the first columns and one group of columns that belong together are.
+    Long names in the first columns are cut in their middle. A table is wider only if one group of columns that belong
+    together is nearly as wide itself.
     """
     heads, rows = section
     groups: list[list[int]] = []
@@ -82,6 +82,9 @@ def narrow(section: Table, keys: int = 1, width: int = WIDTH) -> str:
         else:
             groups.append([index])
     lead = list(range(keys))
+    widest = max((_width(heads, rows, group) for group in groups), default=0)
+    most = max(LEAST_NAME, (width - widest) // keys - len(" |  "))
+    rows = [[*(_cut(cell, most) for cell in row[:keys]), *row[keys:]] for row in rows]
     tables: list[list[int]] = [[]]
     for group in groups:
         fits = _width(heads, rows, [*lead, *tables[-1], *group]) <= width
@@ -90,6 +93,12 @@ def narrow(section: Table, keys: int = 1, width: int = WIDTH) -> str:
         else:
             tables.append(group)
     return "\n\n".join(_part(heads, rows, [*lead, *columns]) for columns in tables)
+
+
+def _cut(name: str, most: int) -> str:
+    """The name, or its start and its end with at most so many letters."""
+    half = (most - 3) // 2
+    return name if len(name) <= most else f"{name[: most - 3 - half]}...{name[-half:]}"
 
 
 def _part(heads: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int]) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from bench.report import formatting
-from bench.report.data.differences import between_rows, tested_scores
-from bench.report.data.metrics import FURTHER, LABELS, REWARD, MetricColumn
+from bench.report.data.differences import best_rows, between_rows, tested_scores
+from bench.report.data.metrics import FURTHER, LABELS, REWARD, SUMS, MetricColumn
 from bench.report.data.records import RowRuns, SuiteRecords
 from bench.report.data.selection import BASE
 from bench.report.data.summary import COUNTS
@@ -24,8 +24,10 @@ COST_HEADS = (
 )
 #: Titles of the sections that have a note of their own.
 VIEWS, AGGREGATES = "Sensitivity of the pairs", "Aggregates"
+RUNS = "Runs"
 P_VALUE = "p (Holm)"
-RUN_IDS = "run ids"
+#: Heads of columns that stay beside the column before them.
+JOINED = (P_VALUE, "MDE", "published", "KL share", "verdict")
 
 
 def shown_metrics(suite: SuiteRecords) -> list[MetricColumn]:
@@ -33,6 +35,19 @@ def shown_metrics(suite: SuiteRecords) -> list[MetricColumn]:
     return [metric for name, metric in suite.metrics.items() if name not in FURTHER and name != REWARD] or [
         suite.metrics[suite.primary] for _ in suite.columns[:1]
     ]
+
+
+def without(section: Table, head: str) -> Table:
+    """The section without the columns of this head."""
+    heads, rows = section
+    kept = [index for index, name in enumerate(heads) if name != head]
+    return [heads[index] for index in kept], [[row[index] for index in kept] for row in rows]
+
+
+def named(section: Table, titles: Sequence[str]) -> Table:
+    """The section with other names of its lines."""
+    heads, rows = section
+    return heads, [[title, *row[1:]] for title, row in zip(titles, rows, strict=True)]
 
 
 def label(row: pd.Series[Any]) -> str:
@@ -47,39 +62,44 @@ def _seeds(row: pd.Series[Any], suite: SuiteRecords) -> str:
     return f"{row['n_seeds']}/{len(suite.seeds)}{failed}"
 
 
-def scores(suite: SuiteRecords, table: pd.DataFrame) -> Table:
-    """Means with their intervals of the base and of every row."""
+def scores(suite: SuiteRecords, table: pd.DataFrame, tests: pd.DataFrame) -> Table:
+    """Means with their intervals of the base and of every row; the best of a column is bold."""
     metrics = shown_metrics(suite)
-    rows = [
-        [*lead, *cells, row["run_ids"] or formatting.MISSING]
-        for lead, cells, row in zip(
-            [[label(row), _seeds(row, suite)] for _, row in table.iterrows()],
-            _intervals(table, [metric.name for metric in metrics]),
-            [row for _, row in table.iterrows()],
-            strict=True,
-        )
-    ]
-    return ["Row", "seeds", *(metric.label for metric in metrics), RUN_IDS], rows
+    names = [metric.name for metric in metrics]
+    best = [best_rows(suite, table, tests, name) for name in names]
+    rows = []
+    for (_, row), cells in zip(table.iterrows(), _intervals(table, names), strict=True):
+        bold = [row["row"] in labels for labels in best]
+        rows.append([label(row), _seeds(row, suite), *map(formatting.marked, cells, bold)])
+    return ["Row", "seeds", *(metric.label for metric in metrics)], rows
 
 
-def _intervals(table: pd.DataFrame, names: Sequence[str]) -> list[list[str]]:
-    """`mean [lo, hi]` of some columns, for each line of the table."""
-    digits = {name: formatting.decimals(table, name) for name in names}
-    return [[formatting.interval(row, name, digits[name]) for name in names] for _, row in table.iterrows()]
+def run_ids(table: pd.DataFrame) -> Table:
+    """The first 8 digits of the digest of each run of a row."""
+    return ["Row", "run ids"], [[label(row), row["run_ids"] or formatting.MISSING] for _, row in table.iterrows()]
 
 
-def _tested(table: pd.DataFrame, name: str) -> list[list[str]]:
-    """A difference with its interval, and its p-value, for each trained row."""
-    digits = formatting.decimals(table, name)
+def digits_of(table: pd.DataFrame, names: Sequence[str], ending: str = "") -> dict[str, int]:
+    """Decimals of the columns `<name><ending>`: one number for all scores in the same units.
+
+    Overall, the reward, the gold scores and the scores that they add up have those of the first of them.
+    """
+    same = [*SUMS, REWARD, *(part.lower() for parts in SUMS.values() for part in parts)]
+    first = next((name for name in names if name in same), "")
+    return {name: formatting.decimals(table, f"{first if name in same else name}{ending}") for name in names}
+
+
+def _intervals(table: pd.DataFrame, names: Sequence[str], ending: str = "") -> list[list[str]]:
+    """`mean [lo, hi]` of the columns `<name><ending>`, for each line of the table."""
+    digits = digits_of(table, names, ending)
     return [
-        [formatting.difference_cell(row, name, digits), formatting.p_value(row[f"{name}_p_holm"])]
-        for _, row in table.iloc[1:].iterrows()
+        [formatting.interval(row, f"{name}{ending}", digits[name]) for name in names] for _, row in table.iterrows()
     ]
 
 
 def by_seed(suite: SuiteRecords, table: pd.DataFrame) -> Table:
     """The mean of the primary score of each seed of each row, in the order of the suite's seeds."""
-    title = suite.metrics[suite.primary].label if suite.columns else LABELS[suite.primary]
+    title = suite.metrics[suite.primary].title if suite.columns else LABELS[suite.primary]
     lines = []
     for (_, row), runs in zip(table.iloc[1:].iterrows(), suite.rows, strict=True):
         x = runs.matrix(suite.primary)
@@ -88,30 +108,27 @@ def by_seed(suite: SuiteRecords, table: pd.DataFrame) -> Table:
     return ["Row", f"{title} of seed {', '.join(map(str, suite.seeds))}"], lines
 
 
-def differences(suite: SuiteRecords, table: pd.DataFrame) -> Table:
-    """Differences to the base of the main scores and of metrics of the user's own, and to the best other row."""
-    primary, tested = suite.primary, tested_scores(suite)
-    names = [
-        primary,
-        *(
-            name
-            for name, metric in suite.metrics.items()
-            if name != primary and (name in (REWARD, "gold_overall") or metric.is_own)
-        ),
-    ]
-    display = {runs.row.label: runs.row.name for runs in suite.rows}
-    columns = [[[label(row)] for _, row in table.iloc[1:].iterrows()]]
-    heads = ["Row"]
-    for name in names:
-        title = suite.metrics[name].label if suite.columns else LABELS[name]
-        heads += [f"{title} - base", *([P_VALUE] if name in tested else [])]
-        columns.append(_tested(table, f"{name}_delta") if name in tested else _untested(table, f"{name}_delta"))
-    columns += [
-        _tested(table, "vs_best_delta"),
-        [[display.get(row["vs_best_row"], formatting.MISSING)] for _, row in table.iloc[1:].iterrows()],
-    ]
-    title = suite.metrics[primary].label if suite.columns else LABELS[primary]
-    return [*heads, f"{title} - best other", P_VALUE, "best other row"], _side_by_side(columns)
+def differences(suite: SuiteRecords, table: pd.DataFrame, tests: pd.DataFrame) -> Table:
+    """Differences to the base of the main scores and of metrics of the user's own, those of tested scores with p.
+
+    Bold as in `scores`, unless the difference is a loss; with a star if it is significant.
+    """
+    own = [name for name, one in suite.metrics.items() if name in (REWARD, "gold_overall") or one.is_own]
+    names = list(dict.fromkeys([suite.primary, *own] if suite.columns else []))
+    trained, tested = table.iloc[1:], tested_scores(suite)
+    heads, columns = ["Row"], [[[label(row)] for _, row in trained.iterrows()]]
+    intervals = _intervals(trained, names, "_delta")
+    for index, name in enumerate(names):
+        metric, best = suite.metrics[name], best_rows(suite, table, tests, name)
+        cells = []
+        for line, (_, row) in zip(intervals, trained.iterrows(), strict=True):
+            bold = row["row"] in best and metric.sign * row[f"{name}_delta"] > 0
+            star = name in tested and formatting.is_significant(row, f"{name}_delta")
+            p = [formatting.p_value(row[f"{name}_delta_p_holm"])] if name in tested else []
+            cells.append([formatting.marked(line[index], bold, star), *p])
+        heads += [metric.difference_label(BASE), *([P_VALUE] if name in tested else [])]
+        columns.append(cells)
+    return heads, _side_by_side(columns) if names else []
 
 
 def single_differences(suite: SuiteRecords, table: pd.DataFrame) -> Table:
@@ -121,16 +138,10 @@ def single_differences(suite: SuiteRecords, table: pd.DataFrame) -> Table:
         for metric in shown_metrics(suite)
         if not metric.is_own and metric.name not in (suite.primary, "gold_overall")
     ]
-    columns = [
-        [[label(row)] for _, row in table.iloc[1:].iterrows()],
-        *(_untested(table, f"{metric.name}_delta") for metric in metrics),
-    ]
-    return ["Row", *(f"{metric.label} - base" for metric in metrics)], _side_by_side(columns) if metrics else []
-
-
-def _untested(table: pd.DataFrame, name: str) -> list[list[str]]:
-    """A difference with its interval, for each trained row."""
-    return _intervals(table.iloc[1:], [name])
+    trained = table.iloc[1:]
+    lines = zip(trained.iterrows(), _intervals(trained, [one.name for one in metrics], "_delta"), strict=True)
+    rows = [[label(row), *cells] for (_, row), cells in lines]
+    return ["Row", *(metric.difference_label(BASE) for metric in metrics)], rows if metrics else []
 
 
 def _side_by_side(columns: Sequence[Sequence[Sequence[str]]]) -> list[list[str]]:
@@ -160,8 +171,9 @@ def _pair(row: pd.Series[Any]) -> str:
 def _pair_cells(row: pd.Series[Any], digits: int) -> list[str]:
     if row["same_runs"]:
         return ["the same runs", "-", "-"]
-    cell = formatting.difference_cell(row, "diff", digits)
-    return [cell, formatting.p_value(row["diff_p_holm"]), formatting.number(row["diff_mde"])]
+    star = formatting.is_significant(row, "diff")
+    cell = formatting.marked(formatting.interval(row, "diff", digits), is_starred=star)
+    return [cell, formatting.p_value(row["diff_p_holm"]), formatting.effect(row["diff_mde"])]
 
 
 def pair_views(suite: SuiteRecords, table: pd.DataFrame) -> Table:
@@ -214,7 +226,7 @@ def minutes_and_memory(runs: RowRuns) -> list[str]:
 def published(suite: SuiteRecords, table: pd.DataFrame) -> Table:
     """Our means beside the published ones, if they belong to the suite."""
     names = [name for name in suite.columns if f"published_{name}" in table]
-    heads = [head for name in names for head in (f"{suite.metrics[name].label}: here", "published")]
+    heads = [head for name in names for head in (f"{suite.metrics[name].label} here", "published")]
     rows = []
     for _, row in table.iterrows():
         cells = [(formatting.number(row[name], 4), formatting.number(row[f"published_{name}"], 4)) for name in names]

@@ -324,12 +324,12 @@ def test_the_note_names_the_settings_of_variants(tmp_path: Path) -> None:
     assert "`reward.gold.gold_VQ` not set (native, common), 1 (gold)" in text
 
 
-def test_a_difference_that_says_nothing_is_not_bold(suite: Path) -> None:
+def test_a_difference_that_says_nothing_has_no_star(suite: Path) -> None:
     for seed in range(3):
         write(suite, "sage_grpo-fixed", seed, 0.05, sway=True)
         write(suite, "sage_grpo-dual", seed, 0.0, sway=True)
     text = build_ablation(suite, levels_of_suite(load_records(suite)), "toy-nano")["ablation.md"].read_text()
-    assert "**" not in text.partition("## Scores")[2].partition("## Notes")[0]
+    assert "*" not in text.partition("## Scores")[2].partition("## Notes")[0]
     assert "2 of 2 levels cannot be told apart from their baseline" in text
 
 

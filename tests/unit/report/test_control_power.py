@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bench import store
-from bench.report.data.controls import SEEDS, control_notes
+from bench.report.data.controls import SEEDS, control_results
 from bench.report.data.power import detectable_difference
 from bench.report.data.records import load_records
 from tests.helpers.records import make_record, make_scores, write_run
@@ -55,8 +55,8 @@ def write(parent: Path, config: dict[str, Any], gains: Mapping[str, Sequence[flo
 
 def note(folder: Path) -> str:
     """What the control's own table says about it."""
-    (line,) = control_notes(load_records(folder), folder.parent, folder.parent)
-    return line
+    (result,) = control_results(load_records(folder), folder.parent, folder.parent)
+    return result.line
 
 
 def test_a_negative_control_whose_interval_is_wide_is_undecided(tmp_path: Path) -> None:

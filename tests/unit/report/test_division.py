@@ -16,7 +16,7 @@ from bench.report.data.division import division, open_reasons
 from bench.report.data.records import load_records
 from bench.report.data.selection import Selection, rows_of
 from bench.report.page.page import render_page
-from bench.report.tables.main import load_main_table, render_table
+from bench.report.tables.main import MainTable, load_main_table, render_table
 from bench.report.tables.screen import main_screen
 from bench.suite.schema import Suite
 from tests.helpers.records import make_record
@@ -58,12 +58,12 @@ def test_open_rows_stand_last_and_the_csv_names_the_division(mixed: Path) -> Non
     assert table["division"].tolist() == ["", "closed", "open"]
 
 
-def test_a_closed_row_is_compared_with_closed_rows_only(mixed: Path, tmp_path: Path) -> None:
-    table = load_main_table(mixed).table.set_index("row")
-    assert table.loc[CLOSED, "vs_best_row"] == ""  # the other row is better, and open
-    assert table.loc[OPEN, "vs_best_row"] == CLOSED
-    closed = load_main_table(write_rows(tmp_path / "toy", cps=[], sage_grpo=[])).table.set_index("row")
-    assert closed.loc[CLOSED, "vs_best_row"] == OPEN
+def test_an_open_row_is_never_the_best_of_a_column(mixed: Path, tmp_path: Path) -> None:
+    def best(main: MainTable) -> set[str]:
+        return differences.best_rows(main.suite, main.table, main.tests, "overall")
+
+    assert OPEN not in best(load_main_table(mixed))
+    assert OPEN in best(load_main_table(write_rows(tmp_path / "toy", cps=[], sage_grpo=[]))), "closed, it is"
 
 
 def test_texts_mark_the_row_and_say_why(mixed: Path) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from bench.core.errors import BenchError
+from bench.report.data.differences import best_rows
 from bench.report.data.metrics import column_names
 from bench.report.data.records import load_records
 from bench.report.data.selection import Selection
@@ -78,12 +79,14 @@ def texts(folder: Path) -> dict[str, str]:
 def test_a_metric_has_its_value_its_difference_and_its_interval(tmp_path: Path) -> None:
     folder = write(tmp_path / "mine")
     main = load_main_table(folder, reference=tmp_path / "nowhere")
-    assert main.sections["Scores"][0] == ["Row", "seeds", "calm", "jerk ↓", "run ids"]
+    assert main.sections["Scores"][0] == ["Row", "seeds", "calm ↑", "jerk ↓"]
     heads, lines = main.sections["Differences"]
-    assert heads[:5] == ["Row", "Reward - base", "p (Holm)", "calm - base", "jerk ↓ - base"]
+    assert heads[:5] == ["Row", "Reward - base ↑", "p (Holm)", "calm - base ↑", "jerk - base ↓"]
     by_row = {line[0]: line for line in lines}
-    assert by_row["cps-fixed"][1].startswith("**"), "the primary score is tested"
-    assert re.fullmatch(r"-0\.\d+ \[-0\.\d+, -0\.\d+\]", by_row["cps-fixed"][4]), "another score has its interval only"
+    assert by_row["cps-fixed"][1].endswith("] *"), "the primary score is tested"
+    assert re.fullmatch(r"(\*\*)?-0\.\d+ \[-0\.\d+, -0\.\d+\](\*\*)?", by_row["cps-fixed"][4]), (
+        "another score has its interval only"
+    )
     assert "Reward: sage_grpo-dual is better than cps-fixed" in " ".join(main.verdict.sentences)
 
 
@@ -122,7 +125,7 @@ def test_where_less_is_better_the_best_row_is_the_lowest(tmp_path: Path) -> None
     main = load_main_table(write(tmp_path / "mine", only, reward={}), reference=tmp_path / "nowhere")
     table = main.table.set_index("row")
     assert main.suite.primary == "calm"
-    assert table.loc["sage_grpo-dual", "vs_best_row"] == "cps-fixed"
+    assert "sage_grpo-dual" not in best_rows(main.suite, main.table, main.tests, "calm")
     assert table.loc["sage_grpo-dual", "improvement"] == 0.0
     sentences = " ".join(main.verdict.sentences)
     assert "calm: cps-fixed and sage_grpo-dual are worse than the base" in sentences

@@ -71,13 +71,13 @@ def table(folder: Path, **arguments: Any) -> pd.DataFrame:
     return pd.read_csv(io.StringIO(render(folder, **arguments)["main.csv"]))
 
 
-def test_three_files_are_written_from_the_records(suite: Path) -> None:
+def test_the_files_are_written_from_the_records(suite: Path) -> None:
     paths = build_table(suite)
-    assert sorted(paths) == ["main.csv", "main.md", "main.tex"]
+    assert sorted(paths) == ["main.csv", "main.md", "main.tex", "main_narrow.tex"]
     assert paths["main.md"] == suite / "tables" / "main.md"
     before = {name: path.read_bytes() for name, path in paths.items()}
     assert {name: path.read_bytes() for name, path in build_table(suite).items()} == before
-    assert len(list((suite / "tables").iterdir())) == 3
+    assert len(list((suite / "tables").iterdir())) == 4
 
 
 def test_csv_has_its_columns_and_rows_in_order(suite: Path) -> None:
@@ -114,7 +114,6 @@ def test_numbers_are_the_statistics_of_the_scores(suite: Path) -> None:
     assert found["overall_delta_p"] == pytest.approx(delta.p, rel=1e-6)
     assert found["seeds"] == "0 1 2"
     assert [float(text) for text in found["overall_by_seed"].split()] == pytest.approx(x.mean(1), rel=1e-7)
-    assert found["vs_best_row"] == "cps-fixed"
     assert found["improvement"] > 0.9
     assert found["nfe_rollout"] == 1280
     assert found["reward_calls"] == 128
@@ -144,11 +143,74 @@ def test_markdown_says_what_must_be_said(suite: Path) -> None:
     assert re.search(r"\| cps-none +\| +0/3 \| +n/a \|", text)
 
 
-def test_bold_needs_an_interval_that_excludes_zero(suite: Path) -> None:
-    lines = render(suite)["main.md"].partition("## Differences")[2].partition("##")[0].splitlines()
-    by_row = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
-    assert "**" in by_row["sage_grpo-dual"]
-    assert "**" not in by_row["cps-fixed"].partition("n/a")[0].split("|")[2]
+def cells(text: str, section: str) -> dict[str, list[str]]:
+    """The cells of a section of main.md by the first one of their line."""
+    lines = text.partition(f"## {section}\n")[2].partition("\n## ")[0].splitlines()
+    found = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    return {line[0]: line[1:] for line in found}
+
+
+def test_bold_is_the_best_and_a_star_is_significant(suite: Path) -> None:
+    text = render(suite)["main.md"]
+    differences, scores = cells(text, "Differences"), cells(text, "Scores")
+    assert re.fullmatch(r"\*\*1\.\d+ \[1\.\d+, 1\.\d+\]\*\* \*", differences["sage_grpo-dual"][0])
+    assert re.fullmatch(r"-?0\.\d+ \[-0\.\d+, 0\.\d+\]", differences["cps-fixed"][0]), "worse, and not told from 0"
+    assert scores["sage_grpo-dual"][1].startswith("**")
+    assert not scores["cps-fixed"][1].startswith("**")
+    assert "**" not in "".join(scores["base"])
+
+
+def test_a_significant_loss_has_a_star_and_is_never_bold(suite: Path) -> None:
+    for seed in range(3):
+        write(suite, "sage_grpo-dual", seed, -0.5)
+        write(suite, "cps-fixed", seed, -0.6)
+    text = render(suite)["main.md"]
+    for row in ("sage_grpo-dual", "cps-fixed"):
+        assert re.fullmatch(r"-1\.\d+ \[-\d\.\d+, -1\.\d+\] \*", cells(text, "Differences")[row][0])
+    assert cells(text, "Scores")["base"][1].startswith("**"), "the base is the best"
+
+
+def test_rows_that_the_tests_do_not_tell_apart_are_bold_too(suite: Path) -> None:
+    for seed in range(3):
+        write(suite, "cps-none", seed, 0.5)
+    scores = cells(render(suite)["main.md"], "Scores")
+    assert all(scores[row][1].startswith("**") for row in ("sage_grpo-dual", "cps-none"))
+    assert not scores["cps-fixed"][1].startswith("**")
+    assert sum(scores[row][2].startswith("**") for row in scores) == 1, "VQ has no tests: the best mean only"
+
+
+def test_every_tested_difference_has_one_p_value_on_the_page(suite: Path) -> None:
+    main = load_main_table(suite)
+    heads = {title: section[0] for title, section in main.sections.items()}
+    assert [title for title, names in heads.items() if "p (Holm)" in names] == ["Differences", "Pairs of rows"]
+    assert "best other" not in render(suite)["main.md"]
+    assert list(main.sections)[:3] == ["Scores", "Differences", "Pairs of rows"], "the result comes first"
+    assert list(main.sections)[-1] == "Runs"
+
+
+def test_further_metrics_have_names_and_run_ids_a_section(suite: Path) -> None:
+    sections = load_main_table(suite).sections
+    assert sections["Further metrics"][0] == ["Row", "gold MQ ↑", "gold TA ↑", "gold VQ ↑"]
+    assert sections["Scores"][0][:3] == ["Row", "seeds", "Overall ↑"]
+    assert len(sections["Runs"][1][1][1].split()) == 3
+
+
+def test_the_page_starts_with_headline_and_checks(suite: Path) -> None:
+    lines = render(suite)["main.md"].splitlines()
+    assert lines[2].startswith("**SAGE-GRPO gains most in Overall over the base, 1.")
+    assert lines[4].startswith("Checks: **missing**: positive control (not run); negative control (not run); golden")
+    assert "passed: seeds done, equal budget" not in lines[4], "one row has not run"
+
+
+def test_scores_of_one_kind_have_one_number_of_decimals(suite: Path) -> None:
+    scores = cells(render(suite)["main.md"], "Scores")
+    names = load_main_table(suite).sections["Scores"][0][1:]
+    digits = {
+        len(scores[row][names.index(name)].strip("*").split()[0].partition(".")[2])
+        for row in ("base", "sage_grpo-dual", "cps-fixed")
+        for name in ("Overall ↑", "VQ ↑", "MQ ↑", "TA ↑", "gold Overall ↑")
+    }
+    assert len(digits) == 1
 
 
 def test_failed_and_missing_runs_are_counted(suite: Path) -> None:
@@ -465,7 +527,6 @@ def test_controls_that_fail_are_bold(suite: Path, tmp_path: Path) -> None:
         assert line.startswith("- **")
         assert line.endswith("**")
         assert f"It FAILS: {why}" in line
-    assert r"\textbf{Negative control toy-nano\_control\_shuffled" in render(suite)["main.tex"]
 
 
 def test_own_controls_stand_before_stored_ones(suite: Path, tmp_path: Path) -> None:
@@ -498,11 +559,14 @@ def test_absent_controls_are_named_if_the_project_has_them(
     monkeypatch.setattr(controls, "CONFIGS", tmp_path)
     for which in ("gold", "shuffled"):
         (tmp_path / f"toy-nano_control_{which}.yaml").touch()
-    commands = [f"`bench run toy-nano_control_{which}`" for which in ("gold", "shuffled")]
-    assert control_lines(suite) == [f"- Controls: not run. Run {' and '.join(commands)}."]
+    absent = [
+        f"- {kind} control toy-nano_control_{which}: Not run. Run `bench run toy-nano_control_{which}`."
+        for kind, which in (("Positive", "gold"), ("Negative", "shuffled"))
+    ]
+    assert control_lines(suite) == absent
     control(tmp_path, "gold", 0.5)
-    assert control_lines(suite)[1:] == [f"- Negative control: not run. Run {commands[1]}."]
-    assert not any("not run" in line for line in control_lines(tmp_path / "toy-nano_control_gold"))
+    assert control_lines(suite)[1:] == absent[1:]
+    assert not any("Not run" in line for line in control_lines(tmp_path / "toy-nano_control_gold"))
 
 
 def test_a_control_says_so_above_its_own_table(tmp_path: Path) -> None:
@@ -514,12 +578,14 @@ def test_a_control_says_so_above_its_own_table(tmp_path: Path) -> None:
 
 def test_tex_is_escaped_and_balanced(suite: Path) -> None:
     text = render(suite)["main.tex"]
-    assert r"sage\_grpo-dual" in text
-    assert "sage_grpo" not in text.replace(r"\_", "")
-    assert text.count(r"\toprule") == text.count(r"\bottomrule") == text.count(r"\end{tabular}") == 2
-    for block in re.findall(r"\\begin\{tabular\}\{(l r*|lr*)\}(.*?)\\end\{tabular\}", text, flags=re.S):
-        lines = [line for line in block[1].splitlines() if line.endswith(r"\\")]
-        assert {line.count(" & ") + 1 for line in lines} == {len(block[0])}
+    assert "SAGE-" in text
+    assert "sage_grpo" not in text
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == text.count(r"\end{tabular*}")
+    blocks = re.findall(r"\\begin\{tabular\*\}[^\n]*?(c+)@\{\}\}\n(.*?)\\end\{tabular\*\}", text, flags=re.S)
+    assert len(blocks) == text.count(r"\toprule")
+    for columns, body in blocks:
+        lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert {line.count(" & ") for line in lines} == {len(columns)}
 
 
 def test_loading_gives_figures_what_they_need(suite: Path) -> None:
@@ -585,7 +651,8 @@ def test_small_texts() -> None:
     assert formatting.p_value(0.0001) == "<0.001"
     assert formatting.p_value(None) == "n/a"
     assert formatting.count(1234567) == "1,234,567"
-    assert formatting.tex("**a_b [1%]**") == r"\textbf{a\_b {[}1\%{]}}"
+    assert formatting.marked("1.0", is_best=True, is_starred=True) == "**1.0** *"
+    assert [formatting.effect(value) for value in (1.234, 0.09999, 0.00024, None)] == ["1.23", "0.1", "0.00024", "n/a"]
 
 
 # prompts that a scorer cuts -----------------------------------------------------------------------------------

@@ -1,0 +1,117 @@
+"""The checks of a suite in three states, for the first lines of its table and its page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from bench.report import formatting
+from bench.report.data.controls import CONTROLS, Control, ControlResult, is_control
+from bench.report.data.differences import between_rows
+from bench.report.data.main_numbers import MainNumbers
+from bench.report.data.records import Run, SuiteRecords, failed_gates
+from bench.report.data.wording import span
+from bench.store.replay import read_replay
+
+#: Validity gates that every suite should have, and whether only trained runs have them.
+GATES = {"golden_scores": False, "ratio_audit": True}
+
+State = Literal["passed", "missing", "failed"]
+
+
+class Badge(NamedTuple):
+    """One check."""
+
+    name: str
+    state: State
+    """ "missing": nobody looked, or what is there decides nothing."""
+    text: str
+    """What was found, without full stop."""
+
+
+def badges(main: MainNumbers) -> list[Badge]:
+    """The checks of a suite: runs, budget, controls, each validity gate, replays, smallest detectable effect."""
+    suite = main.suite
+    return [
+        _seeds(suite),
+        _budget(suite),
+        *_controls(main),
+        *_gates(suite),
+        _replays(suite),
+        *([] if is_control(suite) else [_effect(main)]),
+    ]
+
+
+def _seeds(suite: SuiteRecords) -> Badge:
+    """Failed: a run failed; missing: a run has not been done yet."""
+    planned = len(suite.rows) * len(suite.seeds)
+    done, failed = sum(len(row.finished) for row in suite.rows), sum(len(row.failed) for row in suite.rows)
+    state: State = "failed" if failed else "passed" if done == planned and suite.base else "missing"
+    parts = [f"{done} of {planned} runs finished"]
+    parts += [f"{failed} failed"] if failed else []
+    parts += [] if suite.base else ["the base has not run"]
+    return Badge("seeds done", state, ", ".join(parts))
+
+
+def _budget(suite: SuiteRecords) -> Badge:
+    """Unequal runs make no table (`load_records`), so this is missing or passed."""
+    runs = sum(len(row.finished) for row in suite.rows)
+    if runs < 2:
+        return Badge("equal budget", "missing", "fewer than two trained runs")
+    text = f"equal settings, NFE and reward calls in all {runs} runs"
+    opened = [row.row.label for row in suite.rows if row.row.open]
+    return Badge("equal budget", "passed", f"{text}; open division: {', '.join(opened)}" if opened else text)
+
+
+def _controls(main: MainNumbers) -> list[Badge]:
+    """Both controls of a suite; for a suite that is a control, itself. Missing: it was not run, or it is undecided."""
+    found = {result.kind: result for result in main.control_results}
+    kinds = found if is_control(main.suite) else CONTROLS
+    return [_control(kind, found.get(kind)) for kind in kinds]
+
+
+def _control(kind: Control, result: ControlResult | None) -> Badge:
+    state: State = "missing" if result is None or result.passed is None else "passed" if result.passed else "failed"
+    return Badge(kind.title.lower(), state, "not run" if result is None else result.verdict.rstrip("."))
+
+
+def _gates(suite: SuiteRecords) -> list[Badge]:
+    """Failed: a run fails the gate; missing: a run has no result of it."""
+    names = dict.fromkeys([*GATES, *(name for run in suite.runs for name in run.record.gates)])
+    return [_gate(name, [run for run in suite.runs if run is not suite.base or not GATES.get(name)]) for name in names]
+
+
+def _gate(name: str, runs: list[Run]) -> Badge:
+    failed = sum(name in failed_gates(run.record) for run in runs)
+    passed = sum(_has_result(run, name) for run in runs) - failed
+    state: State = "failed" if failed else "passed" if runs and passed == len(runs) else "missing"
+    text = f"passed in {passed} of {len(runs)} runs"
+    return Badge(name, state, f"{text}, failed in {failed}" if failed else text)
+
+
+def _has_result(run: Run, name: str) -> bool:
+    gate = run.record.gates.get(name)
+    return gate is not None and not (isinstance(gate, Mapping) and gate.get("passed") is None)
+
+
+def _replays(suite: SuiteRecords) -> Badge:
+    """Failed: the repetition of a run has other numbers."""
+    replays = [replay for run in suite.runs if (replay := read_replay(run.folder, run.record))]
+    if not replays:
+        return Badge("replay", "missing", "no run was repeated with `bench replay`")
+    equal = sum(replay.equal for replay in replays)
+    text = f"{len(replays)} of {len(suite.runs)} runs repeated, {equal} with equal bits"
+    return Badge("replay", "passed" if equal == len(replays) else "failed", text)
+
+
+def _effect(main: MainNumbers) -> Badge:
+    """Passed: a difference of two rows as large as the best row's gain over the base would be found, in each pair."""
+    name, suite = "smallest detectable effect", main.suite
+    pairs = between_rows(main.tests, suite.primary)
+    sizes = pairs["diff_mde"].dropna() if len(pairs) else pairs
+    if not len(sizes):
+        return Badge(name, "missing", "no pair of rows is tested")
+    metric = suite.metrics[suite.primary]
+    gain = (metric.sign * main.table[f"{suite.primary}_delta"]).max()
+    text = f"{metric.title}: {span(sizes, 'pair')}; the best gain over the base is {formatting.number(gain)}"
+    return Badge(name, "passed" if sizes.max() <= gain else "failed", text)
