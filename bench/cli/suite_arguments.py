@@ -15,10 +15,11 @@ RESULTS = Path("results")
 """Default folder of the records, below the current folder."""
 
 
-def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
+def add_suite_arguments(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     """Add the suite, its overrides and the folder of the records."""
     parser.add_argument(
         "suite",
+        nargs="?" if optional else None,
         type=Path,
         help="name of a packaged suite such as nano (see `bench suites`), a YAML file, or a results folder such as "
         "results/mine",

@@ -15,15 +15,17 @@ PAGE = "sde-study.md"
 
 CAPTIONS = {
     "energy": (
-        "Left: variance that each step injects. Middle: the part of it beyond the exact integral of the method's own "
-        "noise rate over the step, which figure 1 of SAGE-GRPO (arXiv:2603.21872) draws as the extra energy of Euler "
-        "steps in high noise; the step from sigma = 1 has no finite integral for rates such as sigma / (1 - sigma), "
-        "and a kernel without a rate has no curve. Right: energy of noise beyond sigma_next^2, summed from high to "
-        "low noise. Rows compare only at equal eta or matched noise."
+        "Whether steps inject more noise than their own rate accounts for. (a) Variance that each step injects. (b) "
+        "Its part beyond the exact integral of the method's noise rate over the step, the extra energy of Euler steps "
+        "in figure 1 of SAGE-GRPO (arXiv:2603.21872); without a finite integral, or without a rate, there is no "
+        "mark. (c) Energy of noise beyond sigma_next^2, summed. Rows compare only at equal eta."
     ),
-    "errors": "Relative error of the last latent's variance over the data's std.",
-    "matched": "Isolated error with eta solved per method so that all inject the same noise; clean last step.",
-    "convergence": "Clean last step, eta as in the first table. A dip is a change of sign.",
+    "errors": "How far the last latent's variance is from that of the data, as a share of it, over the data's std.",
+    "matched": "The same with eta solved so that all methods inject the same noise: exact flow, clean last step.",
+    "convergence": (
+        "Whether the error vanishes with more steps. Clean last step, eta as in the first table. Open marks: negative "
+        "error; a dip between a solid and an open mark is a change of sign."
+    ),
 }
 DATA = {"energy": "steps", "errors": "errors", "matched": "matched", "convergence": "convergence"}
 """Figure to the frame that it shows."""
@@ -83,7 +85,7 @@ def _page(frames: Mapping[str, pd.DataFrame], title: str, command: str) -> str:
         *_reasons(frames, "matched", "convergence"),
     ]
     for name, caption in CAPTIONS.items():
-        scale = f" Vertical scale linear within {LINEAR_BAND:g}." if name in ("errors", "matched") else ""
+        scale = f" Vertical scale linear within {LINEAR_BAND:g}, shaded." if name in ("errors", "matched") else ""
         numbers = f"[{DATA[name]}.csv]({DATA[name]}.csv)"
         parts += [f"## Figure: {name}", f"![{name}]({name}.png)", f"{caption}{scale} Numbers: {numbers}."]
     return "\n\n".join(parts) + "\n"

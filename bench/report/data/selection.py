@@ -89,11 +89,18 @@ def recorded_rows(config: Mapping[str, Any], records: Iterable[RunRecord]) -> li
         if record.seed is not None
     }
     rows: list[Row] = []
-    for entry in config.get("rows", []):
+    entries = config.get("rows", [])
+    own = {_label(entry) for entry in entries}
+    for entry in entries:
         method, (kl, kl_params) = str(entry.get("method")), _kl_policy(entry)
         label = entry.get("label")
         variant = bool(kl_params) or any(entry[key] for key in entry if key not in ("method", "kl", "label"))
-        matching = [r for r in known.values() if (r.label == label if label else (r.method, r.kl) == (method, kl))]
+        matching = [
+            row
+            for row in known.values()
+            if row.label == _label(entry)
+            or (not label and (row.method, row.kl) == (method, kl) and row.label not in own)
+        ]
         rows += [row._replace(variant=variant) for row in sorted(matching)]
         rows += [] if matching else [Row(_label(entry), method, kl, variant)]
     rows += sorted(known.values())

@@ -1,27 +1,22 @@
-"""The numbers of the figures: what the finished runs of a suite recorded during training, as data frames."""
+"""What the finished runs of a suite recorded during training: one line per update, and the schedule of each row."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.core.errors import BenchError
 from bench.report.data.metrics import SUMS
 from bench.report.data.records import Run, SuiteRecords
 from bench.report.data.selection import Row
-from bench.report.data.statistics import Array, Estimate, over_seeds
 from bench.store.files import read_lines
 from bench.store.record import RUN, TRAIN, run_folder
 
-#: Updates of the centred moving mean that is drawn. Every update has other prompts, so its raw mean is noisy.
-WINDOW = 5
-#: Panels of the curves besides the trained reward, if the runs recorded their metrics: sums and single metrics.
+#: Scores of the rollouts besides the trained reward, if the runs recorded their metrics: sums and single metrics.
 MONITORED = ("gold_overall", "overall", "clipscore", "pickscore")
 #: Relative tolerance of two schedules of one row, which may come from different machines in single precision.
 SCHEDULE_TOLERANCE = 1e-5
@@ -52,6 +47,16 @@ class TrainLine(TrainModel):
     ledger: LedgerTotals
     grad_norm_of_step: dict[int, float]
     """Trained step to the norm of its part of the gradient, with the step's weight and the KL term."""
+    reward_group_std: float | None = None
+    """Standard deviation of the reward within a group, mean over groups: how much the policy explores."""
+    kl_anchor: float | None = None
+    """Mean of the KL term to the anchor; 0 in the update after a refresh. None without such a term."""
+    grad_norm: list[float] = Field(default_factory=list)
+    """Norm of the gradient before clipping, one per optimizer step."""
+    ratio_error: float | None = None
+    """Largest difference of a ratio to 1 before the first optimizer step; 0 is exact."""
+    clipped_share: float | None = None
+    """Share of the transitions beyond the clip range."""
 
     @property
     def panels(self) -> dict[str, float]:
@@ -93,17 +98,17 @@ class Training:
     """What the finished runs of one row recorded during training."""
 
     row: Row
-    index: int
-    """Position of the row in the suite: decides its colour and marker."""
+    seeds: list[int]
+    """Ascending."""
     lines: list[list[TrainLine]]
-    """[seed][update], seeds ascending."""
+    """[seed][update]."""
     schedule: Schedule
 
 
 def load_training(folder: Path | str, suite: SuiteRecords) -> list[Training]:
     """Rows of `results/<suite>` with a finished run, in the suite's order, from `train.jsonl` and `run.json`."""
     trainings: list[Training] = []
-    for index, runs in enumerate(suite.rows):
+    for runs in suite.rows:
         if not runs.finished:
             continue
         first, *others = [_read_training(Path(folder), run) for run in runs.finished]
@@ -112,7 +117,7 @@ def load_training(folder: Path | str, suite: SuiteRecords) -> list[Training]:
                 raise BenchError(f"{path} has other rollout NFE than {first[0]}: run the run that differs again.")
             if not schedule.close_to(first[2]):
                 raise BenchError(f"the schedule of {path} is not that of {first[0]}: run the run that differs again.")
-        trainings.append(Training(runs.row, index, [first[1], *(lines for _, lines, _ in others)], first[2]))
+        trainings.append(Training(runs.row, runs.seeds, [first[1], *(lines for _, lines, _ in others)], first[2]))
         panels = set(trainings[0].lines[0][0].panels)
         for path, lines, _ in (first, *others):
             if any(set(line.panels) != panels for line in lines):
@@ -153,113 +158,3 @@ def validated(model: type[P], content: Any, file: str, part: str) -> P:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise BenchError(f"{file}, {part}{f', {key}' if key else ''}: {first['msg']}. {FIX}") from error
-
-
-def moving_mean(x: Array, window: int = WINDOW) -> Array:
-    """Centred moving mean along the last axis; towards the ends the window shrinks and stays centred."""
-    n = x.shape[-1]
-    reach = [min(window // 2, k, n - 1 - k) for k in range(n)]
-    return np.stack([x[..., k - r : k + r + 1].mean(-1) for k, r in enumerate(reach)], -1)
-
-
-def curves(trainings: Sequence[Training], source: str = "here") -> pd.DataFrame:
-    """One line per panel, row and update.
-
-    `mean`, `lo`, `hi`: mean over seeds and its Student-t 95 % interval (NaN with fewer than 3 seeds), score units;
-    `smooth*`: the same of the moving mean of each seed. `nfe_rollout` is the total of one run after the update's
-    rollout.
-    """
-    rows: list[dict[str, Any]] = []
-    for training in trainings:
-        for panel in training.lines[0][0].panels:
-            x = np.array([[line.panels[panel] for line in lines] for lines in training.lines])
-            for line, raw, smooth in zip(training.lines[0], x.T, moving_mean(x).T, strict=True):
-                rows.append(
-                    {
-                        **{"panel": panel, "source": source, **_identity(training)},
-                        **{"update": line.update, "nfe_rollout": line.ledger.nfe_rollout},
-                        **_columns(over_seeds(raw), "mean", "lo", "hi"),
-                        **_columns(over_seeds(smooth), "smooth", "smooth_lo", "smooth_hi"),
-                    }
-                )
-    return pd.DataFrame(rows)
-
-
-def _identity(training: Training) -> dict[str, Any]:
-    return {"row": training.row.label, "method": training.row.method, "n_seeds": len(training.lines)}
-
-
-def _columns(estimate: Estimate, *names: str) -> dict[str, float]:
-    return dict(zip(names, (estimate.mean, estimate.lo, estimate.hi), strict=True))
-
-
-def noise(trainings: Sequence[Training]) -> pd.DataFrame:
-    """One line per row and rollout step: injected `std` per latent element; `rss` is its root sum of squares."""
-    frames = []
-    for training in trainings:
-        s = training.schedule
-        values = {"step": range(len(s.std)), "sigma": s.sigma[:-1], "sigma_next": s.sigma[1:], "std": s.std}
-        frames.append(pd.DataFrame({**_identity(training), **values, "rss": float(np.linalg.norm(s.std))}))
-    return pd.concat(frames, ignore_index=True)
-
-
-def gradients(trainings: Sequence[Training]) -> pd.DataFrame:
-    """One line per row and step that is noisy or trained: the step's gradient norm, before and after the equalizer.
-
-    `measured_after` is the geometric mean over updates, then over seeds, with a Student-t 95 % interval of the log
-    over seeds (NaN with fewer than 3); `measured_before` is the same divided by the step's weight. Both are multiplied
-    by the row's `scale`, so that `measured_before` and `predicted_before` have the same geometric mean over the
-    measured steps. Units: 1 = the predicted norm at the schedule's lower median. Norms of 0 and steps of weight 0 have
-    no logarithm; they are left out, and `n_zero` counts them. `*_spread`: largest over smallest of the measured steps.
-    """
-    return pd.concat([_gradients(training) for training in trainings], ignore_index=True)
-
-
-def _gradients(training: Training) -> pd.DataFrame:
-    s = training.schedule
-    norms = pd.DataFrame(
-        [
-            (seed, step, norm)
-            for seed, lines in enumerate(training.lines)
-            for line in lines
-            for step, norm in line.grad_norm_of_step.items()
-        ],
-        columns=["seed", "step", "norm"],
-    )
-    weight, predicted = np.array(s.step_weight), np.array(s.predicted_grad_norm)
-    usable = (norms["norm"] > 0) & (weight[norms["step"].astype(int)] > 0)
-    logs = norms[usable].assign(norm=np.log(norms.loc[usable, "norm"].to_numpy(float)))
-    by_seed = logs.groupby(["step", "seed"])["norm"].mean()
-    steps = sorted({*norms["step"].astype(int), *np.flatnonzero(s.std).tolist()})
-    rows: list[dict[str, Any]] = []
-    for step in steps:
-        estimate = over_seeds(by_seed[by_seed.index.get_level_values("step") == step].to_numpy())
-        of_step = norms["step"] == step
-        rows.append(
-            {
-                **{**_identity(training), "step": step, "sigma": s.sigma[step], "step_weight": weight[step]},
-                **{"n_norms": int((of_step & usable).sum()), "n_zero": int((of_step & ~usable).sum())},
-                **{"predicted_before": predicted[step], "predicted_after": predicted[step] * weight[step]},
-                **_columns(estimate, "measured_after", "measured_after_lo", "measured_after_hi"),
-            }
-        )
-    return _scaled(pd.DataFrame(rows))
-
-
-def _scaled(frame: pd.DataFrame) -> pd.DataFrame:
-    """Logs of one row's measured norms as multiples of the prediction; adds `measured_before*`, spreads, `scale`."""
-    ends = ("", "_lo", "_hi")
-    known = frame["measured_after"].notna()
-    weight = frame["step_weight"].where(known, 1.0)
-    gap = np.log(frame["predicted_before"]) - (frame["measured_after"] - np.log(weight))
-    frame["scale"] = float(np.exp(gap[known].mean())) if known.any() else np.nan
-    for end in ends:
-        frame[f"measured_after{end}"] = np.exp(frame[f"measured_after{end}"]) * frame["scale"]
-        frame[f"measured_before{end}"] = frame[f"measured_after{end}"] / weight
-    names = [f"{kind}_{when}" for when in ("before", "after") for kind in ("predicted", "measured")]
-    for name in names:
-        values = frame.loc[known, name]
-        frame[f"{name}_spread"] = values.max() / values.min() if known.any() else np.nan
-    measured = [f"measured_{when}{end}" for when in ("before", "after") for end in ends]
-    shown = [*measured, "scale", *[f"{name}_spread" for name in names]]
-    return frame[[name for name in frame.columns if name not in shown] + shown]

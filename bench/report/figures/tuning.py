@@ -13,12 +13,15 @@ from bench.report.data.records import SuiteRecords, load_records
 from bench.report.data.selection import Row
 from bench.report.data.tuning import best_table, trial_table
 from bench.report.figures import plots
+from bench.report.looks import looks, row_title
 from bench.store.files import write_files
+from bench.suite.search import trial_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDER, NAME = "figures", "tuning"
+SIZE = (6.8, 4.0)
 
 
 def build_tuning_figure(folder: Path, rows: Sequence[Row] | None, seeds: Sequence[int] | None) -> dict[str, Path]:
@@ -36,12 +39,21 @@ def build_tuning_figure(folder: Path, rows: Sequence[Row] | None, seeds: Sequenc
 
 
 def best_curves(suite: SuiteRecords, frame: pd.DataFrame) -> Figure:
-    """One line per row over the number of trials; `frame` is that of `best_table`."""
-    figure, axes = plots.grid(suite, 1, 1, (6.4, 4.0))
-    for index, (row, line) in enumerate(frame.groupby("row", sort=False)):
-        axes[0].plot(line["trials"], line["best"], label=row, **plots.style_of(index))
-    axes[0].set_xlabel("trials, the first is the suite's default")
-    axes[0].set_ylabel(f"best Reward on validation prompts\n(score units), {plots.formula(suite, 'trained')}")
-    axes[0].set_xticks(sorted(frame["trials"].unique()))
-    plots.legend(figure, axes[0].get_legend_handles_labels()[0], 2)
+    """One line per row over the number of trials, named at its end; `frame` is that of `best_table`."""
+    from matplotlib.ticker import FixedLocator
+
+    rows = {named[0]: runs.row._replace(label=named[0]) for runs in suite.rows if (named := trial_of(runs.row.label))}
+    styles = looks(rows.values())
+    figure, axes = plots.canvas(plots.suite_title(suite), 1, 1, SIZE)
+    axis, ends = axes[0][0], []
+    for label, line in frame.groupby("row", sort=False):
+        look = styles[str(label)]
+        axis.plot(line["trials"], line["best"], **plots.line_style(look))
+        ends.append(
+            plots.End(line["trials"].iloc[-1], line["best"].iloc[-1], row_title(rows[str(label)]), look.colour)
+        )
+    axis.set_xlabel("trials, the first is the suite's default")
+    axis.set_ylabel(f"best Reward on validation prompts\n(score units), {plots.formula(suite, 'trained')}")
+    axis.xaxis.set_major_locator(FixedLocator(sorted(frame["trials"].unique())))
+    plots.name_ends(axis, ends, SIZE[1])
     return figure

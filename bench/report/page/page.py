@@ -29,19 +29,27 @@ from bench.store.files import write_text
 PAGE, GALLERY = "report.html", "gallery.webp"
 TEMPLATES = Path(__file__).parent / "templates"
 MARKS = re.compile(r"\*\*(.+?)\*\*|`([^`]+)`", re.DOTALL)
-TITLES = {"curves": "Learning curves", "noise": "Injected noise", "gradients": "Gradient norms"}
+TITLES = {
+    "forest": "Gains over the base",
+    "curves": "Learning curves",
+    "rollouts": "Rewards of the rollouts",
+    "dynamics": "Training dynamics",
+    "noise": "Injected noise",
+    "gradients": "Gradient norms",
+}
 ALTS = {
-    "curves": "Line charts: scores of the training videos over rollout NFE, one line and band per row",
-    "noise": "Line chart: noise that each rollout step injects, one line per row",
-    "gradients": "Charts of the gradient norm of each rollout step, measured and predicted, one panel per row",
+    "forest": "Forest plot: gain of each row over the base with its interval, one panel per score",
+    "curves": "Line charts: gain over the base on held-out videos over the updates, one line and band per row",
+    "rollouts": "Line charts: gain of rollout rewards since update 0 over the updates, one line and band per row",
+    "dynamics": "Line charts: exploration, KL, gradient norm and ratio over the updates, one line and band per row",
+    "noise": "Line chart: noise that each rollout step injects over its noise level, one line per row",
+    "gradients": "Line charts of the gradient norm of each step over its noise level and bars of its spread",
     "gallery": "Animated grid of videos: one column per held-out prompt, the base on top, each trained policy below",
-    FOREST: "Forest plot: difference to the base with its interval, one line per level, one panel per group and score",
+    FOREST: "Forest plot: gain over the base and change to the first level with intervals, one line per level",
 }
 CAPTIONS = {
     "gallery": "The same held-out prompts and the same noise for the base and for the trained policies of one seed; "
     "prompts are spread evenly over the list, not selected. Scores are under each video.",
-    FOREST: "Differences to the base, with 95 % intervals over seeds and prompts; the first level of each group, "
-    "hollow, is the baseline, and the dotted line is its mean.",
 }
 
 
@@ -132,12 +140,12 @@ def _pictures(main: MainTable, records: Path, selection: Selection) -> tuple[lis
 
 def _ablation(levels: Sequence[AblationLevel], title: str) -> Ablation:
     ablation = AblationTable(levels, title)
-    picture = render_ablation_figure(levels)[f"{FOREST}.png"]
+    contents, caption = render_ablation_figure(levels)
     groups = ", ".join(dict.fromkeys(level.group for level in levels))
     return Ablation(
         [GridData(name, *section) for name, section in ablation.sections.items()],
         ablation.notes,
-        _figure(f"{title}: ablation", picture, f"{ALTS[FOREST]} ({groups}).", CAPTIONS[FOREST]),
+        _figure(f"{title}: ablation", contents[f"{FOREST}.png"], f"{ALTS[FOREST]} ({groups}).", caption),
     )
 
 

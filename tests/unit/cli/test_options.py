@@ -25,7 +25,7 @@ OPTIONS = {
     "plan": f"{SUITE} --allow-code --gpu --gpus --gpu-memory --tflops --context-parallel --shard --scorer-seconds "
     "--probe --json --quiet",
     "table": f"{SUITE} --json --quiet",
-    "figures": f"{SUITE} --json --quiet",
+    "figures": f"{SUITE} --paper --json --quiet",
     "compare": "a b --open --csv --json",
     "votes": "files --suite --json",
     "report": f"{SUITE} --json --quiet",
@@ -141,6 +141,9 @@ MISTAKES = {
     "audit nano.yaml suite=": "key 'suite'",
     "table nano.yaml budget.updates=three": "budget.updates",
     "figures nano.yaml budget.updates=three": "budget.updates",
+    "figures": "name a suite, such as nano, or give --paper",
+    "figures --paper nowhere": "nowhere holds no results",
+    "figures nano --paper": "--paper takes a folder of results and no suite",
     "report nano.yaml budget.updates=three": "budget.updates",
     "gallery nano.yaml suite=never": "never holds no records",
     "replay results/nowhere": "results/nowhere/run.json does not exist",

@@ -421,7 +421,7 @@ def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
         *("ablation.csv", "ablation.pdf", "ablation.png")
     ]
     for variant in variants:
-        assert (results / "noise" / variant / "figures" / "curves.png").is_file()
+        assert (results / "noise" / variant / "figures" / "rollouts.png").is_file()
 
     assert main(["table", *words, "noise_policy={kind: common_eta, eta: 0.5}"]) == 2
     assert "was made with other settings: noise_policy" in capsys.readouterr().err

@@ -18,8 +18,10 @@ from bench import store
 from bench.api import BenchError
 from bench.cli import main
 from bench.core.provenance import ROOT
+from bench.report.data.mechanism import gradients, noise
 from bench.report.data.records import load_records
-from bench.report.data.training import curves, gradients, load_training, moving_mean, noise
+from bench.report.data.rollouts import moving_mean, rollouts
+from bench.report.data.training import load_training
 from bench.report.figures import plots
 from bench.report.figures.suite import build_figures
 from tests.helpers.records import METRICS, make_record, make_scores, write_lines, write_run
@@ -56,6 +58,11 @@ def line(seed: int, update: int) -> dict[str, Any]:
         "rewards": {"VQ": 0.0, "TA": 0.0},
         "monitor": {"gold_VQ": 0.1, "gold_MQ": 0.5, "gold_TA": float(update), "dark_fraction": 0.5},
         "grad_norm_of_step": norms,
+        "reward_group_std": 1.0 + update,
+        "kl_anchor": 0.0 if update % 3 == 0 else 0.01 * update,
+        "grad_norm": [0.5, 1.5],
+        "ratio_error": 0.0,
+        "clipped_share": 0.25,
         "ledger": {"nfe_rollout": NFE * (update + 1), "nfe_anchor": 0, "reward_calls": {"videoalign": 1}},
     }
 
@@ -97,7 +104,9 @@ def numbers(folder: Path, name: str, row: str) -> pd.DataFrame:
 
 
 def test_every_figure_has_its_three_files(drawn: Path) -> None:
-    names = [f"{name}.{kind}" for name in ("curves", "noise", "gradients") for kind in ("png", "pdf", "csv")]
+    names = [
+        f"{name}.{kind}" for name in ("rollouts", "dynamics", "noise", "gradients") for kind in ("png", "pdf", "csv")
+    ]
     folder = drawn / "figures"
     assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "figures.md"])
     for name in names:
@@ -111,37 +120,65 @@ def test_the_same_records_give_the_same_bytes(drawn: Path, suite: Path) -> None:
         assert path.read_bytes() == (drawn / "figures" / name).read_bytes(), name
 
 
-def test_curves_are_means_over_seeds(drawn: Path) -> None:
-    found = numbers(drawn, "curves", "sage_grpo-dual")
-    assert found["n_seeds"].unique() == [2]
-    trained = found[found["panel"] == "trained"]
+def test_rollouts_are_gains_since_update_0_in_whole_windows(drawn: Path) -> None:
+    found = numbers(drawn, "rollouts", "sage_grpo-dual")
+    trained = found[(found["panel"] == "trained") & (found["seed"] == 0)]
     assert trained["nfe_rollout"].tolist() == [NFE * k for k in range(1, UPDATES + 1)]
-    assert trained["mean"].tolist() == [k**2 + 1 for k in range(UPDATES)]
-    smooth = [1, 5 / 3 + 1, 6 + 1, 11 + 1, 18 + 1, 77 / 3 + 1, 36 + 1]
-    assert trained["smooth"].tolist() == pytest.approx(smooth, rel=1e-7)
-    gold = found[found["panel"] == "gold_overall"]
-    assert gold["mean"].tolist() == pytest.approx([0.6 + k for k in range(UPDATES)])
+    assert trained["mean_score"].tolist() == [k**2 for k in range(UPDATES)]
+    gains = [math.nan, math.nan, 6, 11, 18, math.nan, math.nan]  # means of k^2 over five updates, less 0
+    assert trained["value"].tolist() == pytest.approx(gains, nan_ok=True)
+    assert trained["mean"].tolist() == pytest.approx(gains, nan_ok=True)
     assert set(found["panel"]) == {"trained", "gold_overall"}
+
+
+def test_rollouts_are_adjusted_for_the_prompts_that_all_rows_see(suite: Path) -> None:
+    """A seed whose prompts are harder in some updates has the same effect on both rows, and it is removed."""
+    write(suite, "cps-fixed", 1, CPS)
+    for row in ("cps-fixed", "sage_grpo-dual"):
+        path = store.run_folder(suite, row, 1)
+        lines = store.read_lines(path / store.TRAIN)
+        for one in lines:
+            one["reward"] += (-1) ** one["update"] * 10
+        write_lines(path, lines)
+    found = rollouts(load_training(suite, load_records(suite)))
+    trained = found[(found["panel"] == "trained") & (found["row"] == "cps-fixed")]
+    values = trained.pivot(index="update", columns="seed", values="value").dropna()
+    assert values[0].tolist() == pytest.approx(values[1].tolist())
+
+
+def test_dynamics_are_drawn_as_recorded_and_what_is_0_is_only_named(drawn: Path) -> None:
+    found = numbers(drawn, "dynamics", "cps-fixed").groupby("panel")["value"].apply(list)
+    assert found["reward_group_std"] == pytest.approx([math.nan, math.nan, 3, 4, 5, math.nan, math.nan], nan_ok=True)
+    assert found["kl_anchor"] == pytest.approx([0, 0.01, 0.02, 0, 0.04, 0.05, 0])
+    assert found["grad_norm"][2:5] == [1, 1, 1]
+    assert found["ratio_error"] == [0] * UPDATES
+    text = (drawn / "figures" / "figures.md").read_text(encoding="utf-8")
+    assert "0 in every update and not drawn: ratio error." in text
 
 
 @pytest.mark.parametrize("row", ["cps-fixed", "sage_grpo-dual"])
 def test_one_seed_has_no_band_and_neither_have_two(drawn: Path, row: str) -> None:
-    found = numbers(drawn, "curves", row)
-    assert found[["lo", "hi", "smooth_lo", "smooth_hi"]].isna().all(axis=None)
-    assert found["mean"].notna().all()
+    found = numbers(drawn, "rollouts", row)
+    assert found[["lo", "hi"]].isna().all(axis=None)
+    assert found["mean"].notna().any()
     assert numbers(drawn, "gradients", row)["measured_after_lo"].isna().all()
-    assert "none with fewer than 3 seeds" in (drawn / "figures" / "figures.md").read_text(encoding="utf-8")
+    assert "95 % intervals over seeds, from 3 seeds on" in (drawn / "figures" / "figures.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_three_seeds_have_an_interval(suite: Path) -> None:
     """The rewards of the seeds are 0, 2 and 4 apart, and so are the logarithms (base 2) of the norms."""
     write(suite, "sage_grpo-dual", 2, SAGE)
     trainings = load_training(suite, load_records(suite))[:1]
-    found = curves(trainings)
-    for name, lo, hi in (("mean", "lo", "hi"), ("smooth", "smooth_lo", "smooth_hi")):
-        trained = found[found["panel"] == "trained"]
-        assert (trained[name] - trained[lo]).tolist() == pytest.approx([HALF] * UPDATES, rel=1e-6)
-        assert (trained[hi] - trained[name]).tolist() == pytest.approx([HALF] * UPDATES, rel=1e-6)
+    for seed, path in enumerate(sorted(suite.glob("sage_grpo-dual/seed-*"))):  # gains of 0, 2 and 4 at update 6
+        lines = store.read_lines(path / store.TRAIN)
+        lines[6]["reward"] = 36.0 + 12 * seed
+        write_lines(path, lines)
+    found = rollouts(load_training(suite, load_records(suite))[:1])
+    last = found[(found["panel"] == "trained") & (found["update"] == 4)]
+    assert (last["mean"] - last["lo"]).tolist() == pytest.approx([HALF] * 3, rel=1e-6)
+    assert (last["hi"] - last["mean"]).tolist() == pytest.approx([HALF] * 3, rel=1e-6)
     norms = gradients(trainings)
     for when in ("before", "after"):
         middle = norms[f"measured_{when}"]
@@ -193,13 +230,13 @@ def test_the_page_counts_seeds_and_says_what_is_drawn(drawn: Path) -> None:
         "sage_grpo-dual 2/3 seeds (1 failed, no band)",
         "cps-fixed 1/3 seeds (no band)",
         "dance_grpo-none 0/3 seeds (not drawn)",
-        "![curves](curves.png)",
-        "trained reward = 0.5 VQ + 1 TA; gold reward = gold_VQ + gold_MQ + gold_TA",
+        "![rollouts](rollouts.png)",
+        "each method's rollouts carry its own noise, so levels do not compare between methods",
+        "Gain since update 0, not adjusted for prompts",
+        "No held-out curves were recorded",
         "moving mean over 5 updates",
-        "Student-t 95 % interval",
         "kind common_eta, eta 0.5",
-        "with the step's weight and the KL term",
-        "sage_grpo-dual 2 (predicted 16) before, 8 (predicted 1) after",
+        "the largest norm is 8 times the smallest, without it 2 times",
     ]:
         assert phrase in text
 
@@ -220,11 +257,11 @@ def test_gold_as_the_reward_stands_beside_what_watches(suite: Path) -> None:
         for one in lines:
             one["rewards"], one["monitor"] = one["monitor"], {"VQ": 1.0, "MQ": 2.0, "TA": 3.0}
         write_lines(path, lines)
-    found = curves(load_training(suite, load_records(suite)))
+    found = rollouts(load_training(suite, load_records(suite)))
     assert list(found["panel"].unique()) == ["trained", "gold_overall", "overall"]
-    assert found.loc[found["panel"] == "overall", "mean"].unique() == [6.0]
+    assert found.loc[found["panel"] == "overall", "mean_score"].unique() == [6.0]
     gold = found[(found["panel"] == "gold_overall") & (found["row"] == "cps-fixed")]
-    assert gold["mean"].tolist() == pytest.approx([0.6 + k for k in range(UPDATES)])
+    assert gold["mean_score"].tolist() == pytest.approx([0.6 + k for k in range(UPDATES)])
 
 
 @pytest.mark.usefixtures("unsaved")
@@ -233,16 +270,16 @@ def test_stored_runs_stand_beside_only_if_they_compare(suite: Path, tmp_path: Pa
     for seed in range(3):
         write(stored, "sage_grpo-dual", seed, SAGE)
     paths = build_figures(suite, reference=stored)
-    found = pd.read_csv(paths["curves.csv"])
+    found = pd.read_csv(paths["rollouts.csv"])
     beside = found[found["source"] == "reference"]
     assert set(beside["row"]) == {"sage_grpo-dual"}
-    assert beside["n_seeds"].unique() == [3]
+    assert beside["seed"].nunique() == 3
     assert "stored reference runs (sage_grpo-dual 3 seeds)" in paths["figures.md"].read_text(encoding="utf-8")
     for seed in range(3):
         write(stored, "sage_grpo-dual", seed, SAGE, budget_digest="c")
     paths = build_figures(suite, reference=stored)
     assert "another budget digest and are not drawn" in paths["figures.md"].read_text(encoding="utf-8")
-    assert set(pd.read_csv(paths["curves.csv"])["source"]) == {"here"}
+    assert set(pd.read_csv(paths["rollouts.csv"])["source"]) == {"here"}
     with pytest.raises(BenchError, match=r"reference .*nowhere holds no records"):
         build_figures(suite, reference=tmp_path / "nowhere")
 
@@ -315,10 +352,15 @@ def test_failed_runs_need_no_curves(suite: Path) -> None:
     assert found.groupby("row")["n_seeds"].first().to_dict() == {"cps-fixed": 1, "sage_grpo-dual": 2}
 
 
-def test_the_moving_mean_is_centred_and_keeps_straight_lines() -> None:
+def test_the_moving_mean_keeps_straight_lines_and_has_no_ends() -> None:
     x = np.stack([np.arange(8.0), 3 - 2 * np.arange(8.0)])
-    assert moving_mean(x) == pytest.approx(x)
+    smooth = moving_mean(x)
+    assert smooth[:, 2:-2] == pytest.approx(x[:, 2:-2])
+    assert np.isnan(smooth[:, [0, 1, -2, -1]]).all()
     assert moving_mean(np.array([4.0])).tolist() == [4.0]
+    assert moving_mean(np.array([1.0, 2.0, 6.0, 9.0])).tolist() == pytest.approx(
+        [math.nan, 3, 17 / 3, math.nan], nan_ok=True
+    )
 
 
 def test_figures_load_neither_torch_nor_matplotlib_to_start() -> None:

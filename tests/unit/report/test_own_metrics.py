@@ -109,7 +109,7 @@ def test_figures_and_report_of_a_suite_without_videoalign(tmp_path: Path) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.report.figures.plots.figure_files", lambda *args: {})  # drawn, but not saved
         _, captions = render_figures(folder)
-    assert list(captions) == ["curves", "noise", "gradients"]
+    assert list(captions) == ["forest", "rollouts", "noise", "gradients"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.report.page.page.render_figures", lambda *args: ({}, {}))
         patch.setattr("bench.report.page.page.levels_of", lambda suites: [])

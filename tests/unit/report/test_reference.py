@@ -76,8 +76,8 @@ def test_rows_are_matched_by_what_they_do(stored: Path, tmp_path: Path) -> None:
     assert table["reference_n_seeds"]["mine"] == 3
     assert table["reference_overall"].isna()["sage_grpo-x"]
     figures, captions = render_figures(tmp_path / "mine")
-    assert "Dashed: our stored reference runs (mine 3 seeds)" in captions["curves"]
-    assert b"reference" in figures["curves.csv"]
+    assert "our stored reference runs (mine 3 seeds)" in captions["rollouts"]
+    assert b"reference" in figures["rollouts.csv"]
 
 
 def test_the_first_setting_that_differs_is_named(stored: Path, tmp_path: Path) -> None:
