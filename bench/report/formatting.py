@@ -20,6 +20,19 @@ ALPHA = 0.05
 MOST_DECIMALS = 6
 
 
+class Cell(str):
+    """Text of a number in a table, together with the number itself, by which a page sorts."""
+
+    __slots__ = ("value",)
+    value: float
+
+    def __new__(cls, text: str, value: Any) -> Cell:
+        """`text` with the number that it shows."""
+        cell = super().__new__(cls, text)
+        cell.value = float(value)
+        return cell
+
+
 def decimals(table: pd.DataFrame, name: str) -> int:
     """Decimals of a column, 2 to 4: enough for two digits of the half-width of its narrowest interval."""
     widths = [hi - lo for lo, hi in zip(table[f"{name}_lo"], table[f"{name}_hi"], strict=True) if hi > lo]
@@ -31,7 +44,7 @@ def number(value: Any, digits: int = 2) -> str:
     if value is None or pd.isna(value):
         return MISSING
     text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text
+    return Cell(text.removeprefix("-") if float(text) == 0 else text, value)
 
 
 def interval(row: pd.Series[Any], name: str, digits: int) -> str:
@@ -44,10 +57,10 @@ def interval(row: pd.Series[Any], name: str, digits: int) -> str:
     if pd.isna(mean):
         return MISSING
     if pd.isna(limits[0]):
-        return f"{number(mean, digits)} [{MISSING}]"
+        return Cell(f"{number(mean, digits)} [{MISSING}]", mean)
     while digits < MOST_DECIMALS and any(limit != 0 and float(number(limit, digits)) == 0 for limit in limits):
         digits += 1
-    return f"{number(mean, digits)} [{number(limits[0], digits)}, {number(limits[1], digits)}]"
+    return Cell(f"{number(mean, digits)} [{number(limits[0], digits)}, {number(limits[1], digits)}]", mean)
 
 
 def is_significant(row: pd.Series[Any], name: str) -> bool:
@@ -58,26 +71,27 @@ def is_significant(row: pd.Series[Any], name: str) -> bool:
 
 def marked(text: str, is_best: bool = False, is_starred: bool = False) -> str:
     """A cell: in bold if it is the best of its column, with a star if its difference is significant."""
-    return f"{f'**{text}**' if is_best else text}{STAR if is_starred else ''}"
+    shown = f"{f'**{text}**' if is_best else text}{STAR if is_starred else ''}"
+    return Cell(shown, text.value) if isinstance(text, Cell) else shown
 
 
 def effect(value: Any) -> str:
     """A positive size with two decimals, or with two digits if it is smaller than 0.1: never 0.00."""
     if value is None or pd.isna(value):
         return MISSING
-    return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
+    return Cell(f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}", value)
 
 
 def p_value(value: Any) -> str:
     """A p-value with three decimals, or `<0.001`."""
     if value is None or pd.isna(value):
         return MISSING
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
+    return Cell("<0.001" if value < 0.001 else f"{value:.3f}", value)
 
 
 def count(value: Any) -> str:
     """A whole number with thousands separated by commas."""
-    return MISSING if value is None or pd.isna(value) else f"{int(value):,}"
+    return MISSING if value is None or pd.isna(value) else Cell(f"{int(value):,}", value)
 
 
 def row_name(row: pd.Series[Any]) -> str:

@@ -94,12 +94,13 @@ def legend(text: str, kl_policies: Iterable[str] = (), metrics: Iterable[MetricC
         if re.search(PATTERNS.get(term, rf"\b{re.escape(term)}\b"), text)
     ]
     own = [metric for metric in metrics if metric.is_own and metric.evaluator is not None]
-    lines += [f"**{metric.title}**: {_described(metric)}" for metric in own if metric.title in text]
+    lines += [f"**{metric.title}**: {described(metric)}" for metric in own if metric.title in text]
     used = set(kl_policies)
     return lines + [f"**{name}**: {meaning}" for name, meaning in KL_POLICIES.items() if name in used]
 
 
-def _described(metric: MetricColumn) -> str:
+def described(metric: MetricColumn) -> str:
+    """Evaluator, unit and direction of a metric in one sentence."""
     unit = "" if metric.unit is None else f", unit {metric.unit}"
     direction = "higher" if metric.higher_is_better else "lower"
     return f"Metric of {metric.evaluator}{unit}; {direction} is better."

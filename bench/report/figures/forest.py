@@ -96,7 +96,7 @@ def draw_interval(axis: Axes, y: float, line: pd.Series[Any], name: str, look: M
     """
     if pd.notna(line[f"{name}_lo"]):
         axis.hlines(y, line[f"{name}_lo"], line[f"{name}_hi"], color=look["colour"], linewidth=1.6)
-    face = look["colour"] if formatting.is_bold(line, name) else "white"
+    face = look["colour"] if formatting.is_significant(line, name) else "white"
     axis.plot(line[name], y, linestyle="none", color=look["colour"], marker=look["marker"], markerfacecolor=face)
 
 

@@ -1,76 +1,38 @@
 """`bench report`: one HTML page with all results of a suite or a study, from its records: `report.html`.
 
-The page needs no network and no script, and its bytes depend on the records, the stored gallery and matplotlib only.
+The page needs no network. Without script it answers, shows and lets check; its script adds what moves. Its bytes
+depend on the records and on the libraries that draw the charts only.
 """
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from markupsafe import Markup, escape
+import pandas as pd
+from markupsafe import Markup
 
-from bench.core.errors import BenchError
-from bench.report.data.ablation import AblationLevel, levels_of
+from bench.report.data.held_out import held_out_curves
 from bench.report.data.selection import Selection
-from bench.report.figures import plots
-from bench.report.figures.ablation import NAME as FOREST
-from bench.report.figures.ablation import render_ablation_figure
-from bench.report.figures.suite import FOLDER, render_figures
-from bench.report.page.chapters import RUN_HEAD, Chapter, GridData, build_chapter
-from bench.report.tables.ablation import AblationTable
-from bench.report.tables.main import MainTable, load_main_table
+from bench.report.formatting import Cell
+from bench.report.page.clips import load_clips
+from bench.report.page.content import content, words
+from bench.report.page.curves import curves_island
+from bench.report.page.grids import cell, rich, value
+from bench.report.page.islands import as_json, cells_island, runs_island, suite_island
+from bench.report.page.scripts import own_scripts, policy, vega_script
+from bench.report.page.subject import Subject, page_label
+from bench.report.tables.main import load_main_table
 from bench.store.files import write_text
 
-PAGE, GALLERY = "report.html", "gallery.webp"
+PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
-MARKS = re.compile(r"\*\*(.+?)\*\*|`([^`]+)`", re.DOTALL)
-TITLES = {
-    "forest": "Gains over the base",
-    "curves": "Learning curves",
-    "rollouts": "Rewards of the rollouts",
-    "dynamics": "Training dynamics",
-    "noise": "Injected noise",
-    "gradients": "Gradient norms",
+CONTENTS = {
+    **{"verdict": "Verdict", "videos": "Videos", "vote": "Blind vote", "curves": "Learning curves"},
+    **{"checks": "Is it real?", "prompts": "Prompts", "mechanism": "Mechanism", "cost": "Cost"},
+    **{"tables": "Tables", "reproduce": "Reproduce", "words": "Words"},
 }
-ALTS = {
-    "forest": "Forest plot: gain of each row over the base with its interval, one panel per score",
-    "curves": "Line charts: gain over the base on held-out videos over the updates, one line and band per row",
-    "rollouts": "Line charts: gain of rollout rewards since update 0 over the updates, one line and band per row",
-    "dynamics": "Line charts: exploration, KL, gradient norm and ratio over the updates, one line and band per row",
-    "noise": "Line chart: noise that each rollout step injects over its noise level, one line per row",
-    "gradients": "Line charts of the gradient norm of each step over its noise level and bars of its spread",
-    "gallery": "Animated grid of videos: one column per held-out prompt, the base on top, each trained policy below",
-    FOREST: "Forest plot: gain over the base and change to the first level with intervals, one line per level",
-}
-CAPTIONS = {
-    "gallery": "The same held-out prompts and the same noise for the base and for the trained policies of one seed; "
-    "prompts are spread evenly over the list, not selected. Scores are under each video.",
-}
-
-
-class Picture(NamedTuple):
-    """An image inside the page."""
-
-    title: str
-    uri: str
-    """The image itself, as a data URI."""
-    alt: str
-    caption: str
-    width: int | None = None
-    """In CSS pixels of 1/96 inch, so that the text of all figures has one size; None if unknown."""
-
-
-class Ablation(NamedTuple):
-    """The part of the page that compares the levels of an ablation."""
-
-    grids: Sequence[GridData]
-    notes: Sequence[str]
-    picture: Picture
 
 
 def build_report(folder: Path, suites: Mapping[str, tuple[Path, Selection]]) -> Path:
@@ -80,86 +42,49 @@ def build_report(folder: Path, suites: Mapping[str, tuple[Path, Selection]]) -> 
     that is not a study. Records that do not compare are a `BenchError`, and nothing is written.
     """
     path = folder / PAGE
-    write_text(path, render_page(folder, suites))
+    write_text(path, str(render_page(folder, suites)))
     return path
 
 
 def render_page(folder: Path, suites: Mapping[str, tuple[Path, Selection]]) -> str:
     """The text of the page; the arguments are those of `build_report`."""
     tables = {variant: load_main_table(records, *selection) for variant, (records, selection) in suites.items()}
-    levels = levels_of({variant: main.suite for variant, main in tables.items()})
-    chapters = [
-        _chapter(tables[variant], records, selection, page=folder) for variant, (records, selection) in suites.items()
-    ]
+    subject = Subject(folder.name, folder, tables)
+    clips, curves = load_clips(subject), held_out(subject)
+    found = content(subject, clips, curves)
+    islands: dict[str, Any] = {
+        "suite": suite_island(subject),
+        "cells": cells_island(subject, clips.videos),
+        "clips": clips.island,
+        "curves": curves_island(subject, curves),
+        "runs": runs_island(subject),
+        "charts": {name: chart.island for name, chart in found["charts"].items()},
+    }
+    scripts = [*own_scripts(), *([vega_script()] if found["charts"] else [])]
+    body = _template("body.html", **found)
     return _template(
-        title=folder.name,
-        study="" not in suites,
-        nano=any(chapter.nano for chapter in chapters),
-        chapters=chapters,
-        ablation=_ablation(levels, folder.name) if levels else None,
-        run_head=RUN_HEAD,
+        PAGE,
+        title=subject.name,
+        policy=policy(scripts),
+        scripts=scripts,
+        contents=list(CONTENTS.items()),
+        islands={name: as_json(each) for name, each in islands.items()},
+        body=body,
+        words=words(subject, body.striptags()),
     )
 
 
-def rich(text: str) -> Markup:
-    """Escaped text with markup for `**bold**` and `code`, as the notes and cells of the tables use them."""
-    out, end = [], 0
-    for match in MARKS.finditer(text):
-        bold, code = match.groups()
-        out.append(escape(text[end : match.start()]))
-        out.append(Markup("<strong>{}</strong>").format(bold) if bold else Markup("<code>{}</code>").format(code))
-        end = match.end()
-    return Markup("").join([*out, escape(text[end:])])
+def held_out(subject: Subject) -> pd.DataFrame:
+    """The held-out curves of all rows under their labels of the page; empty if the runs have none."""
+    frames = [
+        frame.assign(row=[page_label(variant, row) for row in frame["row"]])
+        for variant, main in subject.tables.items()
+        if not (frame := held_out_curves(main.suite)).empty
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _chapter(main: MainTable, records: Path, selection: Selection, page: Path) -> Chapter:
-    pictures, notes = _pictures(main, records, selection)
-    chapter = build_chapter(main, records, page)
-    return dataclasses.replace(chapter, pictures=pictures, notes=[*chapter.notes, *notes])
-
-
-def _pictures(main: MainTable, records: Path, selection: Selection) -> tuple[list[Picture], list[str]]:
-    """Figures drawn from the records and the stored gallery; a note if the figures cannot be drawn."""
-    rows = ", ".join(runs.row.name for runs in main.suite.rows)
-    pictures, notes = [], []
-    try:
-        contents, captions = render_figures(records, *selection)
-    except BenchError as error:  # a suite whose runs all failed still has a page
-        notes.append(f"**No figures: {error}**")
-    else:
-        pictures = [
-            _figure(TITLES[name], contents[f"{name}.png"], f"{ALTS[name]} ({rows}).", caption)
-            for name, caption in captions.items()
-        ]
-    gallery = records / FOLDER / GALLERY
-    if gallery.is_file():
-        alt = f"{ALTS['gallery']} ({rows})."
-        pictures.insert(0, Picture("Videos", _uri("webp", gallery.read_bytes()), alt, CAPTIONS["gallery"]))
-    return pictures, notes
-
-
-def _ablation(levels: Sequence[AblationLevel], title: str) -> Ablation:
-    ablation = AblationTable(levels, title)
-    contents, caption = render_ablation_figure(levels)
-    groups = ", ".join(dict.fromkeys(level.group for level in levels))
-    return Ablation(
-        [GridData(name, *section) for name, section in ablation.sections.items()],
-        ablation.notes,
-        _figure(f"{title}: ablation", contents[f"{FOREST}.png"], f"{ALTS[FOREST]} ({groups}).", caption),
-    )
-
-
-def _figure(title: str, png: bytes, alt: str, caption: str) -> Picture:
-    """A drawn figure; bytes 16 to 19 of a PNG are its width in pixels, at `plots.DPI` pixels per inch."""
-    width = int.from_bytes(png[16:20], "big") * 96 // plots.DPI
-    return Picture(title, _uri("png", png), alt, caption, width)
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _template(**context: object) -> str:
+def _template(name: str, **context: Any) -> Markup:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -170,5 +95,6 @@ def _template(**context: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["rich"] = rich
-    return environment.get_template(PAGE).render(**context)
+    environment.filters |= {"rich": rich, "cell": cell, "value": value}
+    environment.tests["number"] = lambda text: isinstance(text, Cell)
+    return Markup(environment.get_template(name).render(**context))  # noqa: S704 - the template escapes

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
+import itertools
 import json
 import os
 import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
 import yaml
 
 from bench import store
 from bench.cli import main
+from bench.report.data.headline import headline
 from bench.report.data.selection import Selection, rows_of
-from bench.report.page.page import build_report, render_page, rich
-from bench.report.tables.main import load_main_table, render_table
+from bench.report.page.grids import rich
+from bench.report.page.page import build_report, render_page
+from bench.report.page.vega import bundle
+from bench.report.tables.main import load_main_table
 from bench.suite.schema import Suite
 from tests.helpers.toy_records import CONFIG, write, write_suite
 
 EVIL = "<script>alert('x')</script>"
 VOID = {"meta", "img", "link", "br", "hr", "input"}
+BUNDLE = "window.vegaEmbed = null;"
+"""In place of the 900 kB of Vega-Lite."""
 
 
 class Page(HTMLParser):
@@ -35,6 +43,7 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.images: list[dict[str, str | None]] = []
         self.tags: set[str] = set()
+        self.handlers: list[str] = []
         self.words: list[str] = []
         self.feed(text)
         assert self.open == []
@@ -43,6 +52,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
         self.tags.add(tag)
+        self.handlers += [name for name in found if name.startswith("on")]
         self.open += [] if tag in VOID else [tag]
         self.ids += [found["id"] or ""] if "id" in found else []
         self.links += [found["href"] or ""] if tag == "a" else []
@@ -52,7 +62,8 @@ class Page(HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> closes another tag"
 
     def handle_data(self, data: str) -> None:
-        self.words.append(data)
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.words.append(data)
 
     @property
     def text(self) -> str:
@@ -78,7 +89,9 @@ def suite_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(written: Path, suite_yaml: Path) -> str:
     """The page as the command writes it."""
-    assert main(["report", str(suite_yaml), "--results", str(written)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.report.page.scripts.bundle", lambda: BUNDLE)
+        assert main(["report", str(suite_yaml), "--results", str(written)]) == 0
     return (written / "toy" / "report.html").read_text(encoding="utf-8")
 
 
@@ -88,13 +101,14 @@ def plan() -> Selection:
 
 
 def rendered(folder: Path) -> str:
-    return render_page(folder, {"": (folder, plan())})
+    return str(render_page(folder, {"": (folder, plan())}))
 
 
 @pytest.fixture
 def suite(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy that a test may spoil; figures, which cost most of the time, are left out."""
-    monkeypatch.setattr("bench.report.page.page.render_figures", lambda *args: ({}, {}))
+    """A copy that a test may spoil; charts, which cost most of the time, are left out."""
+    monkeypatch.setattr("bench.report.page.content.is_installed", lambda: False)
+    monkeypatch.setattr("bench.report.page.pictures.render_figures", lambda *args: ({}, {}))
     return shutil.copytree(written / "toy", tmp_path / "toy", ignore=shutil.ignore_patterns("report.html"))
 
 
@@ -102,61 +116,122 @@ def suite(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def test_the_page_is_balanced_and_needs_nothing_from_elsewhere(page: str) -> None:
     found = Page(page)
     assert page.startswith("<!DOCTYPE html>")
-    assert "script" not in found.tags
     assert "link" not in found.tags
+    assert found.handlers == []
     assert not re.search(r"(src|href)=\"(https?:)?//", page)
-    assert "url(" not in page
-    assert all((image["src"] or "").startswith("data:image/") for image in found.images)
+    assert "url(http" not in page
+    assert all(link.startswith("#") for link in found.links), "a forwarded page has no dead links"
     assert "prefers-color-scheme: dark" in page
     assert "@media print" in page
     assert 'name="viewport"' in page
 
 
-def test_every_picture_has_a_text_of_its_own(page: str) -> None:
-    alts = [image["alt"] or "" for image in Page(page).images]
-    assert len(alts) == len(set(alts)) == 3
-    assert all(len(alt) > 40 for alt in alts)
-    assert page.count("<figcaption>") == 3
-    assert [image["width"] for image in Page(page).images] == ["921", "614", "883"]  # inches of figures.py, by 96
-    assert "Learning curves" in page
+def test_the_sections_come_in_the_order_of_a_reader(page: str) -> None:
+    sections = re.findall(r'<section id="([a-z]+)"', page)
+    assert sections == [
+        *("verdict", "videos", "vote", "curves", "checks", "prompts", "mechanism", "cost", "tables", "reproduce"),
+        "words",
+    ]
+    assert set(sections) <= {link[1:] for link in Page(page).links}
 
 
-def test_anchors_and_links_lead_somewhere(page: str, written: Path) -> None:
-    found = Page(page)
-    inside = [link[1:] for link in found.links if link.startswith("#")]
-    files = [unquote(link) for link in found.links if not link.startswith("#")]
-    assert len(inside) > 5
-    assert set(inside) <= set(found.ids)
-    assert len(files) == 2 + 6 * 3
-    assert all((written / "toy" / name).is_file() for name in files)
+def test_headings_go_down_one_level_at_a_time_and_landmarks_have_names_of_their_own(page: str) -> None:
+    levels = [int(level) for level in re.findall(r"<h([1-6])[ >]", page)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    names = re.findall(r'role="region" aria-label="([^"]+)"', page)
+    assert len(names) == len(set(names)) > 10
+
+
+def test_scripts_are_those_that_the_policy_allows(page: str) -> None:
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)
+    scripts = re.findall(r"<script(?: type=\"module\")?>(.*?)</script>", page, re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = re.findall(r"'sha256-([^']+)'", html.unescape(policy))
+    assert len(scripts) == 2
+    assert hashes == allowed
+    assert "default-src 'none'" in html.unescape(policy)
+    assert "unsafe-inline" not in policy.partition("script-src")[2]
+
+
+def test_every_chart_has_its_numbers_in_words_and_in_a_table(page: str) -> None:
+    charts = re.findall(r'<figure class="chart" data-chart="([a-z]+)">(.*?)</figure>', page, re.DOTALL)
+    assert [name for name, _ in charts] == ["forest", "rollouts", "course", "hacking", "noise", "gradients", "pareto"]
+    for _, figure in charts:
+        texts = re.findall(r'<svg role="img" aria-label="([^"]+)"', figure)
+        assert len(texts) == 2
+        assert len(set(texts)) == 1
+        assert re.search(r"\d\.\d", texts[0])
+        assert "<table>" in figure
+        assert len(re.findall(r"<figcaption>(.+?)</figcaption>", figure)) == 1
 
 
 def test_the_page_says_what_the_table_says(page: str, written: Path) -> None:
     text = Page(page).text
-    table = render_table(load_main_table(written / "toy", *plan()))["main.md"]
-    cells = {cell.strip().strip("*") for cell in re.findall(r"(?<=\|)[^|\n]+(?=\|)", table)}
-    numbers = {cell for cell in cells if re.fullmatch(r"-?\d.*", cell)}
-    assert len(numbers) > 40
-    assert all(cell in text for cell in numbers)
+    loaded = load_main_table(written / "toy", *plan())
+    cells = {
+        part
+        for title, (_, rows) in loaded.sections.items()
+        if title != "Runs"
+        for row in rows
+        for part in re.findall(r"-?\d+\.\d+|\[.*?\]", " ".join(row))
+    }
+    assert len(cells) > 60
+    assert [cell for cell in cells if cell not in text] == []
     record = store.read_record(written / "toy" / "cps-fixed" / "seed-1")
     for told in (record.digest, record.prompts_digest, record.scores_digest, "c0ffee000000", "python", "3.12.1"):
         assert str(told) in text
-    assert "nothing here is a result about HunyuanVideo-1.5 at full size" in text
+    assert headline(loaded) in text
+    assert "nothing here is a result about HunyuanVideo-1.5" in text
     assert "No recorded run failed." in text
-    assert "No controls of this suite were found." in text
+    assert "These runs kept no videos" in text
+    assert "These runs scored no held-out videos during training" in text
     assert "a red circle" in text
+    assert "bench run nano" not in text
+    assert "bench run results/toy seeds='[0, 1, 2]'" in text
 
 
-def test_a_prompt_has_the_mean_of_each_row(page: str, written: Path) -> None:
-    frame = store.read_run(written / "toy" / "base")[1]
-    own = frame[(frame["prompt_index"] == 5) & frame["metric"].isin(["VQ", "MQ", "TA"])]
-    mean = own["value"].sum() / 2  # Overall of a video is the sum of three scores, and the prompt has two videos
-    line = f'<tr><th scope="row" class="wide">{own["prompt"].iloc[0]}</th><td>5</td><td>{mean:.2f}</td>'
-    assert page.count(line) == 1
+def test_numbers_of_cells_are_those_of_the_csv(page: str, written: Path) -> None:
+    """A sorted column goes by the numbers of main.csv, not by their text."""
+    table = load_main_table(written / "toy", *plan()).table
+    (grid,) = re.findall(r'<table class="grid" id="t-scores".*?</table>', page, re.DOTALL)
+    assert re.findall(r'data-sort="(\w+)"', grid)[:3] == ["text", "text", "number"]
+    rows = re.findall(r"<tr>(<th scope=\"row\">.*?)</tr>", grid)
+    values = [[float(value) for value in re.findall(r'data-value="([^"]+)"', row)] for row in rows]
+    names = ["overall", "vq", "mq", "ta", "gold_overall"]
+    assert [row[: len(names)] for row in values] == [
+        [float(f"{x:.8g}") for x in line] for line in table[names].to_numpy()
+    ]
 
 
-def test_the_same_records_give_the_same_bytes(page: str, written: Path, suite_yaml: Path) -> None:
+def test_the_words_of_the_page_are_explained(page: str) -> None:
+    words = re.findall(r"<dt><dfn>([^<]+)</dfn></dt>", page)
+    assert {"Overall", "gold", "MDE", "p (Holm)", "NFE", "seed", "fixed", "dual"} <= set(words)
+
+
+def test_the_same_records_give_the_same_bytes(page: str, written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.report.page.scripts.bundle", lambda: BUNDLE)
     assert build_report(written / "toy", {"": (written / "toy", plan())}).read_text(encoding="utf-8") == page
+
+
+def test_another_score_gives_another_verdict(suite: Path) -> None:
+    before = Page(rendered(suite)).text
+    for seed in range(3):
+        path = store.run_folder(suite, "cps-fixed", seed)
+        record, frame = store.read_run(path)
+        store.write_run(path, record, frame.assign(value=frame["value"] + 2))
+    after = Page(rendered(suite)).text
+    assert "SAGE-GRPO gains most in Overall" in before
+    assert "CPS gains most in Overall" in after
+
+
+@pytest.mark.slow
+def test_vega_lite_fits_into_a_script_element() -> None:
+    text = bundle()
+    assert "</script" not in text.lower()
+    assert "<!--" not in text
+    assert "window.vegaEmbed=" in text
 
 
 # what must not get through --------------------------------------------------------------------------------------
@@ -173,9 +248,10 @@ def test_a_prompt_an_error_and_a_setting_are_escaped(suite: Path) -> None:
     changes = {"status": "failed", "error": EVIL, "provenance": provenance, "gates": {EVIL: {"passed": EVIL}}}
     store.write_run(suite / "cps-fixed" / "seed-1", record.model_copy(update=changes))
     text = rendered(suite)
-    assert "<script" not in text
+    assert "<script>alert" not in text
     assert text.count("&lt;script&gt;") >= 6
-    assert "script" not in Page(text).tags
+    assert "\\u003cscript" in text
+    assert Page(text).handlers == []
 
 
 def test_a_row_label_is_escaped(suite: Path) -> None:
@@ -186,10 +262,9 @@ def test_a_row_label_is_escaped(suite: Path) -> None:
         store.write_run(suite / label / f"seed-{seed}", record.model_copy(update={"row": label}), frame)
     loaded = Selection([row._replace(label=label) if row.method == "cps" else row for row in plan().rows], [0, 1, 2])
     text = render_page(suite, {"": (suite, loaded)})
-    assert "<script" not in text
+    assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)&lt;" in text
-    assert "%3Cscript%3Ealert%281%29%3C/seed-0/run.json" in text
-    assert "script" not in Page(text).tags
+    assert Page(text).handlers == []
 
 
 def test_marked_up_text_is_escaped_first() -> None:
@@ -210,11 +285,9 @@ def test_failed_runs_gates_and_missing_seeds_are_told(suite: Path) -> None:
     assert "cps-fixed, seed 1: reward is not finite" in text
     assert "1/3 (1 failed)" in text
     assert "cps-fixed: 1 of 3 seeds have not run yet." in text
-    lines = dict(re.findall(r'<tr><th scope="row">([^<]+)</th>(<td.*?passed|<td.*?failed|<td.*?not trained)', text))
-    assert "absent" in lines["base"]
-    assert re.search(r'<td>absent</td><td class="failed"><strong>failed</strong> \(largest 0.5\)', text)
-    assert "<td>absent</td><td>not trained</td>" in text
-    assert "<td>absent</td><td>passed (largest 0.0, tolerance 1e-05)</td>" in text
+    found = Page(text).text
+    assert "failed ratio_audit : passed in 2 of 3 runs sage_grpo-dual, seed 0: failed (largest 0.5)" in found
+    assert "missing golden_scores : passed in 0 of 5 runs" in found
 
 
 def test_a_suite_without_a_finished_run_says_why_it_has_no_figures(tmp_path: Path) -> None:
@@ -222,18 +295,21 @@ def test_a_suite_without_a_finished_run_says_why_it_has_no_figures(tmp_path: Pat
     write(folder, "base", None)
     write(folder, "cps-fixed", 0, status="failed", error="diverged", ledger={})
     text = rendered(folder)
-    assert "<strong>No figures: " in text
+    assert "No charts of training: " in text
     assert "holds no finished run" in text
     assert "1 of 2 runs failed." in text
     Page(text)
 
 
-def test_a_stored_gallery_is_embedded(suite: Path) -> None:
-    (suite / "figures").mkdir()
-    (suite / "figures" / "gallery.webp").write_bytes(b"RIFF gallery")
-    (image,) = Page(rendered(suite)).images
-    assert image["src"] == "data:image/webp;base64,UklGRiBnYWxsZXJ5"
-    assert "Animated grid of videos" in (image["alt"] or "")
+def test_without_the_charts_library_the_figures_are_pictures(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.report.page.content.is_installed", lambda: False)
+    text = rendered(written / "toy")
+    found = Page(text)
+    assert len(found.images) == 4
+    assert all((image["src"] or "").startswith("data:image/png") for image in found.images)
+    assert len({image["alt"] for image in found.images}) == 4
+    assert "<svg" not in text
+    assert 'type="module"' not in text
 
 
 def test_records_that_do_not_compare_are_refused(suite: Path) -> None:
@@ -245,26 +321,30 @@ def test_records_that_do_not_compare_are_refused(suite: Path) -> None:
     assert not (suite / "report.html").exists()
 
 
-def test_a_study_is_one_page_with_its_ablation(
+def test_a_study_is_one_page_with_each_part_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bench.report.page.page.render_figures", lambda *args: ({}, {}))
-    shared = {**CONFIG, "suite": "toys", "rows": CONFIG["rows"][1:], "seeds": [0, 1]}
+    monkeypatch.setattr("bench.report.page.scripts.bundle", lambda: BUNDLE)
+    shared = {**CONFIG, "suite": "toys", "rows": CONFIG["rows"][1:], "seeds": [0, 1, 2]}
     variants = {"x0": {"decode": "predicted_x0"}, "latent": {"decode": "final_latent"}}
     (tmp_path / "toys.yaml").write_text(json.dumps({**shared, "variants": variants}), encoding="utf-8")
     for name, change in variants.items():
         settings = {**shared, **change, "suite": f"toys/{name}"}
         write(tmp_path / "toys" / name, "base", None, settings)
-        for seed in (0, 1):
+        for seed in (0, 1, 2):
             write(tmp_path / "toys" / name, "cps-fixed", seed, settings, lift=0.1 * len(name))
     assert main(["report", str(tmp_path / "toys.yaml"), "--results", str(tmp_path)]) == 0
-    found = Page((tmp_path / "toys" / "report.html").read_text(encoding="utf-8"))
-    assert [image["alt"] for image in found.images] == [
-        "Forest plot: difference to the base with its interval, one line per level, one panel per group and score "
-        "(cps-fixed)."
-    ]
-    assert {"ablation", "c1", "c2", "c1-runs", "c2-runs"} <= set(found.ids)
-    assert "x0/cps-fixed/seed-0/run.json" in found.links
-    assert all((tmp_path / "toys" / link).is_file() for link in found.links if not link.startswith("#"))
+    text = (tmp_path / "toys" / "report.html").read_text(encoding="utf-8")
+    found = Page(text)
+    sections = re.findall(r'<section id="([a-z]+)"', text)
+    assert len(sections) == len(set(sections)) == 11
+    assert text.count('<details name="variant"') == 2
+    assert text.count('id="t-runs"') == 1
+    charts = re.findall(r'data-chart="([a-z]+)"', text)
+    assert len(charts) == len(set(charts))
+    assert "CPS, fixed KL compared with x0: Overall: latent is better (0." in found.text
     assert "decode predicted_x0 (x0), final_latent (latent)" in found.text.replace("`", "")
+    assert re.search(r"Settings of latent Decode rule final_latent", found.text)
+    island = json.loads(re.findall(r'id="data-suite">(.*?)</script>', text)[0])
+    assert [row["label"] for row in island["rows"]] == ["base", "x0/cps-fixed", "latent/cps-fixed"]
     assert str(tmp_path / "toys" / "report.html") in capsys.readouterr().err
