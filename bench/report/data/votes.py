@@ -14,7 +14,6 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.hashing import digest
-from bench.core.strict_json import read_json
 from bench.report.data.records import SuiteRecords
 from bench.report.data.vote_files import (
     ANSWER,
@@ -31,6 +30,7 @@ from bench.report.data.vote_files import (
     SHOWN,
     read_file,
 )
+from bench.store.videos import read_videos
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def votes_digest(suite: SuiteRecords) -> str:
 
     The page writes it into each vote, and votes with another one are about other videos.
     """
-    return digest(sorted([run.record.digest, getattr(run.record, "videos_digest", None) or ""] for run in suite.runs))
+    return digest(sorted([run.record.digest, run.record.videos_digest or ""] for run in suite.runs))
 
 
 def read_votes(paths: Sequence[Path]) -> Votes:
@@ -207,8 +207,8 @@ def check_records(votes: Votes, suite: SuiteRecords) -> None:
 def _clip_hashes(suite: SuiteRecords) -> Iterator[tuple[tuple[str, str, str, str], str]]:
     """Row, seed ("" for the base), prompt and video of each kept clip, as in a file of votes, and its hash."""
     for run in suite.runs:
-        index = run.folder / "videos" / "index.json"
-        if index.is_file():
+        kept = read_videos(run.folder)
+        if kept is not None:
             seed = "" if run.record.seed is None else str(run.record.seed)
-            for clip in read_json(index, "index of videos")["clips"]:
+            for clip in kept.index["clips"]:
                 yield (run.record.row, seed, str(clip["prompt_index"]), str(clip["video"])), clip["sha256"]

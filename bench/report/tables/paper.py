@@ -9,6 +9,7 @@ from bench.report.data.paper import PUBLISHED
 from bench.report.data.published import SCORES
 from bench.report.data.selection import BASE
 from bench.report.looks import method_title
+from bench.report.tables.latex import Caption, latex_table
 
 NAME = "paper"
 HEADS = {
@@ -40,7 +41,7 @@ def render_paper_table(frame: pd.DataFrame) -> dict[str, bytes]:
         label = f"tab:paper-{setting.lower()}-{'published' if block == PUBLISHED else 'measured'}"
         scores = len(HEADS) + 2  # the suites' names are too wide for a page
         narrow = [line[:scores] for line in lines]
-        tex.append(formatting.tex_table(heads[:scores], narrow, f"Setting {setting}: {block}", label, [WARNING]))
+        tex.append(latex_table((heads[:scores], narrow), Caption(f"Setting {setting}: {block}", label, WARNING)))
     contents = {f"{NAME}.md": "\n\n".join(parts) + "\n", f"{NAME}.csv": table, f"{NAME}.tex": "\n".join(tex)}
     return {name: text.encode() for name, text in contents.items()}
 

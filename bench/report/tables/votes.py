@@ -15,6 +15,7 @@ from bench.report.data.published import FOLDER as PUBLISHED
 from bench.report.data.vote_files import PAIR, QUESTIONS, SESSION
 from bench.report.legend import legend
 from bench.report.looks import method_title
+from bench.report.tables.latex import Caption, latex_table
 from bench.report.tables.main import FOLDER, LEGEND, NOTES, VERDICT, bullets
 from bench.report.tables.notes import nano_warning
 from bench.report.tables.screen import narrow, wrapped
@@ -80,7 +81,8 @@ def _tex(study: UserStudy) -> str:
     suite, tables = study.votes.suite, []
     for number, (title, section) in enumerate(sections(study).items(), 1):
         below = notes(study) if number == 1 else []
-        tables.append(formatting.tex_table(*section, f"{suite}: {title}", f"tab:{suite}-votes-{number}", below))
+        caption = Caption(f"{suite}: {title}", f"tab:{suite}-votes-{number}", " ".join(below))
+        tables.append(latex_table(section, caption))
     return head + "\n".join(tables)
 
 
