@@ -265,7 +265,7 @@ def test_64_gpus_take_a_sample_each_and_48_do_not_fit(capsys: pytest.CaptureFixt
 
 
 def test_evaluators_are_counted_with_their_seconds() -> None:
-    videos = 6 * 64 + 5 * 40 * 16
+    videos = 6 * 64 + 5 * 64 + 5 * 40 * 16  # evaluations, a point of each row's curve, rollouts
     assert hours(tflops=100, evaluator_seconds=2.0) - hours(tflops=100) == pytest.approx(videos * 2 / 3600)
 
 
@@ -320,7 +320,7 @@ def test_a_backbone_without_sizes_gets_its_counts_and_one_sentence(capsys: pytes
     assert "the class of backbone 'bench.backbones.gaussian:GaussianData' has no model_cost" in own
     assert main(["plan", str(PAPER), "variant=setting_b"]) == 0
     known = capsys.readouterr().out
-    counts = [re.findall(r"^(sage_grpo-dual +\d+(?: +[\d,]+){4})", page, re.M) for page in (own, known)]
+    counts = [re.findall(r"^(sage_grpo-dual +\d+(?: +[\d,]+){5})", page, re.M) for page in (own, known)]
     assert counts[0] == counts[1] != []
     assert main(["plan", str(PAPER), "variant=setting_b", words[0], "--json"]) == 0
     (plan,) = json.loads(capsys.readouterr().out)
