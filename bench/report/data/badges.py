@@ -108,10 +108,10 @@ def _effect(main: MainNumbers) -> Badge:
     """Passed: a difference of two rows as large as the best row's gain over the base would be found, in each pair."""
     name, suite = "smallest detectable effect", main.suite
     pairs = between_rows(main.tests, suite.primary)
-    sizes = pairs["diff_mde"].dropna() if len(pairs) else pairs
-    if not len(sizes):
+    sizes = [float(size) for size in pairs["diff_mde"].dropna()] if len(pairs) else []
+    if not sizes:
         return Badge(name, "missing", "no pair of rows is tested")
     metric = suite.metrics[suite.primary]
     gain = (metric.sign * main.table[f"{suite.primary}_delta"]).max()
     text = f"{metric.title}: {span(sizes, 'pair')}; the best gain over the base is {formatting.number(gain)}"
-    return Badge(name, "passed" if sizes.max() <= gain else "failed", text)
+    return Badge(name, "passed" if max(sizes) <= gain else "failed", text)

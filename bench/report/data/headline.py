@@ -38,10 +38,11 @@ def headline(main: MainNumbers) -> str:
     if gains.empty:
         return _untested(main, rows)
     best = str((metric.sign * gains["diff"]).idxmax())
+    line = next(row for label, row in gains.iterrows() if label == best)
     names = _names([runs.row for runs in rows])
     signs = {str(row["row"]): metric.sign * sign_of(row, "diff") for _, row in gains.iterrows()}
-    gain = interval_text(gains.loc[best], "diff", 1, formatting.decimals(gains, "diff"))
-    most = "gains most" if metric.sign * gains.loc[best, "diff"] > 0 else "loses least"
+    gain = interval_text(line, "diff", 1, formatting.decimals(gains, "diff"))
+    most = "gains most" if metric.sign * line["diff"] > 0 else "loses least"
     clear = "" if signs[best] > 0 else " (not significant)"
     parts = [
         f"{names[best]} {most} in {metric.title} over the base, {gain}{clear}",
@@ -83,7 +84,8 @@ def _beating(signs: dict[str, int], names: dict[str, str]) -> list[str]:
 
 def _lead(pairs: pd.DataFrame, best: str, names: dict[str, str], metric: MetricColumn) -> list[str]:
     """Over which rows the lead of the best row is significant, and over which it is not."""
-    ahead, level = [], []
+    ahead: list[str] = []
+    level: list[str] = []
     for _, row in pairs.iterrows():
         sides = str(row["row"]), str(row["other"])
         if best not in sides or not set(sides) <= names.keys() or pd.isna(row["diff_lo"]):

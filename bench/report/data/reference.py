@@ -37,7 +37,7 @@ BAND_SHARE = "band ± of the gain"
 
 def compared_scores(suite: SuiteRecords) -> dict[str, str]:
     """Columns of the table that are compared with the reference, and their labels; the last is a difference."""
-    labels = {name: metric.label for name, metric in suite.metrics.items()}
+    labels = {name: metric.title for name, metric in suite.metrics.items()}
     names = list(dict.fromkeys([suite.primary, *(name for name in COUNTED if name in labels)]))
     return {name: labels.get(name, name) for name in names} | {
         f"{suite.primary}_delta": f"{labels.get(suite.primary, suite.primary)} - base"

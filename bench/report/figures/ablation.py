@@ -65,7 +65,7 @@ def render_ablation_figure(levels: Sequence[AblationLevel]) -> tuple[dict[str, b
 def panels_of(levels: Sequence[AblationLevel]) -> dict[str, str]:
     """Score to its name; each has a panel with the gains over the base and one with the changes to the first level."""
     metrics = level_metrics(levels)
-    return {name: metrics[name].label for name in level_scores(metrics)}
+    return {name: metrics[name].title for name in level_scores(metrics)}
 
 
 def forest_data(levels: Sequence[AblationLevel]) -> pd.DataFrame:

@@ -286,5 +286,7 @@ def _markdown(ablation: AblationTable) -> str:
 def _tex(ablation: AblationTable) -> str:
     nano = NANO_NOTE if ablation.nano else ""
     note = f"{nano}{_counts(ablation.levels)} {TESTED_LEAD}"
-    parts = {name: ablation.sections[name] for name in ("Scores", "Differences") if name in ablation.sections}
+    parts: dict[str, Table] = {
+        name: ablation.sections[name] for name in ("Scores", "Differences") if name in ablation.sections
+    }
     return latex_ablation(parts, ablation.levels, ablation.title, note)

@@ -71,7 +71,7 @@ def _escaped(char: str) -> str:
         return _ESCAPES[char]
     if " " <= char <= "~":
         return char
-    letter, *marks = unicodedata.normalize("NFD", char)
+    letter, *marks = list(unicodedata.normalize("NFD", char))
     if len(marks) == 1 and marks[0] in _ACCENTS and letter.isascii():
         dotless = rf"\{letter}" if letter in "ij" and marks[0] not in "\u0327" else letter
         return rf"\{_ACCENTS[marks[0]]}{{{dotless}}}"

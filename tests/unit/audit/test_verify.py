@@ -75,7 +75,7 @@ def test_whole_records_pass(written: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["verify", str(written)]) == 0
     note, summary = capsys.readouterr().out.splitlines()
     assert "older records: 74 checks of 7 runs need fields that they do not have (the gates" in note
-    assert summary == "7 runs, 1 suites, 3 stored tables: all well, 1 to note"
+    assert summary == "7 runs, 1 suites, 4 stored tables: all well, 1 to note"
 
 
 def test_the_committed_reference_passes_for_its_controls() -> None:
@@ -236,7 +236,7 @@ def test_a_base_that_differs_between_suites_is_found(results: Path) -> None:
     assert "toy2/base: the base of toy2 has other scores than that of toy, although model, evaluators, " in line
 
 
-@pytest.mark.parametrize("name", ["main.md", "main.csv", "main.tex"])
+@pytest.mark.parametrize("name", ["main.md", "main.csv", "main.tex", "main_narrow.tex"])
 def test_an_edited_table_is_found(written: Path, tmp_path: Path, name: str) -> None:
     folder = shutil.copytree(written, tmp_path / "results")
     path = folder / "toy" / "tables" / name

@@ -96,7 +96,7 @@ def test_a_planted_difference_is_found_paired(capsys: pytest.CaptureFixture[str]
     )
     assert "| sage_grpo-dual" not in text, "a row of zeros is left out"
     assert max(map(len, text.splitlines()[1:])) <= 100, "all but the title, which has both paths"
-    assert re.search(r"\| cps-fixed +\| +Overall \|.*\*\*0\.63", text)
+    assert re.search(r"\| cps-fixed +\| +Overall ↑ +\|.* 0\.63\d* \[[^\]]*\] \*", text)
 
 
 def test_fresh_seeds_are_independent_and_judged_by_the_band(capsys: pytest.CaptureFixture[str], written: Path) -> None:

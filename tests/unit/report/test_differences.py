@@ -116,7 +116,7 @@ def test_fewer_than_three_seeds_have_no_interval_and_no_test(spoilt: Path) -> No
     assert main.tests["diff_p"].notna().sum() == 2, "the other row less the base, in both scores"
     assert any("[n/a]: fewer than 3 seeds, no interval." in note for note in main.notes())
     cells = dict(zip(main.sections["Scores"][0], main.sections["Scores"][1][2], strict=True))
-    assert cells["Overall"].endswith(" [n/a]")
+    assert cells["Overall ↑"].endswith(" [n/a]")
 
 
 def test_a_pair_has_one_interval_per_view_of_the_prompts(folder: Path) -> None:
