@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from bench.core.errors import BenchError
 from bench.report.page.islands import sets_of
 from bench.report.page.subject import Subject
-from bench.store.videos import KeptVideos, read_videos
+from bench.store.videos import FIX, KeptVideos, read_videos
 
 #: Bytes of videos in the page, as base64: of the miniature model, and of any other.
 NANO_BYTES, FULL_BYTES = 3_000_000, 12_000_000
@@ -87,10 +88,12 @@ class Clips:
 
 
 def load_clips(subject: Subject) -> Clips:
-    """The kept videos of every run that has some."""
+    """The kept videos of every run that has some; a missing or a changed file is a `BenchError`."""
     found = {}
     for label, seed, run in sets_of(subject):
         if kept := read_videos(run.folder):
+            if problems := kept.problems():
+                raise BenchError(f"the videos of {run.folder} are damaged: {problems[0]}. {FIX.capitalize()}.")
             found[label, seed] = kept
     return Clips(subject, found)
 

@@ -75,7 +75,8 @@ def _forest_panel(title: str, looks: Mapping[str, Look], width: int) -> Spec:
     names: Spec = {"domain": False, "ticks": False, "labelPadding": 8, "labelLimit": 150}
     y = {"field": "row", "type": "nominal", "sort": list(looks), "title": None, "axis": names}
     x = {"field": "x", "type": "quantitative", "title": None, "axis": {"tickCount": 6}}
-    encodings = {name: {**each, "legend": None} for name, each in outlines(looks).items()}
+    encodings = outlines(looks)
+    encodings |= {name: {**encodings[name], "legend": None} for name in ("color", "shape")}
     tips = [{"field": name, "type": "nominal"} for name in ("row", "panel", "text")]
     interval = {"y": y, "x": {**x, "field": "lo"}, "x2": {"field": "hi"}, "color": encodings["color"]}
     return {

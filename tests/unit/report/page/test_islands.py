@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bench.core.errors import BenchError
 from bench.report.page.clips import NANO_BYTES, load_clips
 from bench.report.page.curves import curves_chart, curves_island
 from bench.report.page.islands import as_json, cells_island, runs_island, suite_island
@@ -114,6 +116,14 @@ def test_videos_beyond_the_budget_stay_out(subject: Subject, monkeypatch: pytest
     monkeypatch.setattr("bench.report.page.clips.NANO_BYTES", 100)
     assert load_clips(subject).island["sets"] == {}
     assert NANO_BYTES > 100
+
+
+def test_a_missing_video_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "toy")
+    (copy / "cps-fixed/seed-0/videos/clips.webp").unlink()
+    subject = Subject("toy", copy, {"": load_main_table(copy)})
+    with pytest.raises(BenchError, match=r"videos of .*seed-0 are damaged: videos/clips\.webp is missing"):
+        load_clips(subject)
 
 
 def test_strips_show_the_largest_gain_the_median_and_the_largest_loss(subject: Subject) -> None:
