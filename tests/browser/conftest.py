@@ -13,12 +13,13 @@ import pytest
 
 from bench.report.data.selection import Selection, rows_of
 from bench.report.page.page import build_report
+from bench.store import run_folder
 from bench.store.videos import keep_clip, read_videos, write_index
 from bench.suite.schema import Suite
 from tests.helpers.toy_records import CONFIG, write_suite
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the extra `test` has it")
-FPS, FRAMES, SIDE, VIDEOS = 8.0, 5, 16, 2
+FPS, FRAMES, SIDE, VIDEOS, PROMPTS = 8.0, 5, 16, 2, 36
 LARGE = (96, 80)
 """Height and width of clips that are too large for one picture."""
 
@@ -53,38 +54,44 @@ def report_of(folder: Path, seeds: tuple[int, ...], settings: dict[str, Any] | N
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a suite with three seeds, two videos of every prompt, and its report."""
     folder = tmp_path_factory.mktemp("toy") / "toy"
-    prompts = len(Suite.model_validate(CONFIG).prompt_list("heldout"))
+    ramp = np.arange(SIDE)[:, None, None] + 2 * np.arange(SIDE)[None, :, None]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         write_suite(folder)
         for number, run in enumerate(runs_of(folder)):
-            frames = np.random.default_rng(number).integers(256, size=(prompts, VIDEOS, FRAMES, SIDE, SIDE, 3))
-            keep(run, {(p, v): frames[p, v].astype(np.uint8) for p in range(prompts) for v in range(VIDEOS)})
+            colours = np.random.default_rng(number).integers(200, size=(PROMPTS, VIDEOS, FRAMES, 1, 1, 3))
+            frames = (colours + ramp).astype(np.uint8)
+            keep(run, {(p, v): frames[p, v] for p in range(PROMPTS) for v in range(VIDEOS)})
         report_of(folder, (0, 1, 2))
     return folder
 
 
 @pytest.fixture(scope="session")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a suite whose videos are files: grey frames, brighter by 40 from one to the next; four prompts."""
+    """The folder of a suite whose videos are files: grey frames, brighter by 40 from one to the next."""
     folder = tmp_path_factory.mktemp("large") / "toy"
     grey = np.broadcast_to(40 * np.arange(1, FRAMES + 1, dtype=np.uint8)[:, None, None, None], (FRAMES, *LARGE, 3))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         write_suite(folder, seeds=(0,))
         for run in runs_of(folder):
-            keep(run, {(p, 0): grey for p in range(4)})
+            keep(run, {(p, 0): grey for p in range(PROMPTS)})
         report_of(folder, (0,), {"seeds": [0]})
     return folder
+
+
+@pytest.fixture
+def rebuild() -> Callable[[Path], Path]:
+    """Write the report of a changed copy of `toy` again."""
+    return lambda folder: report_of(folder, (0, 1, 2))
 
 
 @pytest.fixture(scope="session")
 def frames_of(toy: Path) -> Callable[..., np.ndarray]:
     """Stored frames of a clip: row, seed (None for the base), prompt, video."""
-    kept = {run: read_videos(run) for run in runs_of(toy)}
 
     def frames(row: str, seed: int | None, prompt: int, video: int) -> np.ndarray:
-        videos = kept[next(run for run in kept if run.parts[-2] == row and run.name == f"seed-{seed}")]
+        videos = read_videos(run_folder(toy, row, seed))
         assert videos is not None
         return videos.frames(prompt, video)
 
@@ -94,19 +101,23 @@ def frames_of(toy: Path) -> Callable[..., np.ndarray]:
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     """Open a report; nothing that its browser complains about or asks for passes."""
-    contexts, complaints, requests = [], [], []
+    contexts: list[Any] = []
+    opened: set[str] = set()
+    complaints: list[str] = []
+    requests: list[str] = []
 
     def open_report(folder: Path, link: str = "", width: int = 1600, init: str = "", **options: Any) -> Any:
         context = browser.new_context(viewport={"width": width, "height": 1000 if width > 600 else 844}, **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         if init:
             page.add_init_script(init)
-        page.goto(f"{(folder / 'report.html').as_uri()}{link}")
+        url = (folder / "report.html").as_uri()
+        opened.add(url)
+        page.goto(f"{url}{link}")
         return page
 
     yield open_report
@@ -114,4 +125,4 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         context.close()
     assert complaints == []
     asked = {url.split("#")[0] for url in requests if not url.startswith(("data:", "blob:"))}
-    assert len(asked) <= 1, f"more than the page was asked for: {asked}"
+    assert asked == opened, "the page is the only request"

@@ -66,7 +66,9 @@ def test_a_step_moves_all_canvases_to_the_same_frame(visit: Visit, toy: Path, fr
             np.testing.assert_array_equal(pixels(page, line), stored)
         page.click("text=+1")
     page.locator("#player [data-part=back]").click(click_count=4)
-    np.testing.assert_array_equal(pixels(page, 0)[0], frames_of("base", None, 0, 0)[-1], "one before the first: the last")
+    np.testing.assert_array_equal(
+        pixels(page, 0)[0], frames_of("base", None, 0, 0)[-1], "one before the first: the last"
+    )
 
 
 def test_after_play_and_pause_all_canvases_show_one_frame(
@@ -75,10 +77,11 @@ def test_after_play_and_pause_all_canvases_show_one_frame(
     page = visit(toy)
     wait_drawn(page)
     assert page.locator("#player .place").inner_text() == "1 / 5", "it stands at first"
-    page.keyboard.press("Tab")
     page.locator("#player .play").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#player .place").inner_text() == "2 / 5", "one step for one key"
     page.keyboard.press("Space")
-    page.wait_for_function("""document.querySelector("#player .place").textContent === "3 / 5" """, polling=10)
+    page.wait_for_function("""() => document.querySelector("#player .place").textContent === "3 / 5" """, polling=10)
     page.click("#player .play")
     assert page.locator("#player .play").inner_text() == "Play"
     frame = int(page.locator("#player .place").inner_text()[0]) - 1
@@ -142,8 +145,8 @@ def test_the_link_brings_back_what_was_shown(visit: Visit, toy: Path) -> None:
     page.select_option("[name=order]", "loss")
     page.select_option("[name=metric]", "ta")
     page.select_option("[name=seed]", "2")
-    page.fill("[name=filter]", "green")
     page.click("text=Show more prompts")
+    page.fill("[name=filter]", "green")
     shown = prompts(page), page.locator("#player .scores").all_inner_texts()
     again = visit(toy, page.evaluate("location.hash"))
     assert (prompts(again), again.locator("#player .scores").all_inner_texts()) == shown
@@ -157,7 +160,10 @@ def test_a_clip_opens_beside_the_base(visit: Visit, toy: Path, frames_of: Callab
     wait_drawn(page)
     page.locator("button.clip").nth(2).focus()
     page.keyboard.press("j")
-    assert page.evaluate("document.activeElement.parentElement.parentElement.querySelector('p').innerText") == prompts(page)[1]
+    assert (
+        page.evaluate("document.activeElement.parentElement.parentElement.querySelector('p').innerText")
+        == prompts(page)[1]
+    )
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     dialog = page.locator("dialog.pair")
@@ -191,7 +197,6 @@ def test_video_files_step_play_and_stop_together(visit: Visit, large: Path) -> N
     for frame in (1, 2, 3):
         page.click("text=+1")
         page.wait_for_function(bright, arg=40 * (frame + 1))
-    assert page.locator("#player .clip").nth(14).inner_text().endswith("no video"), "four prompts have videos"
     page.click("#player .play")
     page.wait_for_timeout(500)
     page.click("#player .play")

@@ -85,7 +85,9 @@ def test_what_latex_would_read_is_escaped(visit: Visit, toy: Path) -> None:
     table, place = first_table(page)
     cell = table.locator("tbody tr").first.locator(f":nth-child({place + 1})")
     cell.evaluate("cell => cell.replaceChildren('-1.5 \u00b1 50% of a_b & {c} ~ \\\\d 3-4|')")
-    assert "$-$1.5 $\\pm$ 50\\% of a\\_b \\& \\{c\\} \\textasciitilde{} \\textbackslash{}d 3-4|" in copied(page, table, "LaTeX")
+    assert "$-$1.5 $\\pm$ 50\\% of a\\_b \\& \\{c\\} \\textasciitilde{} \\textbackslash{}d 3-4|" in copied(
+        page, table, "LaTeX"
+    )
     assert "50% of a\\_b & {c} ~ \\\\d 3-4\\|" in copied(page, table, "Markdown")
 
 
@@ -99,20 +101,23 @@ def test_where_the_clipboard_is_closed_the_text_is_shown(visit: Visit, toy: Path
 
 
 def test_rows_are_filtered_by_words(page: Any) -> None:
-    filters = [each for each in page.locator(".tools input[type=search]").all() if each.is_visible()]
-    assert filters, "some table is long enough"
-    place = filters[0].locator("xpath=ancestor::*[@data-table]").get_attribute("data-table")
-    rows = page.locator(f"#{place} tbody tr")
+    table, _ = first_table(page)
+    words = page.locator(f".tools[data-table={table.get_attribute('id')}] input[type=search]")
+    words.evaluate("each => { each.hidden = false; }")  # a table of fewer than six rows does without
+    rows = table.locator("tbody tr")
     texts = [text.lower() for text in rows.all_text_contents()]
-    word = page.locator(f"#{place} tbody tr > :first-child").last.inner_text().split()[0]
-    filters[0].fill(word)
-    assert [row.is_visible() for row in rows.all()] == [word.lower() in text for text in texts]
+    words.fill("CPS fixed")
+    found = [row.is_visible() for row in rows.all()]
+    assert found == ["cps" in text and "fixed" in text for text in texts]
+    assert 0 < sum(found) < len(found)
 
 
 def test_a_cell_of_the_heat_map_opens_its_videos(page: Any) -> None:
     cell = page.locator("#prompts td[data-row=cps-fixed] button").first
     prompt = int(cell.locator("xpath=..").get_attribute("data-prompt"))
-    texts = page.evaluate("JSON.parse(document.getElementById('data-suite').textContent).prompts.map(each => each.text)")
+    texts = page.evaluate(
+        "JSON.parse(document.getElementById('data-suite').textContent).prompts.map(each => each.text)"
+    )
     cell.click()
     assert page.locator("dialog.pair h3").inner_text() == texts[prompt]
     assert page.locator("dialog.pair figcaption").nth(1).inner_text() == "CPS, fixed KL"

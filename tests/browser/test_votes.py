@@ -13,7 +13,6 @@ import pytest
 
 from bench import store
 from bench.core.hashing import sha256_file
-from tests.browser.conftest import report_of, runs_of
 
 COLUMNS = [
     *("suite", "digest", "vote", "alias", "order", "kind", "prompt_index", "video", "seed", "left", "right"),
@@ -67,11 +66,19 @@ def test_twelve_pairs_give_a_file_with_all_answers(visit: Visit, toy: Path) -> N
     assert list(votes["order"].astype(int)) == [place // 3 + 1 for place in range(36)]
     assert votes["seconds"].str.fullmatch(r"\d+\.\d").all()
     page_digest = page.evaluate("JSON.parse(document.getElementById('data-suite').textContent).digest")
-    for name, value in {"suite": "toy", "vote": "7", "alias": "ann-1", "colour_blind": "no", "digest": page_digest}.items():
+    for name, value in {
+        "suite": "toy",
+        "vote": "7",
+        "alias": "ann-1",
+        "colour_blind": "no",
+        "digest": page_digest,
+    }.items():
         assert set(votes[name]) == {value}, name
     for side in ("left", "right"):
         hashes = {
-            (row, seed): sha256_file(store.run_folder(toy, row, None if row == "base" else int(seed)) / "videos/clips.webp")
+            (row, seed): sha256_file(
+                store.run_folder(toy, row, None if row == "base" else int(seed)) / "videos/clips.webp"
+            )
             for row, seed in zip(votes[side], votes["seed"], strict=True)
         }
         assert list(votes[f"{side}_sha256"]) == [hashes[key] for key in zip(votes[side], votes["seed"], strict=True)]
@@ -81,16 +88,19 @@ def test_twelve_pairs_give_a_file_with_all_answers(visit: Visit, toy: Path) -> N
     assert (pairs["left"] == pairs["right"]).tolist() == (pairs["kind"] == "identical").tolist()
     repeat = pairs.loc["10"]
     assert repeat["kind"] == "repeat"
-    swapped = [("left", "right"), ("right", "left"), ("prompt_index", "prompt_index"), ("seed", "seed"), ("video", "video")]
-    earlier = pairs[pairs["kind"] == "pair"]
-    assert any(all(pair[a] == repeat[b] for a, b in swapped) for _, pair in earlier.loc[:"7"].iterrows())
+    swapped = [
+        ("left", "right"),
+        ("right", "left"),
+        ("prompt_index", "prompt_index"),
+        ("seed", "seed"),
+        ("video", "video"),
+    ]
+    earlier = pairs[(pairs["kind"] == "pair") & (pairs.index.astype(int) <= 7)]
+    assert any(all(pair[a] == repeat[b] for a, b in swapped) for _, pair in earlier.iterrows())
 
     page.click("text=Show the report")
     assert page.locator("#player button.clip").first.is_visible()
     assert "votes" not in page.url
-
-
-LIST = """() => JSON.parse(localStorage.getItem(Object.keys(localStorage)[0]))"""
 
 
 def test_the_same_link_gives_the_same_list_and_it_is_balanced(visit: Visit, toy: Path) -> None:
@@ -98,7 +108,6 @@ def test_the_same_link_gives_the_same_list_and_it_is_balanced(visit: Visit, toy:
     for name, link in {"one": "#votes=7", "again": "#votes=7", "other": "#votes=8"}.items():
         page = visit(toy, link)
         start(page, 96 if name == "one" else 12)
-        page.evaluate("() => { window.report.press = document.querySelector.bind(document); }")
         count = 288 if name == "one" else 36
         page.evaluate(
             """async count => {
@@ -118,7 +127,10 @@ def test_the_same_link_gives_the_same_list_and_it_is_balanced(visit: Visit, toy:
     pairs = lists["one"][(lists["one"]["question"] == "visual") & (lists["one"]["kind"] == "pair")]
     sides = pairs[["left", "right"]].apply(lambda pair: " ".join(sorted(pair)), axis=1)
     assert len(pairs) == 96 - 9 - 2
-    for counts in (sides.value_counts(), pairs["prompt_index"].value_counts().reindex(map(str, range(36)), fill_value=0)):
+    for counts in (
+        sides.value_counts(),
+        pairs["prompt_index"].value_counts().reindex(map(str, range(36)), fill_value=0),
+    ):
         assert counts.max() - counts.min() <= 1
     clips = pd.concat([sides, pairs[["prompt_index", "seed", "video"]]], axis=1)
     assert not clips.duplicated().any()
@@ -133,7 +145,7 @@ def test_answers_are_taken_back_and_outlive_the_page(visit: Visit, toy: Path) ->
     assert page.locator(STATUS).inner_text() == "Pair 2 of 12, question 2 of 3"
     page.keyboard.press("u")
     page.keyboard.press("u")
-    page.wait_for_function(f"document.querySelector('{STATUS}').innerText === 'Pair 1 of 12, question 3 of 3'")
+    page.wait_for_function(f"() => document.querySelector('{STATUS}').innerText === 'Pair 1 of 12, question 3 of 3'")
     answer(page, "0")
     page.reload()
     page.click("text=Continue as ann-1 after 3 answers")
@@ -143,7 +155,9 @@ def test_answers_are_taken_back_and_outlive_the_page(visit: Visit, toy: Path) ->
 
 
 def test_a_browser_without_storage_can_vote(visit: Visit, toy: Path) -> None:
-    blocked = "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no', 'SecurityError'); } });"
+    blocked = (
+        "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no', 'SecurityError'); } });"
+    )
     page = visit(toy, "#votes=3", init=blocked)
     assert page.locator("text=This browser stores nothing for this page").is_visible()
     start(page)
@@ -159,16 +173,15 @@ def test_a_link_with_another_number_says_so(visit: Visit, toy: Path, link: str) 
 
 
 def test_a_report_without_videos_or_with_one_row_says_so(
-    visit: Visit, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    visit: Visit, toy: Path, tmp_path: Path, rebuild: Callable[[Path], Path]
 ) -> None:
-    monkeypatch.setattr("os.fsync", lambda handle: None)
     bare = tmp_path / "bare" / "toy"
     shutil.copytree(toy, bare, ignore=shutil.ignore_patterns("videos"))
-    report_of(bare, (0, 1, 2))
+    rebuild(bare)
     assert visit(bare).locator(STATUS).inner_text() == "There are no videos to vote on."
     single = tmp_path / "single" / "toy"
     shutil.copytree(bare, single)
-    run = next(run for run in runs_of(single) if run.parts[-2] == "cps-fixed")
-    shutil.copytree(next(iter(runs_of(toy))).parents[1] / "cps-fixed" / run.name / "videos", run / "videos")
-    report_of(single, (0, 1, 2))
+    run = store.run_folder(single, "cps-fixed", 0)
+    shutil.copytree(store.run_folder(toy, "cps-fixed", 0) / "videos", run / "videos")
+    rebuild(single)
     assert visit(single).locator(STATUS).inner_text() == "A vote needs videos of two rows with the same seed."

@@ -21,7 +21,7 @@ NO_CURVES = "No held-out curves were recorded (`evaluation.every`)."
 def forest_caption(suite: SuiteRecords, frame: pd.DataFrame) -> str:
     """Which row gains most and whether all gains are significant."""
     primary = frame[frame["score"] == suite.primary]
-    label = suite.metrics[suite.primary].label
+    label = suite.metrics[suite.primary].title
     rows = {runs.row.label: runs.row for runs in suite.rows}
     first = primary.iloc[0]
     rule = " Rows below the rule are in the open division." if frame["open"].any() else ""

@@ -63,7 +63,7 @@ def draw_forest(suite: SuiteRecords, frame: pd.DataFrame) -> Figure:
         plots.suite_title(suite), 1, len(scores), (WIDTH, LINE * len(order) + FRAME), sharey=True
     )
     for axis, score in zip(axes[0], scores, strict=True):
-        axis.set_xlabel(f"gain over the base in {suite.metrics[score].label} (score units)")
+        axis.set_xlabel(f"gain over the base in {suite.metrics[score].title} (score units)")
         axis.locator_params(axis="x", nbins=6)
         own = frame[frame["score"] == score].set_index("row")
         digits = formatting.decimals(own, "gain")

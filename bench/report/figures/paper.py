@@ -147,7 +147,7 @@ def _learning(loaded: _Loaded) -> tuple[pd.DataFrame, str]:
     own = curves[curves["score"] == loaded.suite.primary]
     if len(own):
         frame = own.rename(columns={"gain": "value"}).assign(panel="reward", source=HERE)
-        label = loaded.suite.metrics[loaded.suite.primary].label
+        label = loaded.suite.metrics[loaded.suite.primary].title
         return over_all_seeds(
             frame.astype({"seed": int, "update": int})
         ), f"held-out gain in {label}\nover the base (score units)"

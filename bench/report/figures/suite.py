@@ -122,7 +122,7 @@ def _held_out(suite: SuiteRecords) -> list[Drawn]:
     own = curves[curves["score"].isin(panels)].rename(columns={"score": "panel", "gain": "value"})
     frame = over_all_seeds(own.assign(source=HERE).astype({"seed": int, "update": int}))
     rows = [runs.row for runs in suite.rows]
-    titles = {name: f"{suite.metrics[name].label}, held-out videos" for name in panels}
+    titles = {name: f"{suite.metrics[name].title}, held-out videos" for name in panels}
     names = dict.fromkeys(panels, "gain over the base (score units)")
     figure = draw_curves(plots.suite_title(suite), rows, frame, titles, names)
     return [Drawn("curves", figure, frame, captions.curves_caption(suite, frame, drawn_lines(frame, rows)))]

@@ -31,7 +31,7 @@ def forest(subject: Subject) -> Chart | None:
     table = table[table[f"{subject.primary}_delta"].notna()]
     if table.empty:
         return None
-    scores = {name: f"{main.suite.metrics[name].label} - base" for name in tested_scores(main.suite)}
+    scores = {name: f"{main.suite.metrics[name].title} - base" for name in tested_scores(main.suite)}
     lines = []
     for _, row in table.iterrows():
         for name, title in scores.items():
@@ -184,7 +184,7 @@ def pareto(subject: Subject) -> Chart | None:
     ]
     if not lines:
         return None
-    title = subject.metrics[name].label
+    title = subject.metrics[name].title
     chart = {
         **{"name": "pareto", "title": f"{title} against time"},
         "caption": f"Further up and left is better. {title} on the scored prompts against the wall-clock "

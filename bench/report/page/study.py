@@ -90,7 +90,7 @@ def paired_forest(subject: Subject, ablation: AblationTable) -> Chart | None:
             rows.append([f"{titles[row['group']]}, {row['level']}", kind, text])
     if not lines:
         return None
-    heads = {"gain": f"{metric.label} - base", "change": f"{metric.label} - first level, paired"}
+    heads = {"gain": f"{metric.title} - base", "change": f"{metric.title} - first level, paired"}
     names = {str(group): list(own["level"]) for group, own in ablation.table.groupby("group", sort=False)}
     wide, narrow = (
         [

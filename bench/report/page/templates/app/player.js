@@ -174,6 +174,7 @@
     report.listen("player", render);
     report.listen("metric", render);
     render();
+    clock.step(0);
   }
   if (app && clips?.kind) startPlayer(app);
 }

@@ -45,9 +45,9 @@ var report = {};
     root.addEventListener("keydown", (event) => {
       const target = /** @type {Element} */ (event.target);
       const key = event.key.toLowerCase();
-      const used = target.matches("input, select") || (key === " " && target.matches("button:not(.clip)"));
+      const free = !target.matches(key === " " ? "input, select, button:not(.clip)" : "input, select");
       const button = [...root.querySelectorAll("button")].find((each) => each.dataset.key === key);
-      if (used || !button) return;
+      if (event.defaultPrevented || !free || !button) return;
       event.preventDefault();
       button.click();
     });

@@ -9,7 +9,7 @@
     "\u2020": "$\\dagger$", ...Object.fromEntries([..."{}$&#%_"].map((mark) => [mark, `\\${mark}`])) };
   const FORMATS = {
     LaTeX: {
-      escape: (text) => [...text].map((mark) => LATEX[mark] ?? mark).join("").replace(/(?<![\w.}])-(?=[\d.])/g, "$$-$$"),
+      escape: (text) => [...text.replace(/(?<![\w.])-(?=[\d.])/g, "\u2212")].map((mark) => LATEX[mark] ?? mark).join(""),
       bold: (text) => `\\textbf{${text}}`,
       join: ([head, ...lines], sides) => ["% needs booktabs", `\\begin{tabular}{${sides.join("")}}`, "\\toprule",
         `${head.join(" & ")} \\\\`, "\\midrule", ...lines.map((line) => `${line.join(" & ")} \\\\`), "\\bottomrule",

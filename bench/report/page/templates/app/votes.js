@@ -70,7 +70,7 @@
     const clock = new Clock(() => screens.forEach((screen) => screen.draw()));
     /** @type {Storage | null} */
     let storage = null;
-    try { storage = localStorage; } catch {} // blocked: the first part of the vote says so
+    try { storage = localStorage; } catch {} // blocked: the first screen says so
     const number = () => report.get("votes") || "1";
     const place = () => `votes ${suite.digest} ${number()}`;
     let list = [];
@@ -97,7 +97,8 @@
       const { alias, sight, pairs, vote: numbers } = screen.root.elements;
       const saved = JSON.parse(storage?.getItem(place()) ?? "null");
       const lengths = LENGTHS.filter((count) => count <= list.length);
-      pairs.append(...(lengths.length ? lengths : [list.length]).map((count) => new Option(`${count} pairs`, String(count))));
+      if (!lengths.length) lengths.push(list.length);
+      pairs.append(...lengths.map((count) => new Option(`${count} pairs`, String(count))));
       numbers.value = number();
       screen.again.hidden = !saved;
       screen.again.textContent = `Continue as ${saved?.alias} after ${saved?.answers.length} answers`;
@@ -116,7 +117,6 @@
       vote = begun;
       if (!matchMedia("(prefers-reduced-motion: reduce)").matches) clock.play();
       showPair();
-      body.focus();
     }
 
     /** Show the pair of the next answer, or the result. */
@@ -149,6 +149,7 @@
         else showPair();
       };
       show(screen);
+      body.focus({ preventScroll: true }); // what had the focus is gone
       ask();
       const seen = await Promise.all(screens.map((each) => each.draw()));
       since = performance.now();
