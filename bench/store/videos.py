@@ -281,5 +281,5 @@ def _read_mp4(path: Path, sha256: str) -> UInt8[np.ndarray, "f h w 3"]:
     import av
     import numpy as np
 
-    with av.open(io.BytesIO(_checked_bytes(path, sha256))) as container:
+    with av.open(io.BytesIO(_checked_bytes(path, sha256)), "r") as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])

@@ -87,7 +87,3 @@ def _scaled(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _identity(training: Training) -> dict[str, Any]:
     return {"row": training.row.label, "method": training.row.method, "n_seeds": len(training.lines)}
-
-
-def _columns(estimate: Estimate, *names: str) -> dict[str, float]:
-    return dict(zip(names, (estimate.mean, estimate.lo, estimate.hi), strict=True))

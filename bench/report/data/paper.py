@@ -53,7 +53,7 @@ def stored_suites(folder: Path) -> list[StoredSuite]:
 
 
 def _native(config: Any) -> bool:
-    return (config.get("noise_policy") or {}).get("kind", "native") == "native"
+    return bool((config.get("noise_policy") or {}).get("kind", "native") == "native")
 
 
 def _best(suites: Iterable[StoredSuite], count: Callable[[StoredSuite], int], least: int) -> StoredSuite | None:

@@ -107,12 +107,14 @@ def _variance(influence: Array, codes: npt.NDArray[np.int64]) -> Array:
 
 def _question(lines: pd.DataFrame, question: str, rows: Sequence[str]) -> pd.DataFrame:
     """The lines of one question; rows without an answer have none."""
-    rows = [row for row in rows if lines[[LEFT, RIGHT]].eq(row).any(axis=None)]
+    rows = [row for row in rows if bool((lines[[LEFT, RIGHT]] == row).to_numpy().any())]
     place = {row: index for index, row in enumerate(rows)}
     answers = _Answers(
-        *(pd.factorize(lines[name])[0] for name in ("alias", "prompt_index")),
-        *(lines[side].map(place).to_numpy(dtype=np.int64) for side in (LEFT, RIGHT)),
-        lines["answer"].map(SCORES).to_numpy(dtype=np.float64),
+        raters=pd.factorize(lines["alias"])[0],
+        prompts=pd.factorize(lines["prompt_index"])[0],
+        left=np.asarray(lines[LEFT].map(place), np.int64),
+        right=np.asarray(lines[RIGHT].map(place), np.int64),
+        won=np.asarray(lines["answer"].map(SCORES), np.float64),
     )
     strength = _strengths(answers, len(rows))
     table = []

@@ -67,7 +67,7 @@ def rollouts(trainings: Sequence[Training], source: str = HERE) -> pd.DataFrame:
 
 def _without_prompts(scores: Array) -> Array:
     """Scores [row, seed, update] without what all rows of a seed's update have in common beyond the other seeds."""
-    return scores - scores.mean(0, keepdims=True) + scores.mean((0, 1), keepdims=True)
+    return np.asarray(scores - scores.mean(0, keepdims=True) + scores.mean((0, 1), keepdims=True))
 
 
 def dynamics(trainings: Sequence[Training]) -> pd.DataFrame:

@@ -110,16 +110,17 @@ def merge_equal(frame: pd.DataFrame) -> pd.DataFrame:
     Levels of a group are equal to the eye if all their numbers are within `SAME` of the range of the gains. Levels
     with other counts of seeds, with a significant change, or with the same runs keep their line.
     """
-    gains = [name for name in frame if name.endswith(("_delta", "_delta_lo", "_delta_hi"))]
+    gains = [name for name in map(str, frame) if name.endswith(("_delta", "_delta_lo", "_delta_hi"))]
     spans = {name: frame[gains].max().max() - frame[gains].min().min() for name in gains}
     kept: list[dict[str, Any]] = []
-    for line in frame.to_dict("records"):
+    for record in frame.to_dict("records"):
+        line = {str(name): value for name, value in record.items()}
         for other in kept:
             if _equal(line, other, spans):
                 other["equal"] = [*other["equal"], line["level_title"]]
                 break
         else:
-            kept.append({str(name): value for name, value in line.items()} | {"equal": []})
+            kept.append({**line, "equal": []})
     return pd.DataFrame(kept)
 
 

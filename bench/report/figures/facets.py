@@ -56,7 +56,7 @@ def _ranges(values: pd.DataFrame) -> pd.Series[float]:
     """Range of all values of the panel that each line of `values` belongs to."""
     panels = values.groupby(level=0).agg(["min", "max"])
     low, high = (panels.xs(end, axis=1, level=1) for end in ("min", "max"))
-    spans = high.max(axis=1) - low.min(axis=1)
+    spans = pd.DataFrame(high).max(axis=1) - pd.DataFrame(low).min(axis=1)
     return pd.Series(spans.loc[values.index.get_level_values(0)].to_numpy(), values.index)
 
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from bench.core.errors import BenchError
 from bench.report.data.records import RowRuns, Run, SuiteRecords, load_records
 from bench.report.data.selection import BASE, Row
-from bench.report.looks import METHOD_TITLES, row_title
+from bench.report.looks import method_title, row_title
 from bench.store.files import write_files
 from bench.store.videos import KeptVideos, read_videos
 
@@ -95,7 +95,7 @@ def load_gallery(suite: SuiteRecords, seed: int, prompts: int) -> Gallery:
     best, changes = _best(suite, base, column.sign)
     chosen = chosen_prompts(changes, prompts)
     titles = {runs.row.label: row_title(runs.row) for runs in suite.rows}
-    runs = {METHOD_TITLES[BASE]: base, **{titles[label]: run for label, run in shown.items()}}
+    runs = {method_title(BASE): base, **{titles[label]: run for label, run in shown.items()}}
     texts = dict(zip(base.clips.index.get_level_values(0), base.clips.index.get_level_values(1), strict=True))
     return Gallery(
         f"{column.title} of each video, and its change to the base's (seed {seed}). Prompts of the largest gain, of "

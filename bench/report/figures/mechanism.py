@@ -69,7 +69,7 @@ def gradient_lines(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Line]:
 def draw_gradients(title: str, rows: Sequence[Row], frame: pd.DataFrame) -> Figure:
     """Norm of each step's gradient before and after the equalizer, and its largest over its smallest value."""
     lines, styles = gradient_lines(frame, rows), looks(rows)
-    facets, own = split(lines), {row: part for row, part in frame.groupby("row", sort=False)}
+    facets, own = split(lines), {str(row): part for row, part in frame.groupby("row", sort=False)}
     equalized = [line for line in lines if has_equalizer(own[line.row.label])]
     stages = ["before", "after"] if equalized else ["before"]
     figure, axes = plots.canvas(title, len(facets), len(stages) + 1, GRADIENT_SIZE)

@@ -205,7 +205,8 @@ def _paper_law(lines: pd.DataFrame) -> pd.Series[float]:
     """1 / Sigma^(1/2), where Sigma is a step's variance, scaled to the geometric mean of the measured norms."""
     law = 1 / lines["std"].where(lines["std"] > 0)
     known = law.notna() & lines["measured_before"].notna()
-    return law * np.exp(np.log(lines.loc[known, "measured_before"] / law[known]).mean())
+    scale = float(np.exp(np.log(lines.loc[known, "measured_before"] / law[known]).mean()))
+    return law * scale
 
 
 def _norms_and_laws(axis: Axes, own: pd.DataFrame, look: Look) -> None:

@@ -125,14 +125,14 @@ def scatter(chart: Mapping[str, str], lines: Sequence[Line], entries: Sequence[E
 
     def panel(title: str, looks: Mapping[str, Look], width: int, columns: int) -> Spec:
         encodings = outlines(looks)
-        legend = {"legend": {"columns": columns, "symbolOpacity": 1}}
+        legend: Spec = {"legend": {"columns": columns, "symbolOpacity": 1}}
         shown = {**encodings, **{name: {**encodings[name], **legend} for name in ("color", "shape")}}
         only = [{"filter": {"field": "row", "oneOf": list(looks)}}]
         layers = [
-            {"data": {"name": name}, "transform": only, "mark": mark, "encoding": {**axes, **shown, "tooltip": tips}}
+            {"data": {"name": name}, "transform": only, "mark": mark, "encoding": axes | shown | {"tooltip": tips}}
             for name, mark in (("runs", point(24, 0.5)), ("means", point(170)))
         ]
-        head = {"title": title} if title else {}
+        head: Spec = {"title": title} if title else {}
         return {**head, "width": width, "height": 300, "layer": [*(lines_at_0 if zero else []), *layers]}
 
     panels = groups(entries)

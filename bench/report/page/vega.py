@@ -127,7 +127,7 @@ def bundle() -> str:
     """The script of Vega-Lite, for a module of the page."""
     import vl_convert
 
-    return str(vl_convert.javascript_bundle())
+    return str(vl_convert.javascript_bundle())  # type: ignore[call-arg] # the stub lacks the default
 
 
 def number(value: float, digits: int = 4) -> float | None:

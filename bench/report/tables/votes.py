@@ -113,7 +113,7 @@ def _sentence(frame: pd.DataFrame, question: str, titles: dict[str, str]) -> str
     others = against.drop(index=ALL)
     apart = (others["share_lo"] > 50).to_numpy()
     beaten, alike = ("; ".join(titles[label] for label in others.index[which]) for which in (apart, ~apart))
-    share = formatting.interval(against.loc[ALL], "share", 0).replace(" [", " % [")
+    share = formatting.interval(pd.Series(against.loc[ALL]), "share", 0).replace(" [", " % [")
     text = f"{QUESTIONS[question]}: {titles[best]} won the largest share of its pairs, {share}."
     text += f" More than half against: {beaten}." if beaten else ""
     return f"{text} Not told apart from: {alike}." if alike else text
@@ -140,7 +140,10 @@ def _rater_notes(study: UserStudy) -> list[str]:
     both = f"; numbers are given with all raters and {WITHOUT}" if WITHOUT in study.numbers else ""
     unchecked = table.loc[table["passed"].isna(), "alias"]
     fast = [f"`{line.alias}` {line.fast}" for line in table[table["fast"] > 0].itertuples()]
-    shorter = [f"`{alias}` {count} (list {vote})" for (alias, vote), count in length.items() if count < length.max()]
+    shorter = [
+        f"`{line.alias}` {line.order} (list {line.vote})"
+        for line in length[length < length.max()].reset_index().itertuples()
+    ]
     return [
         f"Failed on identical pairs (at most {100 * PASSED_TIES:g} % of the answers are ties): "
         f"{_names(study.failed) or 'nobody'}{both}.",
