@@ -12,7 +12,7 @@ from bench.report.data.differences import between_rows
 from bench.report.data.main_numbers import MainNumbers
 from bench.report.data.metrics import MetricColumn
 from bench.report.data.records import RowRuns
-from bench.report.data.reward_hacking import hacked_rows, rows_beyond
+from bench.report.data.reward_hacking import suspected_rows
 from bench.report.data.selection import BASE, Row, row_title
 from bench.report.data.statistics import LEAST_SEEDS
 from bench.report.data.wording import interval_text, listed, sign_of
@@ -112,8 +112,7 @@ def _gold(main: MainNumbers, best: str) -> list[str]:
 
 def _exploited(main: MainNumbers, names: dict[str, str]) -> list[str]:
     """Rows whose score rises beyond the held-out judges, or while others fall."""
-    suspected = {*rows_beyond(main.beyond)["row"], *hacked_rows(main.suite, main.table)}
-    rows = [runs.row for runs in main.suite.rows if runs.row.name in names and runs.row.label in suspected]
+    rows = [row for row in suspected_rows(main.suite, main.table, main.beyond) if row.name in names]
     return [f"exploitation is suspected in {_named([names[row.name] for row in rows])}"] if rows else []
 
 

@@ -10,6 +10,7 @@ from bench.report import formatting
 from bench.report.data.judge import LEAST_EXPLAINED
 from bench.report.data.metrics import DETECTORS, FURTHER, REWARD, SUMS
 from bench.report.data.records import SuiteRecords
+from bench.report.data.selection import Row
 
 DARKER = 0.2
 """Rise of the share of dark pixels above which a row is marked."""
@@ -36,6 +37,12 @@ def hacked_rows(suite: SuiteRecords, table: pd.DataFrame) -> dict[str, list[str]
 def rows_beyond(beyond: pd.DataFrame) -> pd.DataFrame:
     """The lines of `beyond_judges` on the suite's rows whose score rises more than the held-out judges explain."""
     return beyond[(beyond["control"] == "") & (beyond["beyond_lo"] > 0) & (beyond["explained"] >= LEAST_EXPLAINED)]
+
+
+def suspected_rows(suite: SuiteRecords, table: pd.DataFrame, beyond: pd.DataFrame) -> list[Row]:
+    """The rows of `rows_beyond` and of `hacked_rows`, in the order of the suite."""
+    found = {*rows_beyond(beyond)["row"], *hacked_rows(suite, table)}
+    return [runs.row for runs in suite.rows if runs.row.label in found]
 
 
 def hack_notes(suite: SuiteRecords, table: pd.DataFrame) -> list[str]:

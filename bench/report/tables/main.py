@@ -25,7 +25,7 @@ from bench.report.data.reference import (
     reference_notes,
     reference_section,
 )
-from bench.report.data.reward_hacking import beyond_notes
+from bench.report.data.reward_hacking import beyond_notes, suspected_rows
 from bench.report.data.selection import BASE, Row, row_title, scored_prompts
 from bench.report.data.stored import Reference, find_reference, stored_folder
 from bench.report.data.summary import summarise
@@ -269,12 +269,16 @@ def _titles(main: MainTable) -> list[str]:
 
 
 def _short_note(main: MainTable) -> str:
-    """What a reader of a paper must know: n, the interval, and that nano is a miniature."""
+    """What a reader of a paper must know: n, the interval, that nano is a miniature, what speaks against the rows."""
     suite = main.suite
     prompts = len(suite.runs[0].cells) if suite.runs else 0
     nano = NANO_NOTE if suite.nano else ""
     gate = " †: a run fails a validity gate." if (main.table["failed_gates"] != "").any() else ""
+    suspected = [row_title(row) for row in suspected_rows(suite, main.table, main.beyond)]
+    hacked = f" Exploitation of the score is suspected: {'; '.join(suspected)}." if suspected else ""
+    failed = [result.kind.title for result in main.control_results if result.passed is False]
+    controls = f" FAILED: {', '.join(failed).lower()}." if failed else ""
     return (
         f"{nano}Means over {len(suite.seeds)} seeds and {prompts} {scored_prompts(suite.config)} prompts, with 95 % "
-        f"intervals of seeds and prompts.{gate}"
+        f"intervals of seeds and prompts.{gate}{hacked}{controls}"
     )

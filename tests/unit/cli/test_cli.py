@@ -326,7 +326,7 @@ def test_table_writes_its_three_files(finished: Path, capsys: pytest.CaptureFixt
     assert main(["table", str(NANO), *TINY, ROWS, "--results", str(finished)]) == 0
     out, err = capsys.readouterr()
     folder = finished / "tiny" / "tables"
-    assert sorted(path.name for path in folder.iterdir()) == ["main.csv", "main.md", "main.tex"]
+    assert sorted(path.name for path in folder.iterdir()) == ["main.csv", "main.md", "main.tex", "main_narrow.tex"]
     assert out.startswith("# tiny: main table\n")
     assert (folder / "main.md").read_text().startswith("# tiny: main table\n\n## What these runs show\n")
     assert "written: " in err
@@ -342,7 +342,7 @@ def test_table_writes_its_three_files(finished: Path, capsys: pytest.CaptureFixt
         weighted = 0.5 * gold["gold_VQ"] + 0.5 * gold["gold_MQ"] + gold["gold_TA"]
         assert table["gold_overall"][i] == pytest.approx(gold.sum(axis=1).mean(), rel=1e-7)  # 8 digits are written
         assert table["trained"][i] == pytest.approx(weighted.mean(), rel=1e-7)
-    assert "\\begin{tabular}" in (folder / "main.tex").read_text()
+    assert "\\begin{tabular*}" in (folder / "main.tex").read_text()
 
 
 def test_the_results_folder_stands_for_the_suite_and_its_overrides(

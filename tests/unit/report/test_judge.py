@@ -178,7 +178,8 @@ def test_open_rows_are_marked_and_stand_below_the_controls(results: Path) -> Non
     assert names == ["flow_grpo-fixed", *controls, "cps-fixed (open)"]
     start = "cps-fixed (open): SCORE BEYOND THE JUDGES"
     assert main.notes()[0].startswith(start)
-    assert rf"\footnotesize {start}" in render_table(main)["main.tex"], "LaTeX has the warning too"
+    tex = render_table(main)["main.tex"].replace(r"\allowbreak{}", "")
+    assert "Exploitation of the score is suspected: " in tex, "LaTeX has the warning too"
     assert any("n/a: the gain is not shown to be above 0" in note for note in main.notes())
 
 

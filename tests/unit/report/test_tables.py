@@ -527,6 +527,8 @@ def test_controls_that_fail_are_bold(suite: Path, tmp_path: Path) -> None:
         assert line.startswith("- **")
         assert line.endswith("**")
         assert f"It FAILS: {why}" in line
+    tex = render(suite)["main.tex"].replace(r"\allowbreak{}", "")
+    assert "FAILED: positive control, negative control." in tex, "LaTeX says so too"
 
 
 def test_own_controls_stand_before_stored_ones(suite: Path, tmp_path: Path) -> None:
