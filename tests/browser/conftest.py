@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from playwright.sync_api import sync_playwright
 
 from bench.report.data.selection import Selection, rows_of
 from bench.report.page.page import build_report
@@ -18,7 +19,6 @@ from bench.store.videos import keep_clip, read_videos, write_index
 from bench.suite.schema import Suite
 from tests.helpers.toy_records import CONFIG, write_suite
 
-api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the extra `test` has it")
 FPS, FRAMES, SIDE, VIDEOS, PROMPTS = 8.0, 5, 16, 2, 36
 LARGE = (96, 80)
 """Height and width of clips that are too large for one picture."""
@@ -29,7 +29,7 @@ def browser() -> Iterator[Any]:
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("no `chromium` on this machine: the page is not tested in a browser")
-    with api.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path)
         yield chromium
         chromium.close()
