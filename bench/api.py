@@ -3,7 +3,8 @@
 There are methods, KL policies, noise policies, advantage rules, evaluators and backbones.
 
 Notation: `sigma` is the noise level (1 = noise, 0 = video), `x = (1 - sigma) * x0 + sigma * noise`, `v = noise - x0`.
-A method is a frozen dataclass of hyper-parameters with pure functions. The harness owns the models, noise, prompts,
+A method is a frozen dataclass of hyper-parameters with pure functions, of one of two kinds: `Method` trains on the
+noisy steps of a rollout, `ForwardMethod` on its videos, noised again. The harness owns the models, noise, prompts,
 budget, optimizer and rewards.
 
 Letters of shapes: b samples; c f h w channels, frames, height and width of a latent; t steps of a rollout and its
@@ -39,8 +40,10 @@ __all__ = [
     "OPEN",
     "POLICY_PREFIX",
     "AdvantageRule",
+    "AnyMethod",
     "Backbone",
     "BenchError",
+    "BlendsAnchors",
     "Budget",
     "ChecksSuite",
     "Conditioning",
@@ -48,6 +51,8 @@ __all__ = [
     "EstimatesCost",
     "Evaluator",
     "ExportsPolicy",
+    "ForwardMethod",
+    "ForwardPoint",
     "Gaussian",
     "KLPolicy",
     "KLStep",
@@ -58,6 +63,7 @@ __all__ = [
     "RefreshRule",
     "Rewards",
     "RoundsLatents",
+    "ScoredStep",
     "Shard",
     "ShardsWeights",
     "StandardizedAdvantages",
@@ -87,6 +93,17 @@ class Gaussian(NamedTuple):
     """[b], the standard deviation of the whole step; 0 for a deterministic step."""
 
 
+class ScoredStep(NamedTuple):
+    """A step under one policy, with the log-probability of the stored latent after it."""
+
+    mean: Tensor
+    """[b, ...], mean of the step's Gaussian."""
+    std: Tensor
+    """[b], its standard deviation, above 0."""
+    logp: Tensor
+    """[b], `Method.log_prob` of the latent after the step."""
+
+
 def latent_mean(values: Float[Tensor, "b ..."]) -> Float[Tensor, "b"]:
     """Mean over all dimensions but the batch, for latents of any rank."""
     return values.reshape(len(values), -1).mean(1)
@@ -102,44 +119,87 @@ def _refuse_zero_std(std: Float[Tensor, "b"], what: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
-    """A GRPO variant: the kernel of its noisy steps, its advantages, its loss and the weight of each step.
+class AnyMethod(ABC):
+    """What both kinds of method share: the paper, and how rewards become credit.
 
-    Hooks receive tensors, never the model, the optimizer, a seed or the budget. A subclass that declares a field of
-    the budget raises `BudgetFieldError` when the class is created.
-
-    A field `eta` is the noise scale of the kernel, finite and at least 0. It is optional: the noise policies of a
-    suite other than `native` set it.
+    A method derives from `Method` or from `ForwardMethod`. Hooks receive tensors, never the model, the optimizer, a
+    seed or the budget. A subclass that declares a field of the budget raises `BudgetFieldError` when the class is
+    created, and one that derives from both kinds a `BenchError`.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     paper: ClassVar[str]
     """Title and identifier of the paper."""
-    clip_range: float = 1e-4
-    """PPO clip range, above 0, of the ratio of mean log-probabilities. FlowGRPO, DanceGRPO and SAGE-GRPO use 1e-4."""
-    equalizer: Literal["off", "derived", "released"] = "off"
-    """Temporal gradient equalizer (SAGE-GRPO, "Temporal Gradient Equalizer"): see `step_weights`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        label = f"method class {cls.__module__}:{cls.__qualname__}"
         names = {name for base in cls.__mro__ for name in inspect.get_annotations(base)}
         reserved = sorted(RESERVED_FIELDS & names)
         if reserved:
             raise BudgetFieldError(
-                f"method class {cls.__module__}:{cls.__qualname__} declares the field '{reserved[0]}', which belongs "
+                f"{label} declares the field '{reserved[0]}', which belongs "
                 "to the suite's budget: remove it from the class and set it once for all rows under 'budget:' in the "
                 "YAML."
             )
+        kinds = [base.__name__ for base in cls.__mro__ if AnyMethod in base.__bases__]
+        if len(kinds) > 1:
+            raise BenchError(
+                f"{label} derives from {' and '.join(kinds)}: a method is of one kind, so derive from one."
+            )
+
+    def advantages(self, rewards: Rewards) -> Float[Tensor, "k p g"]:
+        """One advantage per sample (k = 1), or one per reward; by default by the suite's rule."""
+        rewards.check()
+        return rewards.rule.advantages(rewards)
+
+    def select(self, adv: Float[Tensor, "k p g"]) -> Bool[Tensor, "p g"]:
+        """Marks the samples that train (open division only); all by default."""
+        return torch.ones(adv.shape[1:], dtype=torch.bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(AnyMethod):
+    """A policy gradient over noisy steps: their kernel, the loss of a step and its weight.
+
+    A field `eta` is the noise scale of the kernel, finite and at least 0. It is optional: the noise policies of a
+    suite other than `native` set it.
+    """
+
+    per_prompt: ClassVar[bool] = False
+    """Whether each prompt of an update has its own steps. The harness then calls `stochastic` and `train_steps` once
+    per prompt, each time with a generator of that prompt's own, so that the masks of an update are [p, t]."""
+    clip_range: float = 1e-4
+    """PPO clip range, above 0, of the ratio of mean log-probabilities. FlowGRPO, DanceGRPO and SAGE-GRPO use 1e-4."""
+    equalizer: Literal["off", "derived", "released"] = "off"
+    """Temporal gradient equalizer (SAGE-GRPO, "Temporal Gradient Equalizer"): see `step_weights`."""
+    weighting: Literal["off", "equal", "guard", "std", "longcat"] = field(default="off", metadata=LATE)
+    """Weights of the steps by name, with sigma s, length d and J = d mean / d v. What a paper divides them by
+    (nothing, the lower median or the mean over steps) drops out, since the harness scales them to mean 1 over the
+    steps that may train.
+
+    - `equal`: std / |J|, after which a step's gradient does not depend on its noise. Precise (arXiv:2605.23522) and
+      Flash-GRPO (arXiv:2605.15980, over the mean) use it; SAGE-GRPO's equalizer (arXiv:2603.21872, over the lower
+      median) has the same weights for Gaussian log-probabilities.
+    - `guard`: std / d, GRPO-Guard (arXiv:2510.22319), proportional to `equal` for Flow-GRPO's kernel below s = 1.
+    - `std`: TempFlow-GRPO (arXiv:2508.04324, over the mean): favours noisy steps.
+    - `longcat`: sqrt(s / (1 - s)) / sqrt(d), LongCat-Video (arXiv:2510.22200); at s = 1, where it has no value, 1 - s
+      is that of the step's end.
+    """
 
     def __post_init__(self) -> None:
         if not 0 < self.clip_range < math.inf:
             raise BenchError(
                 f"{type(self).__name__}: clip_range is {self.clip_range}; set it to a finite value above 0."
             )
-        if self.equalizer not in ("off", "derived", "released"):
+        for name, known in (("equalizer", EQUALIZERS), ("weighting", WEIGHTINGS)):
+            if getattr(self, name) not in known:
+                choices = ", ".join(map(repr, known))
+                raise BenchError(f"{type(self).__name__}: {name} is {getattr(self, name)!r}; choose one of {choices}.")
+        if self.equalizer != "off" and self.weighting != "off":
             raise BenchError(
-                f"{type(self).__name__}: equalizer is {self.equalizer!r}; choose one of 'off', 'derived', 'released'."
+                f"{type(self).__name__}: weighting is {self.weighting!r}: set equalizer to 'off' with it."
             )
         eta = getattr(self, "eta", 0.0)
         if not 0 <= eta < math.inf:
@@ -162,19 +222,11 @@ class Method(ABC):
         terms = -((x_next.detach() - step.mean) ** 2) / (2 * std**2) - torch.log(std) - 0.5 * math.log(2 * math.pi)
         return latent_mean(terms)
 
-    def advantages(self, rewards: Rewards) -> Float[Tensor, "k p g"]:
-        """One advantage per sample (k = 1), or one per reward; by default by the suite's rule."""
-        rewards.check()
-        return rewards.rule.advantages(rewards)
-
-    def select(self, adv: Float[Tensor, "k p g"]) -> Bool[Tensor, "p g"]:
-        """Marks the samples that train (open division only); all by default."""
-        return torch.ones(adv.shape[1:], dtype=torch.bool)
-
     def stochastic(self, sigmas: Float[Tensor, "t1"], update: int, rng: torch.Generator) -> Bool[Tensor, "t"]:
         """Marks the noisy steps of the rollout; all by default.
 
-        With the decode rule `predicted_x0` the harness makes the last step deterministic.
+        A pure function of its arguments: the masks of all updates are asked for before a run is launched. With the
+        decode rule `predicted_x0` the harness makes the last step deterministic.
         """
         return torch.ones(len(sigmas) - 1, dtype=torch.bool)
 
@@ -186,7 +238,7 @@ class Method(ABC):
         return torch.randperm(len(sigmas) - 2, generator=rng)[:n].sort().values
 
     def step_weights(self, sigmas: Float[Tensor, "t1"]) -> Float[Tensor, "t"]:
-        """Weight of each step's policy loss: ones, or the temporal gradient equalizer lower_median(N) / N_i.
+        """Weight of each step's policy loss: ones, those of `weighting`, or the equalizer lower_median(N) / N_i.
 
         `derived`: N = |J| * |d log_prob / d mean| at x_next = mean + std, with J = d mean / d v from `transition`
         (affine in v, so J is its value at x = 0, v = 1); valid for every convention of the log-probability.
@@ -195,12 +247,14 @@ class Method(ABC):
         N counts as 1 where it is zero or not finite, and with `derived` at deterministic steps.
         """
         steps = len(sigmas) - 1
-        if self.equalizer == "off":
+        if self.equalizer == self.weighting == "off":
             return torch.ones(steps, device=sigmas.device)
         sigma, sigma_next = sigmas[:-1].double(), sigmas[1:].double()
         zero = torch.zeros(steps, 1, dtype=torch.float64, device=sigmas.device)
         step = self.transition(zero, torch.ones_like(zero), sigma, sigma_next)
         slope = step.mean[:, 0].abs()
+        if self.weighting != "off":
+            return _named_weights(self.weighting, step.std, slope, sigma, sigma_next)
         if self.equalizer == "released":
             norm = slope / step.std.clamp_min(1e-12)
         else:
@@ -220,6 +274,22 @@ class Method(ABC):
         ratio = torch.exp(logp_new - logp_old)
         return torch.maximum(-adv * ratio, -adv * ratio.clamp(1 - self.clip_range, 1 + self.clip_range))
 
+    def policy_loss(
+        self,
+        new: ScoredStep,
+        old: ScoredStep,
+        x_next: Float[Tensor, "b ..."],
+        adv: Float[Tensor, "b"],
+        sigma: Float[Tensor, "b"],
+        sigma_next: Float[Tensor, "b"],
+    ) -> Float[Tensor, "b"]:
+        """Loss per sample of a stored step to `x_next`, before the step weight; by default `surrogate`.
+
+        `new`: the step under the current policy, with its gradient. `old`: under the policy of the rollout, without
+        one; the harness keeps its mean only for a class that overrides this hook. The result is finite.
+        """
+        return self.surrogate(new.logp, old.logp, adv)
+
     def divergence(
         self, step: Gaussian, ref: Gaussian, sigma: Float[Tensor, "b"], sigma_next: Float[Tensor, "b"]
     ) -> Float[Tensor, "b"]:
@@ -229,6 +299,85 @@ class Method(ABC):
         """
         _refuse_zero_std(step.std, f"{type(self).__name__}.divergence")
         return latent_mean((step.mean - ref.mean) ** 2) / (2 * step.std**2)
+
+
+EQUALIZERS = ("off", "derived", "released")
+WEIGHTINGS = ("off", "equal", "guard", "std", "longcat")
+
+
+def _named_weights(
+    weighting: str,
+    std: Float[Tensor, "t"],
+    slope: Float[Tensor, "t"],
+    sigma: Float[Tensor, "t"],
+    sigma_next: Float[Tensor, "t"],
+) -> Float[Tensor, "t"]:
+    """The weights of `Method.weighting`, `slope` being |J|; 0 for a deterministic step."""
+    length = sigma - sigma_next
+    signal = 1 - torch.where(sigma == 1, sigma_next, sigma)
+    weights = {
+        "equal": std / slope.clamp_min(1e-12),
+        "guard": std / length,
+        "std": std,
+        "longcat": (sigma / signal).sqrt() / length.sqrt(),
+    }[weighting]
+    return torch.where(std > 0, weights, torch.zeros_like(weights)).float()
+
+
+class ForwardPoint(NamedTuple):
+    """Clean videos of a rollout, noised again to one level each, with the velocities there."""
+
+    v: Tensor
+    """[b, ...], velocity of the policy, with its gradient."""
+    v_old: Tensor | None
+    """Velocity of the old policy, without a gradient; None unless `ForwardMethod.references` has "old"."""
+    v_ref: Tensor | None
+    """Velocity of the base model, without a gradient; None unless `ForwardMethod.references` has "base"."""
+    x0: Tensor
+    """[b, ...], latents of the videos of the rollout."""
+    noise: Tensor
+    """[b, ...], the noise that is added; `noise - x0` is the velocity that flow matching would train."""
+    x: Tensor
+    """[b, ...], (1 - sigma) x0 + sigma noise, as the backbone rounds it."""
+    sigma: Tensor
+    """[b], the noise levels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardMethod(AnyMethod):
+    """A loss on the forward process: videos of the deterministic sampler are noised again, and the velocity trains.
+
+    It has no noisy steps and no log-probabilities. Each video of a rollout trains at `budget.train_steps` noise
+    levels, so training costs what it costs with `Method`. The noise depends on seed, update, prompt, number in the
+    group and point alone, so it is the same for every method of this kind. Rows have the KL policy `none`: where the
+    method keeps the policy near another one, that is part of its loss.
+    """
+
+    references: ClassVar[frozenset[str]] = frozenset()
+    """Velocities that the loss needs beside the policy's: "old", "base". Each costs a function evaluation per point,
+    counted as those of anchors."""
+    rollout_policy: ClassVar[Literal["policy", "old"]] = "policy"
+    """Which policy samples the videos."""
+
+    def noise_levels(self, shape: tuple[int, int], rng: torch.Generator) -> Float[Tensor, "b n"]:
+        """Noise levels in (0, 1] at which each of the b videos of an update trains; by default uniform."""
+        return 1 - torch.rand(shape, generator=rng)
+
+    @abstractmethod
+    def loss(self, point: ForwardPoint, adv: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """Loss per sample, finite and differentiable in `point.v`.
+
+        With an advantage of 0 and all velocities equal its gradient is 0: what does not depend on the reward may only
+        keep the policy near its references.
+        """
+
+    def old_decay(self, update: int) -> float:
+        """Share of the old policy's weights, in [0, 1], that it keeps when it follows the policy after an update.
+
+        The first update is 0. The old policy starts as the new policy. By default 0: it is the policy before the
+        update. A pure function of `update`.
+        """
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -322,8 +471,9 @@ class NoisePolicy(ABC):
         """The eta of one method, finite and at least 0; None leaves the method as it is.
 
         `own`: the eta of the row, or the method's default; None for a method without a field `eta`, for which
-        anything but None is refused. `variance(eta)`: the variance that each noisy step of the first rollout would add
-        to a latent element with this eta, float64. Raise `BenchError` where no eta fits.
+        anything but None is refused. `variance(eta)`: the variance that each noisy step would add to a latent element
+        with this eta, float64; of a step that is noisy in some rollouts of the budget only, the mean over all of them.
+        Raise `BenchError` where no eta fits.
         """
 
 
@@ -435,9 +585,9 @@ class Backbone(Protocol):
     Anchors have names. "fixed" is the base model: the model of the checkpoint, without training. Any other anchor is
     a copy of the policy, stored by `refresh_anchor`; before its first refresh it is the base model, too.
 
-    Optional abilities are `RoundsLatents`, `ChecksSuite`, `ShardsWeights`, `ExportsPolicy` and `EstimatesCost`. A file
-    `assets.yaml` beside the module of the class lists its checkpoints for `bench assets`, in the format of
-    bench/suite/assets.yaml.
+    Optional abilities are `RoundsLatents`, `BlendsAnchors`, `ChecksSuite`, `ShardsWeights`, `ExportsPolicy` and
+    `EstimatesCost`. A file `assets.yaml` beside the module of the class lists its checkpoints for `bench assets`, in
+    the format of bench/suite/assets.yaml.
     """
 
     latent_shape: tuple[int, int, int, int]
@@ -515,9 +665,9 @@ class StepView(NamedTuple):
     """The trained steps of a rollout."""
 
     steps: Tensor
-    """[n], indices into the schedule."""
+    """[n], indices into the schedule; [p, n] where each prompt has its own."""
     weight: Tensor
-    """[n], `Method.step_weights` at these indices."""
+    """The scaled `Method.step_weights` at these indices, in the same shape."""
 
 
 @runtime_checkable
@@ -526,6 +676,18 @@ class RoundsLatents(Protocol):
 
     def round_latents(self, x: Float[Tensor, "b ..."], first: bool) -> Float[Tensor, "b ..."]:
         """The latents that sampling continues with. `first`: x is the initial noise, else the result of a step."""
+        ...
+
+
+@runtime_checkable
+class BlendsAnchors(Protocol):
+    """A backbone whose anchors can follow the policy slowly, as the old policies of forward methods do."""
+
+    def blend_anchor(self, name: str, decay: float) -> None:
+        """Make each weight of the anchor decay * anchor + (1 - decay) * policy; it was refreshed before.
+
+        `decay` is in [0, 1]. Gradients do not flow.
+        """
         ...
 
 

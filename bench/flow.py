@@ -58,6 +58,13 @@ def per_sample(values: Float[Tensor, "b"], x: Float[Tensor, "b ..."]) -> Float[T
     return values.to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def add_noise(
+    x0: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], sigma: Float[Tensor, "b"]
+) -> Float[Tensor, "b ..."]:
+    """The forward process: (1 - sigma) x0 + sigma noise."""
+    return per_sample(1 - sigma.double(), x0) * x0 + per_sample(sigma, x0) * noise
+
+
 def predicted_x0(
     x: Float[Tensor, "b ..."], v: Float[Tensor, "b ..."], sigma: Float[Tensor, "b"]
 ) -> Float[Tensor, "b ..."]:
@@ -117,6 +124,25 @@ def sde_step(
     pull = S / (2 sigma). This is the ODE-to-SDE conversion of arXiv:2505.05470; methods that use it differ in S alone.
     """
     return reverse_step(x, v, sigma, sigma_next, variance.double() / (2 * sigma.double()), variance)
+
+
+def flow_sde_step(
+    name: str,
+    x: Float[Tensor, "b ..."],
+    v: Float[Tensor, "b ..."],
+    sigma: Float[Tensor, "b"],
+    sigma_next: Float[Tensor, "b"],
+    eta: float,
+) -> Gaussian:
+    """Flow-GRPO's step, which several methods share: variance eta^2 (sigma - sigma_next) sigma / (1 - sigma).
+
+    At sigma = 1 the denominator is that of the step's end, so the variance is eta^2 exactly. A first sigma close to 1,
+    but not 1, is a `BenchError` that names the method: 0.9999 would give a hundred times the variance.
+    """
+    now, after = sigma.double(), sigma_next.double()
+    need_first_sigma(name, now, after)
+    rate = now / (1 - torch.where(now == 1, after, now))
+    return sde_step(x, v, sigma, sigma_next, eta**2 * (now - after) * rate)
 
 
 def gaussian_kl(step: Gaussian, ref: Gaussian) -> Float[Tensor, "b"]:

@@ -20,7 +20,7 @@ from bench.core.text import shown
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from bench.api import AdvantageRule, Backbone, Evaluator, KLPolicy, Method, NoisePolicy
+    from bench.api import AdvantageRule, Backbone, Evaluator, KLPolicy, NoisePolicy
 
 KINDS = {
     "methods": "method",
@@ -32,7 +32,7 @@ KINDS = {
 }
 """Group of entry points, after "bench.", to the kind of its plug-ins in words."""
 BASES = {
-    "methods": "Method",
+    "methods": "AnyMethod",
     "evaluators": "Evaluator",
     "kl_policies": "KLPolicy",
     "noise_policies": "NoisePolicy",
@@ -133,6 +133,7 @@ def _plugin_class(group: str, name: str) -> Any:
 
     cls, base = find(group, name), BASES.get(group)
     if base is not None and not (inspect.isclass(cls) and issubclass(cls, getattr(api, base))):
+        base = {"AnyMethod": "Method or ForwardMethod"}.get(base, base)
         raise BenchError(f"{KINDS[group]} {name!r} is not a bench.api.{base}: derive the class from it.")
     return cls
 
@@ -180,9 +181,12 @@ def _json(label: str, params: dict[str, Any]) -> str:
     )
 
 
-def method(name: str, **params: Any) -> Method:
-    """A GRPO variant with the defaults of its paper, except for `params`. Unknown parameters are a `BenchError`."""
-    return cast("Method", _construct("methods", name, params))
+def method(name: str, **params: Any) -> Any:
+    """A method with the defaults of its paper, except for `params`. Unknown parameters are a `BenchError`.
+
+    It is a `Method` or a `ForwardMethod`.
+    """
+    return _construct("methods", name, params)
 
 
 def kl_policy(name: str, **params: Any) -> KLPolicy:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bench.api import LATE, OPEN, Gaussian, Method
-from bench.flow import need_first_sigma, sde_step
+from bench.flow import flow_sde_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +38,8 @@ class FlowGRPO(Method):
         sigma: Float[Tensor, "b"],
         sigma_next: Float[Tensor, "b"],
     ) -> Gaussian:
-        """One step with variance eta^2 (sigma - sigma_next) sigma / (1 - sigma); eta^2 exactly at sigma = 1.
-
-        A first sigma close to 1, but not 1, is a `BenchError`: 0.9999 would give a hundred times the variance.
-        """
-        now, after = sigma.double(), sigma_next.double()
-        need_first_sigma("FlowGRPO", now, after)
-        rate = now / (1 - torch.where(now == 1, after, now))
-        return sde_step(x, v, sigma, sigma_next, self.eta**2 * (now - after) * rate)
+        """One step with variance eta^2 (sigma - sigma_next) sigma / (1 - sigma); eta^2 exactly at sigma = 1."""
+        return flow_sde_step("FlowGRPO", x, v, sigma, sigma_next, self.eta)
 
     def select(self, adv: Float[Tensor, "k p g"]) -> Bool[Tensor, "p g"]:
         """All samples, or those with an advantage.

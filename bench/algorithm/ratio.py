@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bench.algorithm.rollout import Rollout
-from bench.api import Conditioning, Gaussian, Method
+from bench.api import AnyMethod, Conditioning, Gaussian, Method, ScoredStep
+from bench.core.errors import BenchError
 
 
 class Predictor(Protocol):
@@ -37,6 +38,9 @@ class Rescored(NamedTuple):
     """Log-probability of the stored next latent under the current policy."""
     old: Float[Tensor, "m"]
     """Its log-probability under the policy of the rollout."""
+    x_next: Float[Tensor, "m ..."]
+    mean_old: Float[Tensor, "m ..."] | None
+    """Mean of the step under that policy; None where the method's loss does not need it."""
 
     @property
     def log_ratio(self) -> Float[Tensor, "m"]:
@@ -56,14 +60,40 @@ class Rescorer:
 
     def __call__(self, rollout: Rollout, n: int, rows: Int[Tensor, "m"]) -> Rescored:
         """The transitions of trained step n of these samples."""
-        i, positions = int(rollout.view.steps[n]), rollout.local_positions(rows)
+        positions, (sigma, sigma_next) = rollout.local_positions(rows), rollout.levels(n, rows)
         x = rollout.x[n][positions]
-        sigma, sigma_next = rollout.sigmas[i].expand(len(rows)), rollout.sigmas[i + 1].expand(len(rows))
         v = self.backbone.velocity(x, sigma, rollout.cond.take(rows.tolist()), self.guidance, self.uncond_grad)
         step = self.method.transition(x, v, sigma, sigma_next)
-        new = self.method.log_prob(step, rollout.x_next[n][positions])
-        old = rollout.logp_old[n][positions]
-        return Rescored(x=x, sigma=sigma, sigma_next=sigma_next, step=step, new=new, old=old)
+        x_next = rollout.x_next[n][positions]
+        return Rescored(
+            x=x,
+            sigma=sigma,
+            sigma_next=sigma_next,
+            step=step,
+            new=self.method.log_prob(step, x_next),
+            old=rollout.logp_old[n][positions],
+            x_next=x_next,
+            mean_old=None if rollout.mean_old is None else rollout.mean_old[n][positions],
+        )
+
+
+def policy_loss(method: Method, rescored: Rescored, adv: Float[Tensor, "m"]) -> Float[Tensor, "m"]:
+    """The method's loss of stored transitions for one advantage per sample, checked."""
+    if rescored.mean_old is None:
+        loss = method.surrogate(rescored.new, rescored.old, adv)
+    else:
+        new = ScoredStep(*rescored.step, rescored.new)
+        old = ScoredStep(rescored.mean_old, rescored.step.std.detach(), rescored.old)
+        loss = method.policy_loss(new, old, rescored.x_next, adv, rescored.sigma, rescored.sigma_next)
+    return checked_loss(method, loss, adv)
+
+
+def checked_loss(method: AnyMethod, loss: Float[Tensor, "m"], adv: Float[Tensor, "m"]) -> Float[Tensor, "m"]:
+    """The loss, if it has one value per sample; whether it is finite is checked on all processes together."""
+    name = type(method).__name__
+    if loss.shape != adv.shape:
+        raise BenchError(f"{name}'s loss has the shape {list(loss.shape)}: return one value per sample, {[len(adv)]}.")
+    return loss
 
 
 def ratio_error(log_ratio: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

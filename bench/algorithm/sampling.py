@@ -1,15 +1,17 @@
-"""Held-out videos, sampled by the ODE without any code of a method, and helpers that the rollout shares."""
+"""Held-out videos, sampled by the ODE without any code of a method; settings and helpers that rollouts share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bench.api import Backbone, Conditioning, RoundsLatents
+from bench.core.budget import Budget
 from bench.core.rng import normal
 from bench.core.world import SINGLE_PROCESS, World
 from bench.flow import euler, sigma_schedule
@@ -26,6 +28,20 @@ def rounded_latents(backbone: Backbone, x: Float[Tensor, "b ..."], first: bool =
 def micro_batches(b: int, size: int) -> list[slice]:
     """Slices of at most `size` out of b samples. The suite sets the size, so it is the same on every machine."""
     return [slice(start, min(start + size, b)) for start in range(0, b, size)]
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """The settings of a suite that a rollout depends on."""
+
+    budget: Budget
+    decode: Literal["predicted_x0", "final_latent"]
+    group_noise: Literal["distinct", "shared"]
+    seed: int
+    train_last: bool = True
+    """Whether the last step may train if it is noisy."""
+    world: World = SINGLE_PROCESS
+    """The processes over which the samples are distributed."""
 
 
 @dataclass(frozen=True)

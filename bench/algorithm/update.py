@@ -1,21 +1,24 @@
-"""The optimizer steps of one GRPO update: clipped surrogates of the trained steps, KL terms, gradients."""
+"""The optimizer steps of one update: losses of the trained steps, KL terms, gradients."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from bench.algorithm.advantages import Advantages
 from bench.algorithm.gradients import KLProbe, added_norm, full_tensor, gradients
 from bench.algorithm.optimizers import Optimizer
-from bench.algorithm.ratio import Rescored, Rescorer, ratio_error
+from bench.algorithm.ratio import Rescored, Rescorer, policy_loss, ratio_error
 from bench.algorithm.rollout import Rollout
 from bench.algorithm.sampling import micro_batches
+from bench.algorithm.update_stats import MicroBatchStats, UpdateStats
 from bench.algorithm.weights import (
     check_settings,
     check_weights,
@@ -24,48 +27,13 @@ from bench.algorithm.weights import (
     optimizer_settings,
     weights_hash,
 )
-from bench.api import Backbone, KLPolicy, KLStep, Method
+from bench.api import AnyMethod, Backbone, KLPolicy, KLStep, Method
 from bench.core.budget import PROBE_EVERY, Budget
 from bench.core.errors import BenchError, DivergedError
 from bench.core.ledger import TRAIN_COST, Ledger, guidance_multiplicity
 from bench.core.rewards import Rewards
 from bench.core.rng import stream
 from bench.core.world import SINGLE_PROCESS, World
-
-
-@dataclass(frozen=True)
-class Advantages:
-    """Advantages of the b samples of an update, in their order."""
-
-    adv: Float[Tensor, "k b"]
-    """One advantage per sample, or one per reward."""
-    weights: list[float]
-    """Weight of each of the k advantages in the loss."""
-    keep: Bool[Tensor, "b"]
-    """Marks the samples that train."""
-
-    @classmethod
-    def compute(cls, method: Method, rewards: Rewards, closed: bool = False) -> Advantages:
-        """The method's advantages and selection, after checks of their shapes and that all values are finite.
-
-        `closed`: those of `Method`, whatever the class has: the row stands in the closed division.
-        """
-        rewards.check()
-        name, (p, g) = type(method).__name__, next(iter(rewards.values())).shape
-        adv = Method.advantages(method, rewards) if closed else method.advantages(rewards)
-        if adv.ndim != 3 or adv.shape[1:] != (p, g):
-            raise BenchError(f"{name}.advantages returned {list(adv.shape)}: return [k, {p}, {g}].")
-        if not torch.isfinite(adv).all():
-            raise DivergedError(f"{name}.advantages is not finite: a group may be tied; add an epsilon to its std.")
-        if len(adv) not in (1, len(rewards.weights)):
-            raise BenchError(
-                f"{name}.advantages returned {len(adv)} advantages: return one, or one per reward "
-                f"({len(rewards.weights)}: {', '.join(rewards.weights)})."
-            )
-        keep = (Method.select(method, adv) if closed else method.select(adv)).flatten()
-        if not keep.any():
-            raise DivergedError(f"{name}.select keeps no sample of this update: nothing is left to train on.")
-        return cls(adv.flatten(1), [1.0] if len(adv) == 1 else list(rewards.weights.values()), keep)
 
 
 def minibatches(budget: Budget, seed: int, update: int) -> list[Int[Tensor, "m"]]:
@@ -103,65 +71,6 @@ class UpdateConfig:
         return self.probe_every > 0 and update % self.probe_every == self.probe_every - 1
 
 
-@dataclass
-class UpdateStats:
-    """Statistics of one update."""
-
-    sums: dict[str, float] = field(default_factory=dict)
-    """Sums over samples and trained steps by name; `means` gives the averages."""
-    count: int = 0
-    """Number of summands."""
-    ratio_error: dict[int, float] = field(default_factory=dict)
-    """Largest |ratio - 1| of each trained step before the first optimizer step of the update."""
-    clipped: int = 0
-    """Number of transitions whose ratio is outside of the clip range."""
-    grad_norm: list[float] = field(default_factory=list)
-    """Norm of each optimizer step's gradient before clipping."""
-    grad_clipped: int = 0
-    """Number of optimizer steps whose gradient was scaled down to `budget.grad_clip`."""
-    lr: list[float] = field(default_factory=list)
-    """Learning rate of the optimizer at each step."""
-    step_rms: list[float] = field(default_factory=list)
-    """Root mean square of the change of the weights in each optimizer step, in units of the learning rate."""
-    kl_ticks: list[dict[str, float]] = field(default_factory=list)
-    """Means of the KL terms at each tick, which decide the next state of the KL policy."""
-    weights_before: str = ""
-    """Hash of the trained weights before the first optimizer step."""
-    weights_after: str = ""
-    """Hash of the trained weights after the last one."""
-    grad_norm_of_step: dict[int, float] = field(default_factory=dict)
-    """Norm of the gradient that each trained step adds at the first optimizer step, with its weight and its KL."""
-    kl_gradient: dict[str, float] | None = None
-    """Norms of the parts of the gradient at the first optimizer step: "kl" (weighted) and "policy" (the rest)."""
-
-    def add(self, **values: Tensor | float) -> None:
-        """Add to the sums."""
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-
-    def means(self) -> dict[str, float]:
-        """Averages over samples and trained steps."""
-        return {name: value / self.count for name, value in self.sums.items()}
-
-
-@dataclass(frozen=True)
-class MicroBatchStats:
-    """Sums over the samples of one micro-batch, for logging; float32 values as Python numbers."""
-
-    samples: int
-    """Number of samples."""
-    loss: float
-    """The whole loss: policy loss and weighted KL terms."""
-    sums: dict[str, float]
-    """policy_loss and log_prob."""
-    terms: dict[str, float]
-    """KL terms by name, without their weights."""
-    clipped: int
-    """Number of samples whose ratio is outside of the clip range."""
-    ratio_error: float
-    """Largest |ratio - 1|."""
-
-
 @dataclass(frozen=True)
 class Minibatch:
     """The samples of one optimizer step."""
@@ -173,23 +82,34 @@ class Minibatch:
     """Splits the gradient into the KL part and the rest; None: no split at this step."""
 
 
-@dataclass(frozen=True)
-class Updater:
-    """The optimizer steps of an update.
+class Trained(Protocol):
+    """The rollout of a kind of method."""
 
-    loss = mean over samples and trained steps of (step weight * sum over k of weight_k * surrogate_k), plus the mean
-    of each KL term times its weight before the tick of the controller.
-    """
+    @property
+    def trained(self) -> int: ...
+    @property
+    def shared(self) -> bool: ...
+    def step_name(self, n: int) -> int: ...
+    def redistribute(self, samples: Int[Tensor, "m"], world: World) -> Self: ...
+
+
+RolloutT = TypeVar("RolloutT", bound=Trained)
+MethodT = TypeVar("MethodT", bound=AnyMethod)
+
+
+@dataclass(frozen=True)
+class Updater(ABC, Generic[RolloutT, MethodT]):
+    """The optimizer steps of an update; a subclass has the loss of its kind of method."""
 
     backbone: Backbone
-    method: Method
+    method: MethodT
     kl_policy: KLPolicy
     optimizer: Optimizer
     config: UpdateConfig
     ledger: Ledger
 
     def __call__(
-        self, rollout: Rollout, rewards: Rewards, kl_state: Mapping[str, Any], update: int
+        self, rollout: RolloutT, rewards: Rewards, kl_state: Mapping[str, Any], update: int
     ) -> tuple[dict[str, Any], UpdateStats]:
         """Train on one rollout. Returns the KL policy's next state and the statistics of the update."""
         world, budget = self.config.world, self.config.budget
@@ -205,12 +125,12 @@ class Updater:
             probe = KLProbe(self.backbone, world) if number == 0 and self.config.probes(update) else None
             minibatch = Minibatch(rows, number == 0, probe)
             self.optimizer.zero_grad(set_to_none=True)
-            for n in range(len(rollout.view.steps)):
-                before = gradients(self.backbone) if minibatch.first else []
+            for n in range(rollout.trained):
+                measured = minibatch.first and rollout.shared
+                before = gradients(self.backbone) if measured else []
                 terms = self._backward(rollout, advantages, n, minibatch, self.kl_policy.weights(state), stats)
-                if minibatch.first:
-                    step = int(rollout.view.steps[n])
-                    stats.grad_norm_of_step[step] = added_norm(self.backbone, before, world)
+                if measured:
+                    stats.grad_norm_of_step[rollout.step_name(n)] = added_norm(self.backbone, before, world)
                 stats.kl_ticks.append(terms)
                 state = self.kl_policy.next_state(state, terms)
             world.sum_gradients(self.backbone.parameters())
@@ -222,7 +142,7 @@ class Updater:
 
     def _backward(
         self,
-        rollout: Rollout,
+        rollout: RolloutT,
         advantages: Advantages,
         n: int,
         minibatch: Minibatch,
@@ -235,19 +155,19 @@ class Updater:
         processes.
         """
         rows = minibatch.rows
-        transitions = float(advantages.keep[rows].sum()) * len(rollout.view.steps)
+        transitions = float(advantages.keep[rows].sum()) * rollout.trained
         if not transitions:
             raise DivergedError("select keeps no sample of a minibatch: use fewer minibatches, or keep more samples.")
         local = []
         for part in self.config.world.local_items(split_micro_batches(rows, self.config.budget)):
-            policy_loss, kl, micro_batch = self._loss(rollout, advantages, n, part, kl_weights)
+            policy, kl, micro_batch = self._loss(rollout, advantages, n, part, kl_weights)
             if minibatch.probe is not None and kl is not None:
                 minibatch.probe.add(kl / transitions)
-            ((policy_loss if kl is None else policy_loss + kl) / transitions).backward()
+            ((policy if kl is None else policy + kl) / transitions).backward()
             local.append(micro_batch)
         terms: dict[str, float] = dict.fromkeys(kl_weights, 0.0)
         for micro_batch in self.config.world.gather_in_order(local):
-            self._record(micro_batch, int(rollout.view.steps[n]), stats, minibatch.first)
+            self._record(micro_batch, rollout.step_name(n), stats, minibatch.first)
             for name, value in micro_batch.terms.items():
                 terms[name] += value / len(rows)
         return terms
@@ -261,8 +181,45 @@ class Updater:
         stats.count += micro_batch.samples
         stats.clipped += micro_batch.clipped
         stats.add(**micro_batch.sums, **{f"kl_{name}": value for name, value in micro_batch.terms.items()})
-        if first:
+        if micro_batch.references:
+            self.ledger.spend("nfe_anchor", micro_batch.references * micro_batch.samples * branches)
+        if first and micro_batch.ratio_error is not None:
             stats.ratio_error[step] = max(stats.ratio_error.get(step, 0.0), micro_batch.ratio_error)
+
+    @abstractmethod
+    def _loss(
+        self, rollout: RolloutT, advantages: Advantages, n: int, rows: Tensor, kl_weights: Mapping[str, float]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None, MicroBatchStats]:
+        """Policy loss and weighted KL, summed over the samples of one micro-batch, and their statistics."""
+
+    def _step(self, update: int, settings: Sequence[Mapping[str, Any]], stats: UpdateStats) -> None:
+        """Clip, check and apply the gradient, and record the step. `settings`: those of the optimizer at the start."""
+        parameters, budget = list(self.backbone.parameters()), self.config.budget
+        trained = [p for p in parameters if p.grad is not None]
+        if not trained:
+            raise BenchError("no trained parameter got a gradient: the policy is not the backbone's active adapter.")
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(trained, budget.grad_clip))
+        if not torch.isfinite(norm):
+            raise DivergedError(f"gradient norm of update {update} is not finite: lower budget.lr.")
+        where = f"in the loss of update {update} (advantages, select, transition, log_prob, the loss or divergence)"
+        check_settings(self.optimizer, settings, self.config.culprit, where)
+        check_weights(weights_hash(parameters), stats.weights_after, self.config.culprit, where)
+        lr = learning_rate(self.optimizer)
+        stats.step_rms.append(measured_step(self.optimizer, parameters, lr))
+        stats.lr.append(lr)
+        stats.grad_norm.append(float(norm))
+        stats.grad_clipped += float(norm) > budget.grad_clip
+        stats.weights_after = weights_hash(parameters)
+        self.ledger.spend("optimizer_steps", 1)
+
+
+@dataclass(frozen=True)
+class StepUpdater(Updater[Rollout, Method]):
+    """The optimizer steps of an update on noisy steps.
+
+    loss = mean over samples and trained steps of (step weight * sum over k of weight_k * policy_loss_k), plus the mean
+    of each KL term times its weight before the tick of the controller.
+    """
 
     def _loss(
         self, rollout: Rollout, advantages: Advantages, n: int, rows: Tensor, kl_weights: Mapping[str, float]
@@ -270,11 +227,10 @@ class Updater:
         """Policy loss and weighted KL, summed over the samples of one micro-batch, and their statistics."""
         budget = self.config.budget
         rescored = Rescorer(self.backbone, self.method, budget.guidance, self.config.uncond_grad)(rollout, n, rows)
-        new, old = rescored.new, rescored.old
         pairs = zip(advantages.weights, advantages.adv[:, rows], strict=True)
-        surrogate = torch.stack([w * self.method.surrogate(new, old, adv) for w, adv in pairs]).sum(0)
+        surrogate = torch.stack([w * policy_loss(self.method, rescored, adv) for w, adv in pairs]).sum(0)
         keep = advantages.keep[rows].to(surrogate.dtype)
-        policy_loss = (surrogate * rollout.view.weight[n] * keep).sum()
+        policy = (surrogate * rollout.weights(n, rows) * keep).sum()
         terms = self._kl_terms(rollout, n, rows, rescored, kl_weights)
         kl = None
         for name, kl_weight in kl_weights.items():
@@ -283,13 +239,13 @@ class Updater:
         error = ratio_error(rescored.log_ratio)
         stats = MicroBatchStats(
             samples=len(rows),
-            loss=float((policy_loss if kl is None else policy_loss + kl).detach()),
-            sums={"policy_loss": float(policy_loss.detach()), "log_prob": float(new.detach().sum())},
+            loss=float((policy if kl is None else policy + kl).detach()),
+            sums={"policy_loss": float(policy.detach()), "log_prob": float(rescored.new.detach().sum())},
             terms={name: float(value.detach().sum()) for name, value in terms.items()},
             clipped=int((error > self.method.clip_range).sum()),
             ratio_error=float(error.max()),
         )
-        return policy_loss, kl, stats
+        return policy, kl, stats
 
     def _kl_terms(
         self, rollout: Rollout, n: int, rows: Tensor, rescored: Rescored, names: Collection[str]
@@ -297,7 +253,7 @@ class Updater:
         """The KL policy's terms with these names, per sample of one micro-batch."""
         if not names:
             return {}
-        x, sigma, sigma_next, step, new, old = rescored
+        x, sigma, sigma_next, step, new, old, *_ = rescored
         positions = rollout.local_positions(rows)
         references = {
             name: self.method.transition(x, velocities[n][positions], sigma, sigma_next)
@@ -315,23 +271,3 @@ class Updater:
                 f"of its weights ({expected})."
             )
         return terms
-
-    def _step(self, update: int, settings: Sequence[Mapping[str, Any]], stats: UpdateStats) -> None:
-        """Clip, check and apply the gradient, and record the step. `settings`: those of the optimizer at the start."""
-        parameters, budget = list(self.backbone.parameters()), self.config.budget
-        trained = [p for p in parameters if p.grad is not None]
-        if not trained:
-            raise BenchError("no trained parameter got a gradient: the policy is not the backbone's active adapter.")
-        norm = full_tensor(torch.nn.utils.clip_grad_norm_(trained, budget.grad_clip))
-        if not torch.isfinite(norm):
-            raise DivergedError(f"gradient norm of update {update} is not finite: lower budget.lr.")
-        where = f"in the loss of update {update} (advantages, select, transition, log_prob, surrogate or divergence)"
-        check_settings(self.optimizer, settings, self.config.culprit, where)
-        check_weights(weights_hash(parameters), stats.weights_after, self.config.culprit, where)
-        lr = learning_rate(self.optimizer)
-        stats.step_rms.append(measured_step(self.optimizer, parameters, lr))
-        stats.lr.append(lr)
-        stats.grad_norm.append(float(norm))
-        stats.grad_clipped += float(norm) > budget.grad_clip
-        stats.weights_after = weights_hash(parameters)
-        self.ledger.spend("optimizer_steps", 1)

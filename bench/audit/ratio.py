@@ -159,8 +159,8 @@ def _bfloat16_guidance(case: AuditCase) -> AuditCase | str:
     def velocity(x: Tensor, sigma: Tensor, cond: Conditioning, guidance: float) -> Tensor:
         return guided(x, sigma, cond, guidance, torch.bfloat16)
 
-    rollout, rows, i = case.rollout, case.calls[0], int(case.rollout.view.steps[0])
-    first_call = (rollout.x[0][rows], rollout.sigmas[i].expand(len(rows)), rollout.cond.take(rows.tolist()))
+    rollout, rows = case.rollout, case.calls[0]
+    first_call = (rollout.x[0][rows], rollout.levels(0, rows)[0], rollout.cond.take(rows.tolist()))
     with torch.no_grad():
         own, rebuilt = case.velocity(*first_call, case.guidance), guided(*first_call, case.guidance, torch.float32)
     if not torch.equal(own, rebuilt):
@@ -209,9 +209,12 @@ def make_case(prepared: PreparedSuite, row: PreparedRow, backbone: Backbone, see
     """The rollout of update 0, to be scored in the micro-batches of training."""
     suite, budget = prepared.suite, prepared.suite.budget
     method = prepared.method(row, math.prod(backbone.latent_shape))
+    if not isinstance(method, Method):
+        raise BenchError(f"row {row.name!r}: {row.spec.method} is a forward method, which has no ratio to audit.")
     prompts = update_prompts(prepared.prompts.train, budget.prompts, seed, 0)
     sampler = Sampler(backbone, method, prepared.rollout_config(seed), Ledger())
     rollout = collect_rollout(sampler, row.kl_policy, prompts, 0)
+    assert isinstance(rollout, Rollout)
     calls = [rows for minibatch in minibatches(budget, seed, 0) for rows in split_micro_batches(minibatch, budget)]
     return AuditCase(backbone, backbone, method, rollout, calls, budget.guidance, suite.trains_uncond)
 
@@ -222,7 +225,7 @@ def audit_row(prepared: PreparedSuite, row: PreparedRow, backbone: Backbone, see
     clip_range = case.method.clip_range
     log_ratio = case.log_ratio()
     total = measure_ratio(log_ratio, clip_range)
-    steps = zip(case.rollout.view.steps.tolist(), log_ratio, strict=True)
+    steps = ((case.rollout.step_name(n), values) for n, values in enumerate(log_ratio))
     return {
         "row": row.name,
         "passed": total["largest"] is not None and total["largest"] <= RATIO_TOLERANCE,

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bench import store
-from bench.algorithm.rollout import noisy_steps, schedule_properties, step_weights, trainable_steps, trained_steps
-from bench.api import Method
+from bench.algorithm.forward import FORWARD, noise_levels
+from bench.algorithm.steps import noisy_steps, schedule_properties, step_weights, trainable_steps, trained_steps
+from bench.api import AnyMethod, ForwardMethod, Method
 from bench.audit.findings import Note, Result, StoredRun, missing
 from bench.core.errors import BenchError
 from bench.flow import sigma_schedule
@@ -40,8 +41,37 @@ def check_method(run: StoredRun) -> Iterator[Result]:
         return
     yield from _parameters(run, method)
     yield from _division(run, method, row)
+    if is_forward(run) != isinstance(method, ForwardMethod):
+        family = run.record.extra.get("family")
+        yield f"its record has the family {family!r}, which is not that of {type(method).__name__}"
+        return
     yield from _schedule(run, method)
-    yield from _trained_steps(run, method)
+    if isinstance(method, ForwardMethod):
+        yield from _noise_levels(run, method)
+    elif isinstance(method, Method):
+        yield from _step_weights(run, method)
+        yield from _trained_steps(run, method)
+
+
+def is_forward(run: StoredRun) -> bool:
+    """Whether the record is that of a forward method, which has no ratio and no schedule of noise."""
+    return run.record.extra.get("family") == FORWARD
+
+
+def _noise_levels(run: StoredRun, method: ForwardMethod) -> Iterator[Result]:
+    """Every update trained at the noise levels of the stream that is named after seed and update."""
+    if run.record.seed is None:
+        return
+    config = rollout_config(run.suite, run.record.seed)
+    for line in run.lines:
+        own = noise_levels(method, config, line["update"]).double().mean(1).tolist()
+        if not _close(line.get("noise_levels"), own):
+            stored = shortened(line.get("noise_levels"))
+            yield (
+                f"update {line['update']} of {store.TRAIN} has the mean noise levels {stored}, but its seed draws "
+                f"{shortened(own)}"
+            )
+            return
 
 
 def foreign_code(suite: Suite, row: RowSpec) -> str | None:
@@ -50,7 +80,7 @@ def foreign_code(suite: Suite, row: RowSpec) -> str | None:
     return next((name for name in names if ":" in name), None)
 
 
-def _parameters(run: StoredRun, method: Method) -> Iterator[str]:
+def _parameters(run: StoredRun, method: AnyMethod) -> Iterator[str]:
     """The parameters are those of the row; the clip range is scaled by the size of the latent."""
     stored, own = dict(run.record.method_params), recorded_params(method)
     clip, own_clip = stored.pop("clip_range", None), own.pop("clip_range", None)
@@ -58,6 +88,8 @@ def _parameters(run: StoredRun, method: Method) -> Iterator[str]:
         if isinstance(here, float) and _close([there], [here]):
             continue  # an eta that a noise policy computes, on other hardware
         yield f"its method's {name} is {shortened(there)}, but its configuration gives {shortened(here)}"
+    if clip == own_clip and not isinstance(method, Method):
+        return  # the ratio of a forward method, if it has one, is not one of noise
     if not (isinstance(clip, float) and isinstance(own_clip, float) and clip > 0):
         yield f"its clip range is {shortened(clip)}, but its configuration gives {own_clip}"
         return
@@ -68,7 +100,7 @@ def _parameters(run: StoredRun, method: Method) -> Iterator[str]:
         yield f"its clip range is {clip:.6g}, but its configuration gives {own_clip:.6g}{size}"
 
 
-def _division(run: StoredRun, method: Method, row: RowSpec) -> Iterator[Result]:
+def _division(run: StoredRun, method: AnyMethod, row: RowSpec) -> Iterator[Result]:
     stored = run.record.open_reasons
     if stored is None:
         yield missing(run.record, "open_reasons")
@@ -77,15 +109,19 @@ def _division(run: StoredRun, method: Method, row: RowSpec) -> Iterator[Result]:
         yield f"its open_reasons are {stored}, but its class and its row make it {division}"
 
 
-def expected_schedule(method: Method, suite: Suite, rules: int) -> dict[str, list[float]]:
+def expected_schedule(method: AnyMethod, suite: Suite, rules: int) -> dict[str, list[float]]:
     """What a run of this method under this version of the rules records as its schedule."""
     sigmas = sigma_schedule(suite.budget.steps, suite.budget.shift)
     schedule = schedule_properties(method, sigmas, rollout_config(suite, 0))
-    return schedule if rules > 1 else {**schedule, "step_weight": method.step_weights(sigmas).tolist()}
+    return (
+        schedule
+        if rules > 1 or not isinstance(method, Method)
+        else {**schedule, "step_weight": method.step_weights(sigmas).tolist()}
+    )
 
 
-def _schedule(run: StoredRun, method: Method) -> Iterator[Result]:
-    """The recorded schedule is that of the class, and each update used the weights of the steps that it trained."""
+def _schedule(run: StoredRun, method: AnyMethod) -> Iterator[Result]:
+    """The recorded schedule is that of the class."""
     stored = run.record.extra.get("schedule")
     if not isinstance(stored, Mapping):
         yield missing(run.record, "extra.schedule")
@@ -98,15 +134,16 @@ def _schedule(run: StoredRun, method: Method) -> Iterator[Result]:
                 f"its schedule has {name} {shortened(stored.get(name))}, but {type(method).__name__} with its "
                 f"settings gives {shortened(shown)}"
             )
+
+
+def _step_weights(run: StoredRun, method: Method) -> Iterator[Result]:
+    """Each update used the weights of the steps that it trained."""
     if not run.lines or "step_weights" not in run.lines[0]:
         yield missing(run.record, f"step_weights of {store.TRAIN}")
         return
     for line in run.lines:
-        logged = line.get("trained_steps")
-        steps = logged if isinstance(logged, list) else []
-        scaled = _step_weights(run, method, line["update"])
-        weights = [scaled[i] for i in steps if type(i) is int and 0 <= i < len(scaled)]
-        if not _close(line.get("step_weights"), weights):
+        weights = _weights_of(run, method, line["update"])
+        if not _close(_flat(line.get("step_weights")), _flat(weights)):
             stored_weights = shortened(line.get("step_weights"))
             yield (
                 f"update {line['update']} of {store.TRAIN} has the step weights {stored_weights}, but its schedule "
@@ -115,14 +152,23 @@ def _schedule(run: StoredRun, method: Method) -> Iterator[Result]:
             return
 
 
-def _step_weights(run: StoredRun, method: Method, update: int) -> list[float]:
-    """The weight of each step in this update: the scale is that of the steps that may train in it."""
+def _weights_of(run: StoredRun, method: Method, update: int) -> list[Any]:
+    """The weights of the trained steps in this update: the scale is that of the steps that may train in it."""
     budget, config = run.suite.budget, rollout_config(run.suite, run.record.seed or 0)
     sigmas = sigma_schedule(budget.steps, budget.shift)
+    noisy = noisy_steps(method, sigmas, config, update)
     if run.record.rules == 1:
-        return method.step_weights(sigmas).tolist()
-    candidates = trainable_steps(noisy_steps(method, sigmas, config, update), config)
-    return step_weights(method, sigmas, candidates).tolist()
+        weights = method.step_weights(sigmas)
+    else:
+        weights = step_weights(method, sigmas, trainable_steps(noisy, config))
+    return weights[trained_steps(method, sigmas, noisy, config, update)].tolist()
+
+
+def _flat(values: Any) -> Any:
+    """A list of lists as one list: the steps of each prompt, where prompts have their own. Other values unchanged."""
+    if isinstance(values, list) and values and all(isinstance(part, list) for part in values):
+        return [value for part in values for value in part]
+    return values
 
 
 def _close(stored: Any, expected: list[float]) -> bool:

@@ -26,6 +26,7 @@ class Policy(Protocol):
     def reset(self, rng: torch.Generator) -> None: ...
     def parameters(self) -> list[torch.nn.Parameter]: ...
     def refresh_anchor(self, name: str) -> None: ...
+    def blend_anchor(self, name: str, decay: float) -> None: ...
     def as_anchor(self, name: str) -> AbstractContextManager[None]: ...
     def state_dict(self) -> dict[str, Tensor]: ...
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
@@ -103,6 +104,12 @@ class LoRAPolicy:
         with torch.no_grad():
             for anchor, policy in zip(self.adapter(name).values(), self.parameters(), strict=True):
                 anchor.copy_(fsdp.full_tensor(policy))
+
+    def blend_anchor(self, name: str, decay: float) -> None:
+        """Make the adapter of the anchor decay * anchor + (1 - decay) * policy."""
+        with torch.no_grad():
+            for anchor, policy in zip(self.adapter(name).values(), self.parameters(), strict=True):
+                anchor.mul_(decay).add_(fsdp.full_tensor(policy), alpha=1 - decay)
 
     @contextmanager
     def as_anchor(self, name: str) -> Iterator[None]:
@@ -200,6 +207,12 @@ class FullPolicy:
     def refresh_anchor(self, name: str) -> None:
         """Copy the policy into the anchor `name`."""
         self._anchors[name] = self._copy()
+
+    def blend_anchor(self, name: str, decay: float) -> None:
+        """Make the copy decay * copy + (1 - decay) * policy; each process does so with its shards."""
+        with torch.no_grad():
+            for key, copy in self._anchors[name].items():
+                copy.mul_(decay).add_(fsdp.local(self._trained[key]).to(copy.device), alpha=1 - decay)
 
     @contextmanager
     def as_anchor(self, name: str) -> Iterator[None]:

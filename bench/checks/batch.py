@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.api import Gaussian, Method
+from bench.algorithm.rollout import needs_old_mean
+from bench.api import ForwardPoint, Gaussian, Method, ScoredStep
 from bench.core.rewards import Rewards
 
 PROMPTS, GROUP = 2, 4
@@ -79,14 +80,15 @@ class HookCall:
 
     def copied_inputs(self) -> tuple[Any, ...]:
         """The inputs, copied; a generator is in its initial state."""
-        return tuple(_copy(value) for value in self.inputs)
+        return tuple(copied(value) for value in self.inputs)
 
 
-def _copy(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """A copy of a hook's input; a generator in its initial state."""
     if isinstance(value, Tensor):
         return value.clone()
-    if isinstance(value, Gaussian):
-        return Gaussian(value.mean.clone(), value.std.clone())
+    if isinstance(value, Gaussian | ScoredStep | ForwardPoint):
+        return type(value)(*(copied(part) for part in value))
     if isinstance(value, Rewards):
         return Rewards({name: part.clone() for name, part in value.items()}, value.weights, value.rule)
     if isinstance(value, torch.Generator):
@@ -131,4 +133,8 @@ def hook_calls(method: Method, batch: SyntheticBatch) -> list[HookCall]:
             HookCall("log_prob", method.log_prob, (step, x_next)),
             HookCall("divergence", method.divergence, (step, ref, sigma, sigma_next)),
         ]
+        if needs_old_mean(method):
+            scored = [ScoredStep(*each, method.log_prob(each, x_next).detach()) for each in (step, ref)]
+            signs = torch.where(torch.arange(len(sigma)) % 2 == 0, 1.0, -1.0)
+            calls.append(HookCall("policy_loss", method.policy_loss, (*scored, x_next, signs, sigma, sigma_next)))
     return calls

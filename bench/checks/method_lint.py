@@ -13,8 +13,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from bench import plugins
-from bench.api import Method
-from bench.checks.methods import CHECKS, HOOK_OF_CHECK, STEP_CHECKS, check_method, method_violations
+from bench.algorithm.rollout import needs_old_mean
+from bench.api import AnyMethod, Method
+from bench.checks.methods import HOOK_OF_CHECK, STEP_CHECKS, check_method, checks_of, method_violations
 from bench.checks.steps import check_steps
 from bench.checks.violations import CHANGES, Violation, require, run_check
 from bench.core.errors import BenchError, BudgetFieldError, ProcessStateError
@@ -104,7 +105,7 @@ def _module_file(name: str) -> str:
     return name if file is None else _location(file, 1)
 
 
-def _make_method(name: str) -> Method | LintLine:
+def _make_method(name: str) -> AnyMethod | LintLine:
     """The method with its defaults, or why it cannot be constructed; a wrong name raises `BenchError`."""
     try:
         plugins.find("methods", name)
@@ -117,10 +118,11 @@ def _make_method(name: str) -> Method | LintLine:
     except Exception as error:
         return LintLine(_raised_at(error, name), CONSTRUCTION, f"{type(error).__name__}: {error}")
     cls = plugins.find("methods", name)
-    if not (inspect.isclass(cls) and issubclass(cls, Method)):
-        raise BenchError(f"method {name!r} is not a class that derives from bench.api.Method.")
+    if not (inspect.isclass(cls) and issubclass(cls, AnyMethod)):
+        raise BenchError(f"method {name!r} is not a class that derives from bench.api.Method or ForwardMethod.")
     try:
-        return plugins.method(name)
+        method: AnyMethod = plugins.method(name)
+        return method
     except ProcessStateError as error:
         return LintLine(locate(cls), CHANGES.replace(" ", "-"), str(error))
     except Exception as error:
@@ -128,7 +130,7 @@ def _make_method(name: str) -> Method | LintLine:
         return LintLine(locate(cls), CONSTRUCTION, message)
 
 
-def lint_method(name: str, suites: Sequence[Suite] = ()) -> tuple[Method | None, list[LintLine]]:
+def lint_method(name: str, suites: Sequence[Suite] = ()) -> tuple[AnyMethod | None, list[LintLine]]:
     """The method, or None, and a line for each check that failed on `SCHEDULES` or on one of `suites`.
 
     Each check has at most one line, from the first schedule on which it failed. An unknown name raises `BenchError`.
@@ -143,13 +145,14 @@ def lint_method(name: str, suites: Sequence[Suite] = ()) -> tuple[Method | None,
         if not _add_lines(lines, method, suite.budget.steps, suite.budget.shift):
             for violation in run_check(SUITE, _fits, name, suite):
                 lines.setdefault(SUITE, lint_line(method, violation, "stochastic"))
-    if "surrogate" not in lines:
+    if isinstance(method, Method) and not lines.keys() & {"surrogate", "policy_loss"}:
         for violation in run_check(SCALE, _scale, method):
-            lines[SCALE] = lint_line(method, violation, "surrogate")
-    if not lines and not any(_marks_noise(method, *schedule) for schedule in SCHEDULES):
+            hook = "policy_loss" if needs_old_mean(method) else "surrogate"
+            lines[SCALE] = lint_line(method, violation, hook)
+    if isinstance(method, Method) and not lines and not any(_marks_noise(method, *schedule) for schedule in SCHEDULES):
         violation = Violation(NOISY, "stochastic marks no step of any schedule noisy: the method never trains.")
         lines[NOISY] = lint_line(method, violation, "stochastic")
-    return method, [lines[check] for check in (*CHECKS, SCALE, NOISY, SUITE) if check in lines]
+    return method, [lines[check] for check in (*checks_of(method), SCALE, NOISY, SUITE) if check in lines]
 
 
 def _scale(method: Method) -> None:
@@ -161,7 +164,7 @@ def _scale(method: Method) -> None:
     )
 
 
-def division_text(name: str, method: Method) -> str:
+def division_text(name: str, method: AnyMethod) -> str:
     """The division in which a row of this method stands, and why."""
     reasons = open_reasons(method, RowSpec(method=name, label="check"))
     return f"open ({'; '.join(reasons)})" if reasons else "closed"
@@ -172,7 +175,7 @@ def _marks_noise(method: Method, steps: int, shift: float) -> bool:
     return bool(method.stochastic(sigma_schedule(steps, shift), 0, stream(0, "steps", 0)).any())
 
 
-def _add_lines(lines: dict[str, LintLine], method: Method, steps: int, shift: float) -> bool:
+def _add_lines(lines: dict[str, LintLine], method: AnyMethod, steps: int, shift: float) -> bool:
     """Add the line of each check that fails on a schedule, unless the check has one; whether one fails."""
     sigmas, failed = sigma_schedule(steps, shift), False
     for violation in method_violations(method, sigmas):

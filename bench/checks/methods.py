@@ -1,5 +1,7 @@
 """The promises of `bench.api.Method`, one check for each; all of them take a few milliseconds.
 
+Those of `bench.api.ForwardMethod` are in `bench.checks.forward`, apart from the ones that both kinds share.
+
 The harness calls `check_method` before a run, which raises `BenchError` at the first broken promise.
 `method_violations` finds all of them, for `bench check`.
 """
@@ -8,13 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.api import Gaussian, Method
+from bench.algorithm.rollout import needs_old_mean
+from bench.api import AnyMethod, ForwardMethod, Gaussian, Method, ScoredStep
+from bench.checks import forward
 from bench.checks.batch import (
     GROUP,
     PROMPTS,
@@ -164,7 +168,7 @@ def _steps(method: Method, sigmas: Tensor) -> None:
         require(((index >= 0) & (index < steps)).all(), f"train_steps gives an index outside 0 to {steps - 1}")
 
 
-def _credit(method: Method, _: Tensor) -> None:
+def _credit(method: AnyMethod, _: Tensor) -> None:
     adv = method.advantages(synthetic_rewards())
     require(
         adv.ndim == 3 and adv.shape[1:] == (PROMPTS, GROUP),
@@ -191,6 +195,26 @@ def _surrogate(method: Method, _: Tensor) -> None:
     require((grad * adv < 0).all(), "descending the surrogate does not raise the log-probability of a good sample")
 
 
+def _policy_loss(method: Method, batch: SyntheticBatch) -> None:
+    """At ratio 1: shape, finite, and a step down the loss raises the log-probability of a good sample."""
+    step, x_next, sigma, sigma_next = batch.noisy()
+    if not needs_old_mean(method) or len(sigma) == 0:  # the surrogate alone, or eta 0: nothing to train
+        return
+    mean = step.mean.clone().requires_grad_(True)
+    logp = method.log_prob(Gaussian(mean, step.std), x_next)
+    old = ScoredStep(step.mean, step.std, logp.detach())
+    adv = torch.where(torch.arange(len(sigma)) % 2 == 0, 1.0, -1.0).to(logp)
+    loss = method.policy_loss(ScoredStep(mean, step.std, logp), old, x_next, adv, sigma, sigma_next)
+    require_shape(loss, (len(sigma),), "policy_loss")
+    require_finite(loss, "policy_loss")
+    require(loss.requires_grad, "no gradient of policy_loss reaches the step's mean")
+    (uphill,) = torch.autograd.grad(logp.sum(), mean, retain_graph=True)
+    (grad,) = torch.autograd.grad(loss.sum(), mean)
+    require_finite(grad, "the gradient of policy_loss")
+    along = (grad * uphill).flatten(1).sum(1) * adv
+    require((along < 0).all(), "descending policy_loss does not raise the log-probability of a good sample")
+
+
 def _divergence(method: Method, batch: SyntheticBatch) -> None:
     step, _, sigma, sigma_next = batch.noisy()
     if len(sigma) == 0:  # eta 0: no density to compare
@@ -205,7 +229,7 @@ def _divergence(method: Method, batch: SyntheticBatch) -> None:
     )
 
 
-def _dataclass(method: Method) -> None:
+def _dataclass(method: AnyMethod) -> None:
     options = vars(type(method)).get("__dataclass_params__")
     require(
         options is not None and options.frozen,
@@ -214,7 +238,7 @@ def _dataclass(method: Method) -> None:
     )
 
 
-def _paper(method: Method) -> None:
+def _paper(method: AnyMethod) -> None:
     paper = getattr(method, "paper", None)
     require(
         isinstance(paper, str) and bool(paper.strip()),
@@ -222,14 +246,14 @@ def _paper(method: Method) -> None:
     )
 
 
-def _no_budget_field(method: Method) -> None:
+def _no_budget_field(method: AnyMethod) -> None:
     names = {field.name for field in dataclasses.fields(method)}
     names |= {name for cls in type(method).__mro__ for name, value in vars(cls).items() if not callable(value)}
     reserved = sorted(RESERVED_FIELDS & names)
     require(not reserved, f"the class sets {', '.join(reserved)}, which belongs to the suite's budget: remove it")
 
 
-DECLARATIONS: dict[str, Callable[[Method], None]] = {
+DECLARATIONS: dict[str, Callable[[AnyMethod], None]] = {
     "frozen dataclass": _dataclass,
     "paper": _paper,
     "no budget field": _no_budget_field,
@@ -244,6 +268,7 @@ STEP_CHECKS: dict[str, Callable[[Method, SyntheticBatch], None]] = {
     "log_prob": _log_prob,
     "gradient reaches v": _gradient,
     "step_weights": _step_weights,
+    "policy_loss": _policy_loss,
     "divergence": _divergence,
 }
 """Checks that need the step of `transition` on the synthetic batch."""
@@ -254,12 +279,15 @@ SCHEDULE_CHECKS: dict[str, Callable[[Method, Tensor], None]] = {
 }
 """Checks that need only the schedule, and are run even if `transition` raises."""
 CHECKS = (*DECLARATIONS, *STEP_CHECKS, *SCHEDULE_CHECKS, RANDOMNESS, CHANGES)
+FORWARD_CHECKS = (*DECLARATIONS, *forward.CHECKS, "credit", RANDOMNESS, CHANGES)
+"""The checks of a forward method."""
 HOOK_OF_CHECK: Mapping[str, str] = {
     **{name: "transition" for name in ("transition", "affine in v", "independent samples", "no-noise limit")},
     **{name: "log_prob" for name in ("log_prob", "gradient reaches v")},
-    **{name: name for name in ("step_weights", "divergence", "surrogate")},
+    **{name: name for name in ("step_weights", "policy_loss", "divergence", "surrogate")},
     "steps": "stochastic",
     "credit": "advantages",
+    **forward.HOOK_OF_CHECK,
 }
 """Hook that breaks the promise of a check; for the other checks it is the class as a whole."""
 
@@ -272,11 +300,29 @@ def _make_batch(method: Method, sigmas: Tensor) -> SyntheticBatch:
     return batch
 
 
-def method_violations(method: Method, sigmas: Float[Tensor, "t1"]) -> Iterator[Violation]:
-    """Every broken promise of `method` on the schedule `sigmas`, in the order of `CHECKS`, at most one per check."""
+def checks_of(method: AnyMethod) -> tuple[str, ...]:
+    """The names of the checks of a method's kind, in order."""
+    return FORWARD_CHECKS if isinstance(method, ForwardMethod) else CHECKS
+
+
+def method_violations(method: AnyMethod, sigmas: Float[Tensor, "t1"]) -> Iterator[Violation]:
+    """Every broken promise of `method` on the schedule `sigmas`, in the order of its checks, at most one per check."""
     state = GlobalState.take()
     for name, declaration_check in DECLARATIONS.items():
         yield from run_check(name, declaration_check, method)
+    if isinstance(method, ForwardMethod):
+        for name, forward_check in forward.CHECKS.items():
+            yield from run_check(name, forward_check, method)
+        yield from run_check("credit", _credit, method, sigmas)
+    else:
+        yield from _step_violations(cast(Method, method), sigmas)
+    yield from state.violations(
+        "a hook changes torch's or numpy's global random state: use the generator it is given."
+    )
+
+
+def _step_violations(method: Method, sigmas: Float[Tensor, "t1"]) -> Iterator[Violation]:
+    """Broken promises of a method with noisy steps beside those of every method."""
     batches: list[SyntheticBatch] = []
     yield from run_check("transition", lambda: batches.append(_make_batch(method, sigmas.clone())))
     if batches:
@@ -284,15 +330,12 @@ def method_violations(method: Method, sigmas: Float[Tensor, "t1"]) -> Iterator[V
             yield from run_check(name, step_check, method, batches[0])
     for name, schedule_check in SCHEDULE_CHECKS.items():
         yield from run_check(name, schedule_check, method, sigmas)
-    yield from state.violations(
-        "a hook changes torch's or numpy's global random state: use the generator it is given."
-    )
 
 
-def check_method(method: Method, sigmas: Float[Tensor, "t1"] | None = None) -> tuple[str, ...]:
+def check_method(method: AnyMethod, sigmas: Float[Tensor, "t1"] | None = None) -> tuple[str, ...]:
     """The names of the checks, all passed by `method`; the first that fails raises `BenchError`.
 
     `sigmas` is the schedule of the run, from 1 to 0; by default 10 steps with shift 5.
     """
     raise_first("method", method, method_violations(method, sigma_schedule(10, 5.0) if sigmas is None else sigmas))
-    return CHECKS
+    return checks_of(method)

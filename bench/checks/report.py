@@ -82,7 +82,9 @@ def _summary(name: str, plugin: object | None, lines: Sequence[LintLine], checks
 def _check_method(name: str, suites: Sequence[Suite]) -> tuple[list[str], bool]:
     """Report of one method, and whether a check failed."""
     method, lines = lint_method(name, suites)
-    text = _summary(name, method, lines, (*methods.CHECKS, SCALE, *[SUITE] * bool(suites)))
+    checks = methods.CHECKS if method is None else methods.checks_of(method)
+    scale = [] if isinstance(method, api.ForwardMethod) else [SCALE]
+    text = _summary(name, method, lines, (*checks, *scale, *[SUITE] * bool(suites)))
     if method is not None and all(line.check == SCALE for line in lines):
         text[-1] += f"; division: {division_text(name, method)}"
     return text, bool(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,3 +94,25 @@ def standardized(values: Float[Tensor, "p g"], rule: AdvantageSettings) -> Float
         std = std.clamp_min(rule.floor)
     adv = ((values - values.mean(1, keepdim=True)) / (std + rule.eps)).clamp(-rule.clip, rule.clip)
     return torch.where(tied(values)[:, None], torch.zeros_like(adv), adv)
+
+
+@dataclass(frozen=True)
+class WhitenedAdvantages(AdvantageRule):
+    """GDPO's credit (arXiv:2601.05242): each reward is standardised in its group, and the sum over the update.
+
+    So a reward of small spread counts as much as one of large spread, and the weights alone decide between them.
+    """
+
+    eps: float = 1e-4
+    """Added to each std, at least 0."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eps < math.inf:
+            raise BenchError(f"advantage rule whitened: eps is {self.eps}; set it to a finite value of at least 0.")
+
+    def advantages(self, rewards: Rewards) -> Float[Tensor, "k p g"]:
+        """The weighted sum of the rewards' z-scores per group, over its std in the update."""
+        each = AdvantageSettings(eps=self.eps, clip=torch.finfo(torch.float32).max)
+        parts = [weight * standardized(rewards[name], each) for name, weight in rewards.weights.items()]
+        summed = torch.stack(parts).sum(0)
+        return ((summed - summed.mean()) / (summed.std(correction=0) + self.eps))[None]

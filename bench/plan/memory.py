@@ -16,11 +16,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from bench.algorithm.forward import keeps_old
 from bench.algorithm.kl import has_kl_terms
-from bench.api import ModelCost
+from bench.api import ForwardMethod, ModelCost
 from bench.core.parallelism import Shard
 from bench.plan.hardware import Hardware
-from bench.suite.prepared import PreparedSuite
+from bench.suite.prepared import PreparedRow, PreparedSuite
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 FLOAT = DTYPE_BYTES["float32"]
@@ -125,13 +126,17 @@ class Anchors:
 
     @classmethod
     def from_suite(cls, prepared: PreparedSuite) -> Anchors:
-        policies = [row.kl_policy for row in prepared.rows]
-        rules = [[rule for rule in policy.anchors().values() if rule.network] for policy in policies]
-        return cls(
-            max(map(len, rules)),
-            max(sum(rule.every is not None for rule in row) for row in rules),
-            prepared.suite.probe_every > 0 and any(map(has_kl_terms, policies)),
-        )
+        networks, stored = zip(*map(_anchors, prepared.rows), strict=True)
+        probed = prepared.suite.probe_every > 0 and any(has_kl_terms(row.kl_policy) for row in prepared.rows)
+        return cls(max(networks), max(stored), probed)
+
+
+def _anchors(row: PreparedRow) -> tuple[int, int]:
+    """Anchors of a row that cost a forward pass, and those of them that are copies of the policy."""
+    if isinstance(row.method, ForwardMethod):
+        return len({*row.method.references, row.method.rollout_policy} - {"policy"}), int(keeps_old(row.method))
+    rules = [rule for rule in row.kl_policy.anchors().values() if rule.network]
+    return len(rules), sum(rule.every is not None for rule in rules)
 
 
 def memory_use(prepared: PreparedSuite, model: ModelCost, hardware: Hardware) -> tuple[Memory, dict[str, float]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench.api import Backbone, Conditioning, Method
+from bench.api import AnyMethod, Backbone, Conditioning, Method
 from bench.core.ledger import guidance_multiplicity
 from bench.core.process_state import fix_process_state
 from bench.core.rng import normal, stream
@@ -107,12 +107,15 @@ def _step(suite: Suite, backbone: Backbone, x: torch.Tensor, cond: Conditioning,
     return backbone.velocity(x, sigma, cond, suite.budget.guidance)
 
 
-def _train(suite: Suite, backbone: Backbone, method: Method, x: torch.Tensor, cond: Conditioning) -> None:
+def _train(suite: Suite, backbone: Backbone, method: AnyMethod, x: torch.Tensor, cond: Conditioning) -> None:
     """One trained step as in an update: the log-probability of a stored transition, and its gradient."""
     sigmas = sigma_schedule(suite.budget.steps, suite.budget.shift)
     sigma, sigma_next = (sigmas[i].expand(len(x)) for i in (1, 2))
     v = backbone.velocity(x, sigma, cond, suite.budget.guidance, suite.trains_uncond)
-    method.log_prob(method.transition(x, v, sigma, sigma_next), x).mean().backward()
+    if isinstance(method, Method):
+        method.log_prob(method.transition(x, v, sigma, sigma_next), x).mean().backward()
+    else:  # a loss on the velocity itself
+        v.square().mean().backward()
     for parameter in backbone.parameters():
         parameter.grad = None
 

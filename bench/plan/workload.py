@@ -9,7 +9,7 @@ from typing import Any
 
 from bench import plugins
 from bench.algorithm.kl import has_kl_terms
-from bench.api import EstimatesCost, ModelCost
+from bench.api import EstimatesCost, ForwardMethod, ModelCost
 from bench.core.budget import Budget
 from bench.core.ledger import TRAIN_COST, guidance_multiplicity, planned_counts, sampling_nfe
 from bench.store.videos import fits_atlas
@@ -99,13 +99,18 @@ def kept_videos(prepared: PreparedSuite, size: tuple[int, int, int]) -> dict[str
 
 
 def anchor_nfe(budget: Budget, row: PreparedRow | None) -> int:
-    """Function evaluations of one run's anchors: one per trained step and network anchor; `row` None: the base."""
+    """Function evaluations of one run's anchors: one per trained step and network anchor; `row` None: the base.
+
+    The references of a forward method are anchors, too.
+    """
     if row is None:
         return 0
-    rules = row.kl_policy.anchors().values()
+    networks = sum(rule.network for rule in row.kl_policy.anchors().values())
+    if isinstance(row.method, ForwardMethod):
+        networks = len(row.method.references)
     samples = budget.updates * budget.prompts * budget.group_size
     branches = guidance_multiplicity(budget.guidance)
-    return samples * budget.train_steps * branches * sum(rule.network for rule in rules)
+    return samples * budget.train_steps * branches * networks
 
 
 def run_counts(prepared: PreparedSuite, row: PreparedRow | None) -> dict[str, int]:

@@ -17,10 +17,23 @@ METHOD_COLOURS = {
     "dance_grpo": "#D55E00",
     "cps": "#009E73",
     "sage_grpo": "#B0548A",
+    "precise": "#5B4FA8",
+    "longcat_grpo": "#8C6A00",
+    "mix_grpo": "#00788C",
+    "flow_grpo_fast": "#4C8AC9",
+    "flash_grpo": "#B8432F",
+    "grpo_guard": "#1F3A5F",
+    "flow_dppo": "#7A4B2A",
+    "diffusion_nft": "#C2186B",
+    "awm": "#5F7A00",
+    "rvm": "#000000",
 }
-METHOD_MARKERS = {BASE: "o", "flow_grpo": "o", "dance_grpo": "s", "cps": "D", "sage_grpo": "^"}
+METHOD_MARKERS = {BASE: "o", "flow_grpo": "o", "dance_grpo": "s", "cps": "D", "sage_grpo": "^"} | {
+    **{"precise": "v", "longcat_grpo": "P", "mix_grpo": "X", "flow_grpo_fast": "<", "flash_grpo": ">"},
+    **{"grpo_guard": "p", "flow_dppo": "h", "diffusion_nft": "*", "awm": "d", "rvm": "8"},
+}
 #: Colours and markers of all other methods; the name decides where the search for a free one starts.
-FURTHER_COLOURS = ("#6A51A3", "#8C6D00", "#8C564B", "#2B7BBA", "#5B7F00", "#000000", "#C2185B", "#00838F")
+FURTHER_COLOURS = ("#6A51A3", "#A06A00", "#8C564B", "#2B7BBA", "#4B8F3A", "#37474F", "#AD1457", "#00838F")
 FURTHER_MARKERS = "vPX*phd<"
 DASHES = ("solid", "dashed", "dotted", "dashdot")
 

@@ -1,7 +1,7 @@
 """The division of a row, computed from its method: closed if it differs only in what the rules leave free.
 
-A closed row has the advantages of the suite's rule, trains on all samples, has a loss whose gradient at ratio 1 is
-minus the advantage, and the suite's learning rate.
+A closed row has the advantages of the suite's rule, trains on all samples, and has the suite's learning rate and, with
+noisy steps, a loss whose gradient at ratio 1 is minus the advantage. The loss of a forward method has no such form.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.api import Method, Rewards
+from bench.algorithm.rollout import needs_old_mean
+from bench.api import AnyMethod, Gaussian, Method, Rewards, ScoredStep
 from bench.core.rng import normal, stream
+from bench.flow import sigma_schedule
 from bench.suite.schema import RowSpec
 
 PROBE_SHAPE = (4, 16)
@@ -23,7 +25,7 @@ SCALE_TOLERANCE = 1e-6
 """Largest difference between the gradient of the loss and minus the advantage; float32 rounds 4 by 2e-7."""
 
 
-def open_reasons(method: Method, row: RowSpec) -> list[str]:
+def open_reasons(method: AnyMethod, row: RowSpec) -> list[str]:
     """Why the row stands in the open division, one phrase each; [] if it stands in the closed one.
 
     `method` is the row's method, which passes `bench check`.
@@ -35,7 +37,7 @@ def open_reasons(method: Method, row: RowSpec) -> list[str]:
     if _replaces(method, "select", rewards.rule.advantages(rewards)):
         reasons.append(f"{name} chooses the samples that train")
     reasons += [f"option {option} is {getattr(method, option)!r}" for option in _set_options(method)]
-    if (gradient := wrong_gradient(method)) is not None:
+    if isinstance(method, Method) and (gradient := wrong_gradient(method)) is not None:
         reasons.append(gradient)
     if row.lr is not None:
         reasons.append(f"a learning rate of its own, {row.lr:g}")
@@ -45,15 +47,26 @@ def open_reasons(method: Method, row: RowSpec) -> list[str]:
 def wrong_gradient(method: Method) -> str | None:
     """Where the gradient of the loss at ratio 1 differs most from minus the advantage; None if it is that everywhere.
 
-    Tried for -4, 0, 4 and 30 numbers drawn between -4 and 4, at three log-probabilities, to `SCALE_TOLERANCE`.
+    Tried for -4, 0, 4 and 30 numbers drawn between -4 and 4, at three log-probabilities, to `SCALE_TOLERANCE`. The
+    gradient is that to the log-probability; it is measured along the mean for a method with a `policy_loss`.
     """
-    drawn = 8 * torch.rand(30, generator=stream(0, "division", "advantages")) - 4
-    values = torch.cat([torch.tensor([-4.0, 0.0, 4.0]), drawn])
-    adv, logp = torch.meshgrid(values, torch.tensor([-1.5, -0.1, 0.8]), indexing="ij")
+    if needs_old_mean(method):
+        return _wrong_policy_gradient(method)
+    adv, logp = torch.meshgrid(_tried_advantages(), torch.tensor([-1.5, -0.1, 0.8]), indexing="ij")
     adv, logp = adv.flatten(), logp.flatten()
     new = logp.clone().requires_grad_(True)
     with torch.enable_grad():
         (grad,) = torch.autograd.grad(method.surrogate(new, logp, adv).sum(), new)
+    return _largest_gap(grad, adv)
+
+
+def _tried_advantages() -> Float[Tensor, "33"]:
+    drawn = 8 * torch.rand(30, generator=stream(0, "division", "advantages")) - 4
+    return torch.cat([torch.tensor([-4.0, 0.0, 4.0]), drawn])
+
+
+def _largest_gap(grad: Float[Tensor, "b"], adv: Float[Tensor, "b"]) -> str | None:
+    """The largest difference between the gradient and minus the advantage in words; None if it is rounding."""
     gap = (grad + adv).abs().nan_to_num(torch.inf)
     worst = int(gap.argmax())
     if gap[worst] <= SCALE_TOLERANCE:
@@ -61,13 +74,38 @@ def wrong_gradient(method: Method) -> str | None:
     return f"the gradient of the loss is {grad[worst] + 0:.7g} at ratio 1 with the advantage {adv[worst]:.3g}"
 
 
-def _replaces(method: Method, hook: str, probe: Rewards | Float[Tensor, "k p g"]) -> bool:
+def _wrong_policy_gradient(method: Method) -> str | None:
+    """The same for `policy_loss`, on three steps of the schedule of 10 steps with shift 5, in float64."""
+    tried = _tried_advantages().double()
+    adv, step = tried.repeat_interleave(3), torch.tensor([1, 5, 8]).repeat(len(tried))
+    sigmas = sigma_schedule(10, 5.0).double()
+    sigma, sigma_next = sigmas[step], sigmas[step + 1]
+    x, v, noise = torch.randn(3, len(adv), 4, dtype=torch.float64, generator=stream(0, "division", "step"))
+    mean, std = method.transition(x, v, sigma, sigma_next)
+    if bool((std == 0).any()):
+        return None  # eta 0: nothing trains
+    x_next = mean + std[:, None] * noise
+    new = mean.clone().requires_grad_(True)
+    with torch.enable_grad():
+        logp = method.log_prob(Gaussian(new, std), x_next)
+        old = ScoredStep(mean, std, logp.detach())
+        loss = method.policy_loss(ScoredStep(new, std, logp), old, x_next, adv, sigma, sigma_next)
+        (uphill,) = torch.autograd.grad(logp.sum(), new, retain_graph=True)
+        (grad,) = torch.autograd.grad(loss.sum(), new)
+    along, length = (grad * uphill).sum(1), (uphill**2).sum(1)
+    across = (grad - (along / length)[:, None] * uphill).abs().amax(1) / uphill.abs().amax(1)
+    if across.max() > SCALE_TOLERANCE:
+        return "the gradient of the loss does not follow that of the log-probability at ratio 1"
+    return _largest_gap(along / length, adv)
+
+
+def _replaces(method: AnyMethod, hook: str, probe: Rewards | Float[Tensor, "k p g"]) -> bool:
     """Whether `advantages` or `select` counts as the method's own.
 
     An override does not count if its class declares options marked `bench.api.OPEN` and the override gives the
     default's result in every bit; an option that is set is a reason by itself.
     """
-    own, default = getattr(method, hook), getattr(Method, hook)
+    own, default = getattr(method, hook), getattr(AnyMethod, hook)
     function = getattr(own, "__func__", None)
     if function is default:
         return False
@@ -86,7 +124,7 @@ def _open_fields(cls: type) -> Iterator[tuple[str, object]]:
                 yield field.name, field.default
 
 
-def _set_options(method: Method) -> list[str]:
+def _set_options(method: AnyMethod) -> list[str]:
     """Options marked `OPEN` that are not at their default; a default that a subclass changes counts as set."""
     return list(dict.fromkeys(name for name, value in _open_fields(type(method)) if getattr(method, name) != value))
 

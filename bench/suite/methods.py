@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bench import plugins
-from bench.algorithm.rollout import RolloutConfig, injected_variance, noisy_steps, trained_steps
-from bench.api import Method, NoisePolicy
+from bench.algorithm.sampling import RolloutConfig
+from bench.algorithm.steps import injected_variance, noisy_steps, trained_steps
+from bench.api import AnyMethod, Method, NoisePolicy
 from bench.core.errors import BenchError
 from bench.core.world import SINGLE_PROCESS, World
 from bench.flow import sigma_schedule
 from bench.suite.noise import LARGEST_ETA
 from bench.suite.schema import CommonEta, MatchedRSS, PluginSpec, RowSpec, Suite
+
+MethodT = TypeVar("MethodT", bound=AnyMethod)
 
 
 def rollout_config(suite: Suite, seed: int, world: World = SINGLE_PROCESS) -> RolloutConfig:
@@ -30,21 +34,22 @@ def rollout_config(suite: Suite, seed: int, world: World = SINGLE_PROCESS) -> Ro
     )
 
 
-def make_method(suite: Suite, row: RowSpec) -> Method:
-    """The row's method under the suite's noise policy.
+def make_method(suite: Suite, row: RowSpec) -> AnyMethod:
+    """The row's method under the suite's noise policy, which a forward method does not need: it adds no noise.
 
     Raises `BenchError` where the first rollout would: too few noisy steps, or a schedule that the method refuses; and
     for an `eta_factor` without effect.
     """
     method = _with_eta_factor(plugins.method(row.method, **row.params), suite, row)
+    if not isinstance(method, Method):
+        return method
     sigmas = sigma_schedule(suite.budget.steps, suite.budget.shift)
     config = rollout_config(suite, 0)
-    noisy = noisy_steps(method, sigmas, config, 0)
-    trained_steps(method, sigmas, noisy, config, 0)  # for its errors
-    return apply_noise_policy(method, suite_noise_policy(suite), sigmas, noisy)
+    trained_steps(method, sigmas, noisy_steps(method, sigmas, config, 0), config, 0)  # for its errors
+    return apply_noise_policy(method, suite_noise_policy(suite), sigmas, noisy_share(method, sigmas, config))
 
 
-def _with_eta_factor(method: Method, suite: Suite, row: RowSpec) -> Method:
+def _with_eta_factor(method: AnyMethod, suite: Suite, row: RowSpec) -> AnyMethod:
     """The method with its own eta times the row's `eta_factor`, at most `LARGEST_ETA`."""
     if row.eta_factor is None:
         return method
@@ -56,7 +61,7 @@ def _with_eta_factor(method: Method, suite: Suite, row: RowSpec) -> Method:
     return with_eta(method, min(getattr(method, "eta", 0.0) * row.eta_factor, LARGEST_ETA))
 
 
-def recorded_params(method: Method) -> dict[str, Any]:
+def recorded_params(method: AnyMethod) -> dict[str, Any]:
     """The method's parameters for a record; those marked `bench.api.LATE` only if they are not at their default."""
     values = dataclasses.asdict(method)
     for field in dataclasses.fields(method):
@@ -65,7 +70,7 @@ def recorded_params(method: Method) -> dict[str, Any]:
     return values
 
 
-def with_eta(method: Method, eta: float) -> Method:
+def with_eta(method: MethodT, eta: float) -> MethodT:
     """The method with another noise scale; a method without a field `eta` is a `BenchError`."""
     if not hasattr(method, "eta"):
         raise BenchError(f"{type(method).__name__} has no field 'eta', so its noise cannot be set: use kind native.")
@@ -80,17 +85,27 @@ def suite_noise_policy(suite: Suite) -> NoisePolicy:
     return plugins.noise_policy(spec.kind, **params)
 
 
+def noisy_share(method: Method, sigmas: Float[Tensor, "t1"], config: RolloutConfig) -> Float[Tensor, "t"]:
+    """Share of the rollouts of the budget in which each step is noisy, float64; exactly 1 for one that always is."""
+    constant = type(method).stochastic is Method.stochastic
+    updates = range(1 if constant else config.budget.updates)
+    masks = torch.stack([noisy_steps(method, sigmas, config, update) for update in updates])
+    return masks.double().flatten(0, -2).mean(0)
+
+
 def apply_noise_policy(
-    method: Method, policy: NoisePolicy, sigmas: Float[Tensor, "t1"], noisy: Bool[Tensor, "t"]
+    method: Method, policy: NoisePolicy, sigmas: Float[Tensor, "t1"], share: Float[Tensor, "t"]
 ) -> Method:
-    """The method with the eta of the suite's noise policy, which may ask for the variance of the `noisy` steps.
+    """The method with the eta of the suite's noise policy, which may ask for the variance of the noisy steps.
+
+    `share`: the share of the rollouts in which each step is noisy.
 
     Raises `BenchError` for a method without eta, and where no eta fits.
     """
     name, policy_name = type(method).__name__, type(policy).__name__
 
     def variance(eta: float) -> Float[Tensor, "n"]:
-        return injected_variance(with_eta(method, eta), sigmas)[noisy]
+        return (injected_variance(with_eta(method, eta), sigmas) * share)[share > 0]
 
     try:
         eta = policy.choose_eta(getattr(method, "eta", None), variance)

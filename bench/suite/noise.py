@@ -38,7 +38,8 @@ class MatchedRSS(NoisePolicy):
     """The eta between 0 and 1 with which a rollout injects a given noise, by 60 bisections."""
 
     rss: float
-    """Root of the summed variance that the noisy steps of a rollout add to a latent element, above 0."""
+    """Root of the summed variance that the noisy steps of a rollout add to a latent element, above 0. Where the steps
+    differ between rollouts, the variance is the mean over all rollouts of the budget."""
 
     def choose_eta(self, own: float | None, variance: Callable[[float], Float[Tensor, "n"]]) -> float:
         """Raises `BenchError` for an rss out of reach."""

@@ -13,8 +13,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench import plugins
-from bench.algorithm.rollout import RolloutConfig
-from bench.api import AdvantageRule, Backbone, Evaluator, KLPolicy, Method, ShardsWeights
+from bench.algorithm.forward import keeps_old
+from bench.algorithm.kl import has_kl_terms
+from bench.algorithm.sampling import RolloutConfig
+from bench.api import (
+    AdvantageRule,
+    AnyMethod,
+    Backbone,
+    BlendsAnchors,
+    Evaluator,
+    ForwardMethod,
+    KLPolicy,
+    Method,
+    ShardsWeights,
+)
 from bench.core.errors import BenchError
 from bench.core.world import SINGLE_PROCESS, World
 from bench.flow import sigma_schedule
@@ -31,7 +43,7 @@ class PreparedRow:
     """One row of the table, with its method and its KL policy."""
 
     spec: RowSpec
-    method: Method
+    method: AnyMethod
     """With the eta of the suite's noise policy; its clip range is not scaled yet (`PreparedSuite.method`)."""
     kl_policy: KLPolicy
 
@@ -70,10 +82,13 @@ class PreparedSuite:
         """The row with this name (its label)."""
         return next(row for row in self.rows if row.name == name)
 
-    def method(self, row: PreparedRow, latent_elements: int) -> Method:
-        """The row's method, its clip range times sqrt(`clip_reference_size` / latent elements), if that is set."""
+    def method(self, row: PreparedRow, latent_elements: int) -> AnyMethod:
+        """The row's method, its clip range times sqrt(`clip_reference_size` / latent elements), if that is set.
+
+        That of a forward method is not scaled: its ratio is not one of log-probabilities of noise.
+        """
         reference = self.suite.clip_reference_size
-        if reference is None:
+        if reference is None or not isinstance(row.method, Method):
             return row.method
         scale = math.sqrt(reference / latent_elements)
         return dataclasses.replace(row.method, clip_range=row.method.clip_range * scale)
@@ -111,15 +126,31 @@ def prepare(suite: Suite, checkpoints_by_name: dict[str, Checkpoint] | None = No
             "backbone.train.shard belongs to the launch, as no result depends on it: "
             "take it out of the YAML and use --shard."
         )
-    rows = tuple(
-        PreparedRow(row, make_method(suite, row), plugins.kl_policy(row.kl_spec.name, **row.kl_spec.params))
-        for row in suite.rows
-    )
+    rows = tuple(_prepare_row(suite, row) for row in suite.rows)
     _check_backbone_checkpoint(suite)
     names = checkpoint_names(suite)
     cache = {} if checkpoints_by_name is None else checkpoints_by_name
     checkpoints = {use: cache.setdefault(name, Checkpoint(name)) for use, name in sorted(names.items())}
     return PreparedSuite(suite, rows, _advantage_rule(suite), suite.prompt_lists(), checkpoints, cp_degree(suite))
+
+
+def _prepare_row(suite: Suite, row: RowSpec) -> PreparedRow:
+    """The row with its objects; a forward method with a KL policy, or on a backbone that lacks it, is refused."""
+    method = make_method(suite, row)
+    kl_policy = plugins.kl_policy(row.kl_spec.name, **row.kl_spec.params)
+    if isinstance(method, ForwardMethod):
+        if kl_policy.anchors() or has_kl_terms(kl_policy):
+            raise BenchError(
+                f"row {row.name!r}: {row.method} is a forward method, whose loss has no log-probabilities for the KL "
+                f"policy {row.kl_spec.name!r}: set kl to none."
+            )
+        backbone = plugins.find("backbones", suite.backbone.name)
+        if keeps_old(method) and not (isinstance(backbone, type) and issubclass(backbone, BlendsAnchors)):
+            raise BenchError(
+                f"row {row.name!r}: {row.method} has an old policy, which backbone {suite.backbone.name!r} cannot let "
+                "follow the policy: give it a method blend_anchor (bench.api.BlendsAnchors)."
+            )
+    return PreparedRow(row, method, kl_policy)
 
 
 def _check_backbone_checkpoint(suite: Suite) -> None:

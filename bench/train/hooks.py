@@ -5,15 +5,20 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.api import Method
+from bench.api import AnyMethod, ForwardMethod, Method
 from bench.checks.batch import SyntheticBatch, hook_calls, tensors
+from bench.checks.forward import forward_calls
 from bench.core.errors import BenchError
 from bench.core.world import tensors_digest
 
 
-def hook_digests(method: Method, sigmas: Float[Tensor, "t1"]) -> dict[str, str]:
-    """Digest of the result of each hook on the synthetic batch, which is the same on every call."""
-    calls = hook_calls(method, SyntheticBatch.make(method, sigmas))
+def hook_digests(method: AnyMethod, sigmas: Float[Tensor, "t1"]) -> dict[str, str]:
+    """Digest of the result of each hook on synthetic inputs, which are the same on every call."""
+    if isinstance(method, ForwardMethod):
+        calls = forward_calls(method)
+    else:
+        assert isinstance(method, Method)
+        calls = hook_calls(method, SyntheticBatch.make(method, sigmas))
     return {call.hook: tensors_digest(tensors(call.function(*call.copied_inputs()))) for call in calls}
 
 

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bench import store
-from bench.algorithm.rollout import Rollout, RolloutConfig, Sampler
-from bench.algorithm.sampling import micro_batches
+from bench.algorithm.forward import ForwardRollout, ForwardSampler
+from bench.algorithm.rollout import Rollout, Sampler, Samples
+from bench.algorithm.sampling import RolloutConfig, micro_batches
 from bench.api import Backbone, Evaluator, KLPolicy
 from bench.checks.evaluators import check_reward_metrics
 from bench.core.errors import DivergedError
@@ -25,14 +26,19 @@ from bench.suite.prepared import PreparedSuite
 from bench.suite.schema import Suite
 
 
-def collect_rollout(sampler: Sampler, kl_policy: KLPolicy, prompts: Sequence[str], update: int) -> Rollout:
+def collect_rollout(
+    sampler: Sampler | ForwardSampler, kl_policy: KLPolicy, prompts: Sequence[str], update: int
+) -> Rollout | ForwardRollout:
     """Trajectories of one update for its prompts, after the anchors that are due are refreshed."""
     for name, rule in kl_policy.anchors().items():
         if rule.due(update):
             sampler.backbone.refresh_anchor(name)
     anchors = [name for name, rule in kl_policy.anchors().items() if rule.network]
     with sampler.ledger.phase("rollout"):
-        return sampler.sample(sampler.backbone.encode(prompts), update, anchors)
+        cond = sampler.backbone.encode(prompts)
+        if isinstance(sampler, ForwardSampler):
+            return sampler.sample(cond, update)
+        return sampler.sample(cond, update, anchors)
 
 
 def shuffle_rewards(values: dict[str, Tensor], seed: int, update: int) -> dict[str, Tensor]:
@@ -60,7 +66,7 @@ class RolloutVideos:
 
     @classmethod
     def decode(
-        cls, backbone: Backbone, rollout: Rollout, prompts: list[str], settings: RolloutConfig
+        cls, backbone: Backbone, rollout: Samples, prompts: list[str], settings: RolloutConfig
     ) -> RolloutVideos:
         """Decode a rollout, micro-batch by micro-batch."""
         size = settings.budget.micro_batch
@@ -106,7 +112,7 @@ COARSE = (2, 4, 4)
 """Frames, height and width to which latents are averaged before the samples of a group are compared."""
 
 
-def diversity(rollout: Rollout, settings: RolloutConfig) -> float:
+def diversity(rollout: Samples, settings: RolloutConfig) -> float:
     """How much the samples of a prompt differ, in latent units; 0 if the video does not depend on the noise.
 
     Root mean square, over prompts, channels and the cells of coarse latents (`COARSE`), of the standard deviation

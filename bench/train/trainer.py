@@ -6,9 +6,17 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bench import store
+from bench.algorithm.forward import (
+    FORWARD,
+    ForwardRollout,
+    ForwardSampler,
+    ForwardUpdater,
+    follow_policy,
+    start_old_policy,
+)
 from bench.algorithm.optimizers import (
     Optimizer,
     full_state,
@@ -17,15 +25,13 @@ from bench.algorithm.optimizers import (
     recorded_optimizer,
     sharded_backbone,
 )
-from bench.algorithm.rollout import (
-    Rollout,
-    RolloutConfig,
-    Sampler,
-    schedule_properties,
-)
-from bench.algorithm.update import UpdateConfig, Updater, UpdateStats
+from bench.algorithm.rollout import Rollout, Sampler, Samples
+from bench.algorithm.sampling import RolloutConfig
+from bench.algorithm.steps import schedule_properties
+from bench.algorithm.update import StepUpdater, UpdateConfig
+from bench.algorithm.update_stats import UpdateStats
 from bench.algorithm.weights import check_settings, check_weights, optimizer_settings, weights_hash
-from bench.api import Backbone, Evaluator, KLPolicy, Method
+from bench.api import AnyMethod, Backbone, Evaluator, ForwardMethod, KLPolicy, Method
 from bench.checks.methods import check_method
 from bench.core.budget import Budget
 from bench.core.errors import BenchError
@@ -73,7 +79,7 @@ class Trainer:
 
     job: TrainingRun
     backbone: Backbone
-    method: Method
+    method: AnyMethod
     evaluators: dict[str, Evaluator]
     optimizer: Optimizer
     ledger: Ledger
@@ -119,12 +125,15 @@ class Trainer:
         return self.job.prepared.rollout_config(self.job.seed, self.world)
 
     @property
-    def sampler(self) -> Sampler:
+    def sampler(self) -> Sampler | ForwardSampler:
         """Samples the rollouts."""
+        if isinstance(self.method, ForwardMethod):
+            return ForwardSampler(self.backbone, self.method, self.config, self.ledger)
+        assert isinstance(self.method, Method)
         return Sampler(self.backbone, self.method, self.config, self.ledger)
 
     @property
-    def updater(self) -> Updater:
+    def updater(self) -> StepUpdater | ForwardUpdater:
         """Does the optimizer steps."""
         config = UpdateConfig(
             budget=self.budget,
@@ -135,7 +144,10 @@ class Trainer:
             closed=not self.open_reasons,
             culprit=self.culprit,
         )
-        return Updater(self.backbone, self.method, self.kl_policy, self.optimizer, config, self.ledger)
+        if isinstance(self.method, ForwardMethod):
+            return ForwardUpdater(self.backbone, self.method, self.kl_policy, self.optimizer, config, self.ledger)
+        assert isinstance(self.method, Method)
+        return StepUpdater(self.backbone, self.method, self.kl_policy, self.optimizer, config, self.ledger)
 
     @classmethod
     def new(
@@ -146,6 +158,8 @@ class Trainer:
         method, sigmas = job.prepared.method(job.row, math.prod(backbone.latent_shape)), job.prepared.sigmas
         check_method(method, sigmas)
         backbone.reset(stream(job.seed, "initial_policy"))
+        if isinstance(method, ForwardMethod):
+            start_old_policy(method, backbone)
         optimizer = make_optimizer(budget, backbone.parameters(), sharded_backbone(backbone, world))
         settings = optimizer_settings(optimizer)  # before any hook of a plug-in is called
         kl_state = job.row.kl_policy.init_state()
@@ -220,8 +234,9 @@ class Trainer:
     def record_extras(self) -> dict[str, Any]:
         """Entries of the record's `extra`."""
         prepared = self.job.prepared
+        family = {"family": FORWARD} if isinstance(self.method, ForwardMethod) else {}
         schedule = schedule_properties(self.method, prepared.sigmas, prepared.rollout_config(0))
-        return {"schedule": schedule, **recorded_optimizer(self.suite.budget, self.optimizer)}
+        return {**family, "schedule": schedule, **recorded_optimizer(self.suite.budget, self.optimizer)}
 
     def train(self, report: ProgressCallback, until: int | None = None) -> None:
         """Do the remaining updates, or only those before update `until`."""
@@ -287,9 +302,11 @@ class Trainer:
         with self.ledger.phase("update"), unchanged_settings(f"{culprit} the optimizer steps,"):
             check_weights(self.weights_now(), self.weights, self.culprit, f"in the rollout of update {update}")
             check_settings(self.optimizer, self.settings, self.culprit, f"in the rollout of update {update}")
-            self.kl_state, stats = self.updater(rollout, rewards, self.kl_state, update)
+            self.kl_state, stats = cast(Any, self.updater)(rollout, rewards, self.kl_state, update)
+            if isinstance(self.method, ForwardMethod):
+                follow_policy(self.method, self.backbone, update)
         self.weights = stats.weights_after
-        if update == 0:
+        if update == 0 and stats.ratio_error:
             largest = max(stats.ratio_error.values())
             self.audit = {"passed": largest <= RATIO_TOLERANCE, "largest": largest, "tolerance": RATIO_TOLERANCE}
         if self.world.is_main:
@@ -298,7 +315,7 @@ class Trainer:
             store.append_line(self.job.folder / store.TRAIN, {**line, **monitored})
         return float(rewards.total().mean())
 
-    def _decode(self, rollout: Rollout, prompts: list[str]) -> RolloutVideos:
+    def _decode(self, rollout: Samples, prompts: list[str]) -> RolloutVideos:
         with self.ledger.phase("decode"):
             texts = [prompt for prompt in prompts for _ in range(self.suite.budget.group_size)]
             videos = RolloutVideos.decode(self.backbone, rollout, texts, self.config)
@@ -324,7 +341,9 @@ class Trainer:
             "rewards": {name: float(values.mean()) for name, values in rewards.items()},
         }
 
-    def _stats_line(self, rollout: Rollout, stats: UpdateStats, start: dict[str, float]) -> dict[str, Any]:
+    def _stats_line(
+        self, rollout: Rollout | ForwardRollout, stats: UpdateStats, start: dict[str, float]
+    ) -> dict[str, Any]:
         """Fields of the log about the optimizer steps. `start`: the seconds of the ledger before the update."""
         spent = {name: round(value - start.get(name, 0.0), 4) for name, value in self.ledger.seconds.items()}
         return {
@@ -339,10 +358,8 @@ class Trainer:
             "grad_clipped": stats.grad_clipped,
             "grad_norm_of_step": {str(step): norm for step, norm in stats.grad_norm_of_step.items()},
             **({} if stats.kl_gradient is None else {"kl_gradient": stats.kl_gradient}),
-            "ratio_error": max(stats.ratio_error.values()),
-            "clipped_share": stats.clipped / stats.count,
-            "trained_steps": rollout.view.steps.tolist(),
-            "step_weights": rollout.view.weight.tolist(),
+            **stats.ratio_fields(),
+            **rollout.log_fields(),
             "ledger": self.ledger.totals(),
             "seconds": spent,
         }

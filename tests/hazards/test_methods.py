@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from bench.algorithm.rollout import injected_variance
-from bench.algorithm.update import Advantages
+from bench.algorithm.advantages import Advantages
+from bench.algorithm.steps import injected_variance
 from bench.api import AdvantageRule, BenchError, Budget, DivergedError, Method, Rewards, StandardizedAdvantages
 from bench.cli import main
 from bench.flow import sigma_schedule

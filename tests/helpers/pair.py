@@ -13,13 +13,16 @@ from typing import Any
 
 import torch
 
-from bench.algorithm.rollout import RolloutConfig, Sampler
-from bench.algorithm.update import UpdateConfig, Updater
+from bench.algorithm.forward import ForwardSampler, ForwardUpdater, follow_policy, start_old_policy
+from bench.algorithm.rollout import Sampler
+from bench.algorithm.sampling import RolloutConfig
+from bench.algorithm.update import StepUpdater, UpdateConfig
 from bench.api import BenchError, Budget, DivergedError, Rewards
 from bench.core.ledger import Ledger
 from bench.core.world import SINGLE_PROCESS, World, process_group
 from bench.plugins import kl_policy
 from bench.train.rewards import RolloutVideos
+from methods.diffusion_nft import DiffusionNFT
 from methods.sage_grpo import SAGEGRPO
 from tests.helpers.toy import Brightness, ToyBackbone
 
@@ -45,7 +48,7 @@ def updates(world: World, **changes: Any) -> dict[str, Any]:
         scores = RolloutVideos.decode(backbone, rollout, texts, settings).scores(Brightness())
         values = {name: score.reshape(2, -1) for name, score in scores.items()}
         rewards = Rewards(values, {"brightness": 1.0})
-        updater = Updater(backbone, method, policy, optimizer, UpdateConfig(budget, seed=0, world=world), ledger)
+        updater = StepUpdater(backbone, method, policy, optimizer, UpdateConfig(budget, seed=0, world=world), ledger)
         state, log = updater(rollout, rewards, state, index)
         results.append(
             {"samples": rollout.samples, "x": rollout.x, "x0": rollout.x0, "logp": rollout.logp_old, "log": log}
@@ -56,9 +59,33 @@ def updates(world: World, **changes: Any) -> dict[str, Any]:
     return {"updates": results, "policy": policy_now, "ledger": ledger.state() | {"seconds": {}}}
 
 
+def forward_updates(world: World, **changes: Any) -> dict[str, Any]:
+    """Three updates of the toy with an old policy that is far behind: the policy, the old one and the counts."""
+    backbone, ledger, method = ToyBackbone(), Ledger(), DiffusionNFT()
+    budget = dataclasses.replace(BUDGET, **changes)
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=budget.lr)
+    settings = RolloutConfig(budget, "predicted_x0", "distinct", 0, world=world)
+    sampler = ForwardSampler(backbone, method, settings, ledger)
+    start_old_policy(method, backbone)
+    texts, videos = [text for text in ("one", "three") for _ in range(budget.group_size)], []
+    for index in range(budget.updates):
+        rollout = sampler.sample(backbone.encode(["one", "three"]), index)
+        scores = RolloutVideos.decode(backbone, rollout, texts, settings).scores(Brightness())
+        rewards = Rewards({name: score.reshape(2, -1) for name, score in scores.items()}, {"brightness": 1.0})
+        config = UpdateConfig(budget, seed=0, world=world)
+        ForwardUpdater(backbone, method, kl_policy("none"), optimizer, config, ledger)(rollout, rewards, {}, index)
+        follow_policy(method, backbone, 500)  # decay 0.5
+        videos.append((rollout.samples, rollout.x0))
+    world.check_same_parameters(backbone.anchors["old"], "at the end")
+    flat = {"policy": backbone.parameters(), "old": backbone.anchors["old"]}
+    weights = {name: torch.cat([p.detach().flatten() for p in tensors]) for name, tensors in flat.items()}
+    return {**weights, "videos": videos, "ledger": ledger.state() | {"seconds": {}}}
+
+
 def scenario(world: World) -> dict[str, Any]:
     """All results that the tests need, from one start of two processes."""
     results: dict[str, Any] = {"one": updates(world), "two": updates(world, minibatches=2)}
+    results |= {"forward": forward_updates(world), "forward, two": forward_updates(world, minibatches=2)}
     results["turns"] = list(world.padded_turns(range(5)))
     results["in order"] = world.gather_in_order([world.rank, world.rank + 2, 4][: 3 - world.rank])
     tensors = [

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from bench.algorithm.optimizers import full_state, load_full_state, make_optimizer
-from bench.algorithm.rollout import RolloutConfig, Sampler
-from bench.algorithm.update import UpdateConfig, Updater
+from bench.algorithm.rollout import Sampler
+from bench.algorithm.sampling import RolloutConfig
+from bench.algorithm.update import StepUpdater, UpdateConfig
 from bench.api import Budget, Rewards
 from bench.backbones.hunyuanvideo15.backbone import HunyuanVideo15
 from bench.core.ledger import Ledger
@@ -72,7 +73,7 @@ def updates(folder: Path, case: Case, world: World) -> dict[str, Any]:
         backbone.refresh_anchor("moving")
         rollout = Sampler(backbone, method, settings, ledger).sample(backbone.encode(PROMPTS), index, ["moving"])
         rewards = Rewards({"r": normal(0, [("rewards", index)], (2, 4))[0]}, {"r": 1.0})
-        updater = Updater(
+        updater = StepUpdater(
             backbone, method, policy, optimizer, UpdateConfig(BUDGET, seed=0, probe_every=1, world=world), ledger
         )
         state, log = updater(rollout, rewards, state, index)
@@ -118,6 +119,18 @@ def gradients(folder: Path, world: World, params: dict[str, Any], *, between: bo
     return torch.cat([(g.full_tensor() if isinstance(g, DTensor) else g).flatten() for g in grads])
 
 
+def blended(folder: Path, world: World, params: dict[str, Any]) -> dict[str, Tensor]:
+    """The policy and its anchor "old", which has followed it twice."""
+    backbone = make(folder, world, params)
+    backbone.refresh_anchor("old")
+    for decay in (0.25, 0.5):
+        with torch.no_grad():
+            for i, p in enumerate(backbone.parameters()):
+                p.add_(backbone.part_of(torch.randn(p.shape, generator=stream(1, "shake", i)), p))
+        backbone.blend_anchor("old", decay)
+    return backbone.state_dict()
+
+
 def lengths(folder: Path, world: World) -> Tensor:
     """The gradient, with texts of two lengths in one process's micro-batch and of one length in the other's."""
     backbone = make(folder, world, {"lora_rank": 0})
@@ -141,6 +154,8 @@ def scenario(world: World, folder: Path) -> dict[str, Any]:
         for kind, params in ANCHORED.items():
             plain_and_between = [gradients(folder, layout, params, between=between) for between in (False, True)]
             results[f"anchored {kind} {shard}"] = plain_and_between
+    for kind, params in ANCHORED.items():
+        results[f"blended {kind}"] = blended(folder, full, params)
     results["lengths"] = lengths(folder, full)
     if world.rank == 0:  # the other process has ended
         try:

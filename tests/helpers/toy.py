@@ -72,6 +72,10 @@ class ToyBackbone:
     def refresh_anchor(self, name: str) -> None:
         self.anchors[name] = self._copy()
 
+    def blend_anchor(self, name: str, decay: float) -> None:
+        for anchor, policy in zip(self.anchors[name], self._copy(), strict=True):
+            anchor.mul_(decay).add_(policy, alpha=1 - decay)
+
     def state_dict(self) -> dict[str, Tensor]:
         return dict(zip(("policy:gain", "policy:tilt"), self._copy(), strict=True))
 

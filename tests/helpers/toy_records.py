@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.algorithm.rollout import injected_variance, noisy_steps
+from bench.algorithm.steps import injected_variance, noisy_steps
 from bench.core.hashing import digest
 from bench.core.ledger import planned_counts
 from bench.flow import sigma_schedule

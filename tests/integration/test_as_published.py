@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from bench.algorithm.advantages import Advantages
 from bench.algorithm.kl import DualKL, FixedKL, has_kl_terms
-from bench.algorithm.rollout import noisy_steps, trained_steps
-from bench.algorithm.update import Advantages
+from bench.algorithm.steps import noisy_steps, trained_steps
 from bench.api import AdvantageRule, BenchError, Method, Rewards, StandardizedAdvantages
 from bench.core.budget import AdvantageSettings
 from bench.flow import sigma_schedule

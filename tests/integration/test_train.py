@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from bench import store
-from bench.algorithm.rollout import injected_variance
+from bench.algorithm.steps import injected_variance
 from bench.api import BenchError
 from bench.core.rng import stream
 from bench.flow import sigma_schedule

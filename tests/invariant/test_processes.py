@@ -114,6 +114,22 @@ def test_two_processes_do_the_update_of_one(both: list[dict[str, Any]], name: st
     parity.within(kind, both[0][name]["policy"] / top, alone["policy"] / top, BOUND)
 
 
+@pytest.mark.parametrize(("name", "minibatches"), [("forward", 1), ("forward, two", 2)])
+def test_two_processes_do_the_update_of_a_forward_method(
+    both: list[dict[str, Any]], name: str, minibatches: int
+) -> None:
+    """Videos, policy, old policy and counts are those of one process."""
+    alone = pair.forward_updates(SINGLE_PROCESS, minibatches=minibatches)
+    for part in (results[name] for results in both):
+        assert part["ledger"] == alone["ledger"]
+        (samples, x0), (_, whole) = part["videos"][0], alone["videos"][0]
+        assert torch.equal(x0, whole[samples])
+        for key in ("policy", "old"):
+            top = float(alone[key].abs().max())
+            parity.within("processes: forward method, weights", part[key] / top, alone[key] / top, BOUND)
+    assert not torch.equal(alone["policy"], alone["old"])
+
+
 def assert_same_log(actual: Any, whole: Any, *, exact: bool) -> None:
     """Equal sums where the policy has the same bits; norms within the bound: gradients are added up otherwise."""
     assert actual.count == whole.count

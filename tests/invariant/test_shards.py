@@ -119,6 +119,24 @@ def test_an_anchor_between_forward_and_backward_leaves_the_gradient(
     )
 
 
+@pytest.mark.parametrize("kind", sharded.ANCHORED)
+def test_an_old_policy_that_follows_is_that_of_one_process(
+    folder: Path, both: list[dict[str, Any]], kind: str
+) -> None:
+    """Shake by shake: old = .25 a + .75 b, then old = .5 old + .5 c, in the checkpoint too."""
+    mine, want = both[0][f"blended {kind}"], sharded.blended(folder, SINGLE_PROCESS, sharded.ANCHORED[kind])
+    assert mine.keys() == want.keys()
+    assert all(torch.equal(mine[key], want[key]) for key in want)
+    old = [key for key in want if key.startswith("old:")]
+    assert len(old) == len(want) / 2, "a policy and its old one, and no copy of the base"
+    start = sharded.make(folder, SINGLE_PROCESS, sharded.ANCHORED[kind]).state_dict()
+    for key in old:
+        name = key.replace("old:", "policy:")
+        shake = (want[name] - start[name]) / 2  # two equal ones
+        first = start[name] + 0.75 * shake
+        torch.testing.assert_close(want[key], 0.5 * first + 0.5 * want[name], rtol=1e-5, atol=1e-5)
+
+
 def test_texts_of_different_lengths_need_padding_passes(folder: Path, both: list[dict[str, Any]]) -> None:
     assert_close("gradient", both[0]["lengths"], sharded.lengths(folder, SINGLE_PROCESS), BOUND)
     assert both[0]["lengths"].equal(both[1]["lengths"])

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from bench import plugins
 from bench.algorithm.optimizers import Optimizer, make_optimizer
-from bench.algorithm.rollout import RolloutConfig, Sampler
-from bench.algorithm.update import UpdateConfig, Updater
+from bench.algorithm.rollout import Sampler
+from bench.algorithm.sampling import RolloutConfig
+from bench.algorithm.update import StepUpdater, UpdateConfig
 from bench.api import Backbone, Budget, Conditioning, KLPolicy, Method, Rewards
 from bench.backbones.hunyuanvideo15.backbone import HunyuanVideo15
 from bench.backbones.hunyuanvideo15.cost import Transformer
@@ -160,7 +161,7 @@ def harness_loop(work: Work) -> Callable[[], dict[str, float]]:
     def once() -> dict[str, float]:
         ledger, rollouts = Ledger(), []
         config = UpdateConfig(budget, seed=0)
-        updater = Updater(work.backbone, work.method, work.policy, work.optimizer, config, ledger)
+        updater = StepUpdater(work.backbone, work.method, work.policy, work.optimizer, config, ledger)
         sampler = Sampler(work.backbone, work.method, work.settings, ledger)
         first = wall_seconds(device, lambda: rollouts.append(sampler.sample(work.cond, 0, anchors)))
         second = wall_seconds(device, lambda: updater(rollouts[0], work.rewards, work.policy.init_state(), 0))

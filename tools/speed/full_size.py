@@ -17,8 +17,9 @@ import torch
 
 from bench import plugins
 from bench.algorithm.optimizers import Optimizer, make_optimizer
-from bench.algorithm.rollout import Rollout, RolloutConfig, Sampler
-from bench.algorithm.update import UpdateConfig, Updater
+from bench.algorithm.rollout import Rollout, Sampler
+from bench.algorithm.sampling import RolloutConfig
+from bench.algorithm.update import StepUpdater, UpdateConfig
 from bench.api import Budget, Conditioning, Rewards
 from bench.backbones.hunyuanvideo15.cost import Transformer
 from bench.core.ledger import Ledger
@@ -173,7 +174,7 @@ class GPUBenchmark:
             rollouts.append(Sampler(self.backbone, self.method, settings, ledger).sample(self.cond, 0, ["moving"]))
 
         rollout, rollout_peak = wall_seconds(self.device, roll), peak_gb(self.device)
-        updater = Updater(self.backbone, self.method, policy, self.optimizer, UpdateConfig(budget, seed=0), ledger)
+        updater = StepUpdater(self.backbone, self.method, policy, self.optimizer, UpdateConfig(budget, seed=0), ledger)
         reset_peak(self.device)
         seconds = wall_seconds(self.device, lambda: updater(rollouts[0], rewards, policy.init_state(), 0))
         self.optimizer.zero_grad()

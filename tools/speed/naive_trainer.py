@@ -16,14 +16,9 @@ import torch
 from torch import Tensor
 
 from bench.algorithm.optimizers import Optimizer
-from bench.algorithm.rollout import (
-    NoiseSource,
-    RolloutConfig,
-    noisy_steps,
-    step_weights,
-    trainable_steps,
-    trained_steps,
-)
+from bench.algorithm.rollout import NoiseSource
+from bench.algorithm.sampling import RolloutConfig
+from bench.algorithm.steps import noisy_steps, step_weights, trainable_steps, trained_steps
 from bench.api import Conditioning, KLPolicy, Method, Rewards
 from bench.backbones.hunyuanvideo15.backbone import HunyuanVideo15
 from bench.backbones.hunyuanvideo15.prompt_cache import EMPTY
@@ -127,8 +122,7 @@ class NaiveTrainer:
         """Sum the gradients of all trained steps of all samples, clip them, and step the optimizer."""
         budget = self.settings.budget
         advantages = self.method.advantages(rewards).sum(0).flatten()
-        candidates = trainable_steps(self.noisy, self.settings)
-        weights = step_weights(self.method, self.sigmas, candidates)
+        weights = step_weights(self.method, self.sigmas, trainable_steps(self.noisy, self.settings))
         self.optimizer.zero_grad(set_to_none=True)
         for number, path in enumerate(trajectories):
             one = cond.take([number // budget.group_size])

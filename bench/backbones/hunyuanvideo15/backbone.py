@@ -128,6 +128,10 @@ class HunyuanVideo15:
         """Copy the policy into the anchor `name`, which the first refresh creates."""
         self.policy.refresh_anchor(name)
 
+    def blend_anchor(self, name: str, decay: float) -> None:
+        """Make each weight of the anchor decay * anchor + (1 - decay) * policy."""
+        self.policy.blend_anchor(name, decay)
+
     def as_anchor(self, name: str) -> AbstractContextManager[None]:
         """Run as a frozen reference: the base ("fixed", or an anchor never refreshed) or a stored copy of the policy.
 

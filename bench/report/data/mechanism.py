@@ -31,8 +31,10 @@ def gradients(trainings: Sequence[Training]) -> pd.DataFrame:
     by the row's `scale`, so that `measured_before` and `predicted_before` have the same geometric mean over the
     measured steps. Units: 1 = the predicted norm at the schedule's lower median. Norms of 0 and steps of weight 0 have
     no logarithm; they are left out, and `n_zero` counts them. `*_spread`: largest over smallest of the measured steps.
+    Rows of forward methods are left out.
     """
-    return pd.concat([_gradients(training) for training in trainings], ignore_index=True)
+    frames = [_gradients(training) for training in trainings if training.schedule.step_weight]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["row"])
 
 
 def _gradients(training: Training) -> pd.DataFrame:

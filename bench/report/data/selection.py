@@ -17,6 +17,16 @@ METHOD_TITLES = {
     "dance_grpo": "DanceGRPO",
     "cps": "CPS",
     "sage_grpo": "SAGE-GRPO",
+    "precise": "Precise",
+    "longcat_grpo": "LongCat-GRPO",
+    "mix_grpo": "MixGRPO",
+    "flow_grpo_fast": "Flow-GRPO-Fast",
+    "flash_grpo": "Flash-GRPO",
+    "grpo_guard": "GRPO-Guard",
+    "flow_dppo": "Flow-DPPO",
+    "diffusion_nft": "DiffusionNFT",
+    "awm": "AWM",
+    "rvm": "RVM",
 }
 
 

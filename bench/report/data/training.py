@@ -77,14 +77,15 @@ class Schedule(TrainModel):
     """[t + 1], 1 = noise, 0 = video."""
     std: list[Annotated[float, Field(ge=0)]]
     """[t], injected noise per latent element; 0 for a deterministic step."""
-    predicted_grad_norm: list[Annotated[float, Field(gt=0)]]
-    """[t], relative: 1 = the lower median of the schedule."""
-    step_weight: list[Annotated[float, Field(ge=0)]]
-    """[t], weight by the equalizer; all 1 without it."""
+    predicted_grad_norm: list[Annotated[float, Field(gt=0)]] = Field(default_factory=list)
+    """[t], relative: 1 = the lower median of the schedule; [] for a forward method, which trains no step."""
+    step_weight: list[Annotated[float, Field(ge=0)]] = Field(default_factory=list)
+    """[t], weight by the equalizer; all 1 without it; [] for a forward method."""
 
     @model_validator(mode="after")
     def _same_length(self) -> Schedule:
-        if {len(self.std), len(self.predicted_grad_norm), len(self.step_weight)} != {len(self.sigma) - 1}:
+        lengths = {len(self.predicted_grad_norm), len(self.step_weight)}
+        if len(self.std) != len(self.sigma) - 1 or lengths not in ({0}, {len(self.std)}):
             raise ValueError("the lists need one value per step, and sigma one more")
         return self
 

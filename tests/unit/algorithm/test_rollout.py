@@ -9,14 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.algorithm.rollout import (
-    NoiseSource,
-    Rollout,
-    RolloutConfig,
-    Sampler,
-    noisy_steps,
-    trained_steps,
-)
+from bench.algorithm.rollout import NoiseSource, Rollout, Sampler
+from bench.algorithm.sampling import RolloutConfig
+from bench.algorithm.steps import noisy_steps, trained_steps
 from bench.api import BenchError, Budget, DivergedError, Gaussian, Method
 from bench.core.ledger import Ledger
 from bench.flow import euler, predicted_x0
@@ -246,3 +241,61 @@ def test_the_mask_of_the_decode_rule() -> None:
     # CPS has no variance at sigma 0: its last step is deterministic under any decode rule
     assert noisy_steps(CPS(), sigmas, settings(decode="final_latent"), 0).tolist() == [True] * 4 + [False]
     assert set(trained_steps(CPS(), sigmas, quiet, settings(), 3).tolist()) <= {0, 1, 2, 3}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnWindow(FlowGRPO):
+    """Each prompt has a window of two noisy steps at a place of its own."""
+
+    per_prompt = True
+    first: int | None = None
+    """The same first step for all prompts; None: drawn."""
+
+    def stochastic(self, sigmas: Tensor, update: int, rng: torch.Generator) -> Tensor:
+        first = int(torch.randint(0, 3, (1,), generator=rng)) if self.first is None else self.first
+        mask = torch.zeros(len(sigmas) - 1, dtype=torch.bool)
+        mask[first : first + 2] = True
+        return mask
+
+    def step_weights(self, sigmas: Tensor) -> Tensor:
+        return torch.arange(1.0, len(sigmas))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharedWindow(OwnWindow):
+    """The same window for all prompts."""
+
+    per_prompt = False
+
+
+def test_steps_per_prompt_that_are_equal_change_no_bit() -> None:
+    """The path of masks [p, t] against that of masks [t], with the same steps of all prompts."""
+    own, shared = sample(OwnWindow(first=1)), sample(SharedWindow(first=1))
+    assert own.view.steps.tolist() == [[1, 2], [1, 2]]
+    assert own.view.weight.tolist() == [shared.view.weight.tolist()] * 2
+    for name in ("x", "x_next", "logp_old", "x0"):
+        assert torch.equal(getattr(own, name), getattr(shared, name)), name
+
+
+@pytest.mark.parametrize("update", [0, 1, 3])
+def test_each_prompt_is_noisy_at_its_own_steps_and_costs_nothing_more(update: int) -> None:
+    backbone = ToyBackbone()
+    rollout = sample(OwnWindow(), update, ("fixed",), backbone)
+    assert sum(backbone.calls) == 6 * 5 + 6 * 2  # rollout and anchor: as with one mask for all
+    steps = rollout.view.steps
+    mean = float(torch.arange(1.0, 6.0)[steps].mean())
+    torch.testing.assert_close(rollout.view.weight, (steps + 1) / mean)
+    for p, prompt in enumerate(PROMPTS):
+        alone = sample(SharedWindow(first=int(steps[p, 0])), update, ("fixed",))
+        rows = slice(3 * p, 3 * p + 3)
+        for name in ("x", "x_next", "logp_old"):
+            assert torch.equal(getattr(rollout, name)[:, rows], getattr(alone, name)[:, rows]), (prompt, name)
+        assert torch.equal(rollout.x0[rows], alone.x0[rows])
+        assert torch.equal(rollout.anchors["fixed"][:, rows], alone.anchors["fixed"][:, rows])
+    assert rollout.levels(1, torch.tensor([0, 5]))[0].tolist() == rollout.sigmas[steps[:, 1]].tolist()
+
+
+def test_the_steps_of_prompts_differ_between_prompts_and_updates() -> None:
+    drawn = [sample(OwnWindow(), update).view.steps for update in range(12)]
+    assert any(steps[0].tolist() != steps[1].tolist() for steps in drawn)
+    assert len({str(steps.tolist()) for steps in drawn}) > 3

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.algorithm.rollout import Rollout, RolloutConfig, Sampler
-from bench.algorithm.update import PROBE_EVERY, Advantages, UpdateConfig, Updater, UpdateStats, minibatches
-from bench.api import BenchError, Budget, DivergedError, KLPolicy, Method, Rewards
+from bench.algorithm.advantages import Advantages
+from bench.algorithm.rollout import Rollout, Sampler
+from bench.algorithm.sampling import RolloutConfig
+from bench.algorithm.update import PROBE_EVERY, StepUpdater, UpdateConfig, minibatches
+from bench.algorithm.update_stats import UpdateStats
+from bench.api import BenchError, Budget, DivergedError, KLPolicy, Method, Rewards, ScoredStep, latent_mean
+from bench.checks.methods import check_method
 from bench.core.ledger import Ledger, planned_counts
 from bench.plugins import kl_policy
 from methods.cps import CPS
@@ -69,7 +73,7 @@ def run_update(
     rollout = Sampler(backbone, method, settings, ledger).sample(cond, 0, anchors)
     backbone.base = backbone._copy() if start else backbone.base
     optimizer = torch.optim.SGD(backbone.parameters(), lr=1.0)
-    updater = Updater(backbone, method, policy, optimizer, UpdateConfig(budget, seed=0), ledger)
+    updater = StepUpdater(backbone, method, policy, optimizer, UpdateConfig(budget, seed=0), ledger)
     rewards = rewards or make_rewards(budget.prompts, budget.group_size)
     done, log = updater(rollout, rewards, state or policy.init_state(), index)
     return Outcome(backbone, rollout, ledger, done, log)
@@ -395,7 +399,7 @@ def test_a_policy_without_gradient_is_an_error_and_not_a_quiet_run() -> None:
     settings = RolloutConfig(BUDGET, "predicted_x0", "distinct", 0)
     rollout = Sampler(backbone, FlowGRPO(), settings, ledger).sample(backbone.encode(["one", "three"]), 0)
     optimizer = torch.optim.SGD(backbone.parameters(), lr=1.0)
-    updater = Updater(backbone, FlowGRPO(), kl_policy("none"), optimizer, UpdateConfig(BUDGET, seed=0), ledger)
+    updater = StepUpdater(backbone, FlowGRPO(), kl_policy("none"), optimizer, UpdateConfig(BUDGET, seed=0), ledger)
     with pytest.raises(BenchError, match="no trained parameter got a gradient"):
         updater(rollout, make_rewards(2, 4), {}, 0)
 
@@ -463,7 +467,7 @@ def test_a_detached_uncond_branch_reaches_the_velocity(monkeypatch: pytest.Monke
     monkeypatch.setattr(ToyBackbone, "velocity", spy)
     done = run_update(FlowGRPO())
     assert all(seen)
-    updater = Updater(
+    updater = StepUpdater(
         done.backbone,
         FlowGRPO(),
         kl_policy("none"),
@@ -475,3 +479,80 @@ def test_a_detached_uncond_branch_reaches_the_velocity(monkeypatch: pytest.Monke
     updater(done.rollout, make_rewards(2, 4), {}, 0)
     assert seen == [False] * len(seen)
     assert seen
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnStep(FlowGRPO):
+    """One trained step per prompt, the later the prompt the later the step; or the same for all prompts."""
+
+    paper: ClassVar[str] = "none"
+    per_prompt: ClassVar[bool] = True
+    only: int | None = None
+
+    def stochastic(self, sigmas: Tensor, update: int, rng: torch.Generator) -> Tensor:
+        mask = torch.zeros(len(sigmas) - 1, dtype=torch.bool)
+        mask[int(torch.randint(0, 3, (1,), generator=rng)) if self.only is None else self.only] = True
+        return mask
+
+    def step_weights(self, sigmas: Tensor) -> Tensor:
+        return torch.arange(1.0, len(sigmas))
+
+
+def test_the_gradient_of_steps_per_prompt_is_the_weighted_sum_of_each_prompts_own() -> None:
+    """Each prompt alone with its step: the other one is tied, so that its advantages are 0."""
+    both = run_update(OwnStep(), train_steps=1)
+    steps = both.rollout.view.steps[:, 0].tolist()
+    assert steps[0] != steps[1]
+    rewards, expected = make_rewards(2, 4), torch.zeros_like(both.gradient())
+    mean = sum(step + 1 for step in steps) / 2
+    for p, step in enumerate(steps):
+        values = {name: part.clone() for name, part in rewards.items()}
+        for part in values.values():
+            part[1 - p] = 0.0
+        alone = run_update(OwnStep(only=step), rewards=Rewards(values, rewards.weights), train_steps=1)
+        expected += alone.gradient() * (step + 1) / mean  # alone, the only trained step has the weight 1
+    torch.testing.assert_close(both.gradient(), expected, rtol=1e-4, atol=1e-6)
+    assert both.log.grad_norm_of_step == {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Squared(FlowGRPO):
+    """PPO's loss as an own `policy_loss`, with the squared distance of the two means times `pull`."""
+
+    paper: ClassVar[str] = "none"
+    pull: float = 0.0
+    shape: Literal["b", "scalar", "infinite"] = "b"
+
+    def policy_loss(
+        self, new: ScoredStep, old: ScoredStep, x_next: Tensor, adv: Tensor, sigma: Tensor, sigma_next: Tensor
+    ) -> Tensor:
+        loss = self.surrogate(new.logp, old.logp, adv) + self.pull * latent_mean((new.mean - old.mean) ** 2)
+        return {"b": loss, "scalar": loss.sum(), "infinite": loss / 0}[self.shape]
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_a_policy_loss_sees_the_steps_of_both_policies(batches: int) -> None:
+    """Without a pull it is the surrogate, bit by bit; a pull acts once the policy has moved away."""
+    plain, same, pulled = (
+        run_update(method, minibatches=batches, micro_batch=4) for method in (FlowGRPO(), Squared(), Squared(pull=1.0))
+    )
+    assert torch.equal(same.gradient(), plain.gradient())
+    assert torch.equal(pulled.gradient(), plain.gradient()) == (batches == 1)
+    assert plain.rollout.mean_old is None
+    assert same.rollout.mean_old is not None
+    for n in range(same.rollout.trained):
+        sigma, after = same.rollout.levels(n, torch.arange(8))
+        v = ToyBackbone().velocity(same.rollout.x[n], sigma, same.rollout.cond, 1.0).detach()
+        step = FlowGRPO().transition(same.rollout.x[n], v, sigma, after)
+        assert torch.equal(same.rollout.mean_old[n], step.mean)
+
+
+def test_a_loss_of_another_shape_or_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(BenchError, match=r"Squared's loss has the shape \[\]: return one value per sample, \[8\]"):
+        run_update(Squared(shape="scalar"))
+    with pytest.raises(DivergedError, match=r"loss at step \d is not finite"):
+        run_update(Squared(shape="infinite"))
+    for shape, problem in (("scalar", "policy_loss has shape"), ("infinite", "policy_loss is not finite")):
+        with pytest.raises(BenchError, match=f"fails the check 'policy_loss': {problem}"):
+            check_method(Squared(shape=shape))
+    check_method(Squared(pull=1.0))

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.algorithm.rollout import noisy_steps, step_weights, trainable_steps, trained_steps
+from bench.algorithm.steps import noisy_steps, step_weights, trainable_steps, trained_steps
 from bench.audit.findings import StoredRun
-from bench.audit.verify_method import _schedule, expected_schedule
+from bench.audit.verify_method import _schedule, _step_weights, expected_schedule
 from bench.flow import sigma_schedule
 from bench.suite.methods import rollout_config
 from bench.suite.schema import Suite
@@ -58,7 +58,8 @@ def test_the_scale_of_step_weights_is_that_of_the_update() -> None:
     logged = lines(suite, method)
     first = [schedule["step_weight"][i] for i in logged[1]["trained_steps"]]
     assert logged[1]["step_weights"] != pytest.approx(first), "another scale than that of update 0"
-    assert list(_schedule(StoredRun(Path(), record, suite, scores, logged), method)) == []
+    run = StoredRun(Path(), record, suite, scores, logged)
+    assert [*_schedule(run, method), *_step_weights(run, method)] == []
     forged = [logged[0], {**logged[1], "step_weights": first}]
-    (found,) = _schedule(StoredRun(Path(), record, suite, scores, forged), method)
+    (found,) = _step_weights(StoredRun(Path(), record, suite, scores, forged), method)
     assert "update 1 of train.jsonl has the step weights" in str(found)

@@ -63,6 +63,18 @@ def test_a_window_that_reaches_the_last_step_is_refused_with_the_update_and_the_
         check_steps(Window(), suite("decode=final_latent", "last_step=untrained"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnWindow(Window):
+    """The same for each prompt."""
+
+    per_prompt: ClassVar[bool] = True
+
+
+def test_a_window_of_one_prompt_is_refused_with_the_prompt() -> None:
+    with pytest.raises(BenchError, match=r"OwnWindow has 1 steps to train at update 2, prompt 0, but budget"):
+        check_steps(OwnWindow(), suite())
+
+
 def test_a_kernel_without_noise_is_named() -> None:
     with pytest.raises(BenchError, match=r"marks 4 of 4 steps noisy, its kernel adds no noise at 4 of them, 0 remain"):
         check_steps(CPS(eta=0.0), suite())

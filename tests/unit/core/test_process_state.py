@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.algorithm.update import Updater
+from bench.algorithm.update import StepUpdater
 from bench.api import Method
 from bench.core import process_state
 from bench.core.errors import ProcessStateError
@@ -97,8 +97,8 @@ def test_environment_variables_of_libraries_are_recorded_without_paths(monkeypat
 @pytest.mark.parametrize(
     ("owner", "name", "value"),
     [
-        (Updater, "__call__", lambda self, *inputs: None),
-        (Updater, "added", lambda self: None),
+        (StepUpdater, "__call__", lambda self, *inputs: None),
+        (StepUpdater, "added", lambda self: None),
         (Method, "clip_range", 0.5),
         (trainer, "check_method", lambda *inputs: None),
         (trainer, "RATIO_TOLERANCE", 1.0),

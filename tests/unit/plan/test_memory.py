@@ -12,7 +12,7 @@ from bench.backbones.hunyuanvideo15.cost import Transformer
 from bench.cli import main
 from bench.core.provenance import ROOT
 from bench.plan.hardware import gpu_hardware
-from bench.plan.memory import ADAM_BYTES, Memory, activation_bytes, memory_use, workspace_bytes
+from bench.plan.memory import ADAM_BYTES, Anchors, Memory, activation_bytes, memory_use, workspace_bytes
 from bench.plan.workload import suite_model as sizes
 from bench.suite.load import load_suite
 from bench.suite.prepared import PreparedSuite, prepare
@@ -39,6 +39,24 @@ def test_memory_is_that_of_the_paper_arithmetic(video: str) -> None:
     assert used.peak / 1e9 == pytest.approx(total, abs=1)
     stored = activation_bytes(units, layers, branches=1, checkpoint_bytes=None, block_bytes=92_000 / 2048)
     assert stored / 1e9 == pytest.approx(tokens * 4.968e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize(("method", "networks", "stored"), [("awm:AWM", 2, 1), ("rvm:RVM", 1, 0)])
+def test_an_old_policy_is_one_more_adapter(method: str, networks: int, stored: int) -> None:
+    """And not another copy of the base, whose velocity a forward method may need, too."""
+    rows = "rows=[{{method: {}, kl: none, label: r}}]"
+    plain, own = (
+        prepare(load_suite(PAPER, ["variant=setting_b", rows.format(name)]))
+        for name in ("flow_grpo", f"'methods.{method}'")
+    )
+    assert Anchors.from_suite(own) == Anchors(networks, stored, probed=False)
+    model, hardware = sizes(own), gpu_hardware("h100")
+    assert model is not None
+    (with_old, host), (without, plain_host) = (memory_use(each, model, hardware) for each in (own, plain))
+    adapter = model.adapter_parameters * 4
+    on_gpu = with_old.trained - without.trained
+    assert on_gpu + host["anchors"] - plain_host["anchors"] == pytest.approx(stored * adapter)
+    assert with_old.weights == without.weights
 
 
 FULL = ("backbone.train.lora_rank=0", "backbone.train.dtype=float32")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.api import LATE, OPEN, Method
+from bench.api import LATE, OPEN, Method, ScoredStep, latent_mean
 from bench.suite.division import open_reasons, wrong_gradient
 from bench.suite.load import load_variants
 from bench.suite.packaged import packaged_files
@@ -190,3 +190,23 @@ def test_the_division_of_every_row_of_the_packaged_suites() -> None:
             "option drop_zero_advantages is True",
         ],
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnLoss(CPS):
+    """PPO's loss times a factor, and a push that has nothing to do with the advantage."""
+
+    paper: ClassVar[str] = "none"
+    factor: float = 1.0
+    push: float = 0.0
+
+    def policy_loss(
+        self, new: ScoredStep, old: ScoredStep, x_next: Tensor, adv: Tensor, sigma: Tensor, sigma_next: Tensor
+    ) -> Tensor:
+        return self.factor * self.surrogate(new.logp, old.logp, adv) + self.push * latent_mean(new.mean)
+
+
+def test_the_gradient_of_a_policy_loss_is_measured_too() -> None:
+    assert reasons(OwnLoss()) == []
+    assert "the gradient of the loss is " in reasons(OwnLoss(factor=2.0))[0]
+    assert "does not follow that of the log-probability" in reasons(OwnLoss(push=0.1))[0]

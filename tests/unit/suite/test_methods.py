@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
+from torch import Tensor
 
 from bench import plugins
-from bench.algorithm.rollout import injected_variance
+from bench.algorithm.steps import injected_variance
 from bench.core.errors import BenchError
 from bench.flow import sigma_schedule
-from bench.suite.methods import apply_noise_policy
+from bench.suite.methods import apply_noise_policy, make_method
 from bench.suite.noise import CommonEta, MatchedRSS, Native
+from bench.suite.schema import RowSpec
+from methods.flow_grpo import FlowGRPO
+from tests.helpers.nano_suite import tiny
 
 METHODS = ("flow_grpo", "dance_grpo", "cps", "sage_grpo")
 SIGMAS = sigma_schedule(20, 5.0)
@@ -48,3 +54,19 @@ def test_common_eta_sets_eta_and_native_leaves_it() -> None:
 def test_an_rss_out_of_reach_is_refused_with_the_largest_possible_one() -> None:
     with pytest.raises(BenchError, match=r"DanceGRPO: it injects at most 1\.000 at eta 1.*lower rss"):
         apply_noise_policy(plugins.method("dance_grpo"), MatchedRSS(rss=3.0), SIGMAS, ALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halves(FlowGRPO):
+    """The first two steps are noisy in even updates, the third one in odd ones."""
+
+    def stochastic(self, sigmas: Tensor, update: int, rng: torch.Generator) -> Tensor:
+        return torch.tensor([True, True, False, False] if update % 2 == 0 else [False, False, True, False])
+
+
+def test_matched_rss_is_the_mean_over_all_updates() -> None:
+    suite = tiny("budget.updates=4", "budget.train_steps=1", "noise_policy={kind: matched_rss, rss: 0.4}")
+    name = f"{Halves.__module__}:Halves"
+    method = make_method(suite, RowSpec(method=name, label="halves"))
+    variance = injected_variance(method, sigma_schedule(suite.budget.steps, suite.budget.shift))
+    assert float(variance[:3].sum() / 2) == pytest.approx(0.16, rel=1e-9)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.algorithm.rollout import Rollout, RolloutConfig
-from bench.api import Budget, Conditioning, StepView
+from bench.algorithm.rollout import Samples
+from bench.algorithm.sampling import RolloutConfig
+from bench.api import Budget, Conditioning
 from bench.train.rewards import diversity, shuffle_rewards
 
 VALUES = {"a": torch.arange(24.0).reshape(3, 8), "b": torch.arange(24.0).reshape(3, 8) * 10}
@@ -42,8 +43,7 @@ def diversity_of(x0: Tensor, micro_batch: int = 64) -> float:
         **{"updates": 1, "prompts": 2, "group_size": 4, "steps": 2, "train_steps": 1, "shift": 5.0, "guidance": 1.0},
         **{"lr": 1e-3, "micro_batch": micro_batch},
     )
-    none, empty = torch.zeros(0), Conditioning([])
-    rollout = Rollout(none, StepView(none, none), none, none, none, {}, x0, empty, torch.arange(8))
+    rollout = Samples(x0=x0, cond=Conditioning([]), samples=torch.arange(8))
     return diversity(rollout, RolloutConfig(budget, "predicted_x0", "distinct", 0))
 
 

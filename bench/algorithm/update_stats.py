@@ -1,0 +1,75 @@
+"""Statistics of one update and of its micro-batches, for the log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class UpdateStats:
+    """Statistics of one update."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    """Sums over samples and trained steps by name; `means` gives the averages."""
+    count: int = 0
+    """Number of summands."""
+    ratio_error: dict[int, float] = field(default_factory=dict)
+    """Largest |ratio - 1| of each trained step before the first optimizer step of the update."""
+    clipped: int = 0
+    """Number of transitions whose ratio is outside of the clip range."""
+    grad_norm: list[float] = field(default_factory=list)
+    """Norm of each optimizer step's gradient before clipping."""
+    grad_clipped: int = 0
+    """Number of optimizer steps whose gradient was scaled down to `budget.grad_clip`."""
+    lr: list[float] = field(default_factory=list)
+    """Learning rate of the optimizer at each step."""
+    step_rms: list[float] = field(default_factory=list)
+    """Root mean square of the change of the weights in each optimizer step, in units of the learning rate."""
+    kl_ticks: list[dict[str, float]] = field(default_factory=list)
+    """Means of the KL terms at each tick, which decide the next state of the KL policy."""
+    weights_before: str = ""
+    """Hash of the trained weights before the first optimizer step."""
+    weights_after: str = ""
+    """Hash of the trained weights after the last one."""
+    grad_norm_of_step: dict[int, float] = field(default_factory=dict)
+    """Norm of the gradient that each trained step adds at the first optimizer step, with its weight and its KL; {}
+    where each prompt has its own steps."""
+    kl_gradient: dict[str, float] | None = None
+    """Norms of the parts of the gradient at the first optimizer step: "kl" (weighted) and "policy" (the rest)."""
+
+    def add(self, **values: Tensor | float) -> None:
+        """Add to the sums."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def ratio_fields(self) -> dict[str, float]:
+        """Fields of a log line about the importance ratio; {} for a loss without one."""
+        if not self.ratio_error:
+            return {}
+        return {"ratio_error": max(self.ratio_error.values()), "clipped_share": self.clipped / self.count}
+
+    def means(self) -> dict[str, float]:
+        """Averages over samples and trained steps."""
+        return {name: value / self.count for name, value in self.sums.items()}
+
+
+@dataclass(frozen=True)
+class MicroBatchStats:
+    """Sums over the samples of one micro-batch, for logging; float32 values as Python numbers."""
+
+    samples: int
+    """Number of samples."""
+    loss: float
+    """The whole loss: policy loss and weighted KL terms."""
+    sums: dict[str, float]
+    """policy_loss, and log_prob where there is one."""
+    terms: dict[str, float]
+    """KL terms by name, without their weights."""
+    clipped: int
+    """Number of samples whose ratio is outside of the clip range."""
+    ratio_error: float | None
+    """Largest |ratio - 1|; None for a loss without a ratio."""
+    references: int = 0
+    """Velocities of anchors for each sample that the loss has computed."""
