@@ -97,7 +97,7 @@ def render_figures(
             _rollouts(suite, trainings, _stored(suite, Path(suite_folder), reference), bool(held_out)),
             *_dynamics(suite, trainings),
             _noise(suite, trainings),
-            _gradients(suite, trainings),
+            *_gradients(suite, trainings),
         ]
         for each in drawn:
             contents |= plots.figure_files(each.name, each.figure, each.frame)
@@ -179,10 +179,13 @@ def _noise(suite: SuiteRecords, trainings: Sequence[Training]) -> Drawn:
     return Drawn("noise", figure, frame, captions.noise_caption(suite, mechanism.noise_lines(frame, rows)))
 
 
-def _gradients(suite: SuiteRecords, trainings: Sequence[Training]) -> Drawn:
+def _gradients(suite: SuiteRecords, trainings: Sequence[Training]) -> list[Drawn]:
     frame, rows = gradients(trainings), [runs.row for runs in suite.rows]
+    if frame.empty:  # forward methods train no step
+        return []
     figure = mechanism.draw_gradients(plots.suite_title(suite), rows, frame)
-    return Drawn("gradients", figure, frame, captions.gradients_caption(frame, mechanism.gradient_lines(frame, rows)))
+    caption = captions.gradients_caption(frame, mechanism.gradient_lines(frame, rows))
+    return [Drawn("gradients", figure, frame, caption)]
 
 
 def _stored(suite: SuiteRecords, folder: Path, reference: Path | None) -> tuple[list[Training], str]:

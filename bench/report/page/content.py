@@ -109,7 +109,8 @@ def charts(subject: Subject, curves: pd.DataFrame, ablation: AblationTable | Non
         found["course"] = steps.course(subject, dynamics(trainings))
         found["rollouts"] = steps.rollouts_chart(subject, rollouts(trainings))
         found["noise"] = steps.noise_chart(subject, noise(trainings))
-        found["gradients"] = steps.gradients_chart(subject, gradients(trainings))
+        norms = gradients(trainings)
+        found["gradients"] = None if norms.empty else steps.gradients_chart(subject, norms)
     shown = {name: chart for name, chart in found.items() if chart}
     return {"charts": shown, "pictures": [], "problems": problems}
 
