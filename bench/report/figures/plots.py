@@ -144,7 +144,7 @@ def legend(figure: Figure, handles: Sequence[Any]) -> None:
 
 def noise_level_axis(axis: Axes, lowest: float = 0.0) -> None:
     """An x axis of noise levels in the direction of sampling, from noise to the lowest level that is drawn."""
-    margin = 0.03 * (1 - lowest)
+    margin = max(0.03 * (1 - lowest), 0.01)
     axis.set_xlim(1 + margin, lowest - margin)
     axis.set_xlabel("noise level sigma (1 = noise, 0 = video)")
 

@@ -111,8 +111,9 @@ def test_figures_and_report_of_a_suite_without_videoalign(tmp_path: Path) -> Non
         _, captions = render_figures(folder)
     assert list(captions) == ["forest", "rollouts", "noise", "gradients"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.report.page.page.render_figures", lambda *args: ({}, {}))
-        patch.setattr("bench.report.page.page.levels_of", lambda suites: [])
+        patch.setattr("bench.report.page.content.is_installed", lambda: False)
+        patch.setattr("bench.report.page.pictures.render_figures", lambda *args: ({}, {}))
+        patch.setattr("bench.report.page.content.levels_of", lambda suites: [])
         selection = Selection([runs.row for runs in load_records(folder).rows], [0, 1, 2])
         page = render_page(folder, {"": (folder, selection)})
     assert "Reward - base" in page
