@@ -343,7 +343,9 @@ def test_a_study_is_one_page_with_each_part_once(
     assert text.count('id="t-runs"') == 1
     charts = re.findall(r'data-chart="([a-z]+)"', text)
     assert len(charts) == len(set(charts))
-    assert "CPS, fixed KL compared with x0: Overall: latent is better (1.2000 [1.2000, 1.2000], p <0.001)" in found.text
+    assert (
+        "CPS, fixed KL compared with x0: Overall: latent is better (1.2000 [1.2000, 1.2000], p <0.001)" in found.text
+    )
     assert "decode predicted_x0 (x0), final_latent (latent)" in found.text.replace("`", "")
     assert re.search(r"Settings of latent Decode rule final_latent", found.text)
     island = json.loads(re.findall(r'id="data-suite">(.*?)</script>', text)[0])
