@@ -13,7 +13,12 @@ from bench.core.progress import working
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("methods", nargs="*", metavar="METHOD", help="method or 'module:Class' (default: all methods)")
+    parser.add_argument(
+        "methods",
+        nargs="*",
+        metavar="METHOD",
+        help="method or 'module:Class' (default: the four of SAGE-GRPO's paper)",
+    )
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
     parser.add_argument("--shift", type=float, default=5.0, help="shift of the sigma schedule (default: 5)")
     parser.add_argument("--eta", type=float, default=None, help="noise scale of all methods (default: each one's own)")

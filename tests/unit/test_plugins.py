@@ -57,7 +57,10 @@ def external(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_our_plug_ins_are_entry_points() -> None:
-    assert list(plugins.available("methods")) == ["cps", "dance_grpo", "flow_grpo", "sage_grpo"]
+    assert list(plugins.available("methods")) == [
+        *("awm", "cps", "dance_grpo", "diffusion_nft", "flash_grpo", "flow_dppo", "flow_grpo", "flow_grpo_fast"),
+        *("grpo_guard", "longcat_grpo", "mix_grpo", "precise", "rvm", "sage_grpo"),
+    ]
     assert {"videoalign", "clipscore", "pickscore", "gold"} <= plugins.available("evaluators").keys()
     assert "hunyuanvideo15" in plugins.available("backbones")
 
@@ -79,7 +82,7 @@ def test_an_external_class_is_found_by_its_module() -> None:
     ("name", "params", "message"),
     [
         ("sage_grp", {}, "unknown method 'sage_grp'.*did you mean 'sage_grpo'"),
-        ("ppo", {}, "known are cps, dance_grpo, flow_grpo, sage_grpo"),
+        ("ppo", {}, "known are awm, cps, dance_grpo, diffusion_nft, "),
         ("cps", {"etta": 0.5}, "method 'cps' has no parameter 'etta': did you mean 'eta'"),
         ("cps", {"eta": "loud"}, "method 'cps', parameter 'eta'"),
         ("cps", {"group_size": 4}, "has no parameter 'group_size'"),

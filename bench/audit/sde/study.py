@@ -42,6 +42,9 @@ ETA_MOST, ETA_GRID, BISECTIONS = 4.0, 0.05, 50
 #: Label of the deterministic sampler.
 EULER = "ODE Euler"
 
+STUDIED = ("cps", "dance_grpo", "flow_grpo", "sage_grpo")
+"""The methods of the study unless others are named: those that SAGE-GRPO's paper compares."""
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -57,8 +60,8 @@ class Contender:
 
 
 def contenders(names: Sequence[str], eta: float | None = None) -> list[Contender]:
-    """Methods by name or "module:Class" (all known methods if `names` is empty), with their own eta or with `eta`."""
-    chosen = list(names) or list(plugins.available("methods"))
+    """Methods by name or "module:Class" (`STUDIED` if `names` is empty), with their own eta or with `eta`."""
+    chosen = list(names) or list(STUDIED)
     if duplicates := {name for name in chosen if chosen.count(name) > 1}:
         raise BenchError(f"method {min(duplicates)!r} is named twice: name each once.")
     methods = [plugins.method(name) for name in chosen]

@@ -105,7 +105,7 @@ def _replays(suite: SuiteRecords) -> Badge:
 
 
 def _effect(main: MainNumbers) -> Badge:
-    """Passed: a difference of two rows as large as the best row's gain over the base would be found, in each pair."""
+    """Missing: in some pair a difference as large as the best row's gain over the base could stay unfound."""
     name, suite = "smallest detectable effect", main.suite
     pairs = between_rows(main.tests, suite.primary)
     sizes = [float(size) for size in pairs["diff_mde"].dropna()] if len(pairs) else []
@@ -114,4 +114,4 @@ def _effect(main: MainNumbers) -> Badge:
     metric = suite.metrics[suite.primary]
     gain = (metric.sign * main.table[f"{suite.primary}_delta"]).max()
     text = f"{metric.title}: {span(sizes, 'pair')}; the best gain over the base is {formatting.number(gain)}"
-    return Badge(name, "passed" if max(sizes) <= gain else "failed", text)
+    return Badge(name, "passed" if max(sizes) <= gain else "missing", text)

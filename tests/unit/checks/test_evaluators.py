@@ -319,7 +319,7 @@ class Unmade(Sound):
     ("words", "sentence"),
     [
         (["videoalgn"], "did you mean 'videoalign'?"),
-        (["zzz"], "'zzz' is not the name of a plug-in (method: cps, dance_grpo"),
+        (["zzz"], "'zzz' is not the name of a plug-in (method: awm, cps, dance_grpo"),
         (["cps", "--nano"], "cps is a method: --params, --nano and --write-golden are not for methods"),
         (["clipscore", "--params", "checkpoint"], "--params takes KEY=VALUE, got 'checkpoint'"),
         (["clipscore", "--params", "prefix=[a"], "is not YAML (line 1, column 3"),

@@ -46,7 +46,7 @@ def suite_words(toy: Path) -> list[str]:
 def test_table(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = document(capsys, "table", *suite_words(toy))
     tables = toy / "results" / "toy" / "tables"
-    assert result["written"] == [str(tables / f"main.{end}") for end in ("md", "csv", "tex")]
+    assert result["written"] == [str(tables / f"main{end}") for end in (".md", ".csv", ".tex", "_narrow.tex")]
     lines = result["suites"]["toy"]
     assert [line["row"] for line in lines] == ["base", "sage_grpo-dual", "cps-fixed"]
     numbers = pd.read_csv(tables / "main.csv")["overall"]

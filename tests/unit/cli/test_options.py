@@ -20,7 +20,7 @@ from tests.helpers.paths import PROJECT
 
 SUITE = "suite overrides --results"
 OPTIONS = {
-    "run": f"{SUITE} --allow-code --dry-run --overwrite --processes --launcher --nproc --shard --launch "
+    "run": f"{SUITE} --allow-code --dry-run --overwrite --processes --launcher --nproc --shard --tracker --launch "
     "--json --quiet",
     "plan": f"{SUITE} --allow-code --gpu --gpus --gpu-memory --tflops --context-parallel --shard --scorer-seconds "
     "--probe --json --quiet",
@@ -45,6 +45,7 @@ OPTIONS = {
 CHOICES = {
     "run --launcher": "local torchrun slurm",
     "run --shard": "full grads",
+    "run --tracker": "tensorboard wandb trackio",
     "plan --shard": "full grads",
     "score --dtype": "float32 bfloat16",
     "score --device": "cpu cuda",

@@ -27,7 +27,7 @@ def test_the_extras_are_those_of_the_project() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "extra"), [("torch", "run"), ("PIL", "run"), ("diffusers.models", "run"), ("submitit", "slurm")]
+    ("module", "extra"), [("torch", "run"), ("peft", "run"), ("diffusers.models", "run"), ("submitit", "slurm")]
 )
 def test_a_missing_package_names_its_extra(module: str, extra: str) -> None:
     sentence = missing_extra(ModuleNotFoundError(name=module))

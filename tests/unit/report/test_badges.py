@@ -89,10 +89,10 @@ def test_a_control_that_fails_is_failed(folder: Path) -> None:
     assert [name for name in found(control) if "control" in name] == ["positive control"]
 
 
-def test_seeds_that_can_show_too_little_fail(tmp_path: Path) -> None:
+def test_seeds_that_can_show_too_little_decide_nothing(tmp_path: Path) -> None:
     rows = {"cps-fixed": [0.3, 0.8, 0.1], "sage_grpo-dual": [0.9, 0.2, 0.4]}
     badge = found(write(tmp_path / "wide", rows))["smallest detectable effect"]
-    assert badge.state == "failed"
+    assert badge.state == "missing"
     assert "the best gain over the base is 0.50" in badge.text
     two = {row: values[:2] for row, values in rows.items()}
     assert found(write(tmp_path / "two", two))["smallest detectable effect"].state == "missing"
