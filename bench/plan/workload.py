@@ -84,7 +84,7 @@ def curve_nfe(prepared: PreparedSuite) -> int:
     return sampling_nfe(curve_videos(prepared), suite.evaluation.steps, suite.budget.guidance)
 
 
-KEPT_BITS = {"webp": 3.0, "mp4": 0.2}
+KEPT_BITS = {"webp": 8.0, "mp4": 0.2}
 """Assumed bits per pixel of a kept video, by its format: lossless, and H.264 of `bench.store.videos.CRF`."""
 
 

@@ -162,7 +162,7 @@ def _webp(clips: Sequence[Clip]) -> bytes:
 
     lines = [np.concatenate(list(clip.frames), axis=1) for clip in clips if clip.frames is not None]
     file = io.BytesIO()
-    Image.fromarray(np.concatenate(lines)).save(file, "WEBP", lossless=True, quality=100, method=6)
+    Image.fromarray(np.concatenate(lines)).save(file, "WEBP", lossless=True)
     return file.getvalue()
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from bench.core.progress import silent
 from bench.core.world import SINGLE_PROCESS, World
+from bench.store.curve import read_points
 from bench.suite.schema import Suite
 from bench.train.run import load_models
 from bench.train.trainer import Trainer
@@ -33,11 +34,15 @@ def first_update(world: World, suite: Suite, folder: Path) -> str:
 
 @pytest.mark.slow
 def test_a_sharded_run_resumes_in_one_process(tmp_path: Path) -> None:
-    suite = tiny("budget.micro_batch=2", "backbone.train.lora_rank=4", "rows=[{method: cps}]")
+    suite = tiny("budget.micro_batch=2", "backbone.train.lora_rank=4", "rows=[{method: cps}]", "evaluation.every=1")
     folder = tmp_path / "run"
     hashes = run_in(2, tmp_path, partial(first_update, suite=suite, folder=folder))
     trainer = start(suite, folder, SINGLE_PROCESS)
     assert (trainer.updates_done, trainer.weights) == (1, hashes[0])
     assert trainer.weights == trainer.weights_now()
+    point = read_points(folder)  # scored with sharded weights
+    assert (set(point["update"]), len(point)) == ({1}, 36 * 3)
     trainer.train(silent)
     assert trainer.updates_done == 2
+    assert read_points(folder).equals(point)
+    assert trainer.ledger.counts["curve_videos"] == 36

@@ -98,8 +98,9 @@ def load_gallery(suite: SuiteRecords, seed: int, prompts: int) -> Gallery:
     runs = {method_title(BASE): base, **{titles[label]: run for label, run in shown.items()}}
     texts = dict(zip(base.clips.index.get_level_values(0), base.clips.index.get_level_values(1), strict=True))
     return Gallery(
-        f"{column.title} of each video, and its change to the base's (seed {seed}). Prompts of the largest gain, of "
-        f"the median and of the largest loss of {titles[best.row.label]}, mean over {len(best.finished)} seed(s).",
+        f"{column.title} of each video, and its change to the base's (seed {seed}). Prompts: "
+        f"{', '.join(dict.fromkeys(chosen.values()))} of {titles[best.row.label]}, mean over {len(best.finished)} "
+        "seed(s).",
         [f"{reason}, {changes[p]:+.2f}: {texts[p]}" for p, reason in chosen.items()],
         {name: [_cell(run, base, suite.primary, p, column.sign) for p in chosen] for name, run in runs.items()},
         _kept(base).index["fps"],

@@ -13,7 +13,7 @@ from bench.cli import main
 from bench.core.extras import EXTRAS, missing_extra
 from tests.helpers.paths import PROJECT
 
-DISTRIBUTIONS = {"PIL": "pillow", "open_clip": "open-clip-torch"}
+DISTRIBUTIONS = {"open_clip": "open-clip-torch"}
 """Modules whose distribution has another name."""
 
 
@@ -27,7 +27,7 @@ def test_the_extras_are_those_of_the_project() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "extra"), [("torch", "run"), ("peft", "run"), ("diffusers.models", "run"), ("submitit", "slurm")]
+    ("module", "extra"), [("torch", "run"), ("av", "run"), ("diffusers.models", "run"), ("submitit", "slurm")]
 )
 def test_a_missing_package_names_its_extra(module: str, extra: str) -> None:
     sentence = missing_extra(ModuleNotFoundError(name=module))
