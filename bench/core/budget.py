@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from bench.core.errors import BenchError
-from bench.core.limits import STEPS
+from bench.core.limits import STEPS, UPDATES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,8 @@ class Budget:
         self._check_shape()
 
     def _check_shape(self) -> None:
+        if self.updates > UPDATES:
+            raise BenchError(f"budget.updates is {self.updates}: set it to at most {UPDATES}.")
         if self.steps > STEPS:
             raise BenchError(f"budget.steps is {self.steps}: set it to at most {STEPS}.")
         if self.group_size < 2:

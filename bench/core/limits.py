@@ -21,6 +21,8 @@ NAME_CHARACTERS = 100
 """Characters of the name of a suite or a row, which name folders."""
 SEED_BITS = 63
 """Bits of a seed, so that tables can hold it."""
+UPDATES = 100_000
+"""Updates of a run; the steps of each are checked before it starts."""
 STEPS = 10_000
 """Sampling steps, of a rollout and of the held-out evaluation."""
 TRIALS = 1_000

@@ -105,7 +105,7 @@ def test_a_long_chain_of_suites_is_refused(tmp_path: Path) -> None:
         ("rows=[{method: cps, method: dance_grpo}]", "key 'method' is given twice"),
         ("budget.lr=!!float x", "'x' is no number"),
         ("budget.lr=" + "9" * 5000, "a whole number has 5000 digits"),
-        ("budget.updates=" + "9" * 300, ""),
+        ("budget.updates=" + "9" * 300, "set it to at most 100000"),
         ("budget.lr=2020-01-01", "is a date"),
         ("budget.lr=[" + "[" * 3000, "nested deeper"),
         ("rows={{ rows }}", "put {{ }} in quotes"),

@@ -19,7 +19,7 @@ from bench.cli import main
 from bench.cli.app import parser
 from bench.core.provenance import ROOT
 from bench.launch.jobs import suite_jobs
-from bench.report.data.differences import between_rows, tested_differences
+from bench.report.data import differences
 from bench.report.data.records import load_records
 from bench.suite.load import load_suite, load_variants
 from bench.suite.packaged import packaged_files
@@ -127,7 +127,9 @@ def test_the_readme_is_short_and_its_table_has_the_stored_numbers() -> None:
             for cell, score in zip(cells, ("overall_delta", "gold_overall_delta"), strict=True)
         ]
         assert f"| {label} | {starred[0]} | {starred[1]} |" in text
-    pairs = between_rows(tested_differences(load_records(ROOT / "results" / "reference" / "nano")), "overall")
+    pairs = differences.between_rows(
+        differences.tested_differences(load_records(ROOT / "results" / "reference" / "nano")), "overall"
+    )
     assert (pairs["diff_p_holm"] >= 0.05).all(), "the README says that no order is shown"
 
 

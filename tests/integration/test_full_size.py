@@ -373,7 +373,9 @@ def test_tiles_are_diffusers_own_and_named_in_the_fingerprint() -> None:
     expected = (stock.decode(x / stock.config.scaling_factor, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
     found = tiled.decode(x)
     assert found.shape == (2, 3, *size)
-    assert float((found - expected).abs().max()) < 1e-6  # pixels in [0, 1]: a few float32 roundings
+    assert (
+        float((found - expected).abs().max()) < 3e-6
+    )  # pixels in [0, 1]: some float32 roundings, whose number depends on the CPU
     assert float((found - whole.decode(x)).abs().max()) > 1e-2
     settings = json.loads(tiled.fingerprint()["settings"])
     assert settings.pop("vae_tiling") == [16, 16, 4, 4]

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from bench import store
@@ -16,6 +15,7 @@ from bench.audit import replay
 from bench.cli import main
 from bench.launch.jobs import suite_jobs
 from bench.report.data.records import load_records
+from bench.report.tables.main import load_main_table
 from bench.report.tables.notes import footnotes
 from bench.store.replay import REPLAY
 from bench.suite.load import load_suite
@@ -155,7 +155,8 @@ def test_a_changed_score_is_the_floor_and_a_note_of_the_table(
     assert "differs by up to 0.0312" in text
     assert "scores: largest difference brightness 0.0312" in text
     assert run_replay(suite / "base", capsys)[0] == 0
-    table = tests = pd.DataFrame()
+    main_table = load_main_table(suite)
+    table, tests = main_table.table, main_table.tests
     notes = [note for note in footnotes(load_records(suite), table, tests) if "floor" in note]
     cpu = json.loads((run / REPLAY).read_text())["hardware"]["cpu"]
     start = "Nondeterminism floor: {} repeated on " + cpu + ": {}."

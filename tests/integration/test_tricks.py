@@ -96,14 +96,14 @@ def test_step_weights_of_another_scale_change_nothing(tmp_path: Path) -> None:
         ("Thief", {}, "changed the optimizer's lr from 0.0003 to 0.0009 in the rollout of update 0"),
         ("Freezer", {}, "an evaluator .*changed the optimizer's lr from 0.0003 to 0.0 in the loss of update 0"),
         ("Pusher", {"hook": "stochastic"}, "changed the trained weights in the rollout of update 1"),
-        ("Pusher", {"hook": "surrogate"}, "changed the trained weights in the loss of update 0 .*surrogate"),
-        ("Memory", {}, "step_weights gives another result after update 1 than at the start of the run"),
+        ("Pusher", {"hook": "surrogate"}, "changed the trained weights in the loss of update 0 .*the loss or"),
+        ("Memory", {}, "step_weights gives another result after update . than at the start of the run"),
     ],
 )
 def test_a_method_that_reaches_what_is_not_its_own_ends_the_run(
     method: str, params: dict[str, Any], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(tricks.LATEST, "update", 0)
+    monkeypatch.setitem(tricks.LATEST, "calls", 0)
     with pytest.raises(BenchError, match=f"row 'trick': method 'tests.helpers.tricks:{method}'.*{where}"):
         train(tmp_path / "run", method, **params)
 
