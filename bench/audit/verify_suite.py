@@ -156,6 +156,8 @@ def _evaluation(run: StoredRun) -> str:
     hardware = provenance.get("hardware", {})
     used = {name: record.evaluators.get(name) for name in run.suite.evaluation.evaluators}
     sampling = [budget.shift, budget.guidance, budget.micro_batch]
-    machine = [hardware.get("cpu"), hardware.get("machine"), provenance.get("gpu"), provenance.get("packages")]
+    cpu = str(hardware.get("cpu"))
+    host = None if "family" in cpu else provenance.get("system")  # older records have a name that many models share
+    machine = [cpu, host, hardware.get("machine"), provenance.get("gpu"), provenance.get("packages")]
     evaluation = without_extra_files(run.suite.evaluation.model_dump(mode="json"))
     return canonical_json([record.backbone, used, record.prompts_digest, evaluation, sampling, machine])

@@ -141,6 +141,10 @@ def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str | None]:
     return versions
 
 
+CPU_NUMBERS = {"cpu family": "family", "model": "model", "stepping": "stepping"}
+"""What /proc/cpuinfo calls the numbers of a CPU, and what its text calls them."""
+
+
 def hardware() -> dict[str, Any]:
     """CPU model, cores this process may use, and memory in MB (10^6 bytes); None for what is not known."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -151,10 +155,14 @@ def hardware() -> dict[str, Any]:
 
 
 def _cpu_model() -> str | None:
+    """Name of the CPU and, where Linux tells them, its numbers: virtual machines hide the name of the model."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.lower().startswith("model name"):
-                return line.partition(":")[2].strip()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+        pairs = (line.partition(":") for line in text.splitlines())
+        entries = {key.strip(): value.strip() for key, _, value in pairs}
+        numbers = [f"{name} {entries[key]}" for key, name in CPU_NUMBERS.items() if key in entries]
+        if "model name" in entries:
+            return ", ".join([entries["model name"], *([" ".join(numbers)] if numbers else [])])
     return platform.processor() or None
 
 

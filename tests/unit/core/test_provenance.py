@@ -192,3 +192,11 @@ def test_provenance_fits_into_a_record() -> None:
     assert record["device"] == {"name": "cpu"}
     assert package_versions(["no-such-distribution"]) == {"no-such-distribution": None}
     assert lock_digest(Path("no-such-folder")) is None
+
+
+def test_the_cpu_has_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC\nstepping\t: 1\n\nprocessor\t: 1\n"
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: text)
+    assert provenance.hardware()["cpu"] == "AMD EPYC, family 25 model 1 stepping 1"
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: "model name : Neoverse\n")
+    assert provenance.hardware()["cpu"] == "Neoverse"
