@@ -109,7 +109,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
 
 
 def test_a_second_terminal_waits_for_the_runs_of_the_first(tmp_path: Path) -> None:
-    command = toy_command("run", tmp_path, "seeds=[0, 1]")
+    command = toy_command("run", tmp_path, "seeds=[0, 1, 2, 3]")
     first = start(command, tmp_path, SLOW)
     wait_for_line(tmp_path, first)
     code, output = run(command, tmp_path, SLOW)

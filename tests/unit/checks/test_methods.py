@@ -39,7 +39,7 @@ def test_check_takes_milliseconds(cls: Any) -> None:
         start = time.process_time()
         check_method(cls())
         seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.1
+    assert min(seconds) < 0.2
 
 
 def test_a_refused_schedule_is_reported_with_its_fix() -> None:
