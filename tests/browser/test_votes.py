@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import pytest
 
 from bench import store
 from bench.core.hashing import sha256_file
+from bench.report.data.records import load_records
+from bench.report.data.votes import check_records, read_votes
 
 COLUMNS = [
     *("suite", "digest", "vote", "alias", "order", "kind", "prompt_index", "video", "seed", "left", "right"),
@@ -40,10 +41,14 @@ def answer(page: Any, keys: str) -> None:
 
 
 def export(page: Any) -> pd.DataFrame:
+    return pd.read_csv(export_file(page), dtype=str)
+
+
+def export_file(page: Any) -> Path:
     with page.expect_download() as download:
         page.click("text=Export as CSV")
     assert download.value.suggested_filename == "votes-toy-ann-1.csv"
-    return pd.read_csv(StringIO(Path(download.value.path()).read_text(encoding="utf-8")), dtype=str)
+    return Path(download.value.path())
 
 
 def test_twelve_pairs_give_a_file_with_all_answers(visit: Visit, toy: Path) -> None:
@@ -58,7 +63,9 @@ def test_twelve_pairs_give_a_file_with_all_answers(visit: Visit, toy: Path) -> N
         answer(page, key)
     assert "SAGE-GRPO, dual KL" in page.locator("#vote").inner_text(), "the result names the rows"
 
-    votes = export(page)
+    file = export_file(page)
+    check_records(read_votes([file]), load_records(toy))
+    votes = pd.read_csv(file, dtype=str)
     assert list(votes.columns) == COLUMNS
     assert len(votes) == 36
     assert list(votes["answer"]) == [{"1": "left", "0": "tie", "2": "right"}[key] for key in keys]

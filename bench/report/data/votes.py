@@ -6,7 +6,7 @@ answers up.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.hashing import digest
-from bench.report.data.records import SuiteRecords
+from bench.report.data.records import Run, SuiteRecords
 from bench.report.data.vote_files import (
     ANSWER,
     COLUMNS,
@@ -53,12 +53,12 @@ class Votes:
         return {*pairs[LEFT], *pairs[RIGHT]}
 
 
-def votes_digest(suite: SuiteRecords) -> str:
+def votes_digest(runs: Iterable[Run]) -> str:
     """16 hexadecimal digits that identify what a report shows: its runs, by their digests, and their kept videos.
 
     The page writes it into each vote, and votes with another one are about other videos.
     """
-    return digest(sorted([run.record.digest, run.record.videos_digest or ""] for run in suite.runs))
+    return digest(sorted([run.record.digest, run.record.videos_digest or ""] for run in runs))
 
 
 def read_votes(paths: Sequence[Path]) -> Votes:
@@ -178,7 +178,7 @@ def _check_clips(pairs: pd.DataFrame) -> None:
 
 def check_records(votes: Votes, suite: SuiteRecords) -> None:
     """Raise a `BenchError` unless the votes are about the runs and the kept videos of these records."""
-    first, own = votes.answers.iloc[0], votes_digest(suite)
+    first, own = votes.answers.iloc[0], votes_digest(suite.runs)
     fix = "name with --suite the folder of the records whose report the raters saw"
     if votes.suite != suite.name:
         raise BenchError(

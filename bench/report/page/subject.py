@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from bench.report.data.differences import prompt_texts
 from bench.report.data.metrics import MetricColumn
 from bench.report.data.records import RowRuns, Run, SuiteRecords
 from bench.report.data.selection import BASE, Row, row_title
+from bench.report.data.votes import votes_digest
 from bench.report.looks import Look, looks
 from bench.report.tables.main import MainTable
 
@@ -123,6 +123,5 @@ class Subject:
 
     @property
     def digest(self) -> str:
-        """16 hex digits that change with a shown run or its kept videos."""
-        parts = [f"{run.record.digest} {run.record.videos_digest}" for run in self.runs]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        """What the page's votes are about, as `bench votes` computes it from the records."""
+        return votes_digest(self.runs)

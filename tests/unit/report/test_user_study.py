@@ -24,7 +24,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     suite = toy_records.write_suite(folder / "results" / "toy")
     for run in load_records(suite).runs:
         keep_videos(run.folder, run.record.row, "" if run.record.seed is None else str(run.record.seed))
-    own = votes_digest(load_records(suite))
+    own = votes_digest(load_records(suite).runs)
     for number, alias in enumerate(("anna", "ben", "cem")):
         write_votes(folder, votes(alias, by_order(), vote=number, digest=own))
     write_votes(
@@ -86,7 +86,7 @@ def test_without_records_votes_are_counted_and_no_file_is_written(
 def test_a_row_without_votes_is_named(results: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     suite = results / "results" / "toy"
     shown = vote_list(0, rows=("base", "cps-fixed"))
-    path = write_votes(tmp_path, votes("dora", by_order(), shown=shown, digest=votes_digest(load_records(suite))))
+    path = write_votes(tmp_path, votes("dora", by_order(), shown=shown, digest=votes_digest(load_records(suite).runs)))
     copy = tmp_path / "toy"
     shutil.copytree(suite, copy)
     assert main(["votes", str(path), "--suite", str(copy)]) == 0

@@ -176,11 +176,11 @@ def test_a_list_shows_the_same_pairs_to_all_raters(tmp_path: Path) -> None:
 
 
 def test_votes_belong_to_their_records(records: SuiteRecords, tmp_path: Path) -> None:
-    check_records(read_votes([write_votes(tmp_path, anna(digest=votes_digest(records)))]), records)
+    check_records(read_votes([write_votes(tmp_path, anna(digest=votes_digest(records.runs)))]), records)
 
 
 def test_votes_on_other_records_are_refused(records: SuiteRecords, tmp_path: Path) -> None:
-    own = votes_digest(records)
+    own = votes_digest(records.runs)
     with_row = [
         {**pair, **{side: "sage-2" if pair[side] == ROWS[1] else pair[side] for side in ("left", "right")}}
         for pair in vote_list(1)
@@ -202,5 +202,5 @@ def test_votes_on_other_records_are_refused(records: SuiteRecords, tmp_path: Pat
 
 def test_the_digest_is_that_of_the_runs_shown(records: SuiteRecords) -> None:
     again, fewer = load_records(records.folder), load_records(records.folder, seeds=[0, 1])
-    assert votes_digest(again) == votes_digest(records)
-    assert votes_digest(fewer) != votes_digest(records)
+    assert votes_digest(again.runs) == votes_digest(records.runs)
+    assert votes_digest(fewer.runs) != votes_digest(records.runs)
