@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from bench.report import formatting
 from bench.report.data.controls import CONTROLS, Control, ControlResult, is_control
 from bench.report.data.differences import between_rows
 from bench.report.data.main_numbers import MainNumbers
-from bench.report.data.records import Run, SuiteRecords, failed_gates
+from bench.report.data.records import SuiteRecords, failed_gates
 from bench.report.data.wording import span
+from bench.store.record import RunRecord
 from bench.store.replay import read_replay
 
 #: Validity gates that every suite should have, and whether only trained runs have them.
@@ -77,21 +78,32 @@ def _control(kind: Control, result: ControlResult | None) -> Badge:
 
 def _gates(suite: SuiteRecords) -> list[Badge]:
     """Failed: a run fails the gate; missing: a run has no result of it."""
-    names = dict.fromkeys([*GATES, *(name for run in suite.runs for name in run.record.gates)])
-    return [_gate(name, [run for run in suite.runs if run is not suite.base or not GATES.get(name)]) for name in names]
+    return [_gate(name, records) for name, records in gated_records([run.record for run in suite.runs]).items()]
 
 
-def _gate(name: str, runs: list[Run]) -> Badge:
-    failed = sum(name in failed_gates(run.record) for run in runs)
-    passed = sum(_has_result(run, name) for run in runs) - failed
-    state: State = "failed" if failed else "passed" if runs and passed == len(runs) else "missing"
-    text = f"passed in {passed} of {len(runs)} runs"
-    return Badge(name, state, f"{text}, failed in {failed}" if failed else text)
+def gated_records(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Each gate to the records that should have it: those of `GATES`, and those that a record has."""
+    names = dict.fromkeys([*GATES, *(name for record in records for name in record.gates)])
+    return {name: [each for each in records if each.seed is not None or not GATES.get(name)] for name in names}
 
 
-def _has_result(run: Run, name: str) -> bool:
-    gate = run.record.gates.get(name)
-    return gate is not None and not (isinstance(gate, Mapping) and gate.get("passed") is None)
+def gate_state(record: RunRecord, name: str) -> State:
+    """State of one gate of a run; missing: the record has no result of it."""
+    if name in failed_gates(record):
+        return "failed"
+    gate = record.gates.get(name)
+    return "missing" if gate is None or (isinstance(gate, Mapping) and gate.get("passed") is None) else "passed"
+
+
+def state_of_all(states: Sequence[State]) -> State:
+    """Failed if a run fails; passed if all pass, and there is one."""
+    return "failed" if "failed" in states else "passed" if states and set(states) == {"passed"} else "missing"
+
+
+def _gate(name: str, records: Sequence[RunRecord]) -> Badge:
+    states = [gate_state(record, name) for record in records]
+    failed, text = states.count("failed"), f"passed in {states.count('passed')} of {len(states)} runs"
+    return Badge(name, state_of_all(states), f"{text}, failed in {failed}" if failed else text)
 
 
 def _replays(suite: SuiteRecords) -> Badge:

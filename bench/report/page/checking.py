@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.report import formatting
-from bench.report.data.badges import GATES
+from bench.report.data.badges import State, gate_state, gated_records, state_of_all
 from bench.report.data.differences import between_rows, common_seeds, tested_scores
-from bench.report.data.records import failed_gates
 from bench.report.data.resampling import improvement
 from bench.report.page.grids import Grid
 from bench.report.page.subject import Subject
@@ -22,8 +21,7 @@ class GateLine(NamedTuple):
     """One gate over all runs."""
 
     name: str
-    state: str
-    """ "passed", "missing" or "failed"."""
+    state: State
     text: str
     exceptions: Sequence[str]
     """Runs that fail it or have no result."""
@@ -77,30 +75,26 @@ def _pair(row: pd.Series[Any], digits: int, better: float | None) -> str:
 
 def gates(records: Sequence[RunRecord]) -> list[GateLine]:
     """Each gate over all runs: how many pass it, and which do not."""
-    names = dict.fromkeys([*GATES, *(name for record in records for name in record.gates)])
     lines = []
-    for name in names:
-        runs = [record for record in records if record.seed is not None or not GATES.get(name)]
-        states = {run_name(record): _gate(record, name) for record in runs}
-        failed = [f"{run}: failed{detail}" for run, (state, detail) in states.items() if state == "failed"]
-        missing = [run for run, (state, _) in states.items() if state == "missing"]
+    for name, runs in gated_records(records).items():
+        states = {run_name(record): gate_state(record, name) for record in runs}
+        failed = [
+            f"{run_name(each)}: failed{_detail(each, name)}" for each in runs if states[run_name(each)] == "failed"
+        ]
+        missing = [run for run, state in states.items() if state == "missing"]
         passed = len(states) - len(failed) - len(missing)
-        state = "failed" if failed else "missing" if missing or not states else "passed"
         absent = [f"no result: {', '.join(missing)}"] if missing and len(missing) < len(states) else []
         text = f"passed in {passed} of {len(states)} runs"
-        lines.append(GateLine(name, state, text, [*failed, *absent]))
+        lines.append(GateLine(name, state_of_all(list(states.values())), text, [*failed, *absent]))
     return lines
 
 
-def _gate(record: RunRecord, name: str) -> tuple[str, str]:
-    """State of one gate of a run, and what it recorded."""
+def _detail(record: RunRecord, name: str) -> str:
+    """What a gate recorded, in brackets; "" for nothing."""
     gate = record.gates.get(name)
     details = gate.items() if isinstance(gate, Mapping) else ()
     text = ", ".join(f"{key} {value}" for key, value in details if key != "passed" and not isinstance(value, Mapping))
-    if name in failed_gates(record):
-        return "failed", f" ({text})" if text else ""
-    missing = gate is None or (isinstance(gate, Mapping) and gate.get("passed") is None)
-    return ("missing", "") if missing else ("passed", "")
+    return f" ({text})" if text else ""
 
 
 def run_name(record: RunRecord) -> str:
