@@ -1,4 +1,4 @@
-"""How a row looks and is called in figures and pages: by its method's name, not by its place in a list."""
+"""How a row looks in figures and pages: by its method's name, not by its place in a list."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from bench.report.data.selection import BASE, Row
-from bench.report.data.selection import method_title as method_title
-from bench.report.data.selection import row_title as row_title
 
 #: Colours of Okabe and Ito for the paper's methods: told apart by colour-blind readers, at least 3:1 on white.
 METHOD_COLOURS = {

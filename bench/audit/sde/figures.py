@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from bench.report.data.selection import Row
+from bench.report.data.selection import Row, method_title
 from bench.report.figures.plots import (
     GREY,
     SMALL,
@@ -21,7 +21,7 @@ from bench.report.figures.plots import (
     plain_ticks,
     styled,
 )
-from bench.report.looks import Look, looks, method_title
+from bench.report.looks import Look, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,10 +20,11 @@ from bench.report.data.ablation import (
     to_first_columns,
 )
 from bench.report.data.records import is_nano
+from bench.report.data.selection import method_title, row_title
 from bench.report.figures import plots
 from bench.report.figures.facets import SAME
 from bench.report.figures.forest import draw_interval, name_right
-from bench.report.looks import Look, looks, method_title, row_title
+from bench.report.looks import Look, looks
 from bench.store.files import write_files
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import pandas as pd
 
 from bench.report.data.records import SuiteRecords
+from bench.report.data.selection import row_title
 from bench.report.data.statistics import LEAST_SEEDS
 from bench.report.data.training import Training
 from bench.report.figures import mechanism
 from bench.report.figures.facets import Line, merged_sentence
 from bench.report.formatting import ALPHA
-from bench.report.looks import row_title
 
 BAND = f"Bands: 95 % intervals over seeds, from {LEAST_SEEDS} seeds on; thin: single seeds."
 NO_CURVES = "No held-out curves were recorded (`evaluation.every`)."

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from bench.report.data.selection import Row
-from bench.report.looks import method_title, row_title
+from bench.report.data.selection import Row, method_title, row_title
 
 MOST_LINES = 6
 #: Lines that are nowhere further apart than this share of the range of all lines are one line to the eye.

@@ -10,9 +10,9 @@ import pandas as pd
 from bench.report import formatting
 from bench.report.data.differences import tested_differences, tested_scores
 from bench.report.data.records import SuiteRecords
-from bench.report.data.selection import BASE
+from bench.report.data.selection import BASE, row_title
 from bench.report.figures import plots
-from bench.report.looks import looks, row_title
+from bench.report.looks import looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,12 +24,12 @@ from bench.report.data.paper import (
 )
 from bench.report.data.records import SuiteRecords, load_records
 from bench.report.data.rollouts import HERE, dynamics, over_all_seeds, rollouts
-from bench.report.data.selection import Row
+from bench.report.data.selection import Row, method_title, row_title
 from bench.report.data.training import Training, load_training
 from bench.report.figures import plots
 from bench.report.figures.curves import draw_curves, draw_lines
 from bench.report.figures.facets import Line
-from bench.report.looks import Look, looks, method_title, row_title
+from bench.report.looks import Look, looks
 from bench.report.tables.paper import render_paper_table
 from bench.store.files import write_files
 

@@ -10,10 +10,10 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.report.data.records import SuiteRecords, load_records
-from bench.report.data.selection import Row
+from bench.report.data.selection import Row, row_title
 from bench.report.data.tuning import best_table, trial_table
 from bench.report.figures import plots
-from bench.report.looks import looks, row_title
+from bench.report.looks import looks
 from bench.store.files import write_files
 from bench.suite.search import trial_of
 

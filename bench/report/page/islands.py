@@ -10,9 +10,9 @@ from markupsafe import Markup
 
 from bench.report.data.metrics import MetricColumn
 from bench.report.data.records import Run
-from bench.report.data.selection import BASE
+from bench.report.data.selection import BASE, method_title
 from bench.report.legend import TERMS, described
-from bench.report.looks import Look, method_title
+from bench.report.looks import Look
 from bench.report.page.prompts import tags
 from bench.report.page.subject import Subject
 

@@ -7,8 +7,7 @@ import pandas as pd
 from bench.report import formatting
 from bench.report.data.paper import PUBLISHED
 from bench.report.data.published import SCORES
-from bench.report.data.selection import BASE
-from bench.report.looks import method_title
+from bench.report.data.selection import BASE, method_title
 from bench.report.tables.latex import Caption, latex_table
 
 NAME = "paper"

@@ -10,10 +10,9 @@ import pandas as pd
 
 from bench.report.data.preferences import checks, preferences, raters
 from bench.report.data.records import SuiteRecords, load_records
-from bench.report.data.selection import BASE, Row
+from bench.report.data.selection import BASE, Row, row_title
 from bench.report.data.vote_files import PAIR
 from bench.report.data.votes import Votes, check_records
-from bench.report.looks import row_title
 
 EVERYONE, WITHOUT = "all raters", "without raters who failed"
 

@@ -12,9 +12,9 @@ import pandas as pd
 from bench.report import formatting
 from bench.report.data.preferences import ALL, FAST_SECONDS, LEAST, PASSED_TIES, VIRTUAL_TIES
 from bench.report.data.published import FOLDER as PUBLISHED
+from bench.report.data.selection import method_title
 from bench.report.data.vote_files import PAIR, QUESTIONS, SESSION
 from bench.report.legend import legend
-from bench.report.looks import method_title
 from bench.report.tables.latex import Caption, latex_table
 from bench.report.tables.main import FOLDER, LEGEND, NOTES, VERDICT, bullets
 from bench.report.tables.notes import nano_warning

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.report.data.selection import Row
-from bench.report.looks import FURTHER_COLOURS, METHOD_COLOURS, looks, row_title
+from bench.report.data.selection import Row, row_title
+from bench.report.looks import FURTHER_COLOURS, METHOD_COLOURS, looks
 
 
 def contrast_on_white(colour: str) -> float:
