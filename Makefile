@@ -29,7 +29,7 @@ setup: .venv/.ready ## create .venv and install the pinned versions
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: ## a demonstration in four minutes on two cores: two rows of nano with one seed, their table and their report
+demo: ## a demonstration in about five minutes on two cores: two rows of nano with one seed, their table and their report
 	@$(MAKE) --no-print-directory report SUITE=nano_demo
 
 reproduce-table: setup ## train every row of SUITE (default: the nano suite) and print its table

@@ -115,7 +115,7 @@ class RunTracker:
 
     def step(self, step: Step) -> None:
         """Log the updates that are done and not logged; called before and after each update."""
-        if self.tracker is None or step.phase != "train":
+        if self.tracker is None or step.phase != "train" or step.done <= self.logged:
             return
         lines = store.read_lines(self.job.folder / store.TRAIN)[self.logged : step.done]
         with self._failure_is_a_warning():
