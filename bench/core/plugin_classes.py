@@ -7,7 +7,7 @@ import sys
 
 from bench.core.errors import BenchError
 from bench.core.plugin_sources import module_file
-from bench.core.provenance import parse_python
+from bench.core.provenance import parse_python, read_python
 
 
 def refuse_by_source(module: str, name: str, needs_base: bool) -> str | None:
@@ -21,7 +21,7 @@ def refuse_by_source(module: str, name: str, needs_base: bool) -> str | None:
     if path is None or path.suffix != ".py":
         return None
     try:
-        tree = parse_python(path)[1]
+        tree = parse_python(path, read_python(path))
     except BenchError:  # importing it says what is wrong, with the line
         return None
     for statement in tree.body:

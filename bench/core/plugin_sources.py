@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from bench.core.hashing import digest, sha256_file
-from bench.core.provenance import ROOT, code_without_comments, parse_python
+from bench.core.provenance import ROOT, code_without_comments, parse_python, read_python
 
 HARNESS = "bench"
 """The package of the harness, whose files the source digest covers; imports of it are not followed."""
@@ -60,7 +60,7 @@ def plugin_files(group: str, name: str) -> dict[str, Path]:
         key = path.relative_to(folder).as_posix()
         if key not in files:
             files[key] = path
-            for imported in _imports(path, key) if path.suffix == ".py" else ():
+            for imported in _imports(path, read_python(path), key) if path.suffix == ".py" else ():
                 waiting += tree.files(imported)
     return files
 
@@ -121,12 +121,17 @@ def _places(spec: ModuleSpec, rest: Sequence[str]) -> Iterator[Path]:
         yield from _candidates(Path(folder, *rest))
 
 
-def _imports(path: Path, key: str) -> Iterator[str]:
-    """Dotted names that a file imports; of `from a import b`, a.b. `key` is its path from the top-level folder."""
-    package = key.split("/")[:-1]
-    for node in ast.walk(parse_python(path)[1]):
+@functools.cache
+def _imports(path: Path, text: str, key: str) -> tuple[str, ...]:
+    """Dotted names that a file with this text imports; of `from a import b`, a.b.
+
+    `key` is its path from the top-level folder.
+    """
+    package, names = key.split("/")[:-1], list[str]()
+    for node in ast.walk(parse_python(path, text)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             around = package[: len(package) - node.level + 1] if node.level else []
-            yield from (".".join([*around, *filter(None, [node.module]), alias.name]) for alias in node.names)
+            names += [".".join([*around, *filter(None, [node.module]), alias.name]) for alias in node.names]
+    return tuple(names)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import io
 import itertools
 import os
@@ -67,7 +68,13 @@ def code_without_comments(path: Path) -> str:
 
     A docstring is any statement that consists of a string. The result does not depend on the version of Python.
     """
-    text, tree = parse_python(path)
+    return _without_comments(path, read_python(path))
+
+
+@functools.cache
+def _without_comments(path: Path, text: str) -> str:
+    """The code of a file with this text; a suite asks for the same files once per row."""
+    tree = parse_python(path, text)
     lines = io.StringIO(text).readlines()  # as Python counts them: a form feed ends no line
     starts = [0, *itertools.accumulate(map(len, lines))]
     docstrings = {}
@@ -89,16 +96,27 @@ def code_without_comments(path: Path) -> str:
     return "\n".join(line if n in verbatim else line.rstrip() for n, line in numbered if n in verbatim or line.strip())
 
 
-def parse_python(path: Path) -> tuple[str, ast.Module]:
-    """The text of a Python file and its syntax tree; a file that is not Python is a `BenchError`."""
+def read_python(path: Path) -> str:
+    """The text of a Python file; one that cannot be read is a `BenchError`."""
     try:
         with tokenize.open(path) as file:
-            text = file.read()
-        return text, ast.parse(text)
+            return file.read()
     except (SyntaxError, ValueError) as error:
-        raise BenchError(f"{path} is not Python ({' '.join(str(error).split())}): fix it.") from error
+        raise _not_python(path, error) from error
     except OSError as error:
         raise BenchError(f"{path} cannot be read ({error.strerror}): is it there, and readable?") from error
+
+
+def parse_python(path: Path, text: str) -> ast.Module:
+    """The syntax tree of a Python file with this text; a text that is not Python is a `BenchError`."""
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        raise _not_python(path, error) from error
+
+
+def _not_python(path: Path, error: Exception) -> BenchError:
+    return BenchError(f"{path} is not Python ({' '.join(str(error).split())}): fix it.")
 
 
 def _characters(line: str, utf8_bytes: int) -> int:

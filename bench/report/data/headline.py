@@ -69,7 +69,9 @@ def _untested(main: MainNumbers, rows: Sequence[RowRuns]) -> str:
     if main.suite.base is None:
         return "Nothing can be tested against the base: it has no finished run."
     fewest = min(len(runs.seeds) for runs in rows)
-    return f"Nothing can be tested with {fewest} seed{'s' if fewest > 1 else ''} per row: a test needs {LEAST_SEEDS}."
+    seeds = f"{fewest} seed{'s' if fewest > 1 else ''}"
+    why = f"nothing can be tested with {seeds} per row, since a test needs {LEAST_SEEDS}"
+    return f"A demonstration, not a comparison: {why}."
 
 
 def _beating(signs: dict[str, int], names: dict[str, str]) -> list[str]:

@@ -28,8 +28,10 @@ from bench.store.files import write_text
 
 PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
+#: The section that a study has not: its votes could not be checked against the records of one suite.
+VOTE = "vote"
 CONTENTS = {
-    **{"verdict": "Verdict", "videos": "Videos", "vote": "Blind vote", "curves": "Learning curves"},
+    **{"verdict": "Verdict", "videos": "Videos", VOTE: "Blind vote", "curves": "Learning curves"},
     **{"checks": "Is it real?", "prompts": "Prompts", "mechanism": "Mechanism", "cost": "Cost"},
     **{"tables": "Tables", "reproduce": "Reproduce", "words": "Words"},
 }
@@ -67,7 +69,7 @@ def render_page(folder: Path, suites: Mapping[str, tuple[Path, Selection]]) -> s
         title=subject.name,
         policy=policy(scripts),
         scripts=scripts,
-        contents=list(CONTENTS.items()),
+        contents=[(id_, text) for id_, text in CONTENTS.items() if not (subject.is_study and id_ == VOTE)],
         islands={name: as_json(each) for name, each in islands.items()},
         body=body,
         words=words(subject, body.striptags()),

@@ -69,7 +69,8 @@ def test_pairs_that_are_not_tested_are_not_decided(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_fewer_than_three_seeds_test_nothing(tmp_path: Path, seeds: int) -> None:
     text = of(tmp_path, {row: values[:seeds] for row, values in CLEAR.items()})
-    assert text == f"Nothing can be tested with {seeds} seed{'s' * (seeds > 1)} per row: a test needs 3."
+    per_row = f"{seeds} seed{'s' * (seeds > 1)} per row"
+    assert text == f"A demonstration, not a comparison: nothing can be tested with {per_row}, since a test needs 3."
 
 
 def test_runs_without_a_base_or_all_failed_have_a_headline(tmp_path: Path) -> None:
