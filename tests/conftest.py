@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
@@ -17,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from bench.core import plugin_sources, provenance
 from tests.helpers import parity
 
 torch.set_num_threads(1)
@@ -50,25 +48,6 @@ def no_network() -> Iterator[None]:
         patch.setattr(socket.socket, "connect", local_connect)
         patch.setattr(socket.socket, "connect_ex", local_connect_ex)
         patch.setattr(socket, "getaddrinfo", local_lookup)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def each_source_is_parsed_once() -> Iterator[None]:
-    """The code of a file without its comments depends on its content only: half a second for each run of a test."""
-    parse, known = provenance.code_without_comments, dict[bytes, str]()
-
-    def parse_once(path: Path) -> str:
-        if not path.is_file():
-            return parse(path)
-        content = path.read_bytes()
-        if content not in known:
-            known[content] = parse(path)
-        return known[content]
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (provenance, plugin_sources):
-            patch.setattr(module, "code_without_comments", parse_once)
         yield
 
 

@@ -29,6 +29,7 @@ PLANS = (
     ("The paper's suite on 64 H100", "hunyuanvideo15_480p.yaml --gpus 64"),
     ("The paper's suite on one H100", "hunyuanvideo15_480p.yaml"),
     ("The small suite on one H100", "hunyuanvideo15_single_gpu.yaml"),
+    ("The newer methods on one H100", "hunyuanvideo15_zoo_single_gpu.yaml"),
     (
         "All weights in place of a LoRA, on 8 H100",
         f"hunyuanvideo15_480p.yaml {FULL} --gpus 8 --shard full",

@@ -68,13 +68,17 @@ def code_without_comments(path: Path) -> str:
 
     A docstring is any statement that consists of a string. The result does not depend on the version of Python.
     """
-    return _without_comments(path, read_python(path))
+    text = read_python(path)
+    try:
+        return _without_comments(text)
+    except (SyntaxError, ValueError) as error:
+        raise _not_python(path, error) from error
 
 
 @functools.cache
-def _without_comments(path: Path, text: str) -> str:
+def _without_comments(text: str) -> str:
     """The code of a file with this text; a suite asks for the same files once per row."""
-    tree = parse_python(path, text)
+    tree = ast.parse(text)
     lines = io.StringIO(text).readlines()  # as Python counts them: a form feed ends no line
     starts = [0, *itertools.accumulate(map(len, lines))]
     docstrings = {}

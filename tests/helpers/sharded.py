@@ -131,6 +131,13 @@ def blended(folder: Path, world: World, params: dict[str, Any]) -> dict[str, Ten
     return backbone.state_dict()
 
 
+def followers(world: World, folder: Path) -> dict[str, dict[str, Tensor]]:
+    """`blended` for each kind of trained weights, without any forward pass: a short start of its own."""
+    return {
+        kind: blended(folder, dataclasses.replace(world, shard="full"), params) for kind, params in ANCHORED.items()
+    }
+
+
 def lengths(folder: Path, world: World) -> Tensor:
     """The gradient, with texts of two lengths in one process's micro-batch and of one length in the other's."""
     backbone = make(folder, world, {"lora_rank": 0})
@@ -154,8 +161,6 @@ def scenario(world: World, folder: Path) -> dict[str, Any]:
         for kind, params in ANCHORED.items():
             plain_and_between = [gradients(folder, layout, params, between=between) for between in (False, True)]
             results[f"anchored {kind} {shard}"] = plain_and_between
-    for kind, params in ANCHORED.items():
-        results[f"blended {kind}"] = blended(folder, full, params)
     results["lengths"] = lengths(folder, full)
     if world.rank == 0:  # the other process has ended
         try:

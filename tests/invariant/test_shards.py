@@ -119,12 +119,18 @@ def test_an_anchor_between_forward_and_backward_leaves_the_gradient(
     )
 
 
+@pytest.fixture(scope="module")
+def followers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Policies and old policies of each of two gloo processes."""
+    return pair.run_in(2, tmp_path_factory.mktemp("followers"), functools.partial(sharded.followers, folder=folder))
+
+
 @pytest.mark.parametrize("kind", sharded.ANCHORED)
 def test_an_old_policy_that_follows_is_that_of_one_process(
-    folder: Path, both: list[dict[str, Any]], kind: str
+    folder: Path, followers: list[dict[str, Any]], kind: str
 ) -> None:
     """Shake by shake: old = .25 a + .75 b, then old = .5 old + .5 c, in the checkpoint too."""
-    mine, want = both[0][f"blended {kind}"], sharded.blended(folder, SINGLE_PROCESS, sharded.ANCHORED[kind])
+    mine, want = followers[0][kind], sharded.blended(folder, SINGLE_PROCESS, sharded.ANCHORED[kind])
     assert mine.keys() == want.keys()
     assert all(torch.equal(mine[key], want[key]) for key in want)
     old = [key for key in want if key.startswith("old:")]

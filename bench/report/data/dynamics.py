@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -105,10 +105,24 @@ def columns(runs: RowRuns, baseline: Mapping[int | None, float]) -> dict[str, An
     }
 
 
-def clipped_steps(runs: RowRuns) -> tuple[int, int]:
-    """Optimizer steps of a row's finished runs whose gradient was clipped, of how many; updates that say so count."""
-    updates = [line for run in runs.finished for line in lines(run) if line.grad_clipped is not None]
-    return sum(line.grad_clipped or 0 for line in updates), sum(len(line.grad_norm) for line in updates)
+class Clipping(NamedTuple):
+    """How often a row's gradients were clipped, over the optimizer steps of updates that record it."""
+
+    clipped: int
+    steps: int
+    median: float
+    """Median of the gradient's norm before clipping over `budget.grad_clip`; NaN if it is not known."""
+
+
+def gradient_clipping(runs: RowRuns) -> Clipping:
+    """The clipping of a row's finished runs."""
+    clipped, ratios = 0, list[float]()
+    for run in runs.finished:
+        updates = [line for line in lines(run) if line.grad_clipped is not None]
+        clipped += sum(line.grad_clipped or 0 for line in updates)
+        limit = run.record.budget.get("grad_clip", float("nan"))
+        ratios += [norm / limit for line in updates for norm in line.grad_norm]
+    return Clipping(clipped, len(ratios), float(np.median(ratios)) if ratios else float("nan"))
 
 
 def _mean_columns(name: str, values: Sequence[float]) -> dict[str, float]:

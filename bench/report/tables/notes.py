@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from bench.report import formatting
 from bench.report.data.attempts import history_notes, seed_kind
 from bench.report.data.differences import number_of_tests, tested_scores
 from bench.report.data.division import NOT_RECORDED, division, open_reasons
-from bench.report.data.dynamics import clipped_steps
+from bench.report.data.dynamics import gradient_clipping
 from bench.report.data.metrics import REWARD
 from bench.report.data.published import published_notes
 from bench.report.data.records import RowRuns, SuiteRecords, failed_gates
@@ -193,12 +194,13 @@ def _evaluation_seed(config: Mapping[str, Any]) -> str:
 
 def clipped_notes(label: str, runs: RowRuns) -> list[str]:
     """The footnote of a row whose gradients were clipped; none if none was, or if its logs do not have it."""
-    clipped, steps = clipped_steps(runs)
+    clipped, steps, median = gradient_clipping(runs)
     if not clipped:
         return []
+    share, ratio = f"{100 * clipped / steps:.0f} %", formatting.effect(median)
     return [
-        f"{label}: its gradients were clipped in {clipped} of {steps} optimizer steps "
-        f"({100 * clipped / steps:.0f} %): there the scale of its loss acted as a learning rate."
+        f"{label}: its gradients were clipped in {clipped} of {steps} optimizer steps ({share}; median norm over the "
+        f"limit: {ratio}): there the scale of its loss acted as a learning rate."
     ]
 
 

@@ -27,7 +27,7 @@ PROMPTS = [f"prompt {p}" for p in range(12)]
 CONFIG: dict[str, Any] = {
     "suite": "toy-nano",
     "backbone": {"name": "toy", "checkpoint": "nano"},
-    "budget": {"updates": 2, "minibatches": 1},
+    "budget": {"updates": 2, "minibatches": 1, "grad_clip": 2.0},
     "decode": "predicted_x0",
     "noise_policy": {"kind": "common_eta", "eta": 0.5},
     "reward": {"videoalign": {"VQ": 0.5, "MQ": 0.5, "TA": 1.0}},
@@ -258,7 +258,10 @@ def test_a_run_that_fails_a_gate_is_marked(suite: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"budget": {"updates": 3, "minibatches": 1}}, r"budget \{'updates': 2\} against \{'updates': 3\}"),
+        (
+            {"budget": {"updates": 3, "minibatches": 1, "grad_clip": 2.0}},
+            r"budget \{'updates': 2\} against \{'updates': 3\}",
+        ),
         ({"budget_digest": "c"}, "budget digest b against c"),
         ({"prompts_digest": "q"}, "prompts digest p against q"),
         ({"evaluators": {name: {"weights": "9"} for name in METRICS}}, "evaluator fingerprints"),
@@ -606,8 +609,8 @@ def test_clipped_gradients_have_a_footnote_with_their_share(suite: Path) -> None
     write_lines(suite / "sage_grpo-dual" / "seed-0", [{"grad_norm": [2.0, 2.0]}] * 3)
     notes = [note for note in load_main_table(suite).notes() if "clipped" in note]
     assert notes == [
-        "cps-fixed: its gradients were clipped in 3 of 12 optimizer steps (25 %): there the scale of its loss acted "
-        "as a learning rate."
+        "cps-fixed: its gradients were clipped in 3 of 12 optimizer steps (25 %; median norm over the limit: 0.05): "
+        "there the scale of its loss acted as a learning rate."
     ], "an older log does not say, a run without clipping has nothing to say"
 
 

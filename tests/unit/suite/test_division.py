@@ -189,6 +189,10 @@ def test_the_division_of_every_row_of_the_packaged_suites() -> None:
             "FlowGRPO chooses the samples that train",
             "option drop_zero_advantages is True",
         ],
+        ("nano_as_published_longcat_grpo", "longcat_grpo-as_published"): [
+            "LongCatGRPO has advantages of its own",
+            "option largest_std is True",
+        ],
     }
 
 

@@ -32,6 +32,7 @@ def test_the_stored_plans_are_the_issues() -> None:
         "`bench plan bench/configs/hunyuanvideo15_480p.yaml --gpus 64`",
         "`bench plan bench/configs/hunyuanvideo15_480p.yaml`",
         "`bench plan bench/configs/hunyuanvideo15_single_gpu.yaml`",
+        "`bench plan bench/configs/hunyuanvideo15_zoo_single_gpu.yaml`",
         "`bench plan bench/configs/nano.yaml`",
         "64 data-parallel groups; each takes 1 of an update's samples",
     ):
