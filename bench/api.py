@@ -48,6 +48,7 @@ __all__ = [
     "ChecksSuite",
     "Conditioning",
     "DivergedError",
+    "EncodesFirst",
     "EstimatesCost",
     "Evaluator",
     "ExportsPolicy",
@@ -63,6 +64,7 @@ __all__ = [
     "RefreshRule",
     "Rewards",
     "RoundsLatents",
+    "RunsPolicyFiles",
     "ScoredStep",
     "Shard",
     "ShardsWeights",
@@ -585,9 +587,9 @@ class Backbone(Protocol):
     Anchors have names. "fixed" is the base model: the model of the checkpoint, without training. Any other anchor is
     a copy of the policy, stored by `refresh_anchor`; before its first refresh it is the base model, too.
 
-    Optional abilities are `RoundsLatents`, `BlendsAnchors`, `ChecksSuite`, `ShardsWeights`, `ExportsPolicy` and
-    `EstimatesCost`. A file `assets.yaml` beside the module of the class lists its checkpoints for `bench assets`, in
-    the format of bench/suite/assets.yaml.
+    Optional abilities are `RoundsLatents`, `BlendsAnchors`, `ChecksSuite`, `ShardsWeights`, `EncodesFirst`,
+    `ExportsPolicy`, `RunsPolicyFiles` and `EstimatesCost`. A file `assets.yaml` beside the module of the class lists
+    its checkpoints for `bench assets`, in the format of bench/suite/assets.yaml.
     """
 
     latent_shape: tuple[int, int, int, int]
@@ -715,6 +717,23 @@ class ShardsWeights(Protocol):
 
 
 @runtime_checkable
+class EncodesFirst(Protocol):
+    """A backbone whose text encoders run before its other models are in memory, and leave."""
+
+    @classmethod
+    def encode_first(cls, prompts: Sequence[str], checkpoint: Path | None, params: Mapping[str, Any]) -> Any:
+        """The text states of the prompts, for `take_states`; None where the settings keep the encoders in memory.
+
+        `params`: the constructor's, without the checkpoint and `shard`.
+        """
+        ...
+
+    def take_states(self, states: Any) -> None:
+        """Use these states, so that `encode` of their prompts loads nothing."""
+        ...
+
+
+@runtime_checkable
 class ExportsPolicy(Protocol):
     """A backbone class that writes a trained policy as files for other programs, for `bench export`."""
 
@@ -727,6 +746,23 @@ class ExportsPolicy(Protocol):
         `policy`: the weights of `state_dict` by name, without "policy:". `fingerprint`: that of the run's backbone.
         `checkpoint`: the suite's, which may be missing here. Raise `BenchError` where a file cannot be made.
         """
+        ...
+
+
+@runtime_checkable
+class RunsPolicyFiles(Protocol):
+    """A backbone that runs policies which other programs have trained, for `bench evaluate`."""
+
+    @classmethod
+    def check_policy_file(cls, path: Path, checkpoint: Path | None) -> Mapping[str, Any]:
+        """What the file or folder has, for a record, with `what` in words; reads it, and no model.
+
+        `checkpoint`: the suite's. Raise `BenchError` for a file that is not whole, or that is one of another model.
+        """
+        ...
+
+    def as_policy_file(self, path: Path) -> AbstractContextManager[None]:
+        """Run with the policy of this file or folder in place of the backbone's own, which is as after `reset`."""
         ...
 
 

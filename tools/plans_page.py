@@ -22,9 +22,7 @@ from tools.probe_error import OUT as PROBES
 from tools.probe_error import PHASES, UPDATES
 
 PAGE = ROOT / "results" / "plans.md"
-FULL = (
-    "variant=setting_b backbone.train.lora_rank=0 backbone.train.dtype=float32 backbone.train.text_encoders=released"
-)
+FULL = "variant=setting_b backbone.train.lora_rank=0 backbone.train.dtype=float32"
 PLANS = (
     ("The paper's suite on 64 H100", "hunyuanvideo15_480p.yaml --gpus 64"),
     ("The paper's suite on one H100", "hunyuanvideo15_480p.yaml"),

@@ -251,7 +251,7 @@ def audit_suite(prepared: PreparedSuite, labels: Sequence[str] = (), policy: Pat
     check_suite(prepared)
     seed, rows = suite.seeds[0], []
     with working(f"loading {suite.backbone.name}"):
-        backbone = make_backbone(prepared)
+        backbone = make_backbone(prepared, prompts=prepared.prompts.train)
         backbone.encode(prepared.prompts.train)
     for row in track([row for row in prepared.rows if not labels or row.name in labels], "auditing rows"):
         backbone.reset(stream(seed, "initial_policy"))

@@ -16,6 +16,9 @@ from bench.cli import (
     audit,
     check,
     compare,
+    doctor,
+    encode,
+    evaluate,
     export,
     figures,
     gallery,
@@ -41,6 +44,7 @@ from bench.core.progress import set_quiet
 COMMANDS: tuple[Command, ...] = (
     run.COMMAND,
     plan.COMMAND,
+    doctor.COMMAND,
     table.COMMAND,
     figures.COMMAND,
     compare.COMMAND,
@@ -55,6 +59,8 @@ COMMANDS: tuple[Command, ...] = (
     suites.COMMAND,
     assets.COMMAND,
     sde_study.COMMAND,
+    evaluate.COMMAND,
+    encode.COMMAND,
     export.COMMAND,
     nano.COMMAND,
 )

@@ -7,6 +7,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.core.errors import BenchError
+
 if TYPE_CHECKING:
     from bench.suite.prepared import PreparedSuite
     from bench.suite.schema import Suite
@@ -74,3 +76,12 @@ def prepare_suites(args: argparse.Namespace) -> list[PreparedSuite]:
         importlib.import_module("bench.train.run")  # the whole harness, so that a plug-in's change of it is noticed
         fix_process_state()  # so that a plug-in that changes a global setting is noticed here
         return prepare_all(suites)
+
+
+def one_suite(args: argparse.Namespace) -> PreparedSuite:
+    """The prepared suite; a study of several variants is refused."""
+    suites = prepare_suites(args)
+    if len(suites) > 1:
+        names = ", ".join(each.suite.variant for each in suites)
+        raise BenchError(f"{args.suite} is a study of {len(suites)} variants: pick one with variant=NAME ({names}).")
+    return suites[0]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bench import store
@@ -16,7 +16,7 @@ from bench.launch.config import LaunchConfig
 from bench.launch.jobs import all_jobs, copy_finished, other_run, unfinished, unique_by_digest
 from bench.launch.launchers import Outcome, run_jobs
 from bench.launch.progress import Workload
-from bench.plan.fit import check_gpu_memory
+from bench.plan.fit import check_gpu_memory, runs_at_once
 from bench.plan.workload import anchor_nfe, curve_nfe, curve_points, evaluation_nfe, held_out_videos
 from bench.store.lock import is_locked
 from bench.suite.devices import check_devices
@@ -126,9 +126,10 @@ def run_suites(
     pending = unique_by_digest(remaining)
     if pending:
         if launch.launcher == "local":  # its runs share one GPU
-            at_once = min(launch.processes or len(os.sched_getaffinity(0)), len(pending))
+            at_once = runs_at_once(suites, len(pending), launch.processes)
             for prepared in suites:
                 check_gpu_memory(prepared, runs=at_once)
+            launch = replace(launch, processes=at_once)
         _run_or_wait(pending, launch, outcome, folder)
         duplicates = [job for job in remaining if job not in pending]
         left = copy_finished(duplicates, results)

@@ -19,8 +19,8 @@ from bench.core import provenance
 from bench.core.errors import BenchError
 from bench.core.world import check_divisible
 from bench.plan.fit import exceeds_memory
-from bench.plan.hardware import Hardware
-from bench.plan.memory import memory_use
+from bench.plan.hardware import CPU, Hardware
+from bench.plan.memory import host_peak, memory_use
 from bench.plan.workload import (
     UnitCost,
     curve_points,
@@ -140,7 +140,7 @@ def plan_suite(
         hardware = None
     elif hardware is not None:
         check_gpu_split(suite, model, hardware)
-    gpus = hardware or Hardware("cpu", 1, math.inf)
+    gpus = hardware or Hardware(CPU, 1, math.inf)
     work = None if model is None else unit_flops(model)
     memory, host = (None, None) if model is None else memory_use(prepared, model, gpus)
     unit_seconds, throughput = _unit_seconds(model, hardware, probed)
@@ -171,7 +171,7 @@ def plan_suite(
         "memory_bytes": None
         if hardware is None or memory is None
         else {**asdict(memory), "peak": memory.peak, "phases": memory.phases},
-        "host_bytes": host,
+        "host_bytes": None if host is None else {**host, "peak": host_peak(host)},
         "kept_videos": None if model is None else kept_videos(prepared, model.size),
         "machine": None
         if hardware is None

@@ -1,23 +1,30 @@
-"""Check that a run fits into GPU memory, and suggestions of settings with which it fits."""
+"""Check that runs fit into the memory of GPU and host, and suggestions of settings with which they fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from bench.api import ModelCost
 from bench.core.errors import BenchError
 from bench.core.parallelism import Shard
+from bench.core.progress import inform
 from bench.core.world import check_divisible
-from bench.plan.hardware import Hardware
-from bench.plan.memory import Memory, memory_use
+from bench.plan.hardware import CPU, Hardware
+from bench.plan.host_memory import available_bytes
+from bench.plan.memory import Memory, host_peak, memory_use
 from bench.plan.workload import suite_model
 from bench.suite.prepared import PreparedSuite
 from bench.suite.schema import Suite
 
 DEGREES = (2, 4, 8, 16)
 """Degrees of context parallelism that are suggested."""
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+"""Endings of files with weights."""
 MAX_GPUS = 1024
 """Largest number of GPUs that is suggested."""
 
@@ -129,6 +136,61 @@ def _larger_numbers(suite: Suite, hardware: Hardware) -> Iterator[int]:
         gpus *= 2
 
 
+def on_gpu(suite: Suite) -> bool:
+    """Whether the suite's backbone runs on a GPU of this machine."""
+    import torch
+
+    device = suite.backbone.train.get("device")
+    return torch.cuda.is_available() and (device is None or str(device).startswith("cuda"))
+
+
+def host_bytes(prepared: PreparedSuite) -> float | None:
+    """Peak bytes of one run on this machine's CPU, its evaluators' files included; None for a backbone without sizes.
+
+    Files of weights are a lower bound of what an evaluator takes.
+    """
+    model = suite_model(prepared)
+    if model is None:
+        return None
+    files = {
+        path for use, each in prepared.checkpoints.items() if not use.startswith("backbone") for path in [each.path]
+    }
+    evaluators = sum(_size(path) for path in files)
+    return host_peak(memory_use(prepared, model, Hardware(CPU, 1, math.inf))[1]) + evaluators
+
+
+def _size(path: Path) -> int:
+    """Bytes of the weights in a file or folder; 0 where it does not exist."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.suffix in WEIGHTS and file.is_file())
+
+
+def runs_at_once(suites: Sequence[PreparedSuite], pending: int, processes: int | None) -> int:
+    """How many of the pending runs a CPU does at a time: `processes`, else one per core that the free memory allows.
+
+    Raises `BenchError` where one run, or the given number, needs more than the memory that is free now. Runs on GPUs
+    and backbones without sizes are not counted.
+    """
+    wanted = min(processes or len(os.sched_getaffinity(0)), pending)
+    sizes = [size for each in suites if not on_gpu(each.suite) and (size := host_bytes(each)) is not None]
+    free = available_bytes()
+    if not sizes or free is None:
+        return wanted
+    fitting = int(free / max(sizes))
+    if fitting >= wanted:
+        return wanted
+    needs = f"a run needs about {max(sizes) / 1e9:.1f} GB of the host's memory, and {free / 1e9:.1f} GB are free"
+    if not fitting:
+        raise BenchError(
+            f"{suites[0].suite.study}: {needs}: end other programs, or take a machine with more memory; `bench plan` "
+            "shows the parts."
+        )
+    if processes is not None:
+        raise BenchError(f"{suites[0].suite.study}: {needs}: use --processes {fitting}.")
+    inform(f"{fitting} runs at a time in place of {wanted}: {needs}")
+    return fitting
+
+
 def check_gpu_memory(prepared: PreparedSuite, processes: int = 1, shard: Shard | None = None, runs: int = 1) -> None:
     """Refuse a run over these processes that needs more memory than this machine's GPU has (`bench.plan.memory`).
 
@@ -137,9 +199,7 @@ def check_gpu_memory(prepared: PreparedSuite, processes: int = 1, shard: Shard |
     import torch
 
     suite = prepared.suite
-    device = suite.backbone.train.get("device")
-    on_gpu = torch.cuda.is_available() and (device is None or str(device).startswith("cuda"))
-    model = None if not on_gpu or suite.scale == "nano" else suite_model(prepared)
+    model = None if not on_gpu(suite) or suite.scale == "nano" else suite_model(prepared)
     if model is None:
         return
     card = torch.cuda.get_device_properties(0)

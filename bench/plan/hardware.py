@@ -17,6 +17,8 @@ GPUS = {
 }
 """Dense peak in TFLOP/s by type, and memory in GB, from NVIDIA's data sheets (SXM if there are several versions).
 float32 is without TF32, which torch does not use for matrix products by default."""
+CPU = "cpu"
+"""In place of a GPU's name, where the models run on the host."""
 NODE = 8
 """GPUs of one node in a plan's command line."""
 UTILISATION = ((9_540, 0.30), (33_390, 0.40))
@@ -33,7 +35,7 @@ class Hardware:
     """GPUs of one run, and how they share it."""
 
     gpu: str
-    """A name in `GPUS`, or a name for printing if `tflops` is set."""
+    """A name in `GPUS`, `CPU`, or a name for printing if `tflops` is set."""
     gpus: int
     memory_gb: float
     """Memory of one GPU in 10^9 bytes."""

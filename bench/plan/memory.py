@@ -14,13 +14,14 @@ have none, run as in "full". A group's gradient is complete on each GPU until it
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.algorithm.forward import keeps_old
 from bench.algorithm.kl import has_kl_terms
 from bench.api import ForwardMethod, ModelCost
 from bench.core.parallelism import Shard
-from bench.plan.hardware import Hardware
+from bench.plan.hardware import CPU, Hardware
 from bench.suite.prepared import PreparedRow, PreparedSuite
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -55,7 +56,7 @@ class Memory:
     decode: float = 0.0
     """Feature maps of the VAE's decoder."""
     encode: float = 0.0
-    """Text encoders that are loaded for new prompts only (`text_encoders: released`)."""
+    """Text encoders that encode all prompts and leave before the other models come (`text_encoders: released`)."""
     gathered: float = 0.0
     """Weights that sharding gathers for a pass without gradients; 0 without sharding."""
     gathered_training: float = 0.0
@@ -71,12 +72,11 @@ class Memory:
             "training": self.activations + self.workspace + self.gradients + self.gathered_training,
             "optimizer step": self.step + FIXED,
             "decoding": self.decode + FIXED,
-            "encoding prompts": self.encode + FIXED,
         }
 
     @property
     def peak(self) -> float:
-        return max(self.loading, self.weights + self.trained + max(self.phases.values()))
+        return max(self.encode, self.loading, self.weights + self.trained + max(self.phases.values()))
 
 
 def activation_bytes(
@@ -139,8 +139,27 @@ def _anchors(row: PreparedRow) -> tuple[int, int]:
     return len(rules), sum(rule.every is not None for rule in rules)
 
 
+PROGRAM = 1.2e9
+"""Bytes of a process on the host with torch, diffusers and transformers, and without a large model: the peak of the
+stored base run of nano, whose models take megabytes."""
+
+
+def host_peak(host: Mapping[str, float]) -> float:
+    """Peak bytes of one process on the host. `host`: the second result of `memory_use`.
+
+    Videos count twice, since they are concatenated.
+    """
+    resident = host["models"] + host["anchors"] + host["trajectories"] + 2 * host["videos"]
+    return host["program"] + max(host["loading"], resident)
+
+
 def memory_use(prepared: PreparedSuite, model: ModelCost, hardware: Hardware) -> tuple[Memory, dict[str, float]]:
-    """Bytes on one GPU, and bytes of host memory of one process: {"trajectories", "videos", "anchors"}."""
+    """Bytes on one GPU, and bytes of host memory of one process.
+
+    The latter are "program", "loading" (a part of the model passes through the host to the GPU; 0 on a CPU), "models"
+    (on a CPU all that a GPU would hold, else 0), "trajectories", "videos" and "anchors"; `host_peak` has their sum.
+    Evaluators are not counted.
+    """
     suite, budget = prepared.suite, prepared.suite.budget
     dtype_bytes, anchors = DTYPE_BYTES[model.dtype], Anchors.from_suite(prepared)
     shards = hardware.gpus if hardware.shard else 1
@@ -171,14 +190,18 @@ def memory_use(prepared: PreparedSuite, model: ModelCost, hardware: Hardware) ->
         # shards swap with their copy in place
         visiting=copy * (anchors.networks > 0 and not model.copies_on_gpu and shards == 1),
         decode=model.decode_bytes * min(model.decode_batch, batch),
-        encode=0.0 if model.resident_text else text,
+        encode=0.0 if model.resident_text else text + FIXED,
         gathered=gathered,
         gathered_training=gathered_training,
         loading=model.parameters * dtype_bytes + model.vae_parameters * FLOAT,
     )
     samples = budget.prompts * budget.group_size / hardware.groups
     latent_bytes = math.prod(model.latent_shape) * FLOAT
+    on_cpu = hardware.gpu == CPU
     host = {
+        "program": PROGRAM,
+        "loading": 0.0 if on_cpu else max(model.parameters, model.text_parameters) * dtype_bytes,
+        "models": memory.peak - FIXED if on_cpu else 0.0,
         "trajectories": samples * latent_bytes * budget.train_steps * (2 + anchors.networks),
         "videos": samples * 3.0 * math.prod(model.size) * FLOAT,
         "anchors": 0.0 if model.copies_on_gpu else copies * copy,

@@ -100,14 +100,16 @@ def _memory(plan: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
     if host is None:
         return lines
-    if plan["scale"] != "nano":
-        trajectories, videos = host["trajectories"] / 1e9, host["videos"] / 1e9
-        lines = [
-            f"host memory: trajectories {trajectories:.1f} GB, an update's videos {videos:.1f} GB "
-            "(twice while they are concatenated)"
-        ]
+    in_gb = {name: size / 1e9 for name, size in host.items()}
+    work = (
+        f"trajectories {in_gb['trajectories']:.1f} + an update's videos 2 x {in_gb['videos']:.1f} (while they are "
+        f"concatenated) + copies of anchors {in_gb['anchors']:.1f}"
+    )
     if memory is None:
-        return lines
+        return [_host_line(in_gb, f"the models and their work {in_gb['models']:.1f} + {work}")]
+    lines.append(
+        _host_line(in_gb, f"the larger of {in_gb['loading']:.1f} while a part of the model is loaded and {work}")
+    )
     gb = {name: value / 1e9 for name, value in memory.items() if name != "phases"}
     refused = " (does not fit)" if plan["refused"] else ""
     tiles = plan["model"]["vae_tiling"]
@@ -115,15 +117,25 @@ def _memory(plan: Mapping[str, Any]) -> list[str]:
     constant = f"weights {gb['weights']:.1f} + trained, gradients, optimizer, anchors {gb['trained']:.1f}"
     gathered = f", {gb['gathered_training']:.1f} gathered" if gb["gathered_training"] else ""
     phases = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in memory["phases"].items())
+    before = (
+        f"text encoders {gb['encode']:.1f}, loading {gb['loading']:.1f}"
+        if gb["encode"]
+        else f"loading {gb['loading']:.1f}"
+    )
     first = (
         f"memory per GPU: about {gb['peak']:.0f} of {plan['machine']['memory_gb']:g} GB{refused} = {constant} "
         f"+ the largest of {phases}; training: {gb['activations']:.1f} activations, {gb['workspace']:.1f} workspace, "
-        f"{gb['gradients']:.1f} copies of the gradient{gathered}; decoding {tiled}: a lower bound; "
+        f"{gb['gradients']:.1f} copies of the gradient{gathered}; before: {before}; decoding {tiled}: a lower bound; "
         "evaluators not counted"
     )
-    if host["anchors"]:
-        lines[0] += f", copies of anchors {host['anchors'] / 1e9:.1f} GB"
     return [first, *lines]
+
+
+def _host_line(in_gb: Mapping[str, float], parts: str) -> str:
+    return (
+        f"host memory of one process: about {in_gb['peak']:.1f} GB = the program {in_gb['program']:.1f} + {parts}; "
+        "evaluators not counted"
+    )
 
 
 def _time(plan: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from bench.api import (
     AnyMethod,
     Backbone,
     BlendsAnchors,
+    EncodesFirst,
     Evaluator,
     ForwardMethod,
     KLPolicy,
@@ -97,6 +98,11 @@ class PreparedSuite:
     def scored_prompts(self) -> list[str]:
         """The prompts of the evaluation: the held-out or the validation list."""
         return self.prompts.scored(self.suite.evaluation.prompts)
+
+    @property
+    def all_prompts(self) -> list[str]:
+        """The training prompts, then those of the evaluation."""
+        return [*self.prompts.train, *self.scored_prompts]
 
     @property
     def sigmas(self) -> Float[Tensor, "t1"]:
@@ -192,9 +198,21 @@ def prepare_all(suites: Sequence[Suite]) -> list[PreparedSuite]:
     return [prepare(suite, checkpoints_by_name) for suite in suites]
 
 
-def make_backbone(prepared: PreparedSuite, world: World = SINGLE_PROCESS) -> Backbone:
+def encode_first(prepared: PreparedSuite, prompts: Sequence[str]) -> Any:
+    """The text states of the prompts, from text encoders that are in memory alone; None where they stay there."""
+    spec, checkpoint = prepared.suite.backbone, prepared.checkpoints.get("backbone")
+    backbone = plugins.find("backbones", spec.name)
+    if not (isinstance(backbone, type) and issubclass(backbone, EncodesFirst)):
+        return None
+    return backbone.encode_first(
+        prompts, None if checkpoint is None else checkpoint.path, resolve_parameters(spec.train)
+    )
+
+
+def make_backbone(prepared: PreparedSuite, world: World = SINGLE_PROCESS, prompts: Sequence[str] = ()) -> Backbone:
     """The suite's backbone; its weights are sharded over the processes if `world.shard` is set.
 
+    `prompts`: those whose text states are made before the other models are loaded, where the backbone can do that.
     Raises `BenchError` for a backbone that cannot shard its weights.
     """
     name, params = prepared.suite.backbone.name, resolve_parameters(prepared.suite.backbone.train)
@@ -205,7 +223,12 @@ def make_backbone(prepared: PreparedSuite, world: World = SINGLE_PROCESS) -> Bac
         given["shard"] = world.shard
         if not issubclass(plugins.find("backbones", name), ShardsWeights):
             raise BenchError(f"backbone {name} cannot shard its weights over processes: run it without --shard.")
-    return plugins.backbone(name, **given, **params)
+    states = encode_first(prepared, prompts) if prompts else None
+    backbone = plugins.backbone(name, **given, **params)
+    if states is not None:
+        assert isinstance(backbone, EncodesFirst)
+        backbone.take_states(states)
+    return backbone
 
 
 def make_evaluator(prepared: PreparedSuite, name: str) -> Evaluator:

@@ -142,11 +142,10 @@ class LoadedModels:
 def load_models(job: Job, report: ProgressCallback = silent, world: World = SINGLE_PROCESS) -> LoadedModels:
     """The backbone with all prompts encoded, the evaluators of the run, and the gates that they pass."""
     prepared, suite = job.prepared, job.suite
-    report(Step("load", 0, 1, suite.backbone.name))
-    backbone = make_backbone(prepared, world)
-    report(Step("load", 0, 1, "the prompts' text states"))
-    # in one call, so that a backbone that frees its text encoders afterwards loads them once
-    backbone.encode([*prepared.prompts.train, *prepared.scored_prompts])
+    report(Step("load", 0, 1, f"{suite.backbone.name} and the prompts' text states"))
+    # all prompts in one call, so that a backbone that frees its text encoders afterwards loads them once
+    backbone = make_backbone(prepared, world, prepared.all_prompts)
+    backbone.encode(prepared.all_prompts)
     names = suite.all_evaluators if isinstance(job, TrainingRun) else suite.evaluation.evaluators
     evaluators = {}
     for name in names:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from bench import plugins, store
 from bench.audit.findings import Finding
@@ -208,6 +210,34 @@ def test_records(data: st.DataObject, name: str, run: Path) -> None:
             answer("records", lambda: read_replay(run, record))  # type: ignore[arg-type]
     finally:
         (run / name).write_bytes(whole)
+
+
+@pytest.fixture(scope="module")
+def lora(folder: Path) -> Path:
+    """A LoRA of one layer of nano in peft's layout, with room for its configuration."""
+    prefix = "base_model.model.transformer_blocks.0.attn.to_q.lora_"
+    (folder / "lora").mkdir()
+    weights = {f"{prefix}A.weight": torch.ones(2, 64), f"{prefix}B.weight": torch.ones(64, 2)}
+    save_file(weights, folder / "lora/adapter_model.safetensors")
+    return folder / "lora"
+
+
+SETTINGS = {"r": 2, "lora_alpha": 4, "alpha_pattern": {"to_q": 8, "ff.*": 1}, "init_lora_weights": True}
+
+
+@given(content=damaged_bytes(json.dumps(SETTINGS)) | damaged_values(SETTINGS).map(lambda v: json.dumps(v).encode()))
+def test_lora_configurations(content: bytes, lora: Path) -> None:
+    (lora / "adapter_config.json").write_bytes(content)
+    answer("LoRA files", lambda: HunyuanVideo15.check_policy_file(lora, resolve("nano")))
+
+
+@given(data=st.data())
+def test_lora_files(data: st.DataObject, lora: Path) -> None:
+    whole = (lora / "adapter_model.safetensors").read_bytes()
+    end = 8 + int.from_bytes(whole[:8], "little")
+    header = data.draw(damaged_texts(whole[8:end].decode())).encode()
+    (lora / "damaged.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + whole[end:])
+    answer("LoRA files", lambda: HunyuanVideo15.check_policy_file(lora / "damaged.safetensors", resolve("nano")))
 
 
 FILES = (

@@ -27,6 +27,7 @@ from bench.backbones.hunyuanvideo15.policy import BLOCKS, LORA_TARGETS, UNTRAINE
 from bench.backbones.hunyuanvideo15.prompt_cache import EMPTY, PromptStates
 from bench.backbones.hunyuanvideo15.text_encoders import TextEncoders
 from bench.backbones.hunyuanvideo15.transformer import velocity
+from bench.backbones.lora_files import read_lora, running_lora
 from bench.backbones.policy import FullPolicy, LoRAPolicy, Policy
 
 
@@ -41,13 +42,10 @@ class HunyuanVideo15:
     def __init__(self, checkpoint: str | Path, shard: Shard | None = None, **settings: Any) -> None:
         self.folder, options = Path(checkpoint), HunyuanOptions(**settings)
         _check_folder(self.folder, options)
-        self.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype: torch.dtype = getattr(torch, options.dtype)
+        self.device, self.dtype = _place(options)
+        self.prompts = _prompt_states(self.folder, options)
         self.transformer = files.load_transformer(self.folder, self.dtype, self.device)
         self.vae = files.load_vae(self.folder, self.device)
-        cache = None if options.text_cache is None else Path(options.text_cache)
-        resident = options.text_encoders == "resident"
-        self.prompts = PromptStates(self._load_text, keep=resident, cache=cache, key=self._text_key)
         self.fps, self.decode_batch = float(options.fps), options.decode_batch
         self.convention = options.convention
         self.latent_shape = latent_shape(options.size, self.vae.config)
@@ -101,15 +99,36 @@ class HunyuanVideo15:
         return exported_files(policy, settings, checkpoint)
 
     @classmethod
+    def check_policy_file(cls, path: Path, checkpoint: Path | None) -> Mapping[str, Any]:
+        """Layout, layers, ranks and alphas of a LoRA of another program (`bench.backbones.lora_files`)."""
+        assert checkpoint is not None, "the class needs one, so that a suite without it is refused before"
+        return read_lora(path, checkpoint / "transformer").facts()
+
+    def as_policy_file(self, path: Path) -> AbstractContextManager[None]:
+        """Run with a LoRA of another program, in float32, in place of the policy."""
+        return running_lora(self.transformer, self.device, read_lora(path, self.folder / "transformer"))
+
+    @classmethod
     def model_cost(cls, checkpoint: Path | None, params: Mapping[str, Any], words: float) -> ModelCost:
         """Sizes for `bench plan` (`cost`)."""
         return model_cost(checkpoint, params, words)
 
-    def _load_text(self) -> TextEncoders:
-        return files.load_text(self.folder, self.dtype, self.device)
+    @classmethod
+    def encode_first(
+        cls, prompts: Sequence[str], checkpoint: Path | None, params: Mapping[str, Any]
+    ) -> PromptStates | None:
+        """The prompts' states from encoders that are freed again; None if they are resident."""
+        options = HunyuanOptions(**params)
+        if checkpoint is None or options.text_encoders == "resident":
+            return None
+        _check_folder(checkpoint, options)
+        states = _prompt_states(checkpoint, options)
+        states.encode(prompts)
+        return states
 
-    def _text_key(self) -> str:
-        return f"{files.files_digest(self.folder, files.TEXT_PARTS)} {self.dtype}"
+    def take_states(self, states: PromptStates) -> None:
+        """Use states that were encoded before."""
+        self.prompts = states
 
     @property
     def text(self) -> TextEncoders:
@@ -216,3 +235,20 @@ def _check_folder(folder: Path, options: HunyuanOptions) -> None:
     """Refuse a folder that would not load, or that does not fit the options."""
     files.check_folder(folder)
     check_sizes(folder, options)
+
+
+def _place(options: HunyuanOptions) -> tuple[torch.device, torch.dtype]:
+    """Device of the models, and type of the transformer and of the text encoders."""
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return device, getattr(torch, options.dtype)
+
+
+def _prompt_states(folder: Path, options: HunyuanOptions) -> PromptStates:
+    """The text states of a folder's encoders, which are loaded now if they are resident, else for new prompts."""
+    device, dtype = _place(options)
+    return PromptStates(
+        lambda: files.load_text(folder, dtype, device),
+        keep=options.text_encoders == "resident",
+        cache=None if options.text_cache is None else Path(options.text_cache),
+        key=lambda: f"{files.files_digest(folder, files.TEXT_PARTS)} {dtype}",
+    )

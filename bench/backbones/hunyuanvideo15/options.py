@@ -101,7 +101,8 @@ class HunyuanOptions:
     text_encoders: Literal["resident", "released"] = "resident"
     """`resident` keeps the text encoders in memory: 7.3e9 weights in the released model.
 
-    `released` loads them for new prompts only and frees them afterwards.
+    `released` loads them for new prompts only and frees them afterwards. A run encodes all prompts before the other
+    models are loaded.
     """
     text_cache: str | Path | None = None
     """Folder of files that keep the text states of prompts between runs. null: no files."""
