@@ -60,6 +60,7 @@ __all__ = [
     "Method",
     "Metric",
     "ModelCost",
+    "NamesUncondPrompt",
     "NoisePolicy",
     "RefreshRule",
     "Rewards",
@@ -587,9 +588,9 @@ class Backbone(Protocol):
     Anchors have names. "fixed" is the base model: the model of the checkpoint, without training. Any other anchor is
     a copy of the policy, stored by `refresh_anchor`; before its first refresh it is the base model, too.
 
-    Optional abilities are `RoundsLatents`, `BlendsAnchors`, `ChecksSuite`, `ShardsWeights`, `EncodesFirst`,
-    `ExportsPolicy`, `RunsPolicyFiles` and `EstimatesCost`. A file `assets.yaml` beside the module of the class lists
-    its checkpoints for `bench assets`, in the format of bench/suite/assets.yaml.
+    Optional abilities are `RoundsLatents`, `NamesUncondPrompt`, `BlendsAnchors`, `ChecksSuite`, `ShardsWeights`,
+    `EncodesFirst`, `ExportsPolicy`, `RunsPolicyFiles` and `EstimatesCost`. A file `assets.yaml` beside the module of
+    the class lists its checkpoints for `bench assets`, in the format of bench/suite/assets.yaml.
     """
 
     latent_shape: tuple[int, int, int, int]
@@ -679,6 +680,14 @@ class RoundsLatents(Protocol):
     def round_latents(self, x: Float[Tensor, "b ..."], first: bool) -> Float[Tensor, "b ..."]:
         """The latents that sampling continues with. `first`: x is the initial noise, else the result of a step."""
         ...
+
+
+@runtime_checkable
+class NamesUncondPrompt(Protocol):
+    """A backbone that says which prompt its unconditional branch has; for any other it is the empty one."""
+
+    uncond_prompt: str
+    """The prompt, as `Backbone.encode` takes it."""
 
 
 @runtime_checkable

@@ -14,6 +14,9 @@ from torch import Tensor
 from bench.api import Gaussian, latent_mean
 from bench.core.errors import BenchError
 
+TIMESTEPS = 1000.0
+"""A model's timestep is 1000 * sigma."""
+
 
 def sigma_schedule(steps: int, shift: float) -> Float[Tensor, "t1"]:
     """Noise levels of a rollout, float32, from 1 to 0, `steps + 1` values.

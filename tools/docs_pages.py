@@ -28,7 +28,7 @@ WIDTH = 100
 """Columns of the help texts."""
 NOTE = "<!-- Written by `make docs-pages` from the code: do not edit. -->"
 SUITE, BUDGET, KL = "bench/suite/schema.py", "bench/core/budget.py", "bench/algorithm/kl.py"
-BACKBONE = "bench/backbones/hunyuanvideo15/options.py"
+BACKBONES = "bench/backbones"
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Section:
     intro: str = ""
     own: bool = True
     """Whether the docstring of the class is printed above the keys."""
+    skip: tuple[str, ...] = ()
+    """Keys that are left out, since other sections have them."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,11 @@ SECTIONS = (
     Section("Top level", SUITE, ("Suite",), "A suite may also have two keys that are resolved before these: `extends` "
             "and `variants`; see [Write a suite](../how-to/write-a-suite.md).", own=False),
     Section("backbone", SUITE, ("BackboneSpec",), own=False),
-    Section("backbone.train, for hunyuanvideo15", BACKBONE, ("HunyuanOptions",), own=False),
+    Section("backbone.train, for hunyuanvideo15 and wan21", f"{BACKBONES}/options.py", ("TrainingOptions",),
+            "Each of the two has further keys below.", own=False, skip=("size", "fps")),
+    Section("backbone.train, for hunyuanvideo15", f"{BACKBONES}/hunyuanvideo15/options.py", ("HunyuanOptions",),
+            own=False),
+    Section("backbone.train, for wan21", f"{BACKBONES}/wan21/options.py", ("WanOptions",), own=False),
     Section("budget", BUDGET, ("Budget",)),
     Section("advantage", BUDGET, ("AdvantageSettings",)),
     Section("noise_policy", SUITE, ("Native", "CommonEta", "MatchedRSS"), "One of three kinds, or a plug-in; see "
@@ -182,7 +188,7 @@ def _kind(node: ast.ClassDef) -> str:
 def _section(section: Section, node: ast.ClassDef) -> list[str]:
     """The docstring, the table of the keys, and what the docstrings of keys have below their first paragraph."""
     text = ast.get_docstring(node) or ""
-    entries = list(_fields(section.file, node))
+    entries = [entry for entry in _fields(section.file, node) if entry.name not in section.skip]
     lines = ["", _prose(text)] if section.own and text else []
     described = any(entry.text for entry in entries)
     heads = ["key", "values", "default", *(["meaning"] if described else [])]

@@ -26,13 +26,13 @@ from bench import store
 from bench.algorithm.ratio import Predictor, Rescorer, ratio_error
 from bench.algorithm.rollout import Rollout, Sampler
 from bench.algorithm.update import minibatches, split_micro_batches
-from bench.api import Backbone, Conditioning, Method
-from bench.backbones.hunyuanvideo15.transformer import TIMESTEPS
+from bench.api import Backbone, Conditioning, Method, NamesUncondPrompt
 from bench.core.errors import BenchError
 from bench.core.ledger import Ledger
 from bench.core.progress import inform, track, working
 from bench.core.provenance import provenance
 from bench.core.rng import stream
+from bench.flow import TIMESTEPS
 from bench.store.policy import load_policy
 from bench.suite.devices import refuse_context_parallel
 from bench.suite.prepared import PreparedRow, PreparedSuite, make_backbone
@@ -147,13 +147,14 @@ def _bfloat16_autocast(case: AuditCase) -> AuditCase | str:
 def _bfloat16_guidance(case: AuditCase) -> AuditCase | str:
     if case.guidance == 1:
         return "guidance is 1, so there is no unconditional branch"
-    empty = case.backbone.encode([""])
+    prompt = case.backbone.uncond_prompt if isinstance(case.backbone, NamesUncondPrompt) else ""
+    uncond = case.backbone.encode([prompt])
 
     def guided(x: Tensor, sigma: Tensor, cond: Conditioning, guidance: float, dtype: torch.dtype) -> Tensor:
-        """base + guidance * (v - base) in `dtype`; the base is the empty prompt's velocity."""
+        """base + guidance * (v - base) in `dtype`; the base is the unconditional prompt's velocity."""
         v = case.velocity(x, sigma, cond, 1.0).to(dtype)
         with nullcontext() if case.uncond_grad else torch.no_grad():
-            base = case.velocity(x, sigma, empty.take([0] * len(x)), 1.0).to(dtype)
+            base = case.velocity(x, sigma, uncond.take([0] * len(x)), 1.0).to(dtype)
         return (base + guidance * (v - base)).to(x.dtype)
 
     def velocity(x: Tensor, sigma: Tensor, cond: Conditioning, guidance: float) -> Tensor:
@@ -164,7 +165,7 @@ def _bfloat16_guidance(case: AuditCase) -> AuditCase | str:
     with torch.no_grad():
         own, rebuilt = case.velocity(*first_call, case.guidance), guided(*first_call, case.guidance, torch.float32)
     if not torch.equal(own, rebuilt):
-        return "the backbone's guidance is not base + guidance * (v - base) with the empty prompt as base"
+        return "the backbone's guidance is not base + guidance * (v - base) with its unconditional prompt as base"
     return dataclasses.replace(case, predictor=WrappedPredictor(velocity))
 
 

@@ -14,6 +14,7 @@ GPUS = {
     "h200": ({"bfloat16": 989.0, "float32": 67.0}, 141.0),
     "a100": ({"bfloat16": 312.0, "float32": 19.5}, 80.0),
     "l40s": ({"bfloat16": 362.0, "float32": 91.6}, 48.0),
+    "rtx4090": ({"bfloat16": 165.2, "float32": 82.6}, 24.0),
 }
 """Dense peak in TFLOP/s by type, and memory in GB, from NVIDIA's data sheets (SXM if there are several versions).
 float32 is without TF32, which torch does not use for matrix products by default."""

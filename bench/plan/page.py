@@ -66,11 +66,12 @@ def _head(plan: Mapping[str, Any]) -> list[str]:
     frames, height, width = model["size"]
     decode = "not known" if flops["decode"] is None else format_flops(flops["decode"])
     passes = " with gradient checkpointing" if model["gradient_checkpointing"] else ""
+    words = f"{model['text_tokens']} text tokens (estimated from the prompts' words)"
+    text = f" + {words}" if model["text_tokens"] else " tokens"
     return [
         f"suite {plan['suite']}: {model['layers']} layers x {model['width']} wide, {model['parameters']:,} parameters "
         f"({model['source']})",
-        f"video {frames} x {height} x {width}: {model['latent_tokens']:,} latent + {model['text_tokens']} text tokens "
-        f"(estimated from the prompts' words); {model['trains']}{passes}",
+        f"video {frames} x {height} x {width}: {model['latent_tokens']:,} latent{text}; {model['trains']}{passes}",
         update,
         f"one function evaluation {format_flops(flops['forward'])}, "
         f"its backward pass {format_flops(flops['backward'])}, one decoded video {decode}",

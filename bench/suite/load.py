@@ -284,8 +284,8 @@ def _missing(key: str, data: dict[str, Any]) -> str:
     if key.partition(".")[0] in NANO and checkpoint is not None:
         return (
             f"key {key!r} is missing: only a suite on the checkpoint 'nano' has default prompts and evaluators, and "
-            f"backbone.checkpoint is {checkpoint}; for HunyuanVideo-1.5 start from "
-            "bench/configs/hunyuanvideo15_480p.yaml, else give prompts and evaluator_params too."
+            f"backbone.checkpoint is {checkpoint}; start from a suite of full size (`bench suites` lists them), or "
+            "give prompts and evaluator_params too."
         )
     return f"key {key!r} is missing: add it (bench/configs/nano.yaml shows every key)."
 

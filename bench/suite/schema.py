@@ -45,8 +45,8 @@ class BackboneSpec(StrictModel):
     train: dict[str, Any] = {}
     """Constructor arguments of the backbone, and what is trained.
 
-    They are those of the backbone's class. For hunyuanvideo15: size of the video, precision, device, parallelism,
-    attention, and the LoRA (`lora_rank`, `lora_alpha`, `lora_targets`; rank 0 trains all weights).
+    They are those of the backbone's class. For the packaged ones: size of the video, precision, device, parallelism,
+    and the LoRA (`lora_rank`, `lora_alpha`, `lora_targets`; rank 0 trains all weights).
     """
 
     @property

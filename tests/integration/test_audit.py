@@ -36,6 +36,8 @@ class Drifting(LoadedToy):
 class Guided(LoadedToy):
     """Guidance as HunyuanVideo-1.5 does it, and a product that autocast rounds."""
 
+    negative = ""
+
     def velocity(
         self, x: Tensor, sigma: Tensor, cond: Conditioning, guidance: float, uncond_grad: bool = True
     ) -> Tensor:
@@ -44,8 +46,20 @@ class Guided(LoadedToy):
         v = super().velocity(torch.nn.functional.linear(x, torch.eye(2)), sigma, cond, 1.0)
         if guidance == 1:
             return v
-        base = super().velocity(x, sigma, self.encode([""]).take([0] * len(x)), 1.0)
+        base = super().velocity(x, sigma, self.encode([self.negative]).take([0] * len(x)), 1.0)
         return base + guidance * (v - base)
+
+
+class OwnPrompt(Guided):
+    """Guidance against another prompt than the empty one."""
+
+    negative = "a blurred video"
+
+
+class NamedPrompt(OwnPrompt):
+    """The same, and it says so."""
+
+    uncond_prompt = OwnPrompt.negative
 
 
 def words(folder: Path, backbone: str, *overrides: str) -> list[str]:
@@ -175,6 +189,19 @@ def test_a_practice_that_cannot_be_applied_is_left_out_with_a_reason(tmp_path: P
     prepared = prepared_suite(tmp_path, "tests.helpers.toy:LoadedToy")
     audit = audit_suite(prepared)
     assert "left out: guidance in bfloat16: guidance is 1" in ratio_page(audit)
+
+
+def test_the_unconditional_prompt_is_the_one_that_the_backbone_names(tmp_path: Path) -> None:
+    found = {
+        name: practices(
+            audit_suite(
+                prepared_suite(tmp_path, f"tests.integration.test_audit:{name}", "budget.guidance=2.0"), ["cps-fixed"]
+            )
+        )["guidance in bfloat16"]
+        for name in ("OwnPrompt", "NamedPrompt")
+    }
+    assert "its unconditional prompt as base" in found["OwnPrompt"]["left_out"]
+    assert "left_out" not in found["NamedPrompt"]
 
 
 def test_a_number_that_is_not_finite_fails() -> None:

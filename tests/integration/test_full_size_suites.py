@@ -17,8 +17,12 @@ import torch
 
 from bench import store
 from bench.algorithm.forward import FORWARD
+from bench.backbones.wan21 import Wan21
 from bench.core.provenance import ROOT
 from bench.launch.jobs import suite_jobs
+from bench.plan.hardware import gpu_hardware
+from bench.plan.memory import memory_use
+from bench.plan.workload import suite_model
 from bench.suite.division import open_reasons
 from bench.suite.job import Job, TrainingRun
 from bench.suite.load import load_suite, load_variants
@@ -28,10 +32,13 @@ from bench.train.preflight import check_methods, check_suite
 from bench.train.run import execute
 from tests.helpers.nano_suite import CHECKPOINT
 from tests.helpers.paths import FIXTURES_ROOT
+from tests.helpers.wan import FOLDER as WAN_FOLDER
 
 CONFIGS, PROMPTS = ROOT / "bench" / "configs", ROOT / "bench" / "prompts"
 FIXTURES = FIXTURES_ROOT
 SUITES = ("hunyuanvideo15_480p", "hunyuanvideo15_single_gpu")
+WAN_SUITES = ("wan21_1p3b_480p", "wan21_1p3b_24gb", "wan21_14b")
+WAN = "bench.backbones.wan21:Wan21"
 SHA256 = {
     "hv15_train.txt": "7242947eb50539167e54bb29f5eb553e10808b9af6406eca336b399c9be600e4",
     "hv15_heldout.txt": "0d342eb68a58a95fa40f4e7c67e4e8d5be4d595a14cc14d8773a72bb4d971c2f",
@@ -130,10 +137,11 @@ def shrunken(name: str, pipeline: Path, folder: Path, variant: str | None) -> Su
     align = FIXTURES / "videoalign"
     clip = FIXTURES / "clip"
     sizes = {"size": "[5, 32, 32]", "lora_rank": 2, "lora_alpha": 2, "device": "cpu"}
-    if variant is None:  # tiles smaller than the video; the others keep the YAML's, which are larger than this one
+    if name == "hunyuanvideo15_single_gpu":  # tiles smaller than the video; the others keep the YAML's
         sizes |= {"size": "[5, 96, 64]", "vae_tiling": "[64, 64, 4, 4]"}
     overrides = [
         f"backbone.checkpoint={pipeline}",
+        *([f"backbone.name={WAN}"] if name in WAN_SUITES else []),
         *(f"backbone.train.{key}={value}" for key, value in sizes.items()),
         *(f"budget.{key}" for key in ("updates=1", "prompts=2", "group_size=2", "steps=3", "train_steps=2")),
         *("evaluation.steps=1", "evaluation.videos_per_prompt=1"),
@@ -164,12 +172,15 @@ def run(job: Job) -> store.RunRecord:
         ("hunyuanvideo15_480p", "setting_a", ("flow_grpo-fixed", "cps-none")),
         ("hunyuanvideo15_single_gpu", None, ("cps-fixed", "sage_grpo-dual")),
         ("hunyuanvideo15_zoo_single_gpu", None, ("mix_grpo-window5", "diffusion_nft-none")),
+        ("wan21_1p3b_480p", None, ("base", "dance_grpo-fixed", "cps-fixed")),
+        ("wan21_1p3b_24gb", None, ("sage_grpo-dual",)),
+        ("wan21_14b", None, ("flow_grpo-fixed",)),
     ],
 )
 def test_a_shrunken_suite_runs_end_to_end(
     name: str, variant: str | None, rows: tuple[str, ...], pipeline: Path, tmp_path: Path
 ) -> None:
-    suite = shrunken(name, pipeline, tmp_path, variant)
+    suite = shrunken(name, WAN_FOLDER if name in WAN_SUITES else pipeline, tmp_path, variant)
     prepared = prepare(suite)
     check_suite(prepared)
     jobs = [job for job in suite_jobs(prepared, tmp_path) if job.identity["row"] in rows]
@@ -209,6 +220,31 @@ def test_the_zoo_differs_from_the_small_suite_in_its_rows_only() -> None:
     prepared = prepare(zoo)
     check_methods(prepared)
     assert all(open_reasons(row.method, row.spec) == [] for row in prepared.rows)
+
+
+@pytest.mark.parametrize("name", WAN_SUITES)
+def test_a_suite_of_wan21_has_the_models_rate_guidance_and_reference_latent(name: str) -> None:
+    """fps 16, 20 steps of shift 3, guidance 5 with the empty negative prompt; clip ranges for 81 frames at 480p."""
+    suite = load_suite(CONFIGS / f"{name}.yaml")
+    budget, train = suite.budget, suite.backbone.train
+    assert (suite.backbone.name, train["fps"], train["negative_prompt"]) == ("wan21", 16.0, "")
+    assert (budget.steps, budget.shift, budget.guidance, budget.micro_batch) == (20, 3.0, 5.0, 1)
+    assert (train["lora_rank"], train["lora_alpha"]) == (64, 128)
+    assert suite.weights == {"VQ": 0.5, "MQ": 0.5, "TA": 1.0}
+    methods = ("dance_grpo-fixed", "flow_grpo-fixed", "cps-fixed", "sage_grpo-dual")
+    assert tuple(row.name for row in suite.rows) == methods
+    whole = 16 * 21 * 60 * 104
+    assert suite.clip_reference_size == (None if train["size"] == [81, 480, 832] else whole)
+    Wan21.check_suite(None, budget.guidance, train)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("wan21_1p3b_24gb", 24), ("wan21_1p3b_480p", 48), ("wan21_14b", 80)])
+def test_a_suite_of_wan21_fits_the_card_it_is_for(name: str, limit: int) -> None:
+    prepared = prepare(load_suite(CONFIGS / f"{name}.yaml", [f"backbone.name={WAN}"]))
+    model = suite_model(prepared)
+    assert model is not None
+    memory, _ = memory_use(prepared, model, gpu_hardware("h100"))
+    assert 0.2 * limit < memory.peak / 1e9 < limit
 
 
 def test_the_pilot_differs_from_its_suite_in_seeds_prompts_and_noise_of_the_evaluation_only() -> None:

@@ -21,7 +21,6 @@ from bench.algorithm.sampling import RolloutConfig
 from bench.algorithm.steps import noisy_steps, step_weights, trainable_steps, trained_steps
 from bench.api import Conditioning, KLPolicy, Method, Rewards
 from bench.backbones.hunyuanvideo15.backbone import HunyuanVideo15
-from bench.backbones.hunyuanvideo15.prompt_cache import EMPTY
 from bench.flow import euler, sigma_schedule
 from bench.plan.probe import wall_seconds
 from tools.speed.stock import Slots, padded_velocity, stock_attention, use_stock
@@ -59,7 +58,7 @@ class NaiveTrainer:
         self.noisy = noisy_steps(method, self.sigmas, settings, 0)
         self.steps: list[int] = trained_steps(method, self.sigmas, self.noisy, settings, 0).tolist()
         self.reference = self._second_copy() if any(rule.network for rule in policy.anchors().values()) else None
-        self.empty = backbone.encode([EMPTY]) if settings.budget.guidance != 1 else None
+        self.empty = backbone.encode([backbone.uncond_prompt]) if settings.budget.guidance != 1 else None
 
     def _second_copy(self) -> Any:
         """A second copy of the base, without the policy's LoRA."""

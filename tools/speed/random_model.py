@@ -15,7 +15,6 @@ from bench.api import BenchError, Conditioning
 from bench.backbones.hunyuanvideo15.backbone import HunyuanVideo15
 from bench.backbones.hunyuanvideo15.cost import Transformer
 from bench.backbones.hunyuanvideo15.policy import BLOCKS, LORA_TARGETS
-from bench.backbones.hunyuanvideo15.prompt_cache import EMPTY
 from bench.backbones.hunyuanvideo15.transformer import drop_masks
 from bench.backbones.policy import LoRAPolicy
 from bench.core.rng import normal, stream
@@ -98,7 +97,7 @@ class RandomVideo15(HunyuanVideo15):
         )
 
     def _length(self, prompt: str) -> int:
-        return EMPTY_TOKENS if prompt == EMPTY else self.tokens
+        return EMPTY_TOKENS if prompt == self.uncond_prompt else self.tokens
 
     def decode(self, x0: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
         """Not possible: there is no VAE."""

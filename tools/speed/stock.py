@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.backbones.hunyuanvideo15.transformer import TIMESTEPS, drop_masks
+from bench.backbones.hunyuanvideo15.transformer import drop_masks
+from bench.flow import TIMESTEPS
 
 
 @dataclass(frozen=True)

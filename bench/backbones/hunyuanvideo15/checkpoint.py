@@ -1,17 +1,15 @@
-"""A diffusers pipeline folder of HunyuanVideo-1.5: checks that read headers only, digests, and loading."""
+"""A diffusers pipeline folder of HunyuanVideo-1.5: its layout, what it may not be, and loading."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bench.api import BenchError, parse_json, read_json
+from bench.api import BenchError
+from bench.backbones.folder import Layout, load_model, loading, read_config
 from bench.backbones.hunyuanvideo15.text_encoders import TextEncoders
 from bench.backbones.hunyuanvideo15.transformer import drop_masks
 
@@ -20,120 +18,27 @@ if TYPE_CHECKING:
 
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 TEXT_PARTS = PARTS[2:]
-DTYPES = ("float32", "bfloat16")
-"""Types in which the transformer and the text encoders can be loaded."""
-WEIGHTS = {
-    "transformer": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-    "text_encoder_2": "model.safetensors",
-}
-CLASSES = {
-    "transformer": ("_class_name", ("HunyuanVideo15Transformer3DModel",)),
-    "vae": ("_class_name", ("AutoencoderKLHunyuanVideo15",)),
-    "text_encoder": ("model_type", ("qwen2_5_vl_text", "qwen2_5_vl")),
-    "text_encoder_2": ("model_type", ("t5",)),
-}
-"""Key of each part's config.json that identifies the model, and its accepted values."""
-PIPELINE = "HunyuanVideo15Pipeline"
-STORED_DTYPES = ("F32", "BF16", "F16")
-"""Accepted types of stored weights, by safetensors' names. fp8 or int8 weights would load without an error."""
-
-
-RESTORE = "restore the folder from its source"
-HEADER_BYTES = 100_000_000
-"""Largest header of a weight file, which is safetensors' own limit."""
-
-
-def _damaged(folder: Path, reason: str) -> BenchError:
-    return BenchError(f"checkpoint {folder} does not load ({reason}): {RESTORE}.")
+LAYOUT = Layout(
+    model="HunyuanVideo-1.5",
+    parts=PARTS,
+    pipeline="HunyuanVideo15Pipeline",
+    classes={
+        "transformer": ("_class_name", ("HunyuanVideo15Transformer3DModel",)),
+        "vae": ("_class_name", ("AutoencoderKLHunyuanVideo15",)),
+        "text_encoder": ("model_type", ("qwen2_5_vl_text", "qwen2_5_vl")),
+        "text_encoder_2": ("model_type", ("t5",)),
+    },
+)
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder of another model, and missing, truncated or quantized weight files; reads headers only."""
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    if missing:
-        raise BenchError(
-            f"checkpoint {folder} has no folder {missing[0]!r}: give a diffusers pipeline folder of HunyuanVideo-1.5 "
-            "under backbone.checkpoint."
-        )
-    index = folder / "model_index.json"
-    kind = read_config(index).get("_class_name", PIPELINE) if index.is_file() else PIPELINE
-    if kind != PIPELINE:
-        raise BenchError(
-            f"checkpoint {folder} is a {str(kind)[:60]}, and only the text-to-video {PIPELINE} is supported: "
-            "give a t2v folder."
-        )
-    for part, (key, expected) in CLASSES.items():
-        value = read_config(folder / part / "config.json").get(key)
-        if value not in expected:
-            raise BenchError(
-                f"checkpoint {folder}/{part}/config.json has {key} {str(value)[:60]!r}, expected {expected[0]!r}: "
-                "give a diffusers pipeline folder of HunyuanVideo-1.5 under backbone.checkpoint."
-            )
-        _check_weights(folder, part)
+    """Refuse a folder of another or a step-distilled model, and weight files that would not load; reads headers."""
+    LAYOUT.check(folder)
     if read_config(folder / "transformer" / "config.json").get("use_meanflow"):
         raise BenchError(
             f"checkpoint {folder} is step-distilled (use_meanflow), and its velocity is defined differently: "
             "give a folder that is not step-distilled."
         )
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of the checkpoint's folder."""
-    return read_json(path, "checkpoint file", RESTORE)
-
-
-def _check_weights(folder: Path, part: str) -> None:
-    """Refuse a missing or truncated weight file, or one that lacks weights which the index lists for it."""
-    single = folder / part / WEIGHTS[part]
-    index = single.with_name(f"{single.name}.index.json")
-    if not index.is_file():
-        _header(folder, single)
-        return
-    listed: dict[str, set[str]] = {}
-    weight_map = read_config(index).get("weight_map")
-    for key, shard in weight_map.items() if isinstance(weight_map, dict) else ():
-        listed.setdefault(str(shard), set()).add(key)
-    if not listed:
-        raise _damaged(folder, f"{index.relative_to(folder)} lists no weights")
-    missing = [shard for shard in sorted(listed) if not (single.parent / shard).is_file()]
-    if missing:
-        raise _damaged(folder, f"{len(missing)} of {len(listed)} shards of {part} are missing, first {missing[0]}")
-    for shard, keys in sorted(listed.items()):
-        absent = sorted(keys - _header(folder, single.parent / shard).keys())
-        if absent:
-            raise _damaged(folder, f"{part}/{shard} lacks {absent[0]}, which the index lists for it")
-
-
-def _header(folder: Path, path: Path) -> dict[str, Any]:
-    """Tensors of a safetensors file by name (dtype, shape, offsets), after a check of the file's length.
-
-    The format is 8 bytes with the header's size, the header in JSON, and the data.
-    """
-    name = path.relative_to(folder)
-    try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            fits = size < min(path.stat().st_size, HEADER_BYTES)
-            header = parse_json(file.read(size), f"checkpoint file {path}", RESTORE) if fits else None
-        entries = {key: value for key, value in (header or {}).items() if key != "__metadata__"}
-        end = 8 + size + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        unsupported = sorted({entry["dtype"] for entry in entries.values()} - set(STORED_DTYPES))
-    except OSError as cause:
-        raise _damaged(folder, f"{name} cannot be read: {cause.strerror}") from cause
-    except (ValueError, KeyError, TypeError, AttributeError) as cause:
-        raise _damaged(folder, f"{name} is not a safetensors file") from cause
-    if not entries or end != path.stat().st_size:
-        raise _damaged(
-            folder, f"{name} has {path.stat().st_size} bytes, its header requires {end if entries else 'more'}"
-        )
-    if unsupported:
-        raise BenchError(
-            f"checkpoint file {path} holds weights of dtype {unsupported[0]}: give the folder with "
-            f"{' or '.join(STORED_DTYPES)} weights."
-        )
-    return entries
 
 
 def is_distilled(folder: Path) -> bool:
@@ -151,57 +56,11 @@ def refuse_guidance(folder: Path, guidance: float) -> None:
         )
 
 
-def files_digest(folder: Path, parts: Sequence[str]) -> str:
-    """sha256 over the names and contents of the parts' files."""
-    files = sorted(
-        path for part in parts for path in (folder / part).rglob("*") if path.is_file() and path.name != "report.json"
-    )
-    total = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").digest()
-        total.update(path.relative_to(folder).as_posix().encode() + content)
-    return total.hexdigest()
-
-
-@contextmanager
-def _loading(folder: Path) -> Iterator[None]:
-    """Hide progress bars, and turn the libraries' errors on a damaged folder into one `BenchError`."""
-    from diffusers.utils import logging as diffusers_logging
-    from safetensors import SafetensorError
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as cause:
-        raise _damaged(folder, " ".join(str(cause).split())[:200]) from cause
-
-
-def _check_exact(folder: Path, part: str, loaded: tuple[Any, Mapping[str, Any]], device: torch.device) -> Any:
-    """The module in evaluation mode, frozen and on its device; refuse a checkpoint that lacks or adds weights."""
-    module, report = loaded
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report.get(kind):
-            key = next(iter(report[kind]))
-            raise BenchError(
-                f"checkpoint {folder}/{part} has {kind.replace('_', ' ')}, first {key!r}: "
-                "it is not a checkpoint of this model."
-            )
-    return module.eval().requires_grad_(False).to(device)
-
-
 def load_transformer(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """The transformer without attention masks."""
     from diffusers import HunyuanVideo15Transformer3DModel
 
-    with _loading(folder):
-        loaded = HunyuanVideo15Transformer3DModel.from_pretrained(
-            folder / "transformer", torch_dtype=dtype, output_loading_info=True, local_files_only=True
-        )
-    transformer = _check_exact(folder, "transformer", loaded, device)
+    transformer = load_model(HunyuanVideo15Transformer3DModel, folder, "transformer", device, torch_dtype=dtype)
     drop_masks(transformer)
     return transformer
 
@@ -210,11 +69,7 @@ def load_vae(folder: Path, device: torch.device) -> Any:
     """The VAE in float32, able to decode several videos at once."""
     from diffusers import AutoencoderKLHunyuanVideo15
 
-    with _loading(folder):
-        loaded = AutoencoderKLHunyuanVideo15.from_pretrained(
-            folder / "vae", output_loading_info=True, local_files_only=True
-        )
-    return allow_batches(_check_exact(folder, "vae", loaded, device))
+    return allow_batches(load_model(AutoencoderKLHunyuanVideo15, folder, "vae", device))
 
 
 def causal_mask(
@@ -246,19 +101,9 @@ def load_text(folder: Path, dtype: torch.dtype, device: torch.device) -> TextEnc
     """Both text encoders in `dtype`, with their tokenizers."""
     from transformers import AutoTokenizer, ByT5Tokenizer, Qwen2_5_VLTextModel, T5EncoderModel
 
-    local = {"local_files_only": True}
-    with _loading(folder):
-        encoder = Qwen2_5_VLTextModel.from_pretrained(
-            folder / "text_encoder", dtype=dtype, output_loading_info=True, **local
-        )
-        glyph = T5EncoderModel.from_pretrained(
-            folder / "text_encoder_2", dtype=dtype, output_loading_info=True, **local
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", **local)
-        glyph_tokenizer = ByT5Tokenizer.from_pretrained(folder / "tokenizer_2", **local)
-    return TextEncoders(
-        _check_exact(folder, "text_encoder", encoder, device),
-        tokenizer,
-        _check_exact(folder, "text_encoder_2", glyph, device),
-        glyph_tokenizer,
-    )
+    encoder = load_model(Qwen2_5_VLTextModel, folder, "text_encoder", device, dtype=dtype)
+    glyph = load_model(T5EncoderModel, folder, "text_encoder_2", device, dtype=dtype)
+    with loading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        glyph_tokenizer = ByT5Tokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True)
+    return TextEncoders(encoder, tokenizer, glyph, glyph_tokenizer)

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.api import BenchError, ModelCost, parse_json, read_json
+from bench.api import ModelCost
+from bench.backbones.folder import part_config, stored_parameters
 from bench.backbones.hunyuanvideo15.options import HunyuanOptions, latent_shape
-
-RESTORE = "restore the checkpoint from its source"
 
 REFINER_MLP_RATIO = 4
 """Width of the text refiner's feed-forward layers over the model's, fixed in diffusers' class."""
@@ -160,28 +159,6 @@ def decode_flops(vae: Mapping[str, Any], size: Sequence[int], tiled: bool) -> fl
     return VAE_FLOPS_PER_PIXEL * math.prod(size) * (VAE_TILED if tiled else 1)
 
 
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """config.json of one part of a pipeline folder; None if it does not exist."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return None
-    return read_json(path, "checkpoint file", RESTORE)
-
-
-def stored_parameters(folder: Path) -> int:
-    """Parameters in a folder's safetensors files, read from their headers."""
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            content = file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size))
-        header = parse_json(content, f"checkpoint file {path}", RESTORE)
-        try:
-            total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-        except (AttributeError, KeyError, TypeError) as cause:
-            raise BenchError(f"checkpoint file {path} is not a safetensors file: {RESTORE}.") from cause
-    return total
-
-
 def decode_bytes(vae: Mapping[str, Any], size: Sequence[int], tile: tuple[int, int] | None = None) -> float:
     """A lower bound on a float32 decoder's memory for one video: `VAE_MAPS` maps of its last stage at full resolution.
 
@@ -203,8 +180,7 @@ def side_parameters(folder: Path | None) -> tuple[float, float]:
 
 def model_cost(folder: Path | None, params: Mapping[str, Any], words: float) -> ModelCost:
     """Sizes from the checkpoint's configs, or those of the released model if the folder does not exist."""
-    config = None if folder is None else read_config(folder / "transformer")
-    vae = None if folder is None else read_config(folder / "vae")
+    config, vae = part_config(folder, "transformer"), part_config(folder, "vae")
     source = "configs of the checkpoint folder"
     if config is None or vae is None:
         config, vae = {}, RELEASED_VAE
@@ -214,6 +190,7 @@ def model_cost(folder: Path | None, params: Mapping[str, Any], words: float) -> 
     latents, text = net.tokens(shape), round(TOKENS_PER_WORD * words) + TEMPLATE_TOKENS
     tile = None if options.vae_tiling is None else (options.vae_tiling[0], options.vae_tiling[1])
     full, (vae_parameters, text_parameters) = options.lora_rank == 0, side_parameters(folder)
+    space = vae["spatial_compression_ratio"]
     return ModelCost(
         source=source,
         size=(options.size[0], options.size[1], options.size[2]),
@@ -240,21 +217,5 @@ def model_cost(folder: Path | None, params: Mapping[str, Any], words: float) -> 
         decode=decode_flops(vae, options.size, tile is not None),
         block_bytes=BLOCK_BYTES[options.dtype],
         decode_bytes=decode_bytes(vae, options.size, tile),
-        savings=_savings(options, vae["spatial_compression_ratio"]),
+        savings=options.savings([TILE * space, TILE * space, TILE, TILE]),
     )
-
-
-def _savings(options: HunyuanOptions, space: int) -> dict[str, Any]:
-    """Options with which a run takes less memory. Only the tiles change its results."""
-    savings: dict[str, Any] = {}
-    if not options.gradient_checkpointing:
-        savings["gradient_checkpointing"] = True
-    if options.text_encoders != "released":
-        savings["text_encoders"] = "released"
-    if options.lora_rank == 0 and options.anchors_on != "cpu":
-        savings["anchors_on"] = "cpu"
-    if options.vae_tiling is None:
-        savings["vae_tiling"] = [TILE * space, TILE * space, TILE, TILE]
-    if options.decode_batch > 1:
-        savings["decode_batch"] = 1
-    return savings

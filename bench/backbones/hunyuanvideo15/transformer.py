@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.backbones import fsdp
-
-TIMESTEPS = 1000.0
-"""The model's timestep is 1000 * sigma."""
+from bench.flow import TIMESTEPS
 
 
 class UnmaskedJointAttention:

@@ -24,6 +24,7 @@ OPTIONS = {
     "--json --quiet",
     "plan": f"{SUITE} --allow-code --gpu --gpus --gpu-memory --tflops --context-parallel --shard --scorer-seconds "
     "--probe --json --quiet",
+    "doctor": f"{SUITE} --allow-code --json --quiet",
     "table": f"{SUITE} --json --quiet",
     "figures": f"{SUITE} --paper --json --quiet",
     "compare": "a b --open --csv --json",
@@ -38,6 +39,8 @@ OPTIONS = {
     "suites": "--json",
     "assets": "suite overrides --verify --json --quiet",
     "sde-study": "methods --steps --shift --eta --out --json --quiet",
+    "evaluate": f"{SUITE} --allow-code --policy --overwrite --json --quiet",
+    "encode": f"{SUITE} --allow-code --json --quiet",
     "export": "run out --allow-code --json",
     "nano": "part --out --steps --seed --device --quiet",
 }

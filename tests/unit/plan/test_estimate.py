@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.algorithm.rollout import local_samples
 from bench.algorithm.sampling import micro_batches
+from bench.backbones.folder import part_config, stored_parameters
 from bench.backbones.hunyuanvideo15 import cost as flops
 from bench.cli import main
 from bench.core.errors import BenchError
@@ -389,10 +390,11 @@ def test_sizes_of_a_folder_are_read_from_its_files() -> None:
     assert found is not None
     assert found.source == "configs of the checkpoint folder"
     assert found.latent_shape == (8, 4, 4, 4)
-    assert flops.stored_parameters(nano_suite.CHECKPOINT / "transformer") == found.parameters
+    assert stored_parameters(nano_suite.CHECKPOINT / "transformer") == found.parameters
 
 
 def test_a_damaged_config_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(BenchError, match=r"is not JSON .* restore the checkpoint"):
-        flops.read_config(tmp_path)
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(BenchError, match=r"is not JSON .* restore the folder"):
+        part_config(tmp_path, "vae")

@@ -66,9 +66,15 @@ FULL = ("backbone.train.lora_rank=0", "backbone.train.dtype=float32")
     ("words", "message"),
     [
         (("--gpu-memory", "40"), "about 52 GB, and h100 x 1 has 40 GB each: use 4 GPUs with --shard"),
-        (("--gpu-memory", "48", "--gpus", "8"), r"shard the weights with --shard full\."),
+        (
+            ("--gpu-memory", "48", "--gpus", "8"),
+            "shard the weights with --shard full, or share each sample among 2 GPUs",
+        ),
         (("backbone.train.gradient_checkpointing=false",), r"set backbone.train.gradient_checkpointing=true\."),
-        (("backbone.train.vae_tiling=null",), r"or set backbone.train.vae_tiling='\[256, 256, 16, 16\]'\."),
+        (
+            ("backbone.train.vae_tiling=null", "--gpu-memory", "60"),
+            r"set backbone.train.vae_tiling='\[256, 256, 16, 16\]'\.",
+        ),
         (("budget.micro_batch=8",), r"set budget.micro_batch=1\."),
         (("--gpu-memory", "1"), "take a smaller size or a GPU with more memory"),
         (

@@ -1,7 +1,7 @@
 """Text states of prompts, each computed once: in memory, and in files if the suite sets a cache.
 
-At full size the text encoders have 7.3e9 parameters, nearly as many as the transformer, and run for seconds only, so
-they may be freed after use.
+Shared by the backbones. At full size text encoders have nearly as many parameters as the transformer or more, and run
+for seconds only, so they may be freed after use.
 """
 
 from __future__ import annotations
@@ -11,47 +11,68 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from bench.api import BenchError, Conditioning
-from bench.backbones.hunyuanvideo15.text_encoders import TextEncoders
 
-EMPTY = ""
-"""The unconditional branch's prompt."""
+TEXT = "text"
+"""Name of the stream `Conditioning.text` in a file; those of `Conditioning.more` have their own."""
 
 
-class PromptStates:
-    """Text states [length, dim] and glyph states [length, dim] by prompt, stored from the first call on.
+class Encoders(Protocol):
+    """The text encoders of a model, with their tokenizers."""
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """States of each prompt, encoded alone."""
+        ...
+
+
+Loaded = TypeVar("Loaded", bound=Encoders)
+
+
+class PromptStates(Generic[Loaded]):
+    """The conditioning of prompts, stored from the first call on.
 
     With `keep`, the encoders stay in memory from the start. Otherwise they are loaded for new prompts, encode these
-    and the empty prompt, and are freed; the states are then stored on the CPU. `cache` is a folder with one file for
-    each list of new prompts and each `key` (fingerprint of the encoders and their dtype).
+    and `unconditional`, the prompt of the unconditional branch, and are freed; the states are then stored on the CPU.
+    `cache` is a folder with one file for each list of new prompts and each `key` (fingerprint of the encoders and
+    their dtype).
     """
 
-    def __init__(self, load: Callable[[], TextEncoders], keep: bool, cache: Path | None, key: Callable[[], str]):
-        self._load, self._keep, self._cache, self._key = load, keep, cache, key
+    def __init__(
+        self,
+        load: Callable[[], Loaded],
+        *,
+        unconditional: str,
+        keep: bool,
+        cache: Path | None,
+        key: Callable[[], str],
+    ):
+        self._load, self._unconditional = load, unconditional
+        self._keep, self._cache, self._key = keep, cache, key
         self._encoders = load() if keep else None
-        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+        self._known: dict[str, dict[str, Tensor]] = {}
 
     @property
-    def encoders(self) -> TextEncoders:
-        """Both encoders; loaded for this call if they are not resident."""
+    def encoders(self) -> Loaded:
+        """The encoders; loaded for this call if they are not resident."""
         return self._encoders if self._encoders is not None else self._load()
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """States of each prompt, encoded alone: they do not depend on the batch."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
-        if new and not self._keep and EMPTY not in self._known:
-            new = list(dict.fromkeys([*new, EMPTY]))
+        if new and not self._keep and self._unconditional not in self._known:
+            new = list(dict.fromkeys([*new, self._unconditional]))
         if new:
-            states = self._stored(new)
-            self._known |= dict(zip(new, zip(states.text, states.more["glyph"], strict=True), strict=True))
-        pairs = [self._known[prompt] for prompt in prompts]
-        return Conditioning([text for text, _ in pairs], {"glyph": [glyph for _, glyph in pairs]})
+            streams = _streams(self._stored(new))
+            for i, prompt in enumerate(new):
+                self._known[prompt] = {name: states[i] for name, states in streams.items()}
+        return _conditioning([self._known[prompt] for prompt in prompts])
 
     def _stored(self, prompts: list[str]) -> Conditioning:
         """From the cache's file of exactly these prompts, which is written if it does not exist."""
@@ -70,13 +91,24 @@ class PromptStates:
             return self._encoders.encode(prompts)
         encoders = self._load()
         encoded = encoders.encode(prompts)
-        glyph = [state.cpu() for state in encoded.more["glyph"]]
-        states = Conditioning([state.cpu() for state in encoded.text], {"glyph": glyph})
+        more = {name: [state.cpu() for state in states] for name, states in encoded.more.items()}
+        states = Conditioning([state.cpu() for state in encoded.text], more)
         del encoders, encoded
         gc.collect()  # modules are in reference cycles: without this, memory is freed at some later collection
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return states
+
+
+def _streams(states: Conditioning) -> dict[str, list[Tensor]]:
+    """All streams by name."""
+    return {TEXT: states.text, **states.more}
+
+
+def _conditioning(rows: Sequence[Mapping[str, Tensor]]) -> Conditioning:
+    """The conditioning of prompts from their streams by name."""
+    names = [name for name in (rows[0] if rows else ()) if name != TEXT]
+    return Conditioning([row[TEXT] for row in rows], {name: [row[name] for row in rows] for name in names})
 
 
 def _read(path: Path, names: str, count: int) -> Conditioning:
@@ -85,13 +117,13 @@ def _read(path: Path, names: str, count: int) -> Conditioning:
     try:
         with safe_open(path, "pt") as file:
             stored = (file.metadata() or {}).get("names")
-            kinds = ([file.get_tensor(f"{kind}.{i}") for i in range(count)] for kind in ("text", "glyph"))
-            text, glyph = kinds
+            streams = [TEXT, *sorted({key.rpartition(".")[0] for key in file.keys()} - {TEXT})]  # noqa: SIM118
+            rows = [{name: file.get_tensor(f"{name}.{i}") for name in streams} for i in range(count)]
     except (OSError, SafetensorError) as cause:
         raise BenchError(f"prompt states {path} cannot be read ({cause}): delete the file.") from cause
     if stored != names:
         raise BenchError(f"prompt states {path} belong to other prompts or encoders: delete the file.")
-    return Conditioning(text, {"glyph": glyph})
+    return _conditioning(rows)
 
 
 def _write(path: Path, names: str, states: Conditioning) -> None:
@@ -99,9 +131,7 @@ def _write(path: Path, names: str, states: Conditioning) -> None:
     from safetensors.torch import save_file
 
     tensors = {
-        f"{kind}.{i}": state.contiguous()
-        for kind, rows in (("text", states.text), ("glyph", states.more["glyph"]))
-        for i, state in enumerate(rows)
+        f"{name}.{i}": state.contiguous() for name, rows in _streams(states).items() for i, state in enumerate(rows)
     }
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # a process id is not unique over nodes
     try:

@@ -1,4 +1,4 @@
-"""The policy of a run as files for diffusers and peft.
+"""The policy of a run as files for diffusers and peft. Shared by the backbones.
 
 A LoRA becomes `pytorch_lora_weights.safetensors` for `load_lora_adapter` of diffusers' transformer, and
 `adapter_model.safetensors` with `adapter_config.json` for peft's `PeftModel.from_pretrained`. A policy of all weights
@@ -15,7 +15,6 @@ from typing import Any
 from torch import Tensor
 
 from bench.api import BenchError
-from bench.backbones.hunyuanvideo15.policy import BLOCKS
 
 LORA_WEIGHTS, PEFT_WEIGHTS = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -26,18 +25,27 @@ PEFT_PREFIX = "base_model.model."
 FULL_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def exported_files(policy: Mapping[str, Tensor], settings: Mapping[str, Any], folder: Path) -> dict[str, bytes]:
-    """File name to content. `settings`: those of the policy in the fingerprint; r = 0 without a LoRA."""
+def exported_files(
+    policy: Mapping[str, Tensor], settings: Mapping[str, Any], folder: Path, blocks: str, prefix: str = ""
+) -> dict[str, bytes]:
+    """File name to content.
+
+    `settings`: those of the policy in the fingerprint; r = 0 without a LoRA. `blocks`: name of the transformer's list
+    of blocks. `prefix`: start of the LoRA's keys, "transformer." for a file that a pipeline's `load_lora_weights`
+    takes; without it `load_lora_adapter` needs `prefix=None`.
+    """
     if settings["r"] == 0:
         return _full(policy, folder / "transformer")
     from safetensors.torch import save
 
     _check_rank(policy, settings)
-    config = json.dumps(_lora_config(settings), indent=2, sort_keys=True)
+    config = _lora_config(settings, blocks)
+    metadata = json.dumps({prefix + key: value for key, value in config.items()}, indent=2, sort_keys=True)
+    lora = {prefix + key: value for key, value in policy.items()}
     return {
-        LORA_WEIGHTS: save(dict(policy), {"format": "pt", LORA_METADATA: config}),
+        LORA_WEIGHTS: save(lora, {"format": "pt", LORA_METADATA: metadata}),
         PEFT_WEIGHTS: save({PEFT_PREFIX + key: value for key, value in policy.items()}, {"format": "pt"}),
-        CONFIG: (config + "\n").encode(),
+        CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
     }
 
 
@@ -50,14 +58,14 @@ def _check_rank(policy: Mapping[str, Tensor], settings: Mapping[str, Any]) -> No
         )
 
 
-def _lora_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _lora_config(settings: Mapping[str, Any], blocks: str) -> dict[str, Any]:
     """The configuration that peft saves with such an adapter."""
     from peft import LoraConfig
 
     config: dict[str, Any] = LoraConfig(
         r=settings["r"],
         lora_alpha=settings["lora_alpha"],
-        target_modules=rf"{BLOCKS}\.\d+\.{settings['pattern']}",
+        target_modules=rf"{blocks}\.\d+\.{settings['pattern']}",
         inference_mode=True,
     ).to_dict()
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}

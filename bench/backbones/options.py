@@ -1,0 +1,170 @@
+"""Options that the backbones share, and how a backbone's options become the arguments of its constructor."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
+
+from bench.api import BenchError, context_degree
+from bench.backbones.folder import DTYPES
+
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
+
+LONGEST_SIDE = 10_000
+"""Largest number of frames, and of pixels along a side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """The settings under `backbone.train` that every backbone on a diffusers pipeline folder has.
+
+    `BenchError` for a value that no checkpoint accepts.
+    """
+
+    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {
+        "dtype": DTYPES,
+        "anchors_on": ("cpu", "model"),
+        "text_encoders": ("resident", "released"),
+        "lora_targets": ("attention", "attention+ff"),
+    }
+    """Options that take one of a few values."""
+
+    size: tuple[int, int, int]
+    """Frames, height and width of the videos in pixels."""
+    fps: float
+    """Frames per second of the videos, above 0: passed to the evaluators and written into video files."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the frozen transformer and of the text encoders. `bfloat16` halves their memory.
+
+    LoRA weights, latents and guidance are float32 in both cases; so is the VAE. `lora_rank: 0` needs `float32`.
+    """
+    lora_rank: int = 8
+    """Rank of the LoRA, at least 1; 0 trains all weights.
+
+    A trained weight takes 16 bytes: itself, its gradient and AdamW's two moments in float32.
+    """
+    lora_alpha: int | None = None
+    """Scale of the LoRA: its output is multiplied by lora_alpha / lora_rank. null: twice the rank."""
+    lora_targets: Literal["attention", "attention+ff"] = "attention+ff"
+    """Layers with a LoRA in every block: the projections of all attention, or the feed-forward layers too."""
+    decode_batch: int = 16
+    """Videos that the VAE decodes at once, at least 1. Memory of decoding grows in proportion."""
+    device: str | None = None
+    """Device of the models, such as `cpu` or `cuda`. null: the GPU if there is one.
+
+    Latents are accepted from any device, and results are returned on it.
+    """
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of storing them.
+
+    Gradients are bitwise identical. A trained step costs one more forward pass and stores one tensor per block.
+    """
+    anchors_on: Literal["cpu", "model"] = "cpu"
+    """Where copies of all weights are stored with `lora_rank: 0`: the base and each refreshed anchor.
+
+    `model` stores them on the models' device: 4 bytes per weight and copy. `cpu` costs a transfer of all weights
+    whenever an anchor runs. A LoRA's anchors are small and always on the models' device.
+    """
+    text_encoders: Literal["resident", "released"] = "resident"
+    """`resident` keeps the text encoders in memory.
+
+    `released` loads them for new prompts only and frees them afterwards; a run encodes all prompts before the other
+    models are loaded. They have 7.3e9 weights in HunyuanVideo-1.5, 5.7e9 in Wan2.1.
+    """
+    text_cache: str | Path | None = None
+    """Folder of files that keep the text states of prompts between runs. null: no files."""
+    parallel: Mapping[str, int] | None = None
+    """Context parallelism: {context: n} splits the latent tokens of each sample over n processes. null: n = 1.
+
+    n divides the latent tokens, the attention heads and the number of processes. Activations per process shrink n
+    times; attention exchanges tokens in every block.
+    """
+
+    def __post_init__(self) -> None:
+        for name, allowed in self.choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                known = ", ".join("null" if choice is None else choice for choice in allowed)
+                raise BenchError(f"backbone.train.{name} is {value!r}: choose one of {known}.")
+        rank = self.lora_rank
+        if not isinstance(rank, int) or rank < 0:
+            raise BenchError(
+                f"backbone.train.lora_rank is {rank}: give a rank of at least 1, or 0 to train all weights."
+            )
+        if rank == 0 and self.dtype != "float32":
+            raise BenchError(
+                f"backbone.train.lora_rank 0 trains all weights, and {self.dtype} weights lose small updates to "
+                "rounding: set backbone.train.dtype to float32."
+            )
+        self._check_numbers()
+        if isinstance(self.parallel, Mapping) and (unknown := sorted(self.parallel.keys() - {"context"})):
+            raise BenchError(
+                f"backbone.train.parallel has no key {unknown[0]!r}: it takes context, a number of processes."
+            )
+        context_degree(self.parallel)
+
+    def _check_numbers(self) -> None:
+        if not 0 < self.fps < math.inf:
+            raise BenchError(f"backbone.train.fps is {self.fps}: set it to a finite value above 0.")
+        for name in ("decode_batch", "lora_alpha"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BenchError(f"backbone.train.{name} is {value}: set it to at least 1.")
+        if max(self.size, default=0) > LONGEST_SIDE:
+            raise BenchError(f"backbone.train.size is {list(self.size)}: each number is at most {LONGEST_SIDE:,}.")
+
+    def savings(self, tiles: list[int]) -> dict[str, Any]:
+        """Options with which a run takes less memory, for `bench plan`. Only the tiles change its results.
+
+        `tiles`: a value of `vae_tiling` that suits the model.
+        """
+        savings: dict[str, Any] = {}
+        if not self.gradient_checkpointing:
+            savings["gradient_checkpointing"] = True
+        if self.text_encoders != "released":
+            savings["text_encoders"] = "released"
+        if self.lora_rank == 0 and self.anchors_on != "cpu":
+            savings["anchors_on"] = "cpu"
+        if getattr(self, "vae_tiling", None) is None:
+            savings["vae_tiling"] = tiles
+        if self.decode_batch > 1:
+            savings["decode_batch"] = 1
+        return savings
+
+
+def show_options(options: type[TrainingOptions]) -> Callable[[Constructor], Constructor]:
+    """Show the fields of `options` in a constructor's signature, instead of its `**settings`.
+
+    The harness reads names and defaults of `backbone.train` from this signature.
+    """
+
+    def show(constructor: Constructor) -> Constructor:
+        signature = inspect.signature(constructor)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        types = get_type_hints(options)
+        fields = inspect.signature(options).parameters.values()
+        parameters = [*own, *(field.replace(annotation=types[field.name]) for field in fields)]
+        constructor.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return constructor
+
+    return show
+
+
+def frame_size(size: Sequence[int], *, time: int, space: int, multiple: int | None = None) -> tuple[int, int, int]:
+    """Frames, height and width of a latent of a video of `size` (frames, height, width) in pixels.
+
+    `time`, `space`: compression of the VAE. `multiple`: what height and width must be multiples of; None: `space`.
+    """
+    step = multiple or space
+    positive = len(size) == 3 and min(size) > 0
+    if not positive or (size[0] - 1) % time or size[1] % step or size[2] % step:
+        raise BenchError(
+            f"size {list(size)}: frames must be {time} n + 1, height and width multiples of {step}; "
+            "set backbone.train.size accordingly."
+        )
+    frames, height, width = size
+    return (frames - 1) // time + 1, height // space, width // space
