@@ -71,7 +71,9 @@ def page(folder: Path) -> str:
 
 def _gain(runs: RowRuns, base: Run, score: str) -> Array:
     """Gains over the base [seed, prompt]."""
-    return np.stack([run.cells[score].to_numpy() for run in runs.finished]) - base.cells[score].to_numpy()
+    scores: Array = np.stack([run.cells[score].to_numpy() for run in runs.finished])
+    gain: Array = scores - base.cells[score].to_numpy()
+    return gain
 
 
 def _gains(base: Run, rows: Sequence[RowRuns], groups: Mapping[str, list[int]], score: str) -> str:

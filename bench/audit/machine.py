@@ -86,11 +86,11 @@ def ring_speed(processes: int, backend: str = "nccl", size: int = RING_BYTES) ->
 
     A ring of n processes sends 2 (n - 1) / n times the bytes of the tensor. The sum is checked.
     """
-    import torch.multiprocessing as mp
+    from torch.multiprocessing.spawn import spawn
 
     with tempfile.TemporaryDirectory(prefix="bench-ring-") as name:
         meeting, result = Path(name, "meeting"), Path(name, "seconds")
-        mp.spawn(_ring, (processes, backend, size, str(meeting), str(result)), nprocs=processes)
+        spawn(_ring, (processes, backend, size, str(meeting), str(result)), nprocs=processes)
         seconds = float(result.read_text())
     return 2 * (processes - 1) / processes * size / seconds
 

@@ -45,7 +45,7 @@ def test_a_machine_that_can_do_it_gets_hours(tmp_path: Path, capsys: pytest.Capt
         ("good", "clipscore reproduces them"),
     ]
     assert findings(document, "ring") == [("note", "skipped: 0 GPU(s), and NCCL connects several")]
-    assert "4 samples, 2 trained steps: rollout " in findings(document, "update")[0][1]
+    assert "4 samples, 2 trained steps: decode " in findings(document, "update")[0][1]
     assert {"load", "rollout", "decode", "reward", "update"} <= document["seconds"].keys()
     # the miniature of so small a suite is one update of it
     update = sum(document["seconds"][phase] for phase in ("rollout", "decode", "update"))

@@ -98,8 +98,8 @@ def check_vae(folder: Path, vae: Mapping[str, Any]) -> None:
     path, channels = f"checkpoint file {folder}/vae/config.json", vae["z_dim"]
     for key in ("latents_mean", "latents_std"):
         values = vae.get(key)
-        numbers = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
-        if not numbers or len(values) != channels:
+        numbers = [value for value in values if isinstance(value, int | float)] if isinstance(values, list) else []
+        if len(numbers) != channels or values != numbers:
             raise BenchError(f"{path}: {key} does not have {channels} numbers, one for each channel: {RESTORE}.")
     for key in ("dim_mult", "temperal_downsample"):
         if not isinstance(vae.get(key), list) or not vae[key]:

@@ -173,10 +173,13 @@ def test_the_embedding_of_the_text_encoder_is_loaded(wan: Wan21) -> None:
 
 
 # against diffusers --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("guidance", "negative"), [(1.0, ""), (5.0, NEGATIVE)])
+@pytest.mark.parametrize(("guidance", "negative"), [(1.0, ""), (5.0, "two dogs on the grass")])
 @torch.no_grad()
 def test_the_sampler_equals_the_stock_pipeline(guidance: float, negative: str) -> None:
-    """Same noise, 4 steps of shift 5 in float32, with the pipeline's own text; only the schedule is given to it."""
+    """Same noise, 4 steps of shift 5 in float32, with the pipeline's own text; only the schedule is given to it.
+
+    The prompts have no unknown characters, for which the pipeline's tokenizer is another one.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
     class GivenSigmas(FlowMatchEulerDiscreteScheduler):

@@ -12,7 +12,10 @@ INTERVAL = re.compile(r"-?\d+\.\d+ \[-?\d+\.\d+, -?\d+\.\d+\]")
 
 
 def tables() -> str:
-    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(REFERENCE.glob("**/tables/*.md")))
+    return "\n".join(
+        path.read_text(encoding="utf-8")
+        for path in sorted([*REFERENCE.glob("**/tables/*.md"), *REFERENCE.glob("*/prompts.md")])
+    )
 
 
 def test_every_interval_on_the_page_stands_in_a_stored_table() -> None:
