@@ -64,7 +64,7 @@ SECTIONS = (
             "and `variants`; see [Write a suite](../how-to/write-a-suite.md).", own=False),
     Section("backbone", SUITE, ("BackboneSpec",), own=False),
     Section("backbone.train, for hunyuanvideo15 and wan21", f"{BACKBONES}/options.py", ("TrainingOptions",),
-            "Each of the two has further keys below.", own=False, skip=("size", "fps")),
+            "Each of the two has further keys below.", own=False, skip=("size", "fps", "vae_tiling")),
     Section("backbone.train, for hunyuanvideo15", f"{BACKBONES}/hunyuanvideo15/options.py", ("HunyuanOptions",),
             own=False),
     Section("backbone.train, for wan21", f"{BACKBONES}/wan21/options.py", ("WanOptions",), own=False),

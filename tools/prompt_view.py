@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from bench.core.errors import BenchError
 from bench.core.provenance import ROOT
@@ -109,15 +108,10 @@ def _videos(run: Run) -> KeptVideos:
 
 def shape_hues(kept: KeptVideos) -> Array:
     """Hue in degrees of the shape in the first kept video of each prompt, [prompt]; NaN without a bright pixel."""
-    index = kept.index
     hues = []
-    for clip in index["clips"]:
-        if clip["video"]:
-            continue
-        with Image.open(kept.path(clip["prompt_index"], 0)) as picture:
-            top = clip["line"] * index["height"]
-            strip = np.asarray(picture.convert("RGB").crop((0, top, picture.width, top + index["height"]))) / 255
-        shape = strip[strip.max(-1) >= SHAPE_LEVEL]
+    for prompt in dict.fromkeys(clip["prompt_index"] for clip in kept.index["clips"]):
+        frames = kept.frames(prompt, 0) / 255
+        shape = frames[frames.max(-1) >= SHAPE_LEVEL]
         hues.append(_hue(shape.mean(0)) if len(shape) else np.nan)
     return np.array(hues)
 

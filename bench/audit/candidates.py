@@ -60,11 +60,7 @@ def candidate(path: Path, base: BaseRun) -> Candidate:
     facts = backbone.check_policy_file(path, None if checkpoint is None else checkpoint.require())
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
     sums = {file.name: sha256_file(file) for file in files}
-    ranks = ", ".join(map(str, facts.get("ranks", []))) or "?"
-    what = (
-        f"LoRA in {facts.get('layout', 'a layout of its backbone')}, rank {ranks}, {facts.get('layers', '?')} layers"
-    )
-    return Candidate(_name(path), f"{what}; {UNKNOWN}", path, facts={**facts, "sha256": sums})
+    return Candidate(_name(path), f"{facts['what']}; {UNKNOWN}", path, facts={**facts, "sha256": sums})
 
 
 def _run_candidate(run: Path, base: BaseRun) -> Candidate:

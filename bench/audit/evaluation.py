@@ -207,10 +207,10 @@ def _score_one(
         scores_digest=store.content_digest(scores),
         extra=plain(held_out.record_extras()),
     )
-    place = store.make_folder(folder / policy.name)
-    store.replace_atomically(place / SCORES, lambda path: store.write_parquet(scores, path))
-    store.write_text(place / RESULT, evaluation.model_dump_json(by_alias=True, indent=1) + "\n")
-    return Scored(evaluation, scores, place)
+    own = store.make_folder(folder / policy.name)
+    store.replace_atomically(own / SCORES, lambda path: store.write_parquet(scores, path))
+    store.write_text(own / RESULT, evaluation.model_dump_json(by_alias=True, indent=1) + "\n")
+    return Scored(evaluation, scores, own)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from bench.backbones.prompt_cache import Loaded, PromptStates
 class PipelineBackbone(ABC, Generic[Loaded]):
     """A policy on the transformer of a diffusers pipeline folder.
 
-    A constructor calls `_set_up` with the loaded parts; `latent_shape` is known then.
+    A constructor calls `_set_up`.
     """
 
     options: ClassVar[type[TrainingOptions]]
@@ -58,17 +58,35 @@ class PipelineBackbone(ABC, Generic[Loaded]):
     latent_shape: tuple[int, int, int, int]
     fps: float
     decode_batch: int
+    tiling: tuple[int, ...] | None
     uncond_prompt: str = ""
     """Prompt of the unconditional branch of guidance."""
 
-    def _set_up_models(self, folder: Path, options: TrainingOptions) -> None:
-        """Prepare the prompt states, with resident text encoders, and load the transformer and the VAE."""
+    @classmethod
+    def check_suite(cls, checkpoint: Path | None, guidance: float, params: Mapping[str, Any]) -> None:
+        """Refuse unfit options and an unfit folder, without loading anything.
+
+        `checkpoint`: None if the folder does not exist yet; only the options are checked then.
+        """
+        options = cls.options(**params)
+        if checkpoint is not None:
+            cls._check_folder(checkpoint, options)
+
+    def _set_up(self, folder: Path, options: TrainingOptions, shard: Shard | None) -> None:
+        """Check the folder, load its models, and make the policy."""
+        self._check_folder(folder, options)
         self.folder = folder
-        self.device, self.dtype = _place(options)
+        self.device, self.dtype = _device_and_dtype(options)
         self.uncond_prompt = self._uncond_prompt(options)
         self.prompts = self._prompt_states(folder, options)
         self.transformer, self.vae = self._load_models()
         self.fps, self.decode_batch = float(options.fps), options.decode_batch
+        self.latent_shape = self._latent_shape(options)
+        self._share_context(options)
+        self.tiling = None if options.vae_tiling is None else tuple(options.vae_tiling)
+        if self.tiling is not None:
+            self.vae.enable_tiling(*self.tiling)
+        self._set_up_policy(options, shard)
 
     def _set_up_policy(self, options: TrainingOptions, shard: Shard | None) -> None:
         """Make the policy on the transformer, and shard this."""
@@ -95,6 +113,14 @@ class PipelineBackbone(ABC, Generic[Loaded]):
     def _load_models(self) -> tuple[Any, Any]:
         """The transformer and the VAE, on the device."""
 
+    @abstractmethod
+    def _latent_shape(self, options: Any) -> tuple[int, int, int, int]:
+        """Channels, frames, height and width of a latent; the VAE is loaded."""
+
+    @abstractmethod
+    def _share_context(self, options: Any) -> None:
+        """Install the context parallelism of the options in the transformer."""
+
     @classmethod
     @abstractmethod
     def _load_text(cls, folder: Path, options: Any, dtype: torch.dtype, device: torch.device) -> Loaded:
@@ -108,7 +134,7 @@ class PipelineBackbone(ABC, Generic[Loaded]):
     @classmethod
     def _prompt_states(cls, folder: Path, options: TrainingOptions) -> PromptStates[Loaded]:
         """The text states of a folder's encoders, which are loaded now if they are resident, else for new prompts."""
-        device, dtype = _place(options)
+        device, dtype = _device_and_dtype(options)
         return PromptStates(
             lambda: cls._load_text(folder, options, dtype, device),
             unconditional=cls._uncond_prompt(options),
@@ -266,7 +292,7 @@ class PipelineBackbone(ABC, Generic[Loaded]):
         return {}
 
 
-def _place(options: TrainingOptions) -> tuple[torch.device, torch.dtype]:
+def _device_and_dtype(options: TrainingOptions) -> tuple[torch.device, torch.dtype]:
     """Device of the models, and type of the transformer and of the text encoders."""
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return device, getattr(torch, options.dtype)

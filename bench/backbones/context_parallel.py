@@ -54,19 +54,15 @@ def split_tokens(transformer: Any, blocks: Any, rotation_dim: int, group: Any) -
     The rotary tables, the two outputs of the module `rope`, are split in their dimension `rotation_dim`. Attention in
     the blocks must exchange tokens for heads (`all_tokens`, `local_tokens`).
     """
-    n, rank = dist.get_world_size(group), dist.get_rank(group)
-
-    def local_chunk(x: Tensor, dim: int) -> Tensor:
-        return x.chunk(n, dim)[rank]
 
     def split_rotation(module: Any, args: Any, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return local_chunk(tables[0], rotation_dim), local_chunk(tables[1], rotation_dim)
+        return _local_chunk(tables[0], rotation_dim, group), _local_chunk(tables[1], rotation_dim, group)
 
     def split_latents(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return local_chunk(args[0], TOKENS), *args[1:]
+        return _local_chunk(args[0], TOKENS, group), *args[1:]
 
     def gather_latents(module: Any, args: Any, out: Tensor) -> Tensor:
-        gathered: Tensor = _GatherTokens.apply(out, group)
+        gathered: Tensor = _Gather.apply(out, TOKENS, False, group)
         return gathered
 
     transformer.rope.register_forward_hook(split_rotation)
@@ -88,13 +84,18 @@ def local_tokens(x: Tensor, group: Any) -> Tensor:
 
 def local_heads(x: Tensor, group: Any) -> Tensor:
     """This process's heads of tokens that every process holds."""
-    return x.chunk(dist.get_world_size(group), HEADS)[dist.get_rank(group)]
+    return _local_chunk(x, HEADS, group)
 
 
 def all_heads(x: Tensor, group: Any) -> Tensor:
     """All heads of tokens that every process holds, from this process's heads."""
-    heads: Tensor = _GatherHeads.apply(x, group)
+    heads: Tensor = _Gather.apply(x, HEADS, True, group)
     return heads
+
+
+def _local_chunk(x: Tensor, dim: int, group: Any) -> Tensor:
+    """This process's chunk along `dim` of what every process holds."""
+    return x.chunk(dist.get_world_size(group), dim)[dist.get_rank(group)]
 
 
 def _exchange(x: Tensor, split_dim: int, gather_dim: int, group: Any) -> Tensor:
@@ -124,29 +125,22 @@ class _Exchange(torch.autograd.Function):
         return _exchange(grad, *ctx.back), None, None, None
 
 
-class _GatherHeads(torch.autograd.Function):
-    """All heads of the text. Every process continues with all of them, so the backward pass sums their gradients."""
+class _Gather(torch.autograd.Function):
+    """The chunks of all processes along `dim`; the backward pass returns the local chunk of the gradient.
+
+    `summed`: every process continues with all chunks, as with the text's heads, so that their gradients are added up
+    first. Otherwise every process computes the same loss from them, as from all latent tokens.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return _gather(x, HEADS, group)
+    def forward(ctx: Any, x: Tensor, dim: int, summed: bool, group: Any) -> Tensor:
+        ctx.settings = dim, summed, group
+        return _gather(x, dim, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        total = grad.contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
-        return total.chunk(dist.get_world_size(ctx.group), HEADS)[dist.get_rank(ctx.group)], None
-
-
-class _GatherTokens(torch.autograd.Function):
-    """All latent tokens. Every process computes the same loss, so the backward pass returns the local chunk only."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return _gather(x, TOKENS, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.chunk(dist.get_world_size(ctx.group), TOKENS)[dist.get_rank(ctx.group)], None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        dim, summed, group = ctx.settings
+        if summed:
+            grad = grad.contiguous().clone()
+            dist.all_reduce(grad, group=group)
+        return _local_chunk(grad, dim, group), None, None, None

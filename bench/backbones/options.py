@@ -37,6 +37,8 @@ class TrainingOptions:
     """Frames, height and width of the videos in pixels."""
     fps: float
     """Frames per second of the videos, above 0: passed to the evaluators and written into video files."""
+    vae_tiling: tuple[int, int, int, int] | None
+    """Tiles for decoding; null decodes whole frames."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the frozen transformer and of the text encoders. `bfloat16` halves their memory.
 
@@ -117,6 +119,25 @@ class TrainingOptions:
         if max(self.size, default=0) > LONGEST_SIDE:
             raise BenchError(f"backbone.train.size is {list(self.size)}: each number is at most {LONGEST_SIDE:,}.")
 
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """Height and width of a tile in pixels; None where whole frames are decoded."""
+        return None if self.vae_tiling is None else (self.vae_tiling[0], self.vae_tiling[1])
+
+    def cost_settings(self) -> dict[str, Any]:
+        """The fields of `ModelCost` that are options, or follow from them alone."""
+        full = self.lora_rank == 0
+        return {
+            "size": (self.size[0], self.size[1], self.size[2]),
+            "trains": "all weights" if full else f"LoRA of rank {self.lora_rank}",
+            "dtype": self.dtype,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "resident_text": self.text_encoders == "resident",
+            "copies_on_gpu": not full or self.anchors_on == "model",
+            "tile": self.tile,
+            "decode_batch": self.decode_batch,
+        }
+
     def savings(self, tiles: list[int]) -> dict[str, Any]:
         """Options with which a run takes less memory, for `bench plan`. Only the tiles change its results.
 
@@ -129,7 +150,7 @@ class TrainingOptions:
             savings["text_encoders"] = "released"
         if self.lora_rank == 0 and self.anchors_on != "cpu":
             savings["anchors_on"] = "cpu"
-        if getattr(self, "vae_tiling", None) is None:
+        if self.vae_tiling is None:
             savings["vae_tiling"] = tiles
         if self.decode_batch > 1:
             savings["decode_batch"] = 1

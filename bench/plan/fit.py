@@ -152,9 +152,7 @@ def host_bytes(prepared: PreparedSuite) -> float | None:
     model = suite_model(prepared)
     if model is None:
         return None
-    files = {
-        path for use, each in prepared.checkpoints.items() if not use.startswith("backbone") for path in [each.path]
-    }
+    files = {each.path for use, each in prepared.checkpoints.items() if not use.startswith("backbone")}
     evaluators = sum(_size(path) for path in files)
     return host_peak(memory_use(prepared, model, Hardware(CPU, 1, math.inf))[1]) + evaluators
 

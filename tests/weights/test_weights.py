@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.algorithm.sampling import sample_held_out
 from bench.api import Backbone, Evaluator
-from bench.checks.golden import farthest_score, golden_path, measure_golden, read_golden, tolerance, write_golden
+from bench.checks.golden import check_golden, golden_path, write_golden
 from bench.cli import main
 from bench.core.provenance import ROOT
 from bench.suite.load import load_suite
@@ -88,8 +88,7 @@ def test_golden_scores_hold(prepared: PreparedSuite) -> None:
             continue
         if not path.exists():
             write_golden(evaluator, path)
-        gap, clip, metric = farthest_score(measure_golden(evaluator), read_golden(path).scores)
-        assert gap <= tolerance(evaluator)[0], (name, clip, metric)
+        assert check_golden(name, evaluator, path)["passed"], name
         compared += 1
     assert compared, "no evaluator of the suite has golden scores"
 

@@ -41,15 +41,8 @@ class HunyuanVideo15(PipelineBackbone[TextEncoders]):
     @show_options(HunyuanOptions)
     def __init__(self, checkpoint: str | Path, shard: Shard | None = None, **settings: Any) -> None:
         options = HunyuanOptions(**settings)
-        self._check_folder(Path(checkpoint), options)
-        self._set_up_models(Path(checkpoint), options)
         self.convention = options.convention
-        self.latent_shape = latent_shape(options.size, self.vae.config)
-        share_context(self.transformer, options.parallel, self.latent_shape)
-        self.tiling = None if options.vae_tiling is None else tuple(options.vae_tiling)
-        if self.tiling is not None:
-            self.vae.enable_tiling(*self.tiling)
-        self._set_up_policy(options, shard)
+        self._set_up(Path(checkpoint), options, shard)
 
     @classmethod
     def check_suite(cls, checkpoint: Path | None, guidance: float, params: Mapping[str, Any]) -> None:
@@ -57,9 +50,8 @@ class HunyuanVideo15(PipelineBackbone[TextEncoders]):
 
         `checkpoint`: None if the folder does not exist yet; only the options are checked then.
         """
-        options = HunyuanOptions(**params)
+        super().check_suite(checkpoint, guidance, params)
         if checkpoint is not None:
-            cls._check_folder(checkpoint, options)
             files.refuse_guidance(checkpoint, guidance)
 
     @classmethod
@@ -70,6 +62,12 @@ class HunyuanVideo15(PipelineBackbone[TextEncoders]):
     def _load_models(self) -> tuple[Any, Any]:
         transformer = files.load_transformer(self.folder, self.dtype, self.device)
         return transformer, files.load_vae(self.folder, self.device)
+
+    def _latent_shape(self, options: HunyuanOptions) -> tuple[int, int, int, int]:
+        return latent_shape(options.size, self.vae.config)
+
+    def _share_context(self, options: HunyuanOptions) -> None:
+        share_context(self.transformer, options.parallel, self.latent_shape)
 
     @classmethod
     def _load_text(

@@ -188,12 +188,11 @@ def model_cost(folder: Path | None, params: Mapping[str, Any], words: float) -> 
     options, net = HunyuanOptions(**params), Transformer.from_config(config)
     shape = latent_shape(options.size, vae)
     latents, text = net.tokens(shape), round(TOKENS_PER_WORD * words) + TEMPLATE_TOKENS
-    tile = None if options.vae_tiling is None else (options.vae_tiling[0], options.vae_tiling[1])
     full, (vae_parameters, text_parameters) = options.lora_rank == 0, side_parameters(folder)
     space = vae["spatial_compression_ratio"]
     return ModelCost(
         source=source,
-        size=(options.size[0], options.size[1], options.size[2]),
+        **options.cost_settings(),
         latent_shape=shape,
         latents=latents,
         text=text,
@@ -205,17 +204,10 @@ def model_cost(folder: Path | None, params: Mapping[str, Any], words: float) -> 
         adapter_parameters=0 if full else net.lora_parameters(options.lora_rank, options.lora_targets),
         vae_parameters=vae_parameters,
         text_parameters=text_parameters,
-        trains="all weights" if full else f"LoRA of rank {options.lora_rank}",
-        dtype=options.dtype,
-        gradient_checkpointing=options.gradient_checkpointing,
-        resident_text=options.text_encoders == "resident",
-        copies_on_gpu=not full or options.anchors_on == "model",
-        tile=tile,
-        decode_batch=options.decode_batch,
         forward=net.forward(latents, text),
         backward=net.backward(latents, text, options.gradient_checkpointing, full),
-        decode=decode_flops(vae, options.size, tile is not None),
+        decode=decode_flops(vae, options.size, options.tile is not None),
         block_bytes=BLOCK_BYTES[options.dtype],
-        decode_bytes=decode_bytes(vae, options.size, tile),
+        decode_bytes=decode_bytes(vae, options.size, options.tile),
         savings=options.savings([TILE * space, TILE * space, TILE, TILE]),
     )

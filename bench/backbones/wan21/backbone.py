@@ -40,30 +40,12 @@ class Wan21(PipelineBackbone[UMT5]):
     @show_options(WanOptions)
     def __init__(self, checkpoint: str | Path, shard: Shard | None = None, **settings: Any) -> None:
         options = WanOptions(**settings)
-        self._check_folder(Path(checkpoint), options)
         self.text_rows = options.text_rows
-        self._set_up_models(Path(checkpoint), options)
-        config = self.vae.config
-        self.latent_shape = latent_shape(options.size, config)
-        share_context(self.transformer, options.parallel, self.latent_shape)
+        self._set_up(Path(checkpoint), options, shard)
         self._mean, self._std = (
             torch.tensor(values, device=self.device).reshape(1, -1, 1, 1, 1)
-            for values in (config.latents_mean, config.latents_std)
+            for values in (self.vae.config.latents_mean, self.vae.config.latents_std)
         )
-        self.tiling = None if options.vae_tiling is None else tuple(options.vae_tiling)
-        if self.tiling is not None:
-            self.vae.enable_tiling(*self.tiling)
-        self._set_up_policy(options, shard)
-
-    @classmethod
-    def check_suite(cls, checkpoint: Path | None, guidance: float, params: Mapping[str, Any]) -> None:
-        """Refuse unfit options and an unfit folder, without loading anything.
-
-        `checkpoint`: None if the folder does not exist yet; only the options are checked then.
-        """
-        options = WanOptions(**params)
-        if checkpoint is not None:
-            cls._check_folder(checkpoint, options)
 
     @classmethod
     def model_cost(cls, checkpoint: Path | None, params: Mapping[str, Any], words: float) -> ModelCost:
@@ -73,6 +55,12 @@ class Wan21(PipelineBackbone[UMT5]):
     def _load_models(self) -> tuple[Any, Any]:
         transformer = files.load_transformer(self.folder, self.dtype, self.device)
         return transformer, files.load_vae(self.folder, self.device)
+
+    def _latent_shape(self, options: WanOptions) -> tuple[int, int, int, int]:
+        return latent_shape(options.size, self.vae.config)
+
+    def _share_context(self, options: WanOptions) -> None:
+        share_context(self.transformer, options.parallel, self.latent_shape)
 
     @classmethod
     def _load_text(cls, folder: Path, options: WanOptions, dtype: torch.dtype, device: torch.device) -> UMT5:

@@ -164,10 +164,9 @@ def model_cost(folder: Path | None, params: Mapping[str, Any]) -> ModelCost:
         vae_parameters, text_parameters = (stored_parameters(folder / part) for part in ("vae", "text_encoder"))
     shape = latent_shape(options.size, vae)
     tokens, full = latent_tokens(shape), options.lora_rank == 0
-    tile = None if options.vae_tiling is None else (options.vae_tiling[0], options.vae_tiling[1])
     return ModelCost(
         source=source,
-        size=(options.size[0], options.size[1], options.size[2]),
+        **options.cost_settings(),
         latent_shape=shape,
         latents=tokens,
         text=0,
@@ -179,17 +178,10 @@ def model_cost(folder: Path | None, params: Mapping[str, Any]) -> ModelCost:
         adapter_parameters=0 if full else net.lora_parameters(options.lora_rank, options.lora_targets),
         vae_parameters=vae_parameters,
         text_parameters=text_parameters,
-        trains="all weights" if full else f"LoRA of rank {options.lora_rank}",
-        dtype=options.dtype,
-        gradient_checkpointing=options.gradient_checkpointing,
-        resident_text=options.text_encoders == "resident",
-        copies_on_gpu=not full or options.anchors_on == "model",
-        tile=tile,
-        decode_batch=options.decode_batch,
         forward=net.forward(tokens, options.text_rows),
         backward=net.backward(tokens, options.text_rows, options.gradient_checkpointing, full),
-        decode=decode_flops(vae, options.size, tile is not None),
+        decode=decode_flops(vae, options.size, options.tile is not None),
         block_bytes=net.block_bytes(options, tokens),
-        decode_bytes=decode_bytes(vae, options.size, tile),
+        decode_bytes=decode_bytes(vae, options.size, options.tile),
         savings=options.savings(TILES),
     )
