@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,4 +151,7 @@ def test_the_tutorial_runs() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert "smallest gains of sage_grpo-dual: {'a red circle moving left slowly': 0.16" in run.stdout
+    table = pd.read_csv(ROOT / "results" / "reference" / "nano" / "tables" / "main.csv").set_index("row")
+    for row, gain in table["overall_delta"].dropna().items():
+        assert re.search(rf"^ *{row} .* {gain:.2f} +\S+ +\S+$", run.stdout, flags=re.MULTILINE), row
+    assert re.search(r"^smallest gains of sage_grpo-dual: \{'.+': -?\d+\.\d+,", run.stdout, flags=re.MULTILINE)

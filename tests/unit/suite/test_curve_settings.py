@@ -43,7 +43,9 @@ def test_settings_without_a_meaning_are_refused_in_one_sentence(override: str, m
     ],
 )
 def test_digests_of_suites_without_a_curve_are_those_of_before_there_were_curves(name: str, expected: str) -> None:
-    assert digest(run_settings(load_suite(name))) == expected
+    settings = run_settings(load_suite(name))
+    settings["backbone"]["train"].pop("text_encoders", None)  # later than the digests: the full-size suites set it
+    assert digest(settings) == expected
 
 
 def test_a_run_of_before_has_the_settings_of_its_inputs() -> None:
