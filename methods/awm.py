@@ -38,8 +38,11 @@ class AWM(ForwardMethod):
     """How the squared error e becomes -l: `ghuber` (sigma / power) e^power, `huber` sigma sqrt(e)."""
     power: float = 0.25
     """Exponent of `ghuber`, above 0."""
-    clip_range: float = 1e-4
-    """PPO clip range of the ratio exp(l - old l), above 0; it acts from the second optimizer step of an update on."""
+    clip_range: float = 1.0
+    """PPO clip range of the ratio exp(l - old l), above 0; it acts from the second optimizer step of an update on.
+
+    Every released configuration sets 1; the base configuration of the code has 1e-4.
+    """
     base_weight: float = 1e-3
     """Weight of the squared distance to the base model's velocity, at least 0; 0.001 to 0.003 in the code."""
     old_weight: float = 1.0

@@ -87,7 +87,7 @@ def test_equal_weights_are_those_of_the_equalizer(suites: dict[str, PreparedSuit
     [
         ("nano_zoo", "precise-fixed", []),
         ("nano_zoo", "rvm-none", []),
-        ("nano_reuse", "awm-clip1", ["budget.minibatches=2"]),
+        ("nano_reuse", "awm-none", ["budget.minibatches=2"]),
         ("nano_reuse", "grpo_guard-fixed", ["budget.minibatches=2"]),
         ("nano_window", "mix_grpo-early5-equalized", []),
         ("nano_one_step", "mix_grpo-any1", ["budget.train_steps=1"]),
