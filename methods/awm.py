@@ -31,7 +31,9 @@ class AWM(ForwardMethod):
     Departs: the noise levels are uniform in strata of [0.1, 1]; the code takes those of its sampler's 14 steps.
     """
 
-    paper: ClassVar[str] = 'arXiv:2509.25050, "Advantage Weighted Matching"'
+    paper: ClassVar[str] = (
+        'arXiv:2509.25050, "Advantage Weighted Matching: Aligning RL with Pretraining in Diffusion Models"'
+    )
     references: ClassVar[frozenset[str]] = frozenset({"old", "base"})
 
     likelihood: Literal["ghuber", "huber"] = "ghuber"

@@ -24,7 +24,9 @@ class FlashGRPO(Method):
       with shift 3): a kernel sees its own step only.
     """
 
-    paper: ClassVar[str] = 'arXiv:2605.15980, "Flash-GRPO"'
+    paper: ClassVar[str] = (
+        'arXiv:2605.15980, "Flash-GRPO: Efficient Alignment for Video Diffusion via One-Step Policy Optimization"'
+    )
     per_prompt: ClassVar[bool] = True
 
     eta: float = 1.0

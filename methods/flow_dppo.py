@@ -25,7 +25,9 @@ class FlowDPPO(Method):
     Departs: the code adds noise at 3 steps of the first half of 10; here the suite says how many noisy steps train.
     """
 
-    paper: ClassVar[str] = 'arXiv:2606.11025, "Flow-DPPO"'
+    paper: ClassVar[str] = (
+        'arXiv:2606.11025, "Flow-DPPO: Divergence Proximal Policy Optimization for Flow Matching Models"'
+    )
 
     eta: float = 0.7
     """Noise scale, at least 0."""

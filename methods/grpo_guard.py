@@ -26,7 +26,9 @@ class GRPOGuard(Method):
     Departs: `clipped_share` in the log counts plain ratios beyond the clip range, not the scaled ones.
     """
 
-    paper: ClassVar[str] = 'arXiv:2510.22319, "GRPO-Guard"'
+    paper: ClassVar[str] = (
+        'arXiv:2510.22319, "GRPO-Guard: Mitigating Implicit Over-Optimization in Flow Matching via Regulated Clipping"'
+    )
 
     eta: float = 0.7
     """Noise scale, at least 0."""

@@ -26,7 +26,9 @@ class Precise(Method):
       |J|, so its clip range of 4e-6 is one of another ratio. At ratio 1 both are equal.
     """
 
-    paper: ClassVar[str] = 'arXiv:2605.23522, "Precise"'
+    paper: ClassVar[str] = (
+        'arXiv:2605.23522, "Precise: SDE-Consistent Stochastic Sampling for RL Post-Training of Flow-Matching Models"'
+    )
 
     eta: float = 1.5
     """Noise scale, at least 0. It does not mean what it does in Flow-GRPO or CPS."""

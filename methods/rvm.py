@@ -25,7 +25,9 @@ class RVM(ForwardMethod):
     Departs: without the optional warm-up on videos of positive advantage.
     """
 
-    paper: ClassVar[str] = 'arXiv:2608.23664, "Reward-based Velocity Matching"'
+    paper: ClassVar[str] = (
+        'arXiv:2608.23664, "Scaling Reinforcement Learning for Diffusion Models via Velocity Matching"'
+    )
     references: ClassVar[frozenset[str]] = frozenset({"base"})
 
     scale: float = 0.1

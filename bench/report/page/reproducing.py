@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 from bench.core.hashing import canonical_json
@@ -43,6 +45,7 @@ class Reproduction:
     texts: Sequence[tuple[str, str]]
     """Title and JSON of the configuration and of the fingerprints."""
     citation: str
+    """BibTeX of the benchmark, and of the papers of the methods and models."""
 
 
 def reproduction(subject: Subject) -> Reproduction:
@@ -55,7 +58,9 @@ def reproduction(subject: Subject) -> Reproduction:
         failed=[(name, record.error or "no reason recorded") for name, record in records if record.status == "failed"],
         environments=[(label, _environment_lines(json.loads(key))) for key, label in environments.items()],
         texts=_texts(subject),
-        citation=CITATION.replace("NAME", subject.name).replace("DIGEST", subject.digest),
+        citation="\n\n".join(
+            [CITATION.replace("NAME", subject.name).replace("DIGEST", subject.digest), *_papers(subject)]
+        ),
     )
 
 
@@ -107,6 +112,14 @@ def _records(subject: Subject) -> list[tuple[str, RunRecord]]:
         for variant, main in subject.tables.items()
         for _, record in records_below(main.suite.folder)
     ]
+
+
+def _papers(subject: Subject) -> list[str]:
+    """The BibTeX entries of the methods and models of the page; a plug-in has none."""
+    names = {runs.row.method for suite in subject.suites for runs in suite.rows}
+    names |= {str(suite.config.get("backbone", {}).get("name")) for suite in subject.suites}
+    entries = (files("bench.report") / "papers.bib").read_text(encoding="utf-8").strip().split("\n\n")
+    return [entry for entry in entries if names & set(re.findall(r"(?:^@misc\{|ids += \{)(\w+)", entry))]
 
 
 def _commands(subject: Subject) -> list[tuple[str, str]]:
