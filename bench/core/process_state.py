@@ -184,10 +184,10 @@ def _class_entries(path: str, cls: type) -> Iterator[tuple[str, tuple[object, ob
 def harness_code() -> Code:
     """Functions, classes and constants of all loaded modules of bench, and torch's random functions."""
     code: Code = {f"torch.{name}": _function_entry(getattr(torch, name)) for name in RANDOM}
-    for module_name, module in list(sys.modules.items()):
+    for module_name, module in sys.modules.copy().items():  # list() of them fails while another thread imports
         if module_name.partition(".")[0] != "bench" or module is None:
             continue
-        for name, value in list(vars(module).items()):
+        for name, value in vars(module).copy().items():
             path = f"{module_name}.{name}"
             if isinstance(value, FunctionType | type) or name.isupper():
                 code[path] = _function_entry(value)

@@ -109,6 +109,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     def open_report(folder: Path, link: str = "", width: int = 1600, init: str = "", **options: Any) -> Any:
         context = browser.new_context(viewport={"width": width, "height": 1000 if width > 600 else 844}, **options)
         contexts.append(context)
+        context.set_default_timeout(120_000)  # of milliseconds: a busy machine is slow, and no fault of the page
         page = context.new_page()
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
