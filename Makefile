@@ -13,7 +13,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: faults help setup demo reproduce-table reproduce ablations table figures report plans test test-weights fuzz check docs docs-pages departures bench-speed format clean
+.PHONY: faults help setup demo reproduce-table reproduce ablations table figures report plans test test-gpu test-weights fuzz check docs docs-pages departures bench-speed format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,9 @@ report: reproduce-table ## one HTML page about SUITE, whose missing runs are tra
 
 test: setup ## the tests that need neither a GPU nor downloaded weights
 	$(BIN)/python -m pytest -n 2
+
+test-gpu: setup ## the tests of a GPU (of two for NCCL): parity with the CPU, bfloat16, memory, options
+	$(BIN)/python -m pytest -n 0 -m gpu tests/gpu
 
 test-weights: setup ## released checkpoints in CHECKPOINTS=FOLDER: files, golden scores, a short video, what the judge prefers
 	CHECKPOINTS=$(or $(CHECKPOINTS),checkpoints) $(BIN)/python -m pytest -n 0 -m weights tests/weights

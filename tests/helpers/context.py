@@ -39,18 +39,18 @@ def tiny() -> Any:
 
 def forward_and_backward(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """Velocity of three samples, and the gradients of all weights for a loss that weighs every element."""
-    rng = torch.Generator().manual_seed(1)
-    x, weight = (torch.randn(len(LENGTHS), *SHAPE, generator=rng) for _ in range(2))
-    text = [torch.randn(length, 6, generator=rng) for length in LENGTHS]
-    glyph = [torch.zeros(0, 6) for _ in LENGTHS]
-    v = velocity(model, x, torch.tensor([0.9, 0.5, 0.1]), text, glyph)
+    rng, device = torch.Generator().manual_seed(1), model.device
+    x, weight = (torch.randn(len(LENGTHS), *SHAPE, generator=rng).to(device) for _ in range(2))
+    text = [torch.randn(length, 6, generator=rng).to(device) for length in LENGTHS]
+    glyph = [torch.zeros(0, 6, device=device) for _ in LENGTHS]
+    v = velocity(model, x, torch.tensor([0.9, 0.5, 0.1], device=device), text, glyph)
     (v * weight).sum().backward()
     return v.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def in_a_pair(world: World) -> dict[str, Any]:
+def in_a_pair(world: World, device: str = "cpu") -> dict[str, Any]:
     """The same with the context over two processes: gradients are partial, so they are summed."""
-    model = tiny()
+    model = tiny().to(device)
     share_context(model, {"context": 2}, SHAPE)
     v, partial = forward_and_backward(model)
     summed = world.all_reduce_sum(list(partial.values()))

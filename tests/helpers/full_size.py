@@ -70,7 +70,7 @@ def shake(backbone: HunyuanVideo15, size: float = 0.05, name: str = "shake") -> 
     """A policy away from the base."""
     with torch.no_grad():
         for i, p in enumerate(backbone.parameters()):
-            p.add_(size * torch.randn(p.shape, generator=stream(1, name, i)))
+            p.add_((size * torch.randn(p.shape, generator=stream(1, name, i))).to(p.device))
 
 
 def gradients(backbone: HunyuanVideo15) -> list[Tensor | None]:

@@ -143,7 +143,7 @@ def run_in(size: int, folder: Path, act: Callable[[World], Any], start: str = "s
     for worker in workers:
         worker.join(900)
         assert worker.exitcode == 0, f"a process of the test ended with {worker.exitcode}"
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
+    return [torch.load(folder / f"{rank}.pt", map_location="cpu", weights_only=False) for rank in range(size)]
 
 
 if __name__ == "__main__":  # a look at the numbers: python tests/pair.py

@@ -61,20 +61,20 @@ def make(folder: Path, world: World, params: dict[str, Any]) -> HunyuanVideo15:
     return backbone
 
 
-def updates(folder: Path, case: Case, world: World) -> dict[str, Any]:
-    """Two updates with a moving anchor and the KL's share of the gradient."""
+def updates(folder: Path, case: Case, world: World, budget: Budget = BUDGET) -> dict[str, Any]:
+    """The budget's updates, two by default, with a moving anchor and the KL's share of the gradient."""
     backbone = make(folder, world, case.params)
     policy = kl_policy("dual", controller="constant", weight=0.3, every=1)
     ledger, method, state, rounds = Ledger(), SAGEGRPO(), policy.init_state(), []
     # with torch's eps: with the harness's, a gradient that is rounding alone takes a whole step in any direction
-    optimizer = torch.optim.AdamW(backbone.parameters(), lr=BUDGET.lr, weight_decay=BUDGET.weight_decay)
-    settings = RolloutConfig(BUDGET, "predicted_x0", "distinct", 0, world=world)
-    for index in range(BUDGET.updates):
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=budget.lr, weight_decay=budget.weight_decay)
+    settings = RolloutConfig(budget, "predicted_x0", "distinct", 0, world=world)
+    for index in range(budget.updates):
         backbone.refresh_anchor("moving")
         rollout = Sampler(backbone, method, settings, ledger).sample(backbone.encode(PROMPTS), index, ["moving"])
-        rewards = Rewards({"r": normal(0, [("rewards", index)], (2, 4))[0]}, {"r": 1.0})
+        rewards = Rewards({"r": normal(0, [("rewards", index)], (budget.prompts, budget.group_size))[0]}, {"r": 1.0})
         updater = StepUpdater(
-            backbone, method, policy, optimizer, UpdateConfig(BUDGET, seed=0, probe_every=1, world=world), ledger
+            backbone, method, policy, optimizer, UpdateConfig(budget, seed=0, probe_every=1, world=world), ledger
         )
         state, log = updater(rollout, rewards, state, index)
         rounds.append({"own": rollout.samples, "x": rollout.x, "logp": rollout.logp_old, "log": log})

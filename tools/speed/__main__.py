@@ -6,6 +6,8 @@ import argparse
 import os
 import platform
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,10 +29,21 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument(
         "--device",
         choices=("cpu", "cuda"),
-        help="device of the sections loops and gpu (default: cuda if there is a GPU)",
+        help="device of the sections loops, loading and gpu (default: cuda if there is a GPU)",
     )
     main.add_argument("--updates", type=int, default=15, help="updates of the harness per row (default: %(default)s)")
     main.add_argument("--repeats", type=int, default=3, help="repeats of each loop (default: %(default)s)")
+    main.add_argument(
+        "--minutes",
+        type=float,
+        default=8.0,
+        help="time of the section gpu; settings for which none is left are named (default: %(default)s)",
+    )
+    main.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="folder of HunyuanVideo-1.5, which loading needs; without it gpu writes one with random weights",
+    )
     main.add_argument("--out", type=Path, help="folder of the two files (default: results/ of the checkout)")
     main.add_argument("--tiny", action="store_true", help="run all code on tiny models, on any machine; needs --out")
     return main
@@ -50,10 +63,19 @@ def select_sections(args: argparse.Namespace, cuda: bool) -> list[str]:
             f"speed: --updates {args.updates} and --repeats {args.repeats} are too few: "
             f"give at least {LEAST_UPDATES} and 1."
         )
-    possible = args.tiny or (cuda and args.device != "cpu")
-    if "gpu" in args.sections and not possible:
+    possible = {
+        **dict.fromkeys(SECTIONS, True),
+        "gpu": args.tiny or (cuda and args.device != "cpu"),
+        "loading": args.tiny or args.checkpoint is not None,
+    }
+    if "gpu" in args.sections and not possible["gpu"]:
         raise BenchError("speed: the section gpu needs a GPU: run it on a machine with one, or give --tiny.")
-    return [name for name in SECTIONS if name in (args.sections or SECTIONS) and (name != "gpu" or possible)]
+    if "loading" in args.sections and not possible["loading"]:
+        raise BenchError(
+            "speed: the section loading needs a folder of HunyuanVideo-1.5: give --checkpoint FOLDER; "
+            "`python -m tools.random_checkpoint FOLDER` writes one with random weights."
+        )
+    return [name for name in SECTIONS if name in (args.sections or SECTIONS) and possible[name]]
 
 
 def say(what: str) -> None:
@@ -64,7 +86,6 @@ def say(what: str) -> None:
 def measure_section(name: str, args: argparse.Namespace, device: Any) -> dict[str, Any]:
     """The figures of one section."""
     from tools.speed.compare_loops import BOUND, CASES, TINY_LOOPS, compare
-    from tools.speed.full_size import FULL, TINY_MODEL, measure_full_size
     from tools.speed.overhead import TINY_OVERHEAD, measure_overhead
 
     if name == "overhead":
@@ -76,7 +97,35 @@ def measure_section(name: str, args: argparse.Namespace, device: Any) -> dict[st
             say(case.label)
             results.append(compare(case, device, args.repeats, memory=not args.tiny))
         return {"bound": BOUND, "cases": results}
-    return measure_full_size(device, TINY_MODEL if args.tiny else FULL)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "checkpoint"
+        return measure_loaded(args, device, folder) if name == "loading" else measure_gpu(args, device, folder)
+
+
+def measure_loaded(args: argparse.Namespace, device: Any, folder: Path) -> dict[str, Any]:
+    """The figures of the section loading. `folder`: where a checkpoint in miniature may be written."""
+    from tools.random_checkpoint import mini, write_checkpoint
+    from tools.speed.loading import measure_loading
+
+    if args.checkpoint is None:
+        write_checkpoint(folder, mini())
+    return dict(measure_loading(args.checkpoint or folder, device.type, say))
+
+
+def measure_gpu(args: argparse.Namespace, device: Any, folder: Path) -> dict[str, Any]:
+    """The figures of the section gpu. `folder`: where a random checkpoint may be written, 20 GB without --tiny."""
+    from tools.random_checkpoint import write_checkpoint
+    from tools.speed.full_size import FULL, TINY_MODEL, measure_full_size
+    from tools.speed.settings import BUDGETS, checkpoint_configs, measure_settings
+
+    until = time.monotonic() + 60 * args.minutes
+    result = measure_full_size(device, TINY_MODEL if args.tiny else FULL)
+    if args.checkpoint is None:
+        say("a random checkpoint")
+        write_checkpoint(folder, checkpoint_configs(args.tiny))
+    say("suites at their size")
+    figures = measure_settings(args.checkpoint or folder, device, tiny=args.tiny, until=until)
+    return {**result, "budgets_gb": BUDGETS, "settings": figures}
 
 
 def conditions(name: str, args: argparse.Namespace, device: Any) -> dict[str, Any]:

@@ -6,25 +6,19 @@ A section that is not measured again keeps its stored figures, hardware and date
 from __future__ import annotations
 
 import json
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.core.errors import BenchError
 from bench.core.hashing import plain
 from bench.store.files import write_text
+from tools.speed.full_page import EARLIER, gpu_section, loading_section
+from tools.speed.markdown import prose, table, verdict
 
 FILE, PAGE = "performance.json", "performance.md"
-SECTIONS = ("overhead", "loops", "gpu")
-EARLIER = """No GPU was available when this page was written; `make bench-speed` on a machine with a GPU adds figures.
-
-Measured by us before `tools.speed` existed, on one H100 80 GB (torch 2.11, random bfloat16 weights, no attention
-mask): one forward pass at 480x848x81 (33,390 latent tokens) takes 1.63 s = 417 TFLOP/s with torch's
-native attention and holds 17.1 GiB; 1.66 s with cuDNN's attention, 2.16 s with flash attention 2. At 480x848x21 it
-takes 0.31 s = 300 TFLOP/s. The card's ceiling was not measured, so the goals for the rollout (60 % of it) and for the
-memory of an update (below 45 GB) are open.
-"""
+SECTIONS = ("overhead", "loops", "loading", "gpu")
+TITLES = ("The harness", "The update loop", "Loading a full-size model", "Full size on a GPU")
 HEAD = """# Speed
 
 Written by `make bench-speed` from [performance.json](performance.json), which holds every repeat; do not edit.
@@ -50,15 +44,6 @@ of median processor time. Memory is the peak of a fresh process above its import
 time and need memory; the full-size suites use micro-batches of 1. `nano` is the nano suite's model and budget; `wide`
 is a random model of width 256 with 2 layers on latents of 8 x 16 x 16, where attention has a larger share. The
 reference runs in the harness's rollout and in the other loop's update, so only their sums compare.
-"""
-GPU = """Transformer of {parameters:,} parameters, random bfloat16 weights, one sample, no guidance. Ceiling:
-{ceiling:.1f} TFLOP/s, the best square bfloat16 matrix product. `rollout` is a forward pass of the harness, `train` a
-trained step (forward and backward, LoRA, gradient checkpointing), `stock` diffusers' forward pass (its mask, its
-padded text). FLOPs count latents and valid text tokens only, in all three. Seconds are medians.
-"""
-GPU_UPDATE = """One SAGE-GRPO update by the harness: one prompt, two samples with one per forward pass (a group of one
-has no advantage), two trained steps, LoRA, its moving anchor, existing AdamW states. Only the transformer is loaded,
-no VAE and no text encoders.
 """
 
 
@@ -88,9 +73,14 @@ def write(folder: Path, measured: Mapping[str, Any]) -> Path:
 
 def page(sections: Mapping[str, Any]) -> str:
     """The whole page."""
-    chapters = {"overhead": overhead_section, "loops": loops_section, "gpu": gpu_section}
+    chapters = {
+        "overhead": overhead_section,
+        "loops": loops_section,
+        "loading": loading_section,
+        "gpu": gpu_section,
+    }
     parts = [HEAD]
-    for name, title in zip(SECTIONS, ("The harness", "The update loop", "Full size on a GPU"), strict=True):
+    for name, title in zip(SECTIONS, TITLES, strict=True):
         parts.append(f"## {title}\n")
         if name in sections:
             parts += [conditions(sections[name]["where"]), *chapters[name](sections[name]["result"])]
@@ -107,21 +97,6 @@ def conditions(measured: Mapping[str, Any]) -> str:
     parts += [f"Python {measured['python']}", *versions, f"measured on {measured['date']}"]
     small = " **Tiny run of the code: its figures mean nothing.**" if measured["tiny"] else ""
     return f"On {', '.join(parts)}.{small}\n"
-
-
-def prose(text: str, **values: Any) -> str:
-    """One paragraph with its figures, in lines of at most 118 characters."""
-    words = " ".join(text.format(**values).split())
-    return textwrap.fill(words, 118, break_long_words=False, break_on_hyphens=False) + "\n"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
-    return "\n".join(lines) + "\n"
-
-
-def verdict(passed: bool, goal: str) -> str:
-    return f"Goal: {goal}. **{'Reached' if passed else 'Not reached'}.**\n"
 
 
 def overhead_section(result: Mapping[str, Any]) -> list[str]:
@@ -180,34 +155,4 @@ def loops_section(result: Mapping[str, Any]) -> list[str]:
         prose(LOOPS, worst=worst, bound=result["bound"]),
         table([*head, "time ratio", "processor time", "memory, GB", "memory ratio"], rows),
         LOOPS_NOTE,
-    ]
-
-
-def gpu_section(result: Mapping[str, Any]) -> list[str]:
-    """Throughput, share of the ceiling and memory of the full-size transformer."""
-    head = ["video", "latent tokens", "what", "seconds", "TFLOP", "TFLOP/s", "of the ceiling", "peak, GB"]
-    rows = []
-    for name, video in result["videos"].items():
-        for part in ("rollout", "train", "stock"):
-            figures = video[part]
-            numbers = [f"{figures['seconds']['median']:.3f}", f"{figures['tflop']:.1f}", f"{figures['tflops']:.1f}"]
-            share, peak = f"{figures['share']:.0%}", f"{figures['peak_gb']:.1f}"
-            rows.append([name, str(video["latent_tokens"]), part, *numbers, share, peak])
-    columns = ("rollout_seconds", "update_seconds", "rollout_peak_gb", "update_peak_gb")
-    updates = [
-        [update["video"], f"{update['guidance']:g}", *(f"{update[key]:.1f}" for key in columns)]
-        for update in result["updates"]
-    ]
-    last = list(result["videos"])[-1]
-    share, goal = result["videos"][last]["rollout"]["share"], result["share_goal"]
-    memory = max(max(update["rollout_peak_gb"], update["update_peak_gb"]) for update in result["updates"])
-    ratios = ", ".join(f"{video['stock_ratio']:.2f} at {name}" for name, video in result["videos"].items())
-    return [
-        prose(GPU, parameters=result["parameters"], ceiling=result["ceiling"]["tflops"]),
-        table(head, rows),
-        f"The stock forward pass takes this many times the harness's: {ratios}.\n",
-        verdict(share >= goal, f"{goal:.0%} of the ceiling in the rollout at {last}; {share:.0%}"),
-        GPU_UPDATE,
-        table(["video", "guidance", "rollout, s", "update, s", "rollout peak, GB", "update peak, GB"], updates),
-        verdict(memory < result["memory_goal_gb"], f"below {result['memory_goal_gb']:g} GB; {memory:.1f} GB"),
     ]

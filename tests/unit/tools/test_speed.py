@@ -6,9 +6,12 @@ import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +27,8 @@ from bench.suite.prepared import make_backbone, make_evaluator, prepare
 from bench.train.rewards import update_prompts
 from bench.train.trainer import Trainer
 from tests.helpers.nano_suite import first_run
-from tools.speed import compare_loops, page, stock
+from tools.random_checkpoint import mini, write_checkpoint
+from tools.speed import compare_loops, loading, page, settings, stock
 from tools.speed.__main__ import main
 from tools.speed.compare_loops import (
     BOUND,
@@ -52,11 +56,21 @@ CPU = torch.device("cpu")
 ONE = ("--tiny", "--updates", "3", "--repeats", "1")
 
 
+def loaded_here(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
+    """What a fresh process of the section loading does and prints; in this process, which saves its start."""
+    assert command[1:3] == ["-m", "tools.speed.loading"]
+    part, folder, device, cache = command[3:]
+    figures = loading.measure_part(part, Path(folder), device, Path(cache))
+    return subprocess.CompletedProcess(command, 0, f"a library's line\n{json.dumps(figures)}\n", "")
+
+
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which all three sections were measured in miniature."""
+    """A folder into which all sections were measured in miniature."""
     folder = tmp_path_factory.mktemp("speed")
-    assert main([*ONE, "--out", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "subprocess", SimpleNamespace(run=loaded_here))
+        assert main([*ONE, "--out", str(folder)]) == 0
     return folder
 
 
@@ -235,7 +249,7 @@ def test_the_page_is_made_of_the_stored_figures(stored: Path) -> None:
     assert f"| {row['row']} | " in text
     assert f"{row['ratio']:.3f}" in text
     assert "Goal: at most 1.10" in text
-    assert text.count("Tiny run") == 3
+    assert text.count("Tiny run") == len(SECTIONS)
 
 
 def test_what_was_not_measured_is_kept(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +269,7 @@ def test_what_was_not_measured_is_kept(stored: Path, tmp_path: Path, monkeypatch
 
 def test_without_a_gpu_the_page_says_so() -> None:
     text = page.page({})
-    assert "No GPU was available" in text
+    assert "These figures await a GPU" in text
     assert "417 TFLOP/s" in text
 
 
@@ -273,6 +287,7 @@ def test_goals_are_judged_by_the_figures(stored: Path) -> None:
         (["frames"], "there is no section 'frames'"),
         (["--device", "cuda"], "torch sees no GPU"),
         (["gpu"], "the section gpu needs a GPU"),
+        (["loading"], "give --checkpoint FOLDER"),
         (["--updates", "2"], "too few"),
     ],
 )
@@ -282,6 +297,84 @@ def test_mistakes_are_one_sentence(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(words) == 2
     assert said in capsys.readouterr().err
+
+
+# suites at their size ----------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory: pytest.TempPathFactory) -> settings.SettingsBenchmark:
+    folder = tmp_path_factory.mktemp("settings") / "checkpoint"
+    write_checkpoint(folder, mini())
+    return settings.SettingsBenchmark(folder, CPU, settings.TINY)
+
+
+def test_a_setting_climbs_to_the_budget_in_which_it_fits(
+    benchmark: settings.SettingsBenchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[float] = []
+
+    class OneCard:
+        total_memory, name = 141e9, "A Card"
+
+    @contextmanager
+    def limit(device: torch.device, gb: float) -> Iterator[None]:
+        tried.append(gb)
+        yield
+
+    def figures(prepared: Any, setting: settings.Setting) -> dict[str, Any]:
+        if tried[-1] < 80:
+            raise torch.OutOfMemoryError
+        return {"peak_gb": 60.0}
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: OneCard)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(settings, "memory_limit", limit)
+    monkeypatch.setattr(settings, "reset_peak", lambda device: None)
+    monkeypatch.setattr(benchmark, "_figures", figures)
+    monkeypatch.setattr(benchmark, "device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(settings, "planned_gb", lambda *args: 30.0)
+    found = benchmark.measure(settings.Setting("one", settings.SINGLE))
+    assert tried == [48, 80], "24 GB are below the plan"
+    assert (found["budget_gb"], found["plan_ratio"]) == (80, 0.5)
+    monkeypatch.setattr(settings, "planned_gb", lambda *args: 200.0)
+    tried.clear()
+    assert benchmark.measure(settings.Setting("one", settings.SINGLE))["budget_gb"] == 141
+    assert tried == [141], "a plan above the card is tried on all of it"
+
+
+def test_a_value_that_the_backbone_refuses_is_named_with_its_sentence(benchmark: settings.SettingsBenchmark) -> None:
+    odd = settings.Setting("odd", settings.SINGLE, ("backbone.train.lora_targets=nothing",))
+    assert "lora_targets" in benchmark.measure(odd)["refused"]
+
+
+def test_settings_end_in_time(tmp_path: Path) -> None:
+    (late,) = settings.measure_settings(
+        tmp_path, CPU, tiny=True, until=time.monotonic() - 1, chosen=[settings.Setting("late", settings.SINGLE)]
+    )
+    assert late["refused"] == "no time was left for it."
+
+
+def test_only_options_that_exist_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "has_option", lambda name: name in {"compile", "idle_models"})
+    names = [setting.name for setting in settings.settings()]
+    assert names == ["single-GPU suite", "idle_models=cpu", "480p suite, 81 frames", "compile=blocks"]
+    monkeypatch.setattr(settings, "has_option", lambda name: False)
+    assert len(settings.settings()) == 2
+
+
+def test_a_limit_of_memory_ends_with_its_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80e9))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: shares.append(share))
+    with settings.memory_limit(torch.device("cuda"), 24):
+        assert shares == [(24e9 - settings.FIXED) / 80e9]
+    assert shares[-1] == 1
+
+
+def test_a_failed_load_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = subprocess.CompletedProcess([], -9, "", "out of\nmemory")
+    monkeypatch.setattr(loading, "subprocess", SimpleNamespace(run=lambda *args, **settings: stopped))
+    with pytest.raises(BenchError, match=r"the part 'text' of .* ended with -9: out of memory"):
+        loading.measure_loading(tmp_path, "cpu", lambda what: None)
 
 
 def test_damaged_figures_are_not_written_over(tmp_path: Path) -> None:
