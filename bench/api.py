@@ -45,6 +45,7 @@ __all__ = [
     "BenchError",
     "BlendsAnchors",
     "Budget",
+    "ChecksMachine",
     "ChecksSuite",
     "Conditioning",
     "DivergedError",
@@ -588,9 +589,9 @@ class Backbone(Protocol):
     Anchors have names. "fixed" is the base model: the model of the checkpoint, without training. Any other anchor is
     a copy of the policy, stored by `refresh_anchor`; before its first refresh it is the base model, too.
 
-    Optional abilities are `RoundsLatents`, `NamesUncondPrompt`, `BlendsAnchors`, `ChecksSuite`, `ShardsWeights`,
-    `EncodesFirst`, `ExportsPolicy`, `RunsPolicyFiles` and `EstimatesCost`. A file `assets.yaml` beside the module of
-    the class lists its checkpoints for `bench assets`, in the format of bench/suite/assets.yaml.
+    Optional abilities are `RoundsLatents`, `NamesUncondPrompt`, `BlendsAnchors`, `ChecksSuite`, `ChecksMachine`,
+    `ShardsWeights`, `EncodesFirst`, `ExportsPolicy`, `RunsPolicyFiles` and `EstimatesCost`. A file `assets.yaml`
+    beside the module of the class lists its checkpoints for `bench assets`, in the format of bench/suite/assets.yaml.
     """
 
     latent_shape: tuple[int, int, int, int]
@@ -709,6 +710,16 @@ class ChecksSuite(Protocol):
     @classmethod
     def check_suite(cls, checkpoint: Path | None, guidance: float, params: Mapping[str, Any]) -> None:
         """Raise a `BenchError` where the suite does not fit. Without a checkpoint, only the settings are checked."""
+        ...
+
+
+@runtime_checkable
+class ChecksMachine(Protocol):
+    """A backbone class that can reject settings for which a machine lacks something: a compiler, a GPU, a package."""
+
+    @classmethod
+    def check_machine(cls, params: Mapping[str, Any]) -> None:
+        """Raise a `BenchError` where this machine cannot run the settings. `params`: the suite's `backbone.train`."""
         ...
 
 
@@ -834,6 +845,12 @@ class ModelCost:
     """Bytes of the decoder's feature maps for one video, a lower bound."""
     savings: Mapping[str, Any]
     """Keys of `backbone.train`, and the values with which a run takes less memory, the cheap ones first."""
+    idle_vae: bool = False
+    """Whether the VAE is in the host's memory except for decoding."""
+    joint_branches: bool = False
+    """Whether both branches of guidance are computed in one forward pass."""
+    quantized_block: float | None = None
+    """Bytes of a block's frozen weights where they are quantized; None: `block_parameters` in `dtype`."""
 
     @property
     def full(self) -> bool:

@@ -198,8 +198,8 @@ class Updater(ABC, Generic[RolloutT, MethodT]):
         trained = [p for p in parameters if p.grad is not None]
         if not trained:
             raise BenchError("no trained parameter got a gradient: the policy is not the backbone's active adapter.")
-        norm = full_tensor(torch.nn.utils.clip_grad_norm_(trained, budget.grad_clip))
-        if not torch.isfinite(norm):
+        norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(trained, budget.grad_clip)))
+        if not math.isfinite(norm):
             raise DivergedError(f"gradient norm of update {update} is not finite: lower budget.lr.")
         where = f"in the loss of update {update} (advantages, select, transition, log_prob, the loss or divergence)"
         check_settings(self.optimizer, settings, self.config.culprit, where)
@@ -207,8 +207,8 @@ class Updater(ABC, Generic[RolloutT, MethodT]):
         lr = learning_rate(self.optimizer)
         stats.step_rms.append(measured_step(self.optimizer, parameters, lr))
         stats.lr.append(lr)
-        stats.grad_norm.append(float(norm))
-        stats.grad_clipped += float(norm) > budget.grad_clip
+        stats.grad_norm.append(norm)
+        stats.grad_clipped += norm > budget.grad_clip
         stats.weights_after = weights_hash(parameters)
         self.ledger.spend("optimizer_steps", 1)
 

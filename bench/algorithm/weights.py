@@ -40,9 +40,10 @@ def _sample(flat: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
 
 
 def rms_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """Root mean square of the changes of sampled elements."""
-    squares = sum(float((b.double() - a.double()).square().sum()) for a, b in zip(before, after, strict=True))
-    return math.sqrt(squares / max(1, sum(part.numel() for part in before)))
+    """Root mean square of the changes of sampled elements; one transfer from the device for all tensors."""
+    squares = [(b.double() - a.double()).square().sum() for a, b in zip(before, after, strict=True)]
+    total = sum(torch.stack(squares).tolist()) if squares else 0.0
+    return math.sqrt(total / max(1, sum(part.numel() for part in before)))
 
 
 def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:

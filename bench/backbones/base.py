@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
@@ -17,17 +16,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.api import BenchError, Conditioning, Shard
+from bench.api import Conditioning, Shard
 from bench.backbones import fsdp
-from bench.backbones.export import exported_files
+from bench.backbones.attention import BACKENDS, NATIVE, check_attention
 from bench.backbones.folder import files_digest
-from bench.backbones.lora_files import read_lora, running_lora
+from bench.backbones.holder import HoldsPolicy
 from bench.backbones.options import TrainingOptions
-from bench.backbones.policy import FullPolicy, LoRAPolicy, Policy
+from bench.backbones.policy import FullPolicy, LoRAPolicy
 from bench.backbones.prompt_cache import Loaded, PromptStates
+from bench.backbones.quantization import quantize_blocks
 
 
-class PipelineBackbone(ABC, Generic[Loaded]):
+class PipelineBackbone(HoldsPolicy, ABC, Generic[Loaded]):
     """A policy on the transformer of a diffusers pipeline folder.
 
     A constructor calls `_set_up`.
@@ -39,22 +39,17 @@ class PipelineBackbone(ABC, Generic[Loaded]):
     """Folders of the checkpoint whose files count for the fingerprint."""
     text_parts: ClassVar[tuple[str, ...]]
     """Those of them that the text states depend on."""
-    blocks: ClassVar[str]
-    """Name of the transformer's list of blocks."""
     lora_targets: ClassVar[Mapping[str, str]]
     """Patterns of the layers in a block, by the value of `lora_targets`."""
     untrained: ClassVar[tuple[str, ...]] = ()
     """Weights that full training leaves out, in words."""
-    lora_prefix: ClassVar[str] = ""
-    """Start of the keys of an exported LoRA."""
 
-    folder: Path
-    device: torch.device
     dtype: torch.dtype
-    transformer: Any
+    base_weights: str
+    numeric_options: Mapping[str, str]
+    """The options that change numbers and are not at their default."""
     vae: Any
     prompts: PromptStates[Loaded]
-    policy: Policy
     latent_shape: tuple[int, int, int, int]
     fps: float
     decode_batch: int
@@ -72,17 +67,33 @@ class PipelineBackbone(ABC, Generic[Loaded]):
         if checkpoint is not None:
             cls._check_folder(checkpoint, options)
 
+    @classmethod
+    def check_machine(cls, params: Mapping[str, Any]) -> None:
+        """Refuse options that this machine lacks something for: a GPU, a package."""
+        cls._check_machine(cls.options(**params))
+
+    @classmethod
+    def _check_machine(cls, options: TrainingOptions) -> None:
+        device, _ = _device_and_dtype(options)
+        check_attention(options.attention, device)
+
     def _set_up(self, folder: Path, options: TrainingOptions, shard: Shard | None) -> None:
-        """Check the folder, load its models, and make the policy."""
+        """Check the folder and the machine, load the models, and make the policy."""
         self._check_folder(folder, options)
-        self.folder = folder
+        self._check_machine(options)
+        self.folder, self.lora_in_base_dtype = folder, options.lora_products == "base_dtype"
         self.device, self.dtype = _device_and_dtype(options)
         self.uncond_prompt = self._uncond_prompt(options)
         self.prompts = self._prompt_states(folder, options)
-        self.transformer, self.vae = self._load_models()
+        self.base_weights, self.numeric_options = options.base_weights, options.numeric()
+        self._joint = options.guidance_branches == "joint"
+        self._vae_home = torch.device("cpu") if options.idle_models == "cpu" else self.device
+        self.transformer, self.vae = self._load_transformer(), self._load_vae(self._vae_home)
         self.fps, self.decode_batch = float(options.fps), options.decode_batch
         self.latent_shape = self._latent_shape(options)
         self._share_context(options)
+        if options.attention != NATIVE:
+            self._use_attention(BACKENDS[options.attention])
         self.tiling = None if options.vae_tiling is None else tuple(options.vae_tiling)
         if self.tiling is not None:
             self.vae.enable_tiling(*self.tiling)
@@ -101,6 +112,7 @@ class PipelineBackbone(ABC, Generic[Loaded]):
                 alpha=options.lora_alpha or 2 * options.lora_rank,
                 blocks=self.blocks,
                 pattern=self.lora_targets[options.lora_targets],
+                in_base_dtype=self.lora_in_base_dtype,
             )
             fsdp.shard_model(self.transformer, blocks, shard)  # after the policy: the adapter is sharded too
             return
@@ -109,9 +121,21 @@ class PipelineBackbone(ABC, Generic[Loaded]):
         anchor_device = torch.device("cpu") if options.anchors_on == "cpu" else self.device
         self.policy = FullPolicy(self.transformer, anchor_device, self._fully_trained(), self.untrained)
 
+    def _load_transformer(self) -> Any:
+        """The transformer on the device; with int8 weights it is quantized on the CPU, and only these move."""
+        if self.base_weights == "as_dtype":
+            return self._load_network(self.device)
+        transformer = self._load_network(torch.device("cpu"))
+        quantize_blocks(getattr(transformer, self.blocks))
+        return transformer.to(self.device)
+
     @abstractmethod
-    def _load_models(self) -> tuple[Any, Any]:
-        """The transformer and the VAE, on the device."""
+    def _load_network(self, device: torch.device) -> Any:
+        """The transformer in the dtype of the options."""
+
+    @abstractmethod
+    def _load_vae(self, device: torch.device) -> Any:
+        """The VAE."""
 
     @abstractmethod
     def _latent_shape(self, options: Any) -> tuple[int, int, int, int]:
@@ -120,6 +144,10 @@ class PipelineBackbone(ABC, Generic[Loaded]):
     @abstractmethod
     def _share_context(self, options: Any) -> None:
         """Install the context parallelism of the options in the transformer."""
+
+    @abstractmethod
+    def _use_attention(self, backend: str) -> None:
+        """Compute the blocks' attention with diffusers' implementation `backend`."""
 
     @classmethod
     @abstractmethod
@@ -166,26 +194,6 @@ class PipelineBackbone(ABC, Generic[Loaded]):
         return ""
 
     @classmethod
-    def export_policy(
-        cls, policy: Mapping[str, Tensor], fingerprint: Mapping[str, str], checkpoint: Path | None
-    ) -> dict[str, bytes]:
-        """Files for diffusers and peft (`export`)."""
-        settings = json.loads(fingerprint.get("settings", "{}"))
-        if "r" not in settings or checkpoint is None:
-            raise BenchError("its record contains no LoRA rank, so its policy cannot be exported.")
-        return exported_files(policy, settings, checkpoint, cls.blocks, cls.lora_prefix)
-
-    @classmethod
-    def check_policy_file(cls, path: Path, checkpoint: Path | None) -> Mapping[str, Any]:
-        """Layout, layers, ranks and alphas of a LoRA of another program (`bench.backbones.lora_files`)."""
-        assert checkpoint is not None, "the class needs one, so that a suite without it is refused before"
-        return read_lora(path, checkpoint / "transformer").facts()
-
-    def as_policy_file(self, path: Path) -> AbstractContextManager[None]:
-        """Run with a LoRA of another program, in float32, in place of the policy."""
-        return running_lora(self.transformer, self.device, read_lora(path, self.folder / "transformer"))
-
-    @classmethod
     def encode_first(
         cls, prompts: Sequence[str], checkpoint: Path | None, params: Mapping[str, Any]
     ) -> PromptStates[Loaded] | None:
@@ -207,45 +215,6 @@ class PipelineBackbone(ABC, Generic[Loaded]):
         """The text encoders; loaded for this call if they are not resident."""
         return self.prompts.encoders
 
-    def reset(self, rng: torch.Generator) -> None:
-        """A fresh policy, equal to the base, drawn from `rng` only."""
-        self.policy.reset(rng)
-
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """The trained weights, in a fixed order."""
-        return self.policy.parameters()
-
-    def refresh_anchor(self, name: str) -> None:
-        """Copy the policy into the anchor `name`, which the first refresh creates."""
-        self.policy.refresh_anchor(name)
-
-    def blend_anchor(self, name: str, decay: float) -> None:
-        """Make each weight of the anchor decay * anchor + (1 - decay) * policy."""
-        self.policy.blend_anchor(name, decay)
-
-    def as_anchor(self, name: str) -> AbstractContextManager[None]:
-        """Run as a frozen reference: the base ("fixed", or an anchor never refreshed) or a stored copy of the policy.
-
-        It changes neither a graph recorded before nor a backward pass after it.
-        """
-        return self.policy.as_anchor(name)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The policy and its stored anchors, as "<name>:<weight>"."""
-        return self.policy.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load the policy and the anchors of `state`, bit for bit; `BenchError` for other weights."""
-        self.policy.load_state_dict(state)
-
-    def stored(self, tensor: Tensor) -> Tensor:
-        """A full copy of a tensor that is sharded as the weights are: on process 0, elsewhere without data (meta)."""
-        return fsdp.stored(tensor)
-
-    def part_of(self, whole: Tensor, like: Tensor) -> Tensor:
-        """This process's shard of `whole`, sharded as the weight `like` is."""
-        return fsdp.part_of(whole, like)
-
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """States of each prompt, encoded alone and once."""
         return self.prompts.encode(prompts)
@@ -260,18 +229,33 @@ class PipelineBackbone(ABC, Generic[Loaded]):
     ) -> Float[Tensor, "b c f h w"]:
         """v = noise - x0 in float32; above guidance 1, uncond + guidance * (cond - uncond) with `uncond_prompt`."""
         home, x, sigma = x.device, x.to(self.device), sigma.to(self.device)
-        v = self._branch(x, sigma, cond)
         if guidance == 1:
-            return v.to(home)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and uncond_grad):
-            base = self._branch(x, sigma, self.encode([self.uncond_prompt]).take([0] * len(x)))
+            return self._branch(x, sigma, cond).to(home)
+        v, base = self._both_branches(x, sigma, cond, uncond_grad)
         return (base + guidance * (v - base)).to(home)
+
+    def _both_branches(self, x: Tensor, sigma: Tensor, cond: Conditioning, uncond_grad: bool) -> tuple[Tensor, Tensor]:
+        """Velocities with the prompts and with `uncond_prompt`; without `uncond_grad` no gradient flows to the latter.
+
+        A joint pass computes both with gradients even so: rollouts and updates then have equal shapes, and a ratio 1.
+        """
+        uncond = self.encode([self.uncond_prompt]).take([0] * len(x))
+        if self._joint:
+            more = {name: [*states, *uncond.more[name]] for name, states in cond.more.items()}
+            both = Conditioning([*cond.text, *uncond.text], more)
+            v, base = self._branch(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+            return v, base if uncond_grad else base.detach()
+        v = self._branch(x, sigma, cond)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and uncond_grad):
+            return v, self._branch(x, sigma, uncond)
 
     @torch.no_grad()
     def decode(self, x0: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
         """Pixels in [0, 1], `decode_batch` videos at a time."""
+        self.vae.to(self.device)
         scaled = self._vae_latents(x0.to(self.device, self.vae.dtype))
         pixels = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in scaled.split(self.decode_batch)])
+        self.vae.to(self._vae_home)
         return (pixels.float() / 2 + 0.5).clamp(0, 1).to(x0.device)
 
     def fingerprint(self) -> dict[str, str]:
@@ -283,6 +267,7 @@ class PipelineBackbone(ABC, Generic[Loaded]):
             "fps": self.fps,
             "decode_batch": self.decode_batch,
             **self._more_settings(),
+            **self.numeric_options,
         }
         digest = files_digest(self.folder, self.parts)
         return {"weights_sha256": digest, "settings": json.dumps(settings, sort_keys=True)}

@@ -57,7 +57,13 @@ class Layout:
                 "give a t2v folder."
             )
         for part, (key, expected) in self.classes.items():
-            value = read_config(folder / part / "config.json").get(key)
+            config = read_config(folder / part / "config.json")
+            if config.get("quantization_config") is not None:
+                raise BenchError(
+                    f"checkpoint {folder}/{part}/config.json has a quantization_config, so its weights are quantized: "
+                    f"give the folder with {' or '.join(STORED_DTYPES)} weights."
+                )
+            value = config.get(key)
             if value not in expected:
                 raise BenchError(
                     f"checkpoint {folder}/{part}/config.json has {key} {str(value)[:60]!r}, expected "

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bench.api import BenchError, parse_json, read_json
+from bench.backbones.lora_products import use_input_dtype
 
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -107,8 +108,13 @@ def read_lora(path: Path, transformer: Path) -> LoRAFile:
 
 
 @contextmanager
-def running_lora(transformer: Any, device: torch.device, lora: LoRAFile) -> Iterator[None]:
-    """Run a diffusers transformer with the LoRA in float32 in place of its other adapters."""
+def running_lora(
+    transformer: Any, device: torch.device, lora: LoRAFile, in_base_dtype: bool = False
+) -> Iterator[None]:
+    """Run a diffusers transformer with the LoRA in float32 in place of its other adapters.
+
+    `in_base_dtype`: its products are computed in the type of the base, as the other adapters' (`lora_products`).
+    """
     before = list(getattr(transformer, "peft_config", {}))
     # peft draws from the global generator, and warns about a second adapter
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -119,6 +125,8 @@ def running_lora(transformer: Any, device: torch.device, lora: LoRAFile) -> Iter
         for layer, (a, b) in lora.matrices.items():
             for weights, values in ((modules[layer].lora_A, a), (modules[layer].lora_B, b)):
                 weights[ADAPTER].weight.data = values.to(device, torch.float32)
+        if in_base_dtype:
+            use_input_dtype(transformer, ADAPTER)
         yield
     finally:
         if before:

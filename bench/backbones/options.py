@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from bench.api import BenchError, context_degree
+from bench.backbones.attention import BACKENDS, NATIVE
 from bench.backbones.folder import DTYPES
 
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
+NUMERIC = ("base_weights", "attention", "lora_products", "guidance_branches")
+"""Options that change numbers, beside those that every fingerprint has. The first of their choices is the default."""
 LONGEST_SIDE = 10_000
 """Largest number of frames, and of pixels along a side."""
 
@@ -30,6 +33,11 @@ class TrainingOptions:
         "anchors_on": ("cpu", "model"),
         "text_encoders": ("resident", "released"),
         "lora_targets": ("attention", "attention+ff"),
+        "base_weights": ("as_dtype", "int8"),
+        "attention": tuple(BACKENDS),
+        "lora_products": ("float32", "base_dtype"),
+        "guidance_branches": ("separate", "joint"),
+        "idle_models": ("resident", "cpu"),
     }
     """Options that take one of a few values."""
 
@@ -86,6 +94,39 @@ class TrainingOptions:
     times; attention exchanges tokens in every block.
     """
 
+    base_weights: Literal["as_dtype", "int8"] = "as_dtype"
+    """Storage of the frozen transformer's weights. `int8` halves them once more than `bfloat16`, and changes numbers.
+
+    The linear layers of the blocks have one byte per weight and one scale per row; products take the weights back into
+    `dtype`. LoRA, latents and guidance are as before. It needs a LoRA. Such a base is another base: its fingerprint
+    says so, and its runs are in no table with runs of the plain one.
+    """
+
+    attention: Literal["native", "cudnn", "flash", "flash3", "sage"] = "native"
+    """Implementation of the blocks' attention. `native`: what PyTorch chooses.
+
+    `cudnn`: cuDNN's kernel. `flash`, `flash3`, `sage`: FlashAttention 2 or 3, SageAttention 2, packages that you
+    install. All need a GPU and `dtype: bfloat16`; `flash3` needs a Hopper GPU. Numbers change by rounding; `sage`
+    also rounds queries and keys to 8 bits. `flash3` and `sage` have no backward pass here: the gradient is that of
+    `native` at the same queries, keys and values.
+    """
+
+    lora_products: Literal["float32", "base_dtype"] = "float32"
+    """Type of the LoRA's matrix products. `base_dtype`: that of the base, `dtype`.
+
+    The weights and their optimizer stay in float32 and are rounded for each product. With a bfloat16 base this takes
+    less time and memory, and changes numbers by rounding.
+    """
+    guidance_branches: Literal["separate", "joint"] = "separate"
+    """`joint` computes both branches of guidance in one forward pass where their texts have equal lengths.
+
+    They do in Wan2.1, whose text is padded. In HunyuanVideo-1.5 the empty prompt is shorter than any other, so that
+    the passes stay separate. A pass has twice the samples: fewer launches of kernels, more memory, numbers changed by
+    rounding.
+    """
+    idle_models: Literal["resident", "cpu"] = "resident"
+    """`cpu` keeps the VAE in the host's memory and takes it to the GPU for decoding only. No number changes."""
+
     def __post_init__(self) -> None:
         for name, allowed in self.choices.items():
             value = getattr(self, name)
@@ -101,6 +142,16 @@ class TrainingOptions:
             raise BenchError(
                 f"backbone.train.lora_rank 0 trains all weights, and {self.dtype} weights lose small updates to "
                 "rounding: set backbone.train.dtype to float32."
+            )
+        if rank == 0 and self.base_weights == "int8":
+            raise BenchError(
+                "backbone.train.base_weights int8 freezes the base, and lora_rank 0 trains all weights: set "
+                "backbone.train.lora_rank to at least 1, or backbone.train.base_weights to as_dtype."
+            )
+        if self.attention != NATIVE and self.dtype != "bfloat16":
+            raise BenchError(
+                f"backbone.train.attention {self.attention} computes in bfloat16 only, and dtype is {self.dtype}: set "
+                "backbone.train.dtype to bfloat16, or backbone.train.attention to native."
             )
         self._check_numbers()
         if isinstance(self.parallel, Mapping) and (unknown := sorted(self.parallel.keys() - {"context"})):
@@ -124,6 +175,16 @@ class TrainingOptions:
         """Height and width of a tile in pixels; None where whole frames are decoded."""
         return None if self.vae_tiling is None else (self.vae_tiling[0], self.vae_tiling[1])
 
+    def numeric(self) -> dict[str, str]:
+        """Options that change numbers, where they differ from the default, for the fingerprint: they came later."""
+        values = {name: getattr(self, name) for name in NUMERIC}
+        return {name: value for name, value in values.items() if value != self.choices[name][0]}
+
+    @property
+    def dtype_bytes(self) -> int:
+        """Bytes of a number in `dtype`."""
+        return 4 if self.dtype == "float32" else 2
+
     def cost_settings(self) -> dict[str, Any]:
         """The fields of `ModelCost` that are options, or follow from them alone."""
         full = self.lora_rank == 0
@@ -135,8 +196,20 @@ class TrainingOptions:
             "resident_text": self.text_encoders == "resident",
             "copies_on_gpu": not full or self.anchors_on == "model",
             "tile": self.tile,
+            "idle_vae": self.idle_models == "cpu",
             "decode_batch": self.decode_batch,
         }
+
+    def lora_copies(self, attention: float, ratio: float) -> float:
+        """Bytes per token and unit of width that `lora_products: base_dtype` takes off a block's activations.
+
+        They are float32 copies of the layers' inputs beside a bfloat16 base. `attention`: those of the attention's
+        layers. `ratio`: width of the feed-forward layers over the model's. Measured as the tensors that autograd
+        stores for a block of the released sizes.
+        """
+        if self.lora_products == "float32" or self.dtype == "float32" or self.lora_rank == 0:
+            return 0.0
+        return attention + (1.8 + 2 * ratio if self.lora_targets == "attention+ff" else 0.0)
 
     def savings(self, tiles: list[int]) -> dict[str, Any]:
         """Options with which a run takes less memory, for `bench plan`. Only the tiles change its results.

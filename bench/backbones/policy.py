@@ -8,40 +8,40 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.api import POLICY_PREFIX, BenchError
 from bench.backbones import fsdp
+from bench.backbones.lora_products import use_input_dtype
 
 POLICY = POLICY_PREFIX.removesuffix(":")
-
-
-class Policy(Protocol):
-    """The trained weights and their references. The backbone forwards the harness's calls to it."""
-
-    def reset(self, rng: torch.Generator) -> None: ...
-    def parameters(self) -> list[torch.nn.Parameter]: ...
-    def refresh_anchor(self, name: str) -> None: ...
-    def blend_anchor(self, name: str, decay: float) -> None: ...
-    def as_anchor(self, name: str) -> AbstractContextManager[None]: ...
-    def state_dict(self) -> dict[str, Tensor]: ...
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
-    def settings(self) -> dict[str, Any]: ...
 
 
 class LoRAPolicy:
     """LoRA adapters in float32 on one frozen base: one for the policy and one for each stored anchor.
 
     `alpha`: the adapters' output is multiplied by alpha / rank. `blocks`: name of the transformer's list of blocks.
-    `pattern`: regular expression of the layers' names in a block.
+    `pattern`: regular expression of the layers' names in a block. `in_base_dtype`: compute the adapters' products in
+    the type of the base (`lora_products`).
     """
 
-    def __init__(self, transformer: Any, device: torch.device, *, rank: int, alpha: int, blocks: str, pattern: str):
+    def __init__(
+        self,
+        transformer: Any,
+        device: torch.device,
+        *,
+        rank: int,
+        alpha: int,
+        blocks: str,
+        pattern: str,
+        in_base_dtype: bool = False,
+    ):
         self.transformer, self.device, self._blocks = transformer, device, blocks
+        self._in_base_dtype = in_base_dtype
         self._lora: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "pattern": pattern}
         self._add(POLICY)
 
@@ -66,6 +66,8 @@ class LoRAPolicy:
         for parameter in self.adapter(name).values():
             # peft creates them in the base's dtype; bfloat16 would lose small updates
             parameter.data = parameter.data.to(self.device, torch.float32)
+        if self._in_base_dtype:
+            use_input_dtype(self.transformer, name)
         if name != POLICY:
             self.transformer.set_adapter(POLICY)
 

@@ -24,7 +24,7 @@ from bench.suite.job import Job, TrainingRun
 from bench.suite.prepared import PreparedSuite
 from bench.suite.prompts import count_comments
 from bench.suite.stored import write_suite
-from bench.train.preflight import check_suite
+from bench.train.preflight import check_machine, check_suite
 
 
 def describe(prepared: PreparedSuite, jobs: Sequence[Job], overwrite: bool = False) -> str:
@@ -91,6 +91,7 @@ def check_launch(prepared: PreparedSuite, launch: LaunchConfig) -> None:
         )
     check_divisible(prepared.suite.budget, size // degree)
     if launch.launcher != "slurm":  # its jobs check their own machine
+        check_machine(prepared)
         check_devices(prepared.suite, launch.nproc)
         check_gpu_memory(prepared, size, launch.shard)
 

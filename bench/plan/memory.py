@@ -54,7 +54,7 @@ class Memory:
     visiting: float = 0.0
     """Weights of a running anchor that is stored on the CPU."""
     decode: float = 0.0
-    """Feature maps of the VAE's decoder."""
+    """Feature maps of the VAE's decoder, and the VAE itself where it waits on the CPU (`idle_models: cpu`)."""
     encode: float = 0.0
     """Text encoders that encode all prompts and leave before the other models come (`text_encoders: released`)."""
     gathered: float = 0.0
@@ -97,6 +97,13 @@ def workspace_bytes(units: float) -> float:
     return units * WORKSPACE_BYTES + FIXED
 
 
+def transformer_bytes(model: ModelCost) -> tuple[float, float]:
+    """Bytes of the transformer's weights outside of the blocks, and of all blocks; a LoRA is not counted."""
+    dtype_bytes, blocks = DTYPE_BYTES[model.dtype], model.layers * model.block_parameters
+    stored = blocks * dtype_bytes if model.quantized_block is None else model.layers * model.quantized_block
+    return (model.parameters - blocks) * dtype_bytes, stored
+
+
 def gathered_bytes(model: ModelCost, shard: Shard | None) -> tuple[float, float]:
     """Bytes on one GPU beside its shards, in a pass without gradients and in training.
 
@@ -104,12 +111,12 @@ def gathered_bytes(model: ModelCost, shard: Shard | None) -> tuple[float, float]
     """
     if shard is None:
         return 0.0, 0.0
-    adapter, dtype_bytes = model.adapter_parameters, DTYPE_BYTES[model.dtype]
+    adapter, (rest_bytes, block_bytes) = model.adapter_parameters, transformer_bytes(model)
     blocks, share = model.layers * model.block_parameters, GROUPS_AT_ONCE / model.layers
     rest = model.parameters - blocks
-    inference = (rest + blocks * share) * dtype_bytes + adapter * share * FLOAT
+    inference = rest_bytes + block_bytes * share + adapter * share * FLOAT
     gradients = FLOAT * (adapter * share if adapter else rest + blocks * share)
-    training = inference if shard == "full" else model.parameters * dtype_bytes + adapter * FLOAT
+    training = inference if shard == "full" else rest_bytes + block_bytes + adapter * FLOAT
     return inference, training + gradients
 
 
@@ -157,28 +164,33 @@ def memory_use(prepared: PreparedSuite, model: ModelCost, hardware: Hardware) ->
     """Bytes on one GPU, and bytes of host memory of one process.
 
     The latter are "program", "loading" (a part of the model passes through the host to the GPU; 0 on a CPU), "models"
-    (on a CPU all that a GPU would hold, else 0), "trajectories", "videos" and "anchors"; `host_peak` has their sum.
-    Evaluators are not counted.
+    (on a CPU all that a GPU would hold, else an idle VAE), "trajectories", "videos" and "anchors"; `host_peak` has
+    their sum. Evaluators are not counted.
     """
     suite, budget = prepared.suite, prepared.suite.budget
     dtype_bytes, anchors = DTYPE_BYTES[model.dtype], Anchors.from_suite(prepared)
     shards = hardware.gpus if hardware.shard else 1
     trained = (model.adapter_parameters or model.parameters) / shards
-    base = 0.0 if model.full else model.parameters * dtype_bytes / shards
+    transformer = sum(transformer_bytes(model))
+    base = 0.0 if model.full else transformer / shards
     copy = (model.adapter_parameters or trained) * FLOAT  # the anchors of an adapter are not sharded
     copies = anchors.stored + model.full  # training all weights needs a copy of the base too
     gathered, gathered_training = gathered_bytes(model, hardware.shard)
     text = model.text_parameters * dtype_bytes
     batch = min(budget.micro_batch, budget.prompts * budget.group_size)  # processes share whole micro-batches
     tokens = batch * (model.latents / hardware.context + model.text)  # context parallelism does not split the text
-    units = tokens * model.width
+    guided = budget.guidance != 1
+    joint = guided and model.joint_branches
+    units = tokens * model.width * (2 if joint else 1)
+    vae, on_cpu = model.vae_parameters * FLOAT, hardware.gpu == CPU
+    idle = model.idle_vae and not on_cpu
     memory = Memory(
-        weights=base + model.vae_parameters * FLOAT + text * model.resident_text,
+        weights=base + vae * (not idle) + text * model.resident_text,
         trained=trained * ADAM_BYTES + copies * model.copies_on_gpu * copy,
         activations=activation_bytes(
             units,
             model.layers,
-            branches=2 if budget.guidance != 1 and suite.trains_uncond else 1,
+            branches=2 if guided and suite.trains_uncond and not joint else 1,
             checkpoint_bytes=dtype_bytes if model.gradient_checkpointing else None,
             block_bytes=model.block_bytes,
         ),
@@ -189,19 +201,18 @@ def memory_use(prepared: PreparedSuite, model: ModelCost, hardware: Hardware) ->
         step=trained * FLOAT * (3 if hardware.gpus > shards else 2),
         # shards swap with their copy in place
         visiting=copy * (anchors.networks > 0 and not model.copies_on_gpu and shards == 1),
-        decode=model.decode_bytes * min(model.decode_batch, batch),
+        decode=model.decode_bytes * min(model.decode_batch, batch) + vae * idle,
         encode=0.0 if model.resident_text else text + FIXED,
         gathered=gathered,
         gathered_training=gathered_training,
-        loading=model.parameters * dtype_bytes + model.vae_parameters * FLOAT,
+        loading=transformer + vae * (not idle),
     )
     samples = budget.prompts * budget.group_size / hardware.groups
     latent_bytes = math.prod(model.latent_shape) * FLOAT
-    on_cpu = hardware.gpu == CPU
     host = {
         "program": PROGRAM,
         "loading": 0.0 if on_cpu else max(model.parameters, model.text_parameters) * dtype_bytes,
-        "models": memory.peak - FIXED if on_cpu else 0.0,
+        "models": memory.peak - FIXED if on_cpu else vae * idle,
         "trajectories": samples * latent_bytes * budget.train_steps * (2 + anchors.networks),
         "videos": samples * 3.0 * math.prod(model.size) * FLOAT,
         "anchors": 0.0 if model.copies_on_gpu else copies * copy,

@@ -65,7 +65,8 @@ def _head(plan: Mapping[str, Any]) -> list[str]:
         ]
     frames, height, width = model["size"]
     decode = "not known" if flops["decode"] is None else format_flops(flops["decode"])
-    passes = " with gradient checkpointing" if model["gradient_checkpointing"] else ""
+    passes = " on a base in 8 bits" if model["quantized"] else ""
+    passes += " with gradient checkpointing" if model["gradient_checkpointing"] else ""
     words = f"{model['text_tokens']} text tokens (estimated from the prompts' words)"
     text = f" + {words}" if model["text_tokens"] else " tokens"
     return [
@@ -108,8 +109,9 @@ def _memory(plan: Mapping[str, Any]) -> list[str]:
     )
     if memory is None:
         return [_host_line(in_gb, f"the models and their work {in_gb['models']:.1f} + {work}")]
+    idle = f"the idle VAE {in_gb['models']:.1f} + " if in_gb["models"] else ""
     lines.append(
-        _host_line(in_gb, f"the larger of {in_gb['loading']:.1f} while a part of the model is loaded and {work}")
+        _host_line(in_gb, f"the larger of {in_gb['loading']:.1f} while a part of the model is loaded and {idle}{work}")
     )
     gb = {name: value / 1e9 for name, value in memory.items() if name != "phases"}
     refused = " (does not fit)" if plan["refused"] else ""

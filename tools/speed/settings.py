@@ -23,7 +23,6 @@ from bench.algorithm.optimizers import make_optimizer
 from bench.algorithm.rollout import Rollout, Sampler
 from bench.algorithm.update import StepUpdater, UpdateConfig
 from bench.api import Backbone, BenchError, Rewards
-from bench.backbones.hunyuanvideo15.options import HunyuanOptions
 from bench.core.ledger import Ledger
 from bench.core.progress import inform
 from bench.core.rng import normal, stream
@@ -46,7 +45,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "attention": ("cudnn", "flash", "flash3", "sage"),
     "lora_products": ("base_dtype",),
     "guidance_branches": ("joint",),
-    "compile": ("blocks",),
 }
 """Options of `backbone.train` for speed and memory, with their values beside the default."""
 SMALLEST = {"base_weights": "int8", "idle_models": "cpu"}
@@ -81,21 +79,16 @@ class Setting:
     repeats: int = 2
 
 
-def has_option(name: str) -> bool:
-    """Whether the backbone has the option."""
-    return name in HunyuanOptions.__dataclass_fields__
-
-
 def settings() -> list[Setting]:
     """The settings in the order of their worth: both suites, the smallest one, then each option alone."""
-    small = tuple(f"backbone.train.{name}={value}" for name, value in SMALLEST.items() if has_option(name))
-    found = [Setting("single-GPU suite", SINGLE)]
-    if small:
-        found.append(Setting(" and ".join(each.removeprefix("backbone.train.") for each in small), SINGLE, small))
-    found.append(Setting("480p suite, 81 frames", WHOLE, repeats=1))
+    small = tuple(f"backbone.train.{name}={value}" for name, value in SMALLEST.items())
+    found = [
+        Setting("single-GPU suite", SINGLE),
+        Setting(" and ".join(each.removeprefix("backbone.train.") for each in small), SINGLE, small),
+        Setting("480p suite, 81 frames", WHOLE, repeats=1),
+    ]
     for name, values in OPTIONS.items():
-        if has_option(name):
-            found += [Setting(f"{name}={value}", SINGLE, (f"backbone.train.{name}={value}",)) for value in values]
+        found += [Setting(f"{name}={value}", SINGLE, (f"backbone.train.{name}={value}",)) for value in values]
     return list({(*setting.overrides, setting.suite): setting for setting in found}.values())
 
 
@@ -227,7 +220,6 @@ class SettingsBenchmark:
             return None
         finally:
             gc.collect()  # modules are in reference cycles
-            torch.compiler.reset()
 
     def _figures(self, prepared: PreparedSuite, setting: Setting) -> dict[str, Any]:
         work = SuiteUpdate(prepared, self.device)

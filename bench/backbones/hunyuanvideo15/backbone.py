@@ -22,7 +22,7 @@ from bench.backbones.hunyuanvideo15.cost import model_cost
 from bench.backbones.hunyuanvideo15.options import HunyuanOptions, check_sizes, latent_shape
 from bench.backbones.hunyuanvideo15.policy import BLOCKS, LORA_TARGETS, UNTRAINED, fully_trained
 from bench.backbones.hunyuanvideo15.text_encoders import TextEncoders
-from bench.backbones.hunyuanvideo15.transformer import velocity
+from bench.backbones.hunyuanvideo15.transformer import use_attention, velocity
 from bench.backbones.options import show_options
 
 
@@ -59,15 +59,20 @@ class HunyuanVideo15(PipelineBackbone[TextEncoders]):
         """Sizes for `bench plan` (`cost`)."""
         return model_cost(checkpoint, params, words)
 
-    def _load_models(self) -> tuple[Any, Any]:
-        transformer = files.load_transformer(self.folder, self.dtype, self.device)
-        return transformer, files.load_vae(self.folder, self.device)
+    def _load_network(self, device: torch.device) -> Any:
+        return files.load_transformer(self.folder, self.dtype, device)
+
+    def _load_vae(self, device: torch.device) -> Any:
+        return files.load_vae(self.folder, device)
 
     def _latent_shape(self, options: HunyuanOptions) -> tuple[int, int, int, int]:
         return latent_shape(options.size, self.vae.config)
 
     def _share_context(self, options: HunyuanOptions) -> None:
         share_context(self.transformer, options.parallel, self.latent_shape)
+
+    def _use_attention(self, backend: str) -> None:
+        use_attention(self.transformer, backend)
 
     @classmethod
     def _load_text(

@@ -15,6 +15,7 @@ from typing import Any
 from bench.api import ModelCost
 from bench.backbones.folder import part_config, stored_parameters
 from bench.backbones.hunyuanvideo15.options import HunyuanOptions, latent_shape
+from bench.backbones.quantization import int8_bytes
 
 REFINER_MLP_RATIO = 4
 """Width of the text refiner's feed-forward layers over the model's, fixed in diffusers' class."""
@@ -43,6 +44,8 @@ BLOCK_BYTES = {"bfloat16": 141_000 / 2048, "float32": 184_000 / 2048}
 Measured on a CPU at width 2048 for float32 LoRA weights on a bfloat16 base without autocast: 141 kB per token. With
 everything in bfloat16 it is 92 kB; in float32 twice that, 184 kB.
 """
+ATTENTION_COPIES = 11.9
+"""Float32 copies of the inputs of the attention's LoRA, in bytes per token and unit of width (`lora_copies`)."""
 VAE_MAPS = 3
 """Full-resolution feature maps that a decoder holds at once: a convolution's input, its padded copy, its output."""
 TILE = 16
@@ -91,6 +94,12 @@ class Transformer:
         """Parameters of one joint block, both streams."""
         w, mlp = self.width, int(self.mlp_ratio * self.width)
         return 2 * (4 * (w * w + w) + 2 * self.attention_head_dim + (2 * w * mlp + mlp + w) + 6 * (w * w + w))
+
+    def quantized_block(self, dtype_bytes: int) -> int:
+        """Bytes of one joint block with int8 weights, the rest in a type of `dtype_bytes`."""
+        w, mlp = self.width, int(self.mlp_ratio * self.width)
+        rows = 2 * (4 * w + mlp + w + 6 * w)
+        return int8_bytes(self.block_parameters, rows, 4 * self.attention_head_dim, dtype_bytes)
 
     @property
     def parameters(self) -> int:
@@ -207,7 +216,8 @@ def model_cost(folder: Path | None, params: Mapping[str, Any], words: float) -> 
         forward=net.forward(latents, text),
         backward=net.backward(latents, text, options.gradient_checkpointing, full),
         decode=decode_flops(vae, options.size, options.tile is not None),
-        block_bytes=BLOCK_BYTES[options.dtype],
+        block_bytes=BLOCK_BYTES[options.dtype] - options.lora_copies(ATTENTION_COPIES, net.mlp_ratio),
         decode_bytes=decode_bytes(vae, options.size, options.tile),
         savings=options.savings([TILE * space, TILE * space, TILE, TILE]),
+        quantized_block=None if options.base_weights == "as_dtype" else net.quantized_block(options.dtype_bytes),
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.backbones import fsdp
+from bench.backbones.attention import attend
 from bench.flow import TIMESTEPS
 
 
@@ -19,7 +20,7 @@ class UnmaskedJointAttention:
     diffusers' own processor builds an [s, s] mask in each block; on valid tokens the result is the same.
     """
 
-    _attention_backend: Any = None
+    _attention_backend: str | None = None
     _parallel_config: Any = None
 
     def __call__(
@@ -52,13 +53,8 @@ class UnmaskedJointAttention:
         self, query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor], value: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Attention over latent and text tokens together: pairs (latents, text) of [b, tokens, heads, d]."""
-        from diffusers.models.attention_dispatch import dispatch_attention_fn
-
-        mixed: Tensor = dispatch_attention_fn(
-            *(torch.cat(pair, 1) for pair in (query, key, value)),
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
+        whole_query, whole_key, whole_value = (torch.cat(pair, 1) for pair in (query, key, value))
+        mixed = attend(whole_query, whole_key, whole_value, self._attention_backend)
         latents = query[0].shape[1]
         return mixed[:, :latents], mixed[:, latents:]
 
@@ -67,6 +63,12 @@ def drop_masks(transformer: Any) -> None:
     """Install `UnmaskedJointAttention` in the joint blocks; the text refiner keeps its own attention."""
     for block in transformer.transformer_blocks:
         block.attn.set_processor(UnmaskedJointAttention())
+
+
+def use_attention(transformer: Any, backend: str) -> None:
+    """Compute the attention of the joint blocks with diffusers' implementation `backend`."""
+    for block in transformer.transformer_blocks:
+        block.attn.processor._attention_backend = backend
 
 
 def velocity(

@@ -18,6 +18,7 @@ from bench.api import Conditioning, ModelCost, Shard
 from bench.backbones.base import PipelineBackbone
 from bench.backbones.options import show_options
 from bench.backbones.wan21 import checkpoint as files
+from bench.backbones.wan21.attention import use_attention
 from bench.backbones.wan21.context_parallel import share_context
 from bench.backbones.wan21.cost import model_cost
 from bench.backbones.wan21.options import BLOCKS, LORA_TARGETS, WanOptions, check_sizes, latent_shape
@@ -52,15 +53,20 @@ class Wan21(PipelineBackbone[UMT5]):
         """Sizes for `bench plan` (`cost`). The text has a fixed number of rows, so `words` does not count."""
         return model_cost(checkpoint, params)
 
-    def _load_models(self) -> tuple[Any, Any]:
-        transformer = files.load_transformer(self.folder, self.dtype, self.device)
-        return transformer, files.load_vae(self.folder, self.device)
+    def _load_network(self, device: torch.device) -> Any:
+        return files.load_transformer(self.folder, self.dtype, device)
+
+    def _load_vae(self, device: torch.device) -> Any:
+        return files.load_vae(self.folder, device)
 
     def _latent_shape(self, options: WanOptions) -> tuple[int, int, int, int]:
         return latent_shape(options.size, self.vae.config)
 
     def _share_context(self, options: WanOptions) -> None:
         share_context(self.transformer, options.parallel, self.latent_shape)
+
+    def _use_attention(self, backend: str) -> None:
+        use_attention(self.transformer, backend)
 
     @classmethod
     def _load_text(cls, folder: Path, options: WanOptions, dtype: torch.dtype, device: torch.device) -> UMT5:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bench.api import context_degree
@@ -16,6 +15,7 @@ from bench.backbones.context_parallel import (
     local_tokens,
     split_tokens,
 )
+from bench.backbones.wan21.attention import BlockAttention
 from bench.backbones.wan21.options import latent_tokens
 
 ROTATION_DIM = 1
@@ -36,42 +36,11 @@ def share_context(
         block.attn1.set_processor(SharedSelfAttention(group))
 
 
-class SharedSelfAttention:
-    """Self-attention over the tokens of all processes of a group; as diffusers' processor otherwise."""
-
-    _attention_backend: Any = None
-    _parallel_config: Any = None
+class SharedSelfAttention(BlockAttention):
+    """Self-attention over the tokens of all processes of a group: [b, local tokens, d] to the same."""
 
     def __init__(self, group: Any) -> None:
         self._group = group
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None,
-        attention_mask: Tensor | None,
-        rotary_emb: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        """[b, local tokens, d] to the same; the second and third argument, of other kinds of attention, are None."""
-        from diffusers.models.attention_dispatch import dispatch_attention_fn
-
-        def heads(x: Tensor) -> Tensor:
-            split: Tensor = x.unflatten(2, (attn.heads, -1))
-            return split
-
-        query = _rotated(heads(attn.norm_q(attn.to_q(hidden_states))), *rotary_emb)
-        key = _rotated(heads(attn.norm_k(attn.to_k(hidden_states))), *rotary_emb)
-        value = heads(attn.to_v(hidden_states))
-        mixed = dispatch_attention_fn(
-            *(all_tokens(x, self._group) for x in (query, key, value)), backend=self._attention_backend
-        )
-        out: Tensor = local_tokens(mixed, self._group).flatten(2).type_as(query)
-        return attn.to_out[1](attn.to_out[0](out))  # type: ignore[no-any-return]
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """[b, tokens, heads, d] turned by the angles of the tables [1, tokens, 1, d], in pairs of neighbours."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    c, s = cos[..., 0::2], sin[..., 1::2]
-    return torch.stack([even * c - odd * s, even * s + odd * c], -1).flatten(-2).type_as(x)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return local_tokens(super().attend(*(all_tokens(x, self._group) for x in (query, key, value))), self._group)

@@ -15,6 +15,7 @@ from typing import Any
 
 from bench.api import ModelCost
 from bench.backbones.folder import part_config, stored_parameters
+from bench.backbones.quantization import int8_bytes
 from bench.backbones.wan21.options import PATCH, WanOptions, check_vae, latent_shape, latent_tokens, transformer_config
 
 VAE_PARAMETERS, TEXT_PARAMETERS = 126_892_531, 5_680_910_336
@@ -43,6 +44,8 @@ FORWARD_BUFFERS = 30.0
 """Those of a forward pass among the former, which `bench plan` counts by itself."""
 TEXT_BYTES = 16.3
 """Activations of a block's cross-attention per row of text and unit of width, without gradient checkpointing."""
+ATTENTION_COPIES = 16.6
+"""Float32 copies of the inputs of the attention's LoRA, in bytes per token and unit of width (`lora_copies`)."""
 FLOAT32 = 107.4 / 99.8
 """The same with a float32 base, over those with a bfloat16 base; measured without gradient checkpointing."""
 TILES = [256, 256, 192, 192]
@@ -76,6 +79,11 @@ class Transformer:
         """Parameters of one block: two attentions with norms, feed-forward, a norm, the modulation table."""
         w, f = self.width, self.ffn_dim
         return 2 * (4 * (w * w + w) + 2 * w) + (2 * w * f + f + w) + 2 * w + 6 * w
+
+    def quantized_block(self, dtype_bytes: int) -> int:
+        """Bytes of one block with int8 weights, the rest in a type of `dtype_bytes`."""
+        w = self.width
+        return int8_bytes(self.block_parameters, 9 * w + self.ffn_dim, 12 * w, dtype_bytes)
 
     @property
     def parameters(self) -> int:
@@ -124,7 +132,8 @@ class Transformer:
     def block_bytes(self, options: WanOptions, tokens: int) -> float:
         """Activations of one block that a backward pass needs, in bytes per token and unit of width."""
         constant, per_ratio = CHECKPOINTED if options.gradient_checkpointing else STORED
-        size = constant + per_ratio * self.ffn_dim / self.width
+        ratio = self.ffn_dim / self.width
+        size = constant + per_ratio * ratio - options.lora_copies(ATTENTION_COPIES, ratio)
         scale = FLOAT32 if options.dtype == "float32" else 1.0
         if options.gradient_checkpointing:
             return size * scale - FORWARD_BUFFERS
@@ -183,5 +192,7 @@ def model_cost(folder: Path | None, params: Mapping[str, Any]) -> ModelCost:
         decode=decode_flops(vae, options.size, options.tile is not None),
         block_bytes=net.block_bytes(options, tokens),
         decode_bytes=decode_bytes(vae, options.size, options.tile),
+        joint_branches=options.guidance_branches == "joint",
         savings=options.savings(TILES),
+        quantized_block=None if options.base_weights == "as_dtype" else net.quantized_block(options.dtype_bytes),
     )

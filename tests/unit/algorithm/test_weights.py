@@ -81,3 +81,13 @@ def test_the_momentum_of_muon_is_watched_too() -> None:
     optimizer.parts["muon"].param_groups[0]["momentum"] = 0.5  # type: ignore[attr-defined]
     with pytest.raises(BenchError, match=r"changed the optimizer's momentum from 0.95 to 0.5"):
         weights.check_settings(optimizer, settings, "row 'x'", "in update 3")
+
+
+def test_the_size_of_a_change_is_summed_in_the_order_of_the_tensors() -> None:
+    """Tensor by tensor, as one number after the other would be: gathering them first moves no bit."""
+    before = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in range(1, 40)]
+    after = [p + torch.randn(p.shape, generator=torch.Generator().manual_seed(len(p) + 99)) for p in before]
+    squares = 0.0
+    for old, new in zip(before, after, strict=True):
+        squares += float((new.double() - old.double()).square().sum())
+    assert weights.rms_change(before, after) == math.sqrt(squares / sum(map(len, before)))

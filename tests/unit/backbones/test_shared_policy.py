@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.backbones.policy import FullPolicy, LoRAPolicy, Policy
+from bench.backbones.holder import Policy
+from bench.backbones.policy import FullPolicy, LoRAPolicy
 from bench.core.rng import stream
 
 PATTERN = r"(attn1|attn2)\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2)"

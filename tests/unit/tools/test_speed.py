@@ -18,6 +18,8 @@ import pytest
 import torch
 
 from bench.api import BenchError
+from bench.backbones.hunyuanvideo15.options import HunyuanOptions
+from bench.backbones.options import NUMERIC
 from bench.core.budget import PROBE_EVERY
 from bench.core.ledger import Ledger
 from bench.store.files import read_lines
@@ -353,12 +355,14 @@ def test_settings_end_in_time(tmp_path: Path) -> None:
     assert late["refused"] == "no time was left for it."
 
 
-def test_only_options_that_exist_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "has_option", lambda name: name in {"compile", "idle_models"})
+def test_every_option_beside_its_default_is_measured() -> None:
+    choices = {name: HunyuanOptions.choices[name] for name in (*NUMERIC, "idle_models")}
+    assert {name: set(values) for name, values in settings.OPTIONS.items()} == {
+        name: set(values[1:]) for name, values in choices.items()
+    }
     names = [setting.name for setting in settings.settings()]
-    assert names == ["single-GPU suite", "idle_models=cpu", "480p suite, 81 frames", "compile=blocks"]
-    monkeypatch.setattr(settings, "has_option", lambda name: False)
-    assert len(settings.settings()) == 2
+    assert names[:2] == ["single-GPU suite", "base_weights=int8 and idle_models=cpu"]
+    assert {f"{name}={value}" for name, values in settings.OPTIONS.items() for value in values} < set(names)
 
 
 def test_a_limit_of_memory_ends_with_its_context(monkeypatch: pytest.MonkeyPatch) -> None:
