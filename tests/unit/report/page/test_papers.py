@@ -1,4 +1,4 @@
-"""The bibliography of a page: an entry for every method and model, as in the class and in CITATION.cff, and no other."""
+"""The bibliography of a page: an entry for every method and model, as in the class and in CITATION.cff, no other."""
 
 from __future__ import annotations
 
