@@ -37,6 +37,7 @@ PLANS = (
     ("Wan2.1-1.3B at 480p on 8 H100", "wan21_1p3b_480p.yaml --gpus 8"),
     ("Wan2.1-14B on 64 H100", "wan21_14b.yaml --gpus 64"),
     ("The miniature, which runs on a CPU", "nano.yaml"),
+    ("The miniature on Wan2.1's classes", "nano_wan.yaml"),
 )
 """Heading, and the words after `bench plan bench/configs/`."""
 HEAD = """# Plans

@@ -52,7 +52,7 @@ def page(folder: Path) -> str:
     groups = {colour: [p for p, each in enumerate(colours) if each == colour] for colour in dict.fromkeys(colours)}
     parts = [
         f"# {suite.name}: colours and prompts",
-        nano_warning(suite.name),
+        nano_warning(suite.name, suite.config),
         HEAD,
     ]
     for score, title in SCORES.items():

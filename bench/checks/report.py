@@ -26,6 +26,9 @@ from bench.core.provenance import check_not_installed
 from bench.suite.paths import resolve, resolve_parameters
 from bench.suite.schema import NANO, Suite
 
+NANO_BACKBONES: dict[str, dict[str, Any]] = {"wan21": {"size": (13, 16, 16), "fps": 8.0}}
+"""Constructor arguments of a backbone that its packaged checkpoint needs and that are not its defaults."""
+
 
 def plugin_group(name: str) -> str:
     """Group of a plug-in's name; an unknown name is refused with the nearest known one.
@@ -50,7 +53,7 @@ def constructor_params(name: str, overrides: Mapping[str, Any], nano: bool) -> d
         raise BenchError("--nano takes the packaged checkpoint: leave out --params checkpoint=..., or --nano.")
     packaged = NANO["evaluator_params"].get(name, {})
     if name in plugins.available("backbones") and resolve(f"nano/{name}").is_dir():
-        packaged = {"checkpoint": f"nano/{name}", **packaged}
+        packaged = {"checkpoint": f"nano/{name}", **NANO_BACKBONES.get(name, {}), **packaged}
     defaults = {} if "checkpoint" in overrides else packaged
     return resolve_parameters({**defaults, **overrides})
 

@@ -44,6 +44,7 @@ COMMAND = Command(
     examples=(
         "bench nano vae --out checkpoints --device cuda",
         "bench nano policy --out checkpoints  # after the part vae",
+        "bench nano wan-policy --out checkpoints  # after the part vae; the same world on Wan2.1's classes",
         "bench nano measure",
     ),
 )

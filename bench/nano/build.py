@@ -12,7 +12,7 @@ from bench.core.hashing import GOLDEN, write_manifest
 from bench.nano.parts import Part
 from bench.nano.recipe import FOLDERS, RecipeConfig
 
-POLICY = "hunyuanvideo15"
+POLICY, WAN = "hunyuanvideo15", "wan21"
 START = "start"
 """Folder, below that of the checkpoints, of the model that `videoreward-start` trains; it is not shipped."""
 
@@ -43,18 +43,21 @@ def build_part(name: Part, out: Path, steps: int | None, seed: int, device: str)
         "videoreward": _videoreward,
         "clip": _clip,
         "pickscore": _pickscore,
+        "wan-vae": _wan_vae,
+        "wan-policy": _wan_policy,
     }
-    if name == "measure":
+    if name in ("measure", "wan-measure"):
         from bench.nano import measure
 
-        measure.write(out, seed)
+        measure.write(out, POLICY if name == "measure" else WAN, seed)
         return
     if name == "golden":
         _golden(out)
         return
     if name in recipes:
         recipes[name](out, Overrides(steps, seed, device))
-    folders = FOLDERS if name == "manifest" else (POLICY if name in ("vae", "policy") else name,)
+    changed = {"vae": POLICY, "policy": POLICY, "wan-vae": WAN, "wan-policy": WAN}.get(name, name)
+    folders = FOLDERS if name == "manifest" else (changed,)
     for folder in folders:
         if (out / folder).is_dir():
             write_manifest(out / folder)
@@ -74,9 +77,25 @@ def _vae(out: Path, overrides: Overrides) -> None:
 
 def _policy(out: Path, overrides: Overrides) -> None:
     from bench.nano import policy
+    from bench.nano.flow_matching import PolicyRecipe
 
     _require(out / POLICY / "vae", "vae")
-    policy.train(out / POLICY, policy.PolicyRecipe(batch=64, lr=2e-3, **overrides.options(steps=6000)))
+    policy.train(out / POLICY, PolicyRecipe(batch=64, lr=2e-3, **overrides.options(steps=6000)))
+
+
+def _wan_vae(out: Path, overrides: Overrides) -> None:
+    from bench.nano import wan_vae
+
+    teacher = _require(out / POLICY / "vae", "vae")
+    wan_vae.train(out / WAN, wan_vae.WanVAERecipe(batch=16, lr=2e-3, **overrides.options(steps=6000)), teacher)
+
+
+def _wan_policy(out: Path, overrides: Overrides) -> None:
+    from bench.nano import wan_policy
+    from bench.nano.flow_matching import PolicyRecipe
+
+    teacher = _require(out / POLICY / "vae", "vae")
+    wan_policy.train(out / WAN, PolicyRecipe(batch=64, lr=2e-3, **overrides.options(steps=6000)), teacher)
 
 
 def _decodes(out: Path) -> Any:

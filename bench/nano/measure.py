@@ -1,10 +1,11 @@
-"""`bench nano measure`: quality of the nano checkpoints, on clips of the base model for held-out captions."""
+"""`bench nano measure`, `wan-measure`: quality of the checkpoints, on clips of a base model for held-out captions."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +13,10 @@ from torch import Tensor
 from bench import plugins
 from bench.algorithm.sampling import HeldOutConfig, sample_held_out
 from bench.api import Backbone
+from bench.checks.report import NANO_BACKBONES
 from bench.core.provenance import CHECKOUT, ROOT
 from bench.core.rng import stream
-from bench.nano import gold, vae, world
+from bench.nano import gold, vae, wan_policy, wan_vae, world
 from bench.nano.recipe import FOLDERS, write_json
 from bench.nano.reward_training import GAP, pair_accuracy
 from bench.report.formatting import markdown
@@ -38,16 +40,47 @@ def base_clips(backbone: Backbone, prompts: list[str], seed: int) -> tuple[Tenso
     return torch.cat([batch.pixels for batch in batches]), [prompt for prompt in prompts for _ in range(VIDEOS)]
 
 
-def measure(seed: int = 0, say: Callable[[str], None] = print) -> dict[str, float]:
-    """All measurements by name; each is also printed by `say`."""
-    backbone = plugins.backbone("hunyuanvideo15", checkpoint=resolve("nano"))
+class Policy(NamedTuple):
+    """A policy of nano: its folder, named like its backbone, with the command and the file that measure it."""
+
+    command: str
+    file: str
+    """Name of the file of measurements beside the folders."""
+    encode: Callable[[Path, Tensor], Tensor]
+    """The folder of a VAE, and clips in [0, 1], to the latents of the policy."""
+    settings: dict[str, Any]
+    """Constructor arguments of the backbone that are not its defaults."""
+
+
+def _hunyuan_latents(folder: Path, clips: Tensor) -> Tensor:
+    encoder = vae.load(folder)
+    return vae.encode(encoder, clips) * encoder.config.scaling_factor
+
+
+POLICIES = {
+    "hunyuanvideo15": Policy("measure", "measured.json", _hunyuan_latents, {}),
+    "wan21": Policy(
+        "wan-measure",
+        "measured_wan21.json",
+        wan_vae.latents,
+        {**NANO_BACKBONES["wan21"], "text_rows": wan_policy.TEXT_ROWS},
+    ),
+}
+"""The policies by the names of their backbones."""
+
+
+def measure(name: str, seed: int = 0, say: Callable[[str], None] = print) -> dict[str, float]:
+    """All measurements of the policy `name` by their names; each is also printed by `say`."""
+    backbone = plugins.backbone(name, checkpoint=resolve(f"nano/{name}"), **POLICIES[name].settings)
     backbone.reset(stream(seed, "initial_policy"))
     clips, prompts = base_clips(backbone, world.split()[1].texts(), seed)
     captions = world.parse(prompts)
     clean = world.render(captions, world.Corruption.none(len(captions)), stream(seed, "measure", "clean"))
     evaluator = gold.Gold()
     base, ceiling = (evaluator.score(videos, prompts, world.FPS) for videos in (clips, clean))
-    trip = evaluator.score(_round_trip(backbone, clean), prompts, world.FPS)
+    with torch.no_grad():
+        latents = POLICIES[name].encode(resolve(f"nano/{name}") / "vae", clean)
+    trip = evaluator.score(backbone.decode(latents), prompts, world.FPS)
     measured: dict[str, float] = {}
     for axis in evaluator.metrics:
         std = float(base[axis].std())
@@ -67,14 +100,6 @@ def measure(seed: int = 0, say: Callable[[str], None] = print) -> dict[str, floa
     return measured
 
 
-def _round_trip(backbone: Backbone, clips: Tensor) -> Tensor:
-    """Clips through the VAE and back."""
-    encoder = vae.load(resolve("nano") / "vae")
-    with torch.no_grad():
-        latents = vae.encode(encoder, clips)
-    return backbone.decode(latents * encoder.config.scaling_factor)
-
-
 def _pair_accuracies(clips: Tensor, prompts: list[str], truth: dict[str, Tensor]) -> dict[str, float]:
     """Accuracy of each evaluator against the gold scores `truth`, and the number of pairs."""
     accuracies: dict[str, float] = {}
@@ -88,11 +113,13 @@ def _pair_accuracies(clips: Tensor, prompts: list[str], truth: dict[str, Tensor]
     return accuracies
 
 
-def write(folder: Path, seed: int = 0) -> None:
-    """Measure; write `measured.json` beside the checkpoints, and the page of thresholds (to a checkout's results)."""
-    measured = {key: round(value, 4) for key, value in measure(seed).items()}
-    write_json(folder / "measured.json", {"command": "bench nano measure", "seed": seed, "measured": measured})
-    write_text(PAGE if CHECKOUT else folder / PAGE.name, page(folder, measured, seed))
+def write(folder: Path, name: str, seed: int = 0) -> None:
+    """Measure the policy `name`; write its file beside the checkpoints, and the page (to a checkout's results)."""
+    policy = POLICIES[name]
+    measured = {key: round(value, 4) for key, value in measure(name, seed).items()}
+    content = {"command": f"bench nano {policy.command}", "seed": seed, "measured": measured}
+    write_json(folder / policy.file, content)
+    write_text(PAGE if CHECKOUT else folder / PAGE.name, page(folder))
 
 
 PAGE = ROOT / "results" / "reference" / "nano" / "checkpoints.md"
@@ -123,17 +150,14 @@ THRESHOLDS: tuple[tuple[str, str, float, float], ...] = (
     ("PickScore: pair accuracy against gold Overall", "pickscore_pair_accuracy_against_gold_overall", 0.8, 1.0),
     ("size of all checkpoints, MB (10^6 bytes)", "megabytes", 0.0, 25.0),
 )
-"""Description, key in `measured.json`, and least and largest value allowed."""
+"""Description, key in the file of measurements, and least and largest value allowed."""
+TITLES = {"hunyuanvideo15": "HunyuanVideo-1.5 in miniature", "wan21": "Wan2.1 in miniature"}
 
 
-def page(folder: Path, measured: dict[str, float], seed: int) -> str:
+def page(folder: Path) -> str:
     """The thresholds with the measured values, and the recipe of each part, as Markdown."""
     sizes = {name: sum(f.stat().st_size for f in (folder / name).rglob("*") if f.is_file()) for name in FOLDERS}
-    values = {**measured, "megabytes": round(sum(sizes.values()) / 1e6, 2)}
-    thresholds = [
-        [what, _range(low, high), f"{values[key]:.4g}", "met" if low <= values[key] <= high else "**missed**"]
-        for what, key, low, high in THRESHOLDS
-    ]
+    megabytes = round(sum(sizes.values()) / 1e6, 2)
     recipes = []
     for path in sorted(folder.rglob("report.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -141,22 +165,42 @@ def page(folder: Path, measured: dict[str, float], seed: int) -> str:
         hardware = machine.get("gpu") or f"CPU, {machine['processor']}, {machine['cores']} cores"
         part = path.parent.relative_to(folder).as_posix()
         recipes.append([part, f"`{report['command']}`", arguments, f"{report['time']['wall_minutes']:g}", hardware])
-    other = [[key, f"{value:.4g}"] for key, value in values.items() if key not in {row[1] for row in THRESHOLDS}]
-    parts = [
-        "# The nano checkpoints: what they must show, and what they do",
-        f"Written by `bench nano measure --seed {seed}`: {VIDEOS} clips of the base model (20 ODE steps) "
-        "for each of the 36 held-out captions, and clean renders of the same captions. Pairs count when their gold "
-        f"scores differ by at least {GAP} standard deviations.",
-        markdown(["measured", "bar", "value", ""], thresholds),
+    files = {name: folder / policy.file for name, policy in POLICIES.items()}
+    stored = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.is_file()}
+    parts = ["# The nano checkpoints: what they must show, and what they do"]
+    for name, content in stored.items():
+        thresholds, other = _tables({**content["measured"], "megabytes": megabytes})
+        parts += [
+            f"## {TITLES[name]}",
+            f"Written by `{content['command']} --seed {content['seed']}`: {VIDEOS} clips of the base model (20 ODE "
+            "steps) for each of the 36 held-out captions, and clean renders of the same captions. Pairs count when "
+            f"their gold scores differ by at least {GAP} standard deviations.",
+            thresholds,
+            f"### Everything measured: {TITLES[name]}",
+            other,
+        ]
+    parts += [
         "## Recipes",
         markdown(["part", "command", "arguments", "minutes", "machine"], recipes),
-        "Parts build on each other in the order vae, policy, videoreward-start, videoreward, clip, pickscore. "
+        "Parts build on each other in the order vae, policy, videoreward-start, videoreward, clip, pickscore; wan-vae "
+        "and wan-policy need the part vae alone. "
         "A GPU, or another number of threads, rounds otherwise than one CPU thread, so a re-run elsewhere gives an "
         "equivalent checkpoint, not the same bytes; `manifest.json` has the sha256 of those that are shipped.",
-        "## Everything measured",
-        markdown(["key of `measured.json`", "value"], other),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _tables(values: dict[str, float]) -> tuple[str, str]:
+    """The table of the thresholds, and that of the other values."""
+    thresholds = [
+        [what, _range(low, high), f"{values[key]:.4g}", "met" if low <= values[key] <= high else "**missed**"]
+        for what, key, low, high in THRESHOLDS
+    ]
+    other = [[key, f"{value:.4g}"] for key, value in values.items() if key not in {row[1] for row in THRESHOLDS}]
+    return (
+        markdown(["measured", "bar", "value", ""], thresholds),
+        markdown(["key of the file", "value"], other),
+    )
 
 
 def _range(low: float, high: float) -> str:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Part = Literal[
-    "vae", "policy", "videoreward-start", "videoreward", "clip", "pickscore", "manifest", "golden", "measure"
+    "vae",
+    "policy",
+    "videoreward-start",
+    "videoreward",
+    "clip",
+    "pickscore",
+    "wan-vae",
+    "wan-policy",
+    "manifest",
+    "golden",
+    "measure",
+    "wan-measure",
 ]
-"""PART of `bench nano PART`: the first six are trained in this order; the others write or measure files."""
+"""PART of `bench nano PART`: the first eight are trained in this order; the others write or measure files."""
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.core.progress import LINE_EVERY, clock, duration, inform
 
-FOLDERS = ("hunyuanvideo15", "videoreward", "clip", "pickscore")
+FOLDERS = ("hunyuanvideo15", "wan21", "videoreward", "clip", "pickscore")
 """Folders of the checkpoints."""
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -158,3 +158,35 @@ def _save(
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return tokenizer
+
+
+UMT5_SPECIAL = ("<pad>", "</s>", "<s>", "<unk>")
+"""Special tokens of UMT5 in the order of their ids."""
+
+
+def save_umt5_tokenizer(folder: Path, texts: Sequence[str]) -> int:
+    """Write a tokenizer.json in UMT5's form (unigrams, a prompt ends with </s>); the number of its tokens.
+
+    A word of the texts is one token; other words are spelled in ASCII characters, and any other one is <unk>.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers.models import Unigram
+
+    words = sorted({f"▁{word}" for text in texts for word in text.split()})
+    characters = ["▁", *(chr(code) for code in range(ord("!"), 0x7F))]
+    scores = {**dict.fromkeys(UMT5_SPECIAL, 0.0), **dict.fromkeys(words, -4.0), **dict.fromkeys(characters, -8.0)}
+    tokenizer = Tokenizer(Unigram(list(scores.items()), unk_id=UMT5_SPECIAL.index("<unk>"), byte_fallback=False))
+    tokenizer.normalizer = normalizers.Replace(Regex(" {2,}"), " ")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    end = UMT5_SPECIAL[1]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, UMT5_SPECIAL.index(end))]
+    )
+    tokenizer.add_special_tokens(list(UMT5_SPECIAL))
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = dict(zip(("pad_token", "eos_token", "bos_token", "unk_token"), UMT5_SPECIAL, strict=True))
+    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return len(scores)

@@ -79,7 +79,7 @@ class RandomVideo15(HunyuanVideo15):
         device: torch.device,
     ):
         self.folder, self.device, self.dtype = Path("random"), device, dtype
-        self.convention, self.tiling, self.fps = None, None, 24.0
+        self.convention, self.tiling, self.fps, self._joint = None, None, 24.0, False
         self.sizes, self.latent_shape, self.tokens = sizes, latent_shape, text
         self.transformer = random_transformer(sizes, dtype, device)
         self.policy = LoRAPolicy(

@@ -39,6 +39,8 @@ EQUAL_SPENDING = ("nfe_rollout", "nfe_train", "reward_calls")
 #: Settings in which two suites may differ: their names, and parameters of evaluators, which choose a device.
 #: What decides an evaluator's scores is in its fingerprint.
 SUITE_SPECIFIC = ("suite", "evaluator_params")
+#: Backbone to the name of the model that it drives at full size.
+FULL_MODELS = {"hunyuanvideo15": "HunyuanVideo-1.5", "wan21": "Wan2.1"}
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,13 @@ def is_nano(name: str, config: Mapping[str, Any]) -> bool:
     backbone = config.get("backbone")
     checkpoint = backbone.get("checkpoint", "") if isinstance(backbone, Mapping) else ""
     return "nano" in name or "nano" in str(checkpoint)
+
+
+def full_model(config: Mapping[str, Any]) -> str:
+    """Name of the full-size model whose miniature a suite of this configuration trains."""
+    backbone = config.get("backbone")
+    name = backbone.get("name") if isinstance(backbone, Mapping) else None
+    return FULL_MODELS.get(str(name), FULL_MODELS["hunyuanvideo15"])
 
 
 def failed_gates(record: RunRecord) -> list[str]:

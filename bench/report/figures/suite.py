@@ -205,7 +205,7 @@ def _stored(suite: SuiteRecords, folder: Path, reference: Path | None) -> tuple[
 def _page(suite: SuiteRecords, texts: dict[str, str]) -> str:
     parts = [
         f"# {html.escape(suite.name)}: figures",
-        *([nano_warning(suite.name)] if suite.nano else []),
+        *([nano_warning(suite.name, suite.config)] if suite.nano else []),
         html.escape(captions.seed_counts(suite)),
     ]
     for name, caption in texts.items():

@@ -45,7 +45,7 @@ def content(subject: Subject, clips: Clips, curves: pd.DataFrame) -> dict[str, A
         **(_study(subject, ablation) if ablation and subject.is_study else _suite(subject, mains[0])),
         "ablation": [grid(title, table, "levels") for title, table in ablation.sections.items()] if ablation else [],
         "ablation_notes": ablation.notes if ablation else [],
-        "warning": nano_warning(subject.name) if subject.nano else None,
+        "warning": nano_warning(subject.name, subject.suite.config) if subject.nano else None,
         "strips": prompt_strips(subject, clips),
         "has_videos": bool(clips.kept),
         "pairs": [] if subject.is_study else checking.pairs(subject, mains[0]),
@@ -62,13 +62,13 @@ def content(subject: Subject, clips: Clips, curves: pd.DataFrame) -> dict[str, A
 
 
 def _suite(subject: Subject, main: MainTable) -> dict[str, Any]:
-    sentences = [line for line in main.verdict.sentences if line != nano_warning(subject.name)]
+    sentences = [line for line in main.verdict.sentences if line != nano_warning(subject.name, subject.suite.config)]
     return {"headlines": [("", headline(main))], "badges": badges(main), "sentences": sentences}
 
 
 def _study(subject: Subject, ablation: AblationTable) -> dict[str, Any]:
     found = [(variant, badges(main)) for variant, main in subject.tables.items()]
-    sentences = [line for line in ablation.verdict if line != nano_warning(subject.name)]
+    sentences = [line for line in ablation.verdict if line != nano_warning(subject.name, subject.suite.config)]
     lines = study.headlines(ablation, subject.is_study)
     return {"headlines": lines, "badges": study.together(found), "sentences": sentences}
 

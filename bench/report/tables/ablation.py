@@ -26,7 +26,7 @@ from bench.report.data.records import is_nano
 from bench.report.data.selection import scored_prompts
 from bench.report.data.wording import is_exploratory, listed
 from bench.report.legend import legend
-from bench.report.tables.latex import NANO_NOTE, latex_ablation
+from bench.report.tables.latex import latex_ablation
 from bench.report.tables.main import FOLDER, LEGEND, NOTES, VERDICT, bullets
 from bench.report.tables.notes import (
     INTERVAL_NOTE,
@@ -34,6 +34,7 @@ from bench.report.tables.notes import (
     TESTED_LEAD,
     effect_note,
     family_note,
+    nano_note,
     nano_warning,
     run_notes,
 )
@@ -58,6 +59,8 @@ class AblationTable:
         self.table = compare_levels(levels)
         """The columns of ablation.csv."""
         self.nano = any(is_nano(level.suite, level.config) for level in levels)
+        self.config = levels[0].config
+        """Settings of the first level; the levels have one backbone."""
 
     @property
     def sections(self) -> dict[str, Table]:
@@ -73,7 +76,10 @@ class AblationTable:
     @property
     def verdict(self) -> list[str]:
         """What the levels show, in sentences that follow from the tested differences only."""
-        return [*([nano_warning(self.title)] if self.nano else []), *ablation_verdict(self.table, self.metrics)]
+        return [
+            *([nano_warning(self.title, self.config)] if self.nano else []),
+            *ablation_verdict(self.table, self.metrics),
+        ]
 
     @property
     def notes(self) -> list[str]:
@@ -284,7 +290,7 @@ def _markdown(ablation: AblationTable) -> str:
 
 
 def _tex(ablation: AblationTable) -> str:
-    nano = NANO_NOTE if ablation.nano else ""
+    nano = nano_note(ablation.config) if ablation.nano else ""
     note = f"{nano}{_counts(ablation.levels)} {TESTED_LEAD}"
     parts: dict[str, Table] = {
         name: ablation.sections[name] for name in ("Scores", "Differences") if name in ablation.sections

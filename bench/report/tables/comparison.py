@@ -43,7 +43,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
 
 def markdown(comparison: Comparison, a: Path, b: Path) -> str:
     """Title, differing settings, differences, the ledgers (in the open division only) and the notes."""
-    nano = [nano_warning(comparison.a.name)] if comparison.a.nano else []
+    nano = [nano_warning(comparison.a.name, comparison.a.config)] if comparison.a.nano else []
     parts = [f"# {comparison.a.name}: {a} (A) against {b} (B)", wrapped([*_equality(comparison), *nano])]
     if comparison.unequal:
         parts.append(_open_division(comparison))

@@ -35,8 +35,6 @@ MEAN, INTERVAL = 8, 7
 #: Letters of a line of a head, and letters after which a word without a place for a break gets one.
 HEAD, LONG = 12, 10
 PACKAGES = "% Written by `bench table` from the run records; needs the package booktabs."
-#: The start of the note below a table of nano.
-NANO_NOTE = "A miniature model: no result about HunyuanVideo-1.5. "
 
 _CELL = re.compile(r"(?P<bold>\*\*)?(?P<mean>[^\[*]+) \[(?P<limits>[^\]]+)\](?:\*\*)?(?P<star> \*)?")
 _ESCAPES = {

@@ -32,12 +32,13 @@ from bench.report.data.summary import summarise
 from bench.report.data.verdict import PAIRS, Verdict, reference_verdict, verdict
 from bench.report.legend import legend
 from bench.report.tables import judge, sections
-from bench.report.tables.latex import COLUMN_WIDTH, NANO_NOTE, PACKAGES, TEXT_WIDTH, Caption, latex_table
+from bench.report.tables.latex import COLUMN_WIDTH, PACKAGES, TEXT_WIDTH, Caption, latex_table
 from bench.report.tables.notes import (
     AGGREGATES_NOTE,
     SCORES_LEAD,
     TESTED_LEAD,
     footnotes,
+    nano_note,
     nano_warning,
     sums,
     views_note,
@@ -113,7 +114,7 @@ class MainTable(MainNumbers):
         if stored is not None and incomparable_setting(suite, stored) is None:
             same = pairs_of_equal_seeds(suite, stored)
             beside = reference_verdict(suite, stored, self.tests, len(same), sum(map(is_equal, same)))
-        warning = [nano_warning(suite.name)] if suite.nano else []
+        warning = [nano_warning(suite.name, suite.config)] if suite.nano else []
         return Verdict([*warning, *own, *beside, *sentences], seeds)
 
     @property
@@ -272,7 +273,7 @@ def _short_note(main: MainTable) -> str:
     """What a reader of a paper must know: n, the interval, that nano is a miniature, what speaks against the rows."""
     suite = main.suite
     prompts = len(suite.runs[0].cells) if suite.runs else 0
-    nano = NANO_NOTE if suite.nano else ""
+    nano = nano_note(suite.config) if suite.nano else ""
     gate = " †: a run fails a validity gate." if (main.table["failed_gates"] != "").any() else ""
     suspected = [row_title(row) for row in suspected_rows(suite, main.table, main.beyond)]
     hacked = f" Exploitation of the score is suspected: {'; '.join(suspected)}." if suspected else ""

@@ -14,7 +14,7 @@ from bench.report.data.division import NOT_RECORDED, division, open_reasons
 from bench.report.data.dynamics import gradient_clipping
 from bench.report.data.metrics import REWARD
 from bench.report.data.published import published_notes
-from bench.report.data.records import RowRuns, SuiteRecords, failed_gates
+from bench.report.data.records import RowRuns, SuiteRecords, failed_gates, full_model
 from bench.report.data.reward_hacking import hack_notes
 from bench.report.data.selection import scored_prompts
 from bench.report.data.statistics import BOOTSTRAP_DRAWS, LEAST_SEEDS
@@ -39,12 +39,17 @@ MARGIN_NOTE = (
 )
 
 
-def nano_warning(name: str) -> str:
-    """The warning of every table of the miniature model; `name` is that of the suite or the study."""
+def nano_warning(name: str, config: Mapping[str, Any]) -> str:
+    """The warning of every table of a miniature model; `name` is that of the suite or the study with this `config`."""
     return (
         f"**{name} measures a miniature model with miniature evaluators. Its numbers compare with each other only: "
-        "nothing here is a result about HunyuanVideo-1.5.**"
+        f"nothing here is a result about {full_model(config)}.**"
     )
+
+
+def nano_note(config: Mapping[str, Any]) -> str:
+    """The start of the note below a LaTeX table of a miniature model."""
+    return f"A miniature model: no result about {full_model(config)}. "
 
 
 def footnotes(suite: SuiteRecords, table: pd.DataFrame, tests: pd.DataFrame, context: Sequence[str] = ()) -> list[str]:

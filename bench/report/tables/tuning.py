@@ -78,7 +78,7 @@ class TuningTable:
     @property
     def verdict(self) -> list[str]:
         """What was chosen for each row, and by how much it is above the default."""
-        sentences = [nano_warning(self.suite.name)] if self.suite.nano else []
+        sentences = [nano_warning(self.suite.name, self.suite.config)] if self.suite.nano else []
         return [*sentences, *(self._choice(str(row), trials) for row, trials in self.table.groupby("row", sort=False))]
 
     def _choice(self, row: str, trials: pd.DataFrame) -> str:

@@ -102,7 +102,8 @@ def sections(study: UserStudy) -> dict[str, Table]:
 
 def verdict(study: UserStudy) -> list[str]:
     """What the votes say, one sentence per question: the row that won most, and what it is told apart from."""
-    warning = [nano_warning(study.votes.suite)] if study.suite is not None and study.suite.nano else []
+    suite = study.suite
+    warning = [nano_warning(study.votes.suite, suite.config)] if suite is not None and suite.nano else []
     frame = _percent(study.numbers[EVERYONE])
     return [*warning, *(_sentence(frame[frame["question"] == name], name, study.titles) for name in QUESTIONS)]
 
