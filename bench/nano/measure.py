@@ -54,7 +54,8 @@ class Policy(NamedTuple):
 
 def _hunyuan_latents(folder: Path, clips: Tensor) -> Tensor:
     encoder = vae.load(folder)
-    return vae.encode(encoder, clips) * encoder.config.scaling_factor
+    latents: Tensor = vae.encode(encoder, clips) * encoder.config.scaling_factor
+    return latents
 
 
 POLICIES = {

@@ -22,7 +22,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     """About U V^T of the matrix [m, n] = U S V^T: singular values between 0.7 and 1.2."""
     a, b, c = COEFFICIENTS
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = wide / (wide.norm() + 1e-12)
+    x: Tensor = wide / (wide.norm() + 1e-12)
     for _ in range(ITERATIONS):
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
