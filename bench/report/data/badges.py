@@ -14,8 +14,9 @@ from bench.report.data.wording import span
 from bench.store.record import RunRecord
 from bench.store.replay import read_replay
 
-#: Validity gates that every suite should have, and whether only trained runs have them.
-GATES = {"golden_scores": False, "ratio_audit": True}
+RATIO = "ratio_audit"
+#: Validity gates that every suite should have.
+GATES = ("golden_scores", RATIO)
 
 State = Literal["passed", "missing", "failed"]
 
@@ -84,7 +85,13 @@ def _gates(suite: SuiteRecords) -> list[Badge]:
 def gated_records(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     """Each gate to the records that should have it: those of `GATES`, and those that a record has."""
     names = dict.fromkeys([*GATES, *(name for record in records for name in record.gates)])
-    return {name: [each for each in records if each.seed is not None or not GATES.get(name)] for name in names}
+    gated = {name: [each for each in records if name != RATIO or _has_ratio(each)] for name in names}
+    return {name: records for name, records in gated.items() if records}
+
+
+def _has_ratio(record: RunRecord) -> bool:
+    """Whether a run has the ratio of a noisy step: not the base, nor forward methods, whose records name a family."""
+    return record.seed is not None and "family" not in record.extra
 
 
 def gate_state(record: RunRecord, name: str) -> State:

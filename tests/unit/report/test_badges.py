@@ -55,6 +55,11 @@ def test_a_gate_that_one_run_fails_has_failed(folder: Path) -> None:
     assert found(folder)["golden_scores"] == ("golden_scores", "missing", "passed in 1 of 7 runs")
 
 
+def test_a_forward_method_needs_no_audit_of_ratios(folder: Path) -> None:
+    toy_records.write(folder, "cps-fixed", 1, {"seeds": [0, 1, 2]}, gates={}, extra={"family": "forward"})
+    assert found(folder)["ratio_audit"] == ("ratio_audit", "passed", "passed in 5 of 5 runs")
+
+
 def test_a_gate_that_was_not_available_is_missing(folder: Path) -> None:
     gates = {"ratio_audit": {"passed": True}, "golden_scores": {"passed": None}}
     toy_records.write(folder, "cps-fixed", 1, {"seeds": [0, 1, 2]}, gates=gates)
