@@ -52,7 +52,8 @@ CHOICES = {
     "plan --shard": "full grads",
     "score --dtype": "float32 bfloat16",
     "score --device": "cpu cuda",
-    "nano part": "vae policy videoreward-start videoreward clip pickscore wan-vae wan-policy manifest golden measure wan-measure",
+    "nano part": "vae policy videoreward-start videoreward clip pickscore wan-vae wan-policy manifest golden measure "
+    "wan-measure",
 }
 HEAVY = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_clip", "scipy", "pandas")
 """Packages that loading a suite does without."""
