@@ -715,7 +715,7 @@ class ChecksSuite(Protocol):
 
 @runtime_checkable
 class ChecksMachine(Protocol):
-    """A backbone class that can reject settings for which a machine lacks something: a compiler, a GPU, a package."""
+    """A backbone class that can reject settings for which a machine lacks something: a GPU, a package."""
 
     @classmethod
     def check_machine(cls, params: Mapping[str, Any]) -> None:

@@ -52,6 +52,12 @@ def _lacking(name: str, device: torch.device) -> str | None:
     return None
 
 
+def heads(attn: Any, x: Tensor) -> Tensor:
+    """[b, tokens, d] of an attention module to [b, tokens, heads, d / heads]."""
+    split: Tensor = x.unflatten(2, (attn.heads, -1))
+    return split
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, backend: str | None) -> Tensor:
     """Attention without a mask over [b, tokens, heads, d].
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.backbones import fsdp
-from bench.backbones.attention import attend
+from bench.backbones.attention import attend, heads
 from bench.flow import TIMESTEPS
 
 
@@ -33,18 +33,14 @@ class UnmaskedJointAttention:
     ) -> tuple[Tensor, Tensor]:
         from diffusers.models.embeddings import apply_rotary_emb
 
-        def heads(x: Tensor) -> Tensor:
-            split: Tensor = x.unflatten(2, (attn.heads, -1))
-            return split
-
-        query = attn.norm_q(heads(attn.to_q(hidden_states)))
-        key = attn.norm_k(heads(attn.to_k(hidden_states)))
+        query = attn.norm_q(heads(attn, attn.to_q(hidden_states)))
+        key = attn.norm_k(heads(attn, attn.to_k(hidden_states)))
         if image_rotary_emb is not None:
             query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
             key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
-        text_query = attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states)))
-        text_key = attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states)))
-        value, text_value = heads(attn.to_v(hidden_states)), heads(attn.add_v_proj(encoder_hidden_states))
+        text_query = attn.norm_added_q(heads(attn, attn.add_q_proj(encoder_hidden_states)))
+        text_key = attn.norm_added_k(heads(attn, attn.add_k_proj(encoder_hidden_states)))
+        value, text_value = heads(attn, attn.to_v(hidden_states)), heads(attn, attn.add_v_proj(encoder_hidden_states))
         mixed, text = self.attend((query, text_query), (key, text_key), (value, text_value))
         mixed, text = mixed.flatten(2).to(query.dtype), text.flatten(2).to(query.dtype)
         return attn.to_out[1](attn.to_out[0](mixed)), attn.to_add_out(text)

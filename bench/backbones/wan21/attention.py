@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.backbones.attention import attend
+from bench.backbones.attention import attend, heads
 
 
 class BlockAttention:
@@ -26,15 +26,11 @@ class BlockAttention:
     ) -> Tensor:
         """[b, tokens, d] to the same. The text is None in self-attention, the rotary tables in cross-attention."""
 
-        def heads(x: Tensor) -> Tensor:
-            split: Tensor = x.unflatten(2, (attn.heads, -1))
-            return split
-
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key = heads(attn.norm_q(attn.to_q(hidden_states))), heads(attn.norm_k(attn.to_k(source)))
+        query, key = heads(attn, attn.norm_q(attn.to_q(hidden_states))), heads(attn, attn.norm_k(attn.to_k(source)))
         if rotary_emb is not None:
             query, key = _rotated(query, *rotary_emb), _rotated(key, *rotary_emb)
-        mixed = self.attend(query, key, heads(attn.to_v(source)))
+        mixed = self.attend(query, key, heads(attn, attn.to_v(source)))
         out: Tensor = attn.to_out[1](attn.to_out[0](mixed.flatten(2).type_as(query)))
         return out
 
