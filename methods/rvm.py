@@ -32,9 +32,9 @@ class RVM(ForwardMethod):
 
     scale: float = 0.1
     """Factor of the advantages, above 0."""
-    beta: float = 0.5
+    beta: float = 1e-3
     """Weight of the distance to the base model's velocity, at least 0. Without it a negative advantage pushes the
-    velocity away without bound. 0.5 at scale 0.1 is the ratio that DiffusionNFT has at beta 1."""
+    velocity away without bound. The released configurations have 0 or 0.001."""
 
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf:

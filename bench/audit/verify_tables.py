@@ -125,7 +125,7 @@ def candidate_selections(folder: Path) -> Iterator[Selection]:
     named = sorted({seed for suite in configs for seed in suite.seeds})
     seeds = [*(suite.seeds for suite in stored), named, *(suite.seeds for suite in suites)]
     seen = []
-    for rows in (rows_of(suite.rows) for suite in suites):
+    for rows in (rows_of(suite) for suite in suites):
         for wanted in seeds:
             selection = Selection(rows, sorted(wanted))
             if selection not in seen:

@@ -49,7 +49,7 @@ def recorded_suites(args: argparse.Namespace) -> list[RecordedSuite]:
 
         recorded, sources = [], source_digest()
         for suite in suites:
-            recorded.append(RecordedSuite(suite, rows_of(suite.rows), args.results))
+            recorded.append(RecordedSuite(suite, rows_of(suite), args.results))
             _check_settings(recorded[-1], sources, args.command)
     return recorded
 

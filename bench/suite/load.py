@@ -26,6 +26,7 @@ from bench.suite.paths import PATH_RULE, change_paths, is_path_key, locate, pack
 from bench.suite.recorded import SUITE_FILE, named_folder, recorded_suites
 from bench.suite.schema import (
     NANO,
+    UNSHARED,
     BackboneSpec,
     CommonEta,
     Evaluation,
@@ -79,9 +80,7 @@ def load_variants(path: Path | str, overrides: Sequence[str] = ()) -> list[Suite
     if selected is not None and selected not in variants:
         raise BenchError(f"suite {path} has no variant {selected!r}: choose one of {', '.join(map(str, variants))}.")
     for name, settings in variants.items():
-        common = sorted(
-            {"suite", "seeds", "search", "rows", "variants", "extends", "seeds+", "rows+"} & settings.keys()
-        )
+        common = sorted({"suite", *UNSHARED, "variants", "extends", "seeds+", "rows+"} & settings.keys())
         if common:
             raise BenchError(
                 f"suite {path}: variant {name!r} sets {common[0]!r}, which all variants share; move it up."
@@ -161,8 +160,8 @@ def suite_mapping(suites: Sequence[Suite]) -> dict[str, Any]:
     Settings that all variants share stand outside of `variants`, so that overrides reach them.
     """
     first = suites[0]
-    named = {"suite": first.study, **first.model_dump(mode="json", include={"seeds", "search", "rows"})}
-    settings = [suite.model_dump(mode="json", exclude={"suite", "seeds", "search", "rows"}) for suite in suites]
+    named = {"suite": first.study, **first.model_dump(mode="json", include=set(UNSHARED))}
+    settings = [suite.model_dump(mode="json", exclude={"suite", *UNSHARED}) for suite in suites]
     if not first.variant:
         return {**named, **settings[0]}
     common = _common(settings)

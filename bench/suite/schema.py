@@ -201,6 +201,8 @@ VALIDATION_SEED = 1000
 """Evaluation seeds from this one on belong to validation prompts, those below to held-out ones."""
 PILOT_SEED = 100
 """Seeds from this one on are pilot seeds, which tune settings before the reported seeds are run."""
+UNSHARED = ("seeds", "search", "rows", "compare_with")
+"""Which runs a suite has and what its table compares: no setting of a run. The variants of a study share them."""
 NANO: dict[str, Any] = {
     "prompts": {
         "train": "bench/prompts/nano_train.txt",
@@ -279,6 +281,10 @@ class Suite(StrictModel):
     """A search over settings: each row becomes one row per trial. None: the rows are as they stand."""
     rows: list[RowSpec] = Field(min_length=1)
     """The lines of the table, at least one; their names differ."""
+    compare_with: str | None = None
+    """Name of a row: a table tests each other row against it. null: every pair is tested, of at most six closed rows.
+
+    Choose it before the runs, for the question that the suite asks."""
 
     @field_validator("rows")
     @classmethod
@@ -289,6 +295,7 @@ class Suite(StrictModel):
     def model_post_init(self, context: Any) -> None:
         for message in (
             *self._row_errors(),
+            *self._table_errors(),
             *self._search_errors(),
             *self._score_errors(),
             *self._evaluation_errors(),
@@ -311,6 +318,15 @@ class Suite(StrictModel):
             changed = [key for key in ("params", "lr", "eta_factor") if getattr(row, key)]
             if changed and row.label is None:
                 yield f"row {row.name!r} sets {changed[0]}, so give it a 'label:' that names the change."
+
+    def _table_errors(self) -> Iterator[str]:
+        """Errors of the seeds and of the row that the others are compared with."""
+        names = [row.name for row in self.rows]
+        if self.compare_with is not None and self.compare_with not in names:
+            yield (
+                f"compare_with is {shown(repr(self.compare_with))}, which names no row; choose one of "
+                f"{shown(', '.join(names))}, or null."
+            )
         if len(set(self.seeds)) < len(self.seeds):
             yield f"seeds {shown(self.seeds)} contain one twice; a seed is one training run."
         if max(map(abs, self.seeds)) >= 2**SEED_BITS:
@@ -455,11 +471,11 @@ class Suite(StrictModel):
         return lists
 
     def shared(self) -> dict[str, Any]:
-        """Settings that all runs share: everything but the name, the seeds, the rows and the user's own paths.
+        """Settings that all runs share: everything but the name, `UNSHARED` and the user's own paths.
 
         Two paths are the same setting if the contents are: the digests of prompts and checkpoints stand for them.
         """
-        settings = self.model_dump(mode="json", exclude={"suite", "seeds", "search", "rows"})
+        settings = self.model_dump(mode="json", exclude={"suite", *UNSHARED})
         return change_paths(settings, lambda path: path if names_package(path) else None)
 
 

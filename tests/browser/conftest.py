@@ -47,7 +47,7 @@ def runs_of(folder: Path) -> list[Path]:
 
 def report_of(folder: Path, seeds: tuple[int, ...], settings: dict[str, Any] | None = None) -> Path:
     suite = Suite.model_validate({**CONFIG, **(settings or {})})
-    return build_report(folder, {"": (folder, Selection(rows_of(suite.rows), list(seeds)))})
+    return build_report(folder, {"": (folder, Selection(rows_of(suite), list(seeds)))})
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ from bench.report.data.records import RowRuns, Run, SuiteRecords, check_equal, c
 from bench.report.data.selection import BASE, row_settings
 from bench.report.data.statistics import LEVEL, Estimate, holm, paired_difference, two_way
 from bench.suite.difference import flatten
+from bench.suite.schema import UNSHARED
 
 #: Names in `records.comparable_settings` that must be equal for all levels of an ablation.
 EQUAL_SETTINGS = (
@@ -280,7 +281,7 @@ def settings_that_differ(levels: Sequence[AblationLevel]) -> dict[str, dict[str,
 
 def _as_text(config: Mapping[str, Any]) -> dict[str, str]:
     """Dotted keys of the settings that are not None to their values; the suite's name, seeds and rows do not count."""
-    settings = flatten({key: value for key, value in config.items() if key not in ("suite", "seeds", "rows")})
+    settings = flatten({key: value for key, value in config.items() if key not in ("suite", *UNSHARED)})
     return {
         key: f"{value:.6g}" if isinstance(value, float) else str(value)
         for key, value in settings.items()

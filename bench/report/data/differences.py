@@ -82,14 +82,25 @@ def tested_scores(suite: SuiteRecords) -> list[str]:
     return list(dict.fromkeys([suite.primary, *(name for name in ("gold_overall",) if name in suite.columns)]))
 
 
+def comparator_of(suite: SuiteRecords) -> RowRuns | None:
+    """The row that the suite compares each other one with; None if it compares every pair."""
+    return next((runs for runs in suite.rows if runs.row.comparator), None)
+
+
 def compares_pairs(suite: SuiteRecords) -> bool:
-    """Whether the pairs of rows are tested: with at most `MOST_ROWS_FOR_PAIRS` closed rows. Open rows do not count."""
-    return sum(not runs.row.open for runs in suite.rows) <= MOST_ROWS_FOR_PAIRS
+    """Whether pairs of rows are tested: with a comparator, or with at most `MOST_ROWS_FOR_PAIRS` closed rows."""
+    return comparator_of(suite) is not None or sum(not runs.row.open for runs in suite.rows) <= MOST_ROWS_FOR_PAIRS
 
 
 def pairs_of_rows(suite: SuiteRecords) -> Iterator[tuple[RowRuns, RowRuns]]:
-    """Every pair of rows, those with an open row last; none unless `compares_pairs`."""
-    pairs = combinations(suite.rows if compares_pairs(suite) else [], 2)
+    """The pairs that are tested, those with an open row last; none unless `compares_pairs`.
+
+    Each other row and the comparator of the suite, if it has one; else every pair.
+    """
+    if not compares_pairs(suite):
+        return iter([])
+    one = comparator_of(suite)
+    pairs = combinations(suite.rows, 2) if one is None else ((runs, one) for runs in suite.rows if runs is not one)
     return iter(sorted(pairs, key=lambda pair: pair[0].row.open or pair[1].row.open))
 
 

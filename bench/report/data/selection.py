@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from bench.report import formatting
 from bench.store.record import RunRecord
-from bench.suite.schema import PILOT_SEED, RowSpec
+from bench.suite.schema import PILOT_SEED, RowSpec, Suite
 
 BASE = "base"
 #: Names as the papers write them; any other method is called by its own name.
@@ -40,6 +40,8 @@ class Row(NamedTuple):
     """Whether the row changes parameters of its method: published numbers are then about another method."""
     open: bool = False
     """Whether the row stands in the open division, which its records say."""
+    comparator: bool = False
+    """Whether the suite compares each other row with this one, in place of every pair."""
 
     @property
     def name(self) -> str:
@@ -69,9 +71,18 @@ class Selection(NamedTuple):
     seeds: list[int]
 
 
-def rows_of(specs: Sequence[RowSpec]) -> list[Row]:
+def rows_of(suite: Suite) -> list[Row]:
     """The rows of a suite as a table needs them."""
-    return [Row(row.name, row.method, row.kl_spec.name, variant=_is_variant(row)) for row in specs]
+    return [
+        Row(
+            row.name,
+            row.method,
+            row.kl_spec.name,
+            variant=_is_variant(row),
+            comparator=row.name == suite.compare_with,
+        )
+        for row in suite.rows
+    ]
 
 
 def _is_variant(row: RowSpec) -> bool:

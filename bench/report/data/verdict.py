@@ -13,6 +13,7 @@ from bench.report.data.attempts import named_seeds
 from bench.report.data.differences import (
     between_rows,
     common_seeds,
+    comparator_of,
     number_of_tests,
     pair_matrix,
     tested_differences,
@@ -70,6 +71,8 @@ def verdict(suite: SuiteRecords, tests: pd.DataFrame) -> Verdict:
             " Better and worse: the 95 % interval of the paired difference excludes 0, and p after Holm over the "
             f"{counted(number)} of this table is below 0.05."
         )
+    if number and (one := comparator_of(suite)):
+        sentences.append(f"Each row is compared with the base and with {one.row.name}, and no other pair is tested.")
     for score in tested_scores(suite):
         sentences += _against_base(suite.metrics[score], tests[(tests["score"] == score) & (tests["other"] == BASE)])
     for score in tested_scores(suite):

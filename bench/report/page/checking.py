@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.report import formatting
 from bench.report.data.badges import State, gate_state, gated_records, state_of_all
-from bench.report.data.differences import between_rows, common_seeds, tested_scores
+from bench.report.data.differences import between_rows, common_seeds, comparator_of, tested_scores
 from bench.report.data.resampling import improvement
 from bench.report.page.grids import Grid
 from bench.report.page.subject import Subject
@@ -28,10 +28,15 @@ class GateLine(NamedTuple):
 
 
 def pairs(subject: Subject, main: MainTable) -> list[Grid]:
-    """For each tested score the differences of the rows as a matrix: row of the line less row of the column."""
+    """For each tested score the differences of the rows as a matrix: row of the line less row of the column.
+
+    A suite that compares each row with one has that one as its only column.
+    """
     grids = []
     titles = {entry.runs.row.name: entry.title for entry in subject.entries if entry.runs in main.suite.rows}
     rows = {runs.row.name: runs for runs in main.suite.rows}
+    one_column = comparator_of(main.suite)
+    columns = list(rows) if one_column is None else [one_column.row.name]
     for score in tested_scores(main.suite):
         found = between_rows(main.tests, score)
         if found.empty:
@@ -39,8 +44,10 @@ def pairs(subject: Subject, main: MainTable) -> list[Grid]:
         lines = []
         digits, sign = formatting.decimals(found, "diff"), main.suite.metrics[score].sign
         for one in rows:
+            if [one] == columns:
+                continue
             cells = []
-            for other in rows:
+            for other in columns:
                 sides = found[(found["row"] == one) & (found["other"] == other)]
                 mirrored = found[(found["row"] == other) & (found["other"] == one)]
                 if len(sides) == len(mirrored) == 0:
@@ -53,7 +60,7 @@ def pairs(subject: Subject, main: MainTable) -> list[Grid]:
                 )
             lines.append([titles[one], *cells])
         title = f"{main.suite.metrics[score].title}: row less column"
-        heads = [("Row", "text"), *((titles[name], "number") for name in rows)]
+        heads = [("Row", "text"), *((titles[name], "number") for name in columns)]
         grids.append(Grid(f"pairs-{score.replace('_', '-')}", title, heads, lines))
     return grids
 

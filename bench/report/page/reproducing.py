@@ -13,6 +13,7 @@ from typing import Any
 from bench.core.hashing import canonical_json
 from bench.report import formatting
 from bench.report.data.attempts import named_seeds
+from bench.report.data.differences import comparator_of
 from bench.report.data.records import SuiteRecords, records_below
 from bench.report.data.selection import scored_prompts
 from bench.report.page.checking import run_name
@@ -128,10 +129,11 @@ def _commands(subject: Subject) -> list[tuple[str, str]]:
     commands = [("all rows", f"bench run {name} {seeds}")]
     if subject.is_study:
         return commands
+    alone = "" if comparator_of(subject.suite) is None else " compare_with=null"
     for entry in subject.suite.config.get("rows", []):
         row = json.dumps({key: value for key, value in entry.items() if value not in (None, {})})
         label = str(entry.get("label") or f"{entry.get('method')}-{entry.get('kl') or 'none'}")
-        commands.append((label, f"bench run {name} {seeds} {shlex.quote(f'rows=[{row}]')}"))
+        commands.append((label, f"bench run {name} {seeds} {shlex.quote(f'rows=[{row}]')}{alone}"))
     return commands
 
 

@@ -288,7 +288,7 @@ def test_a_table_with_the_rows_of_the_stored_suite_passes(results: Path) -> None
     """No record has this selection of rows and seeds in its own configuration."""
     rows = [{"method": "cps", "kl": "fixed"}, {"method": "flow_grpo", "kl": "fixed"}]
     suite = Suite.model_validate({**CONFIG, "rows": rows, "seeds": [0, 2]})
-    build_table(results / "toy", rows_of(suite.rows), suite.seeds)
+    build_table(results / "toy", rows_of(suite), suite.seeds)
     assert any("is not what `bench table` writes" in line for line in lines(results))
     write_suite_file(results / "toy", [suite])
     assert lines(results) == []
@@ -303,7 +303,7 @@ def test_a_study_is_checked_with_the_order_of_its_variants(tmp_path: Path) -> No
         for seed in (0, 1):
             write(folder, "cps-fixed", seed, settings, lift=0.1)
         suite = Suite.model_validate({**CONFIG, **settings})
-        suites[variant] = load_records(folder, rows_of(suite.rows), suite.seeds)
+        suites[variant] = load_records(folder, rows_of(suite), suite.seeds)
     paths = build_ablation(tmp_path / "toys", levels_of(suites), "toys")
     assert lines(tmp_path) == []
     text = paths["ablation.csv"].read_text(encoding="utf-8")

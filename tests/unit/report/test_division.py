@@ -101,7 +101,7 @@ def test_a_level_of_an_ablation_is_marked(tmp_path: Path) -> None:
 
 def test_the_page_marks_open_rows(mixed: Path) -> None:
     suite = Suite.model_validate({**CONFIG, **SETTINGS})
-    text = render_page(mixed, {"": (mixed, Selection(rows_of(suite.rows), suite.seeds))})
+    text = render_page(mixed, {"": (mixed, Selection(rows_of(suite), suite.seeds))})
     assert text.count(f'<tr class="open"><th scope="row">{OPEN} (open)</th>') >= 4
     assert f'class="open"><th scope="row">{CLOSED}</th>' not in text
     assert f"<dd>{CLOSED}, {OPEN} (open)</dd>" in text

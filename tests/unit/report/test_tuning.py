@@ -73,7 +73,7 @@ def write_search(folder: Path, skip: Mapping[tuple[str, int], dict[str, Any] | N
 
 
 def table_of(folder: Path) -> TuningTable:
-    return TuningTable(load_records(folder, rows_of(SUITE.rows), SUITE.seeds), folder)
+    return TuningTable(load_records(folder, rows_of(SUITE), SUITE.seeds), folder)
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +187,7 @@ def test_the_tuned_suite_of_nano_has_the_rows_that_its_search_chose() -> None:
     search, tuned = load_suite("nano_search"), load_suite("nano_tuned")
     records = ROOT / "results" / "reference" / "nano_search"
     if records.is_dir():
-        suite = load_records(records, rows_of(search.rows), search.seeds)
+        suite = load_records(records, rows_of(search), search.seeds)
         chosen = [RowSpec.model_validate(row) for row in chosen_rows(suite, trial_table(suite))]
     else:
         defaults = search.rows[:: search.search.trials if search.search else 1]
@@ -250,5 +250,6 @@ def test_rows_match_only_with_the_same_learning_rate(tuning: TuningTable) -> Non
 
 
 def test_published_numbers_are_not_about_a_row_with_settings_of_its_own() -> None:
-    plain, drawn = rows_of([SUITE.rows[0], SUITE.rows[1].model_copy(update={"params": {}})])
+    rows = [SUITE.rows[0], SUITE.rows[1].model_copy(update={"params": {}})]
+    plain, drawn = rows_of(SUITE.model_copy(update={"rows": rows}))
     assert (plain.variant, drawn.variant) == (False, True)

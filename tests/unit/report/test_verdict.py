@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.report.data.ablation import levels_of
 from bench.report.data.differences import compares_pairs
 from bench.report.data.wording import span
+from bench.report.tables.main import load_main_table
 from bench.report.tables.screen import main_screen, narrow
 from tests.helpers.mean_records import CLEAR, CONFIG, load, write
 from tests.helpers.records import make_record, make_scores, write_run
@@ -101,6 +103,21 @@ def test_many_rows_are_not_compared_with_each_other(tmp_path: Path, monkeypatch:
     )
     assert "Pairs of rows" not in main.sections
     assert main.tests["other"].unique().tolist() == ["base"]
+
+
+def test_a_suite_compares_each_row_with_the_one_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.report.data.differences.MOST_ROWS_FOR_PAIRS", 1)
+    folder = write(tmp_path / "toy", CLEAR)
+    labels = [runs.row.label for runs in load(folder).suite.rows]
+    rows = [runs.row._replace(comparator=runs.row.label == labels[-1]) for runs in load(folder).suite.rows]
+    main = load_main_table(folder, rows)
+    pairs = main.tests[(main.tests["other"] != "base") & (main.tests["score"] == "overall")]
+    assert [*zip(pairs["row"], pairs["other"], strict=True)] == [(label, labels[-1]) for label in labels[:-1]]
+    assert f"Each row is compared with the base and with {labels[-1]}, and no other pair is tested." in (
+        main.verdict.sentences
+    )
+    assert len(main.sections["Pairs of rows"][1]) == len(labels) - 1
+    assert not levels_of({"": main.suite})
 
 
 def test_open_rows_do_not_hide_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

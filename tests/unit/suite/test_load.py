@@ -45,6 +45,7 @@ def test_the_nano_suite_loads() -> None:
         ("seeds=[]", "key 'seeds'"),
         ("seeds=[1, 1]", "contain one twice"),
         ("rows=[{method: cps}, {method: cps}]", "two rows are called 'cps-none'"),
+        ("compare_with=sage", "compare_with is 'sage', which names no row; choose one of flow_grpo-fixed, "),
         ("rows=[{method: cps, params: {eta: 0.5}}]", "give it a 'label:'"),
         ("rows=[{method: cps, label: base}]", "names a folder"),
         ("rows=[{method: cps, label: ../x}]", "names a folder"),

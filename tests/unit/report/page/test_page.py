@@ -97,7 +97,7 @@ def page(written: Path, suite_yaml: Path) -> str:
 
 def plan() -> Selection:
     suite = Suite.model_validate(CONFIG)
-    return Selection(rows_of(suite.rows), suite.seeds)
+    return Selection(rows_of(suite), suite.seeds)
 
 
 def rendered(folder: Path) -> str:
