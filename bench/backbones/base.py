@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.api import Conditioning, Shard
+from bench.api import BenchError, Conditioning, Shard
 from bench.backbones import fsdp
 from bench.backbones.attention import BACKENDS, NATIVE, check_attention
+from bench.backbones.compilation import check_compiler, compile_blocks
 from bench.backbones.folder import files_digest
 from bench.backbones.holder import HoldsPolicy
 from bench.backbones.options import TrainingOptions
@@ -76,9 +77,16 @@ class PipelineBackbone(HoldsPolicy, ABC, Generic[Loaded]):
     def _check_machine(cls, options: TrainingOptions) -> None:
         device, _ = _device_and_dtype(options)
         check_attention(options.attention, device)
+        if options.execution == "compiled":
+            check_compiler(device)
 
     def _set_up(self, folder: Path, options: TrainingOptions, shard: Shard | None) -> None:
         """Check the folder and the machine, load the models, and make the policy."""
+        if options.execution == "compiled" and shard is not None:
+            raise BenchError(
+                "backbone.train.execution compiled does not work on a sharded model: leave out --shard, or set "
+                "backbone.train.execution to eager."
+            )
         self._check_folder(folder, options)
         self._check_machine(options)
         self.folder, self.lora_in_base_dtype = folder, options.lora_products == "base_dtype"
@@ -98,6 +106,8 @@ class PipelineBackbone(HoldsPolicy, ABC, Generic[Loaded]):
         if self.tiling is not None:
             self.vae.enable_tiling(*self.tiling)
         self._set_up_policy(options, shard)
+        if options.execution == "compiled":
+            compile_blocks(getattr(self.transformer, self.blocks))
 
     def _set_up_policy(self, options: TrainingOptions, shard: Shard | None) -> None:
         """Make the policy on the transformer, and shard this."""

@@ -15,7 +15,7 @@ from bench.backbones.folder import DTYPES
 
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
-NUMERIC = ("base_weights", "attention", "lora_products", "guidance_branches")
+NUMERIC = ("base_weights", "attention", "lora_products", "guidance_branches", "execution")
 """Options that change numbers, beside those that every fingerprint has. The first of their choices is the default."""
 LONGEST_SIDE = 10_000
 """Largest number of frames, and of pixels along a side."""
@@ -37,6 +37,7 @@ class TrainingOptions:
         "attention": tuple(BACKENDS),
         "lora_products": ("float32", "base_dtype"),
         "guidance_branches": ("separate", "joint"),
+        "execution": ("eager", "compiled"),
         "idle_models": ("resident", "cpu"),
     }
     """Options that take one of a few values."""
@@ -124,6 +125,13 @@ class TrainingOptions:
     the passes stay separate. A pass has twice the samples: fewer launches of kernels, more memory, numbers changed by
     rounding.
     """
+    execution: Literal["eager", "compiled"] = "eager"
+    """`compiled`: `torch.compile` of the transformer's blocks, which fuses small operations.
+
+    Each new shape and adapter costs seconds to minutes at its first use. Numbers change by rounding. It needs Triton
+    on a GPU, a C++ compiler on a CPU, and works in one process per model: neither sharded nor with context
+    parallelism.
+    """
     idle_models: Literal["resident", "cpu"] = "resident"
     """`cpu` keeps the VAE in the host's memory and takes it to the GPU for decoding only. No number changes."""
 
@@ -152,6 +160,11 @@ class TrainingOptions:
             raise BenchError(
                 f"backbone.train.attention {self.attention} computes in bfloat16 only, and dtype is {self.dtype}: set "
                 "backbone.train.dtype to bfloat16, or backbone.train.attention to native."
+            )
+        if self.execution == "compiled" and context_degree(self.parallel) > 1:
+            raise BenchError(
+                "backbone.train.execution compiled has no context parallelism: set backbone.train.execution to eager, "
+                "or backbone.train.parallel to null."
             )
         self._check_numbers()
         if isinstance(self.parallel, Mapping) and (unknown := sorted(self.parallel.keys() - {"context"})):

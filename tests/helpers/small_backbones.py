@@ -60,7 +60,8 @@ def outcome(backbone: HunyuanVideo15 | Wan21, uncond_grad: bool = True) -> tuple
     shake(backbone)
     v = velocity(backbone, uncond_grad=uncond_grad)
     grads = torch.autograd.grad(v.square().mean(), backbone.parameters(), allow_unused=True)
-    return v.detach(), torch.cat([g.flatten() for g in grads if g is not None])
+    grads = [torch.zeros_like(p) if g is None else g for p, g in zip(backbone.parameters(), grads, strict=True)]
+    return v.detach(), torch.cat([g.flatten() for g in grads])
 
 
 def compare(

@@ -45,6 +45,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "attention": ("cudnn", "flash", "flash3", "sage"),
     "lora_products": ("base_dtype",),
     "guidance_branches": ("joint",),
+    "execution": ("compiled",),
 }
 """Options of `backbone.train` for speed and memory, with their values beside the default."""
 SMALLEST = {"base_weights": "int8", "idle_models": "cpu"}

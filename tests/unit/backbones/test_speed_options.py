@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bench.api import BenchError
+from bench.backbones.compilation import _with_gradient
 from bench.backbones.hunyuanvideo15 import HunyuanVideo15
 from bench.backbones.lora_products import RoundedLinear
 from bench.backbones.options import NUMERIC
@@ -23,6 +24,7 @@ from tests.helpers.small_backbones import NAMES, compare, make, outcome, ratio_e
 __all__ = ["released_folder"]
 
 LORA, JOINT = {"lora_products": "base_dtype"}, {"guidance_branches": "joint"}
+COMPILED = {"execution": "compiled"}
 
 
 # fingerprints -------------------------------------------------------------------------------------------------
@@ -92,9 +94,63 @@ def test_branches_share_a_pass_where_their_texts_have_equal_lengths(
     assert sorted(sizes) == sorted(joint)
 
 
+# execution ----------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch hides it
+@pytest.mark.parametrize("name", [pytest.param("hunyuanvideo15", marks=pytest.mark.long), "wan21"])
+def test_compiled_blocks_differ_by_rounding(name: str, released_folder: Path) -> None:
+    plain, found = (outcome(make(name, released_folder, **more)) for more in ({}, COMPILED))
+    compare("execution: compiled, float32", found, plain, (5e-6, 1e-5))
+    assert not torch.equal(found[1], plain[1]), "nothing was compiled"
+
+
+def test_a_block_runs_the_code_of_training_without_gradients_too() -> None:
+    """Two kinds of code would round differently, and the ratio before an update would not be 1."""
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    seen: list[tuple[bool, bool]] = []
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.is_grad_enabled(), x.requires_grad))
+        return first(x)
+
+    with torch.no_grad():
+        out = _with_gradient(forward, torch.ones(1, 2))
+        last = _with_gradient(forward, out)
+    in_training = _with_gradient(forward, _with_gradient(forward, torch.ones(1, 2)))
+    assert seen == [(True, False), (True, True)] * 2
+    assert out.grad_fn is last.grad_fn is None
+    assert in_training.grad_fn is not None
+    first.requires_grad_(False)
+    assert not _with_gradient(second.requires_grad_(False), torch.ones(1, 2)).requires_grad
+
+
+def test_a_machine_without_a_compiler_refuses_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def find() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", find)
+    with pytest.raises(BenchError, match=r"execution is compiled, and torch finds no C\+\+ compiler, such as g\+\+: "):
+        make("wan21", Path(), **COMPILED)
+
+
+def test_compiled_blocks_are_neither_sharded_nor_split(released_folder: Path) -> None:
+    with pytest.raises(BenchError, match="execution compiled has no context parallelism: set "):
+        make("wan21", Path(), parallel={"context": 2}, **COMPILED)
+    with pytest.raises(BenchError, match="execution compiled does not work on a sharded model: leave out "):
+        make("wan21", Path(), shard="full", **COMPILED)
+
+
 # the ratio ----------------------------------------------------------------------------------------------------
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["lora_products=base_dtype", "guidance_branches=joint"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("lora_products=base_dtype", "guidance_branches=joint"),
+        pytest.param("execution=compiled", marks=pytest.mark.long),  # two minutes of compiling
+    ],
+)
 def test_the_ratio_is_exactly_one_before_the_first_update(option: str) -> None:
     assert ratio_error(f"backbone.train.{option}", "backbone.train.gradient_checkpointing=true") == 0.0
 
