@@ -94,7 +94,7 @@ def _limits(line: dict[str, Any]) -> str:
 
 def _panel(title: str, looks: Any, score: str, width: int, columns: int) -> Spec:
     encodings = by_row(looks, dash=True, columns=columns)
-    x: Spec = {"field": "update", "type": "quantitative", "title": "update"}
+    x: Spec = {"field": "update", "type": "quantitative", "title": "update", "axis": {"tickCount": 6}}
     y: Spec = {"field": "gain", "type": "quantitative", "title": "gain over the base"}
     band = {"y": {**y, "field": "gain_lo"}, "y2": {"field": "gain_hi"}, "color": encodings["color"]}
     tips = [{"field": name, "type": "nominal"} for name in ("row", "update", "gain", "gain_lo", "gain_hi")]

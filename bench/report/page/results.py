@@ -20,6 +20,8 @@ Line = dict[str, Any]
 
 #: Pixels of one row of a forest.
 ROW = 38
+#: Share of a panel's width at its left edge.
+EDGE = 0.35
 
 
 def forest(subject: Subject) -> Chart | None:
@@ -39,10 +41,12 @@ def forest(subject: Subject) -> Chart | None:
             digits = formatting.decimals(main.table, f"{name}_delta")
             star = formatting.is_significant(row, f"{name}_delta")
             lines.append(_forest_line(row, f"{name}_delta", digits, star) | {"row": entry.title, "panel": title})
+    for title in scores.values():
+        _mark_edge([line for line in lines if line["panel"] == title])
     looks = {entries[label].title: entries[label].look for label in table["row"]}
     wide, narrow = (
         [_forest_panel(title, looks, width) for title in scores.values()]
-        for width in (WIDE // len(scores) - 190, NARROW - 160)
+        for width in (WIDE // len(scores) - 190, NARROW - 165)
     )
     rows = [[line["row"], line["panel"], line["text"]] for line in lines]
     best = "; ".join(f"{line['row']}: {line['panel']} {line['text']}" for line in lines)
@@ -60,6 +64,14 @@ def forest(subject: Subject) -> Chart | None:
     )
 
 
+def _mark_edge(lines: Sequence[Line]) -> None:
+    """Mark the gains of one panel whose text would reach beyond its left edge if it stood above their middle."""
+    ends = [0.0, *(line[name] for line in lines for name in ("x", "lo", "hi") if line[name] is not None)]
+    for line in lines:
+        known = line["lo"] is not None
+        line["near_edge"] = known and line["x"] - min(ends) < EDGE * (max(ends) - min(ends))
+
+
 def _forest_line(row: pd.Series[Any], name: str, digits: int, star: bool) -> Line:
     ends = {"lo": number(row[f"{name}_lo"]), "hi": number(row[f"{name}_hi"])}
     return {
@@ -74,7 +86,7 @@ def _forest_panel(title: str, looks: Mapping[str, Look], width: int) -> Spec:
     """The gains in one score, a line per row."""
     names: Spec = {"domain": False, "ticks": False, "labelPadding": 8, "labelLimit": 150}
     y = {"field": "row", "type": "nominal", "sort": list(looks), "title": None, "axis": names}
-    x = {"field": "x", "type": "quantitative", "title": None, "axis": {"tickCount": 6}}
+    x = {"field": "x", "type": "quantitative", "title": None, "axis": {"tickCount": 5}}
     encodings = outlines(looks)
     encodings |= {name: {**encodings[name], "legend": None} for name in ("color", "shape")}
     tips = [{"field": name, "type": "nominal"} for name in ("row", "panel", "text")]
@@ -86,10 +98,18 @@ def _forest_panel(title: str, looks: Mapping[str, Look], width: int) -> Spec:
             {"mark": {"type": "rule", "color": SOFT}, "encoding": {"x": {"datum": 0}}},
             {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": interval},
             {"mark": point(90), "encoding": {"x": x, "y": y, **encodings, "tooltip": tips}},
-            {
-                "mark": {"type": "text", "dy": -12, "align": "center"},
-                "encoding": {"x": x, "y": y, "text": {"field": "text", "type": "nominal"}},
-            },
+            *(
+                {
+                    "transform": [{"filter": f"{'' if near_edge else '!'}datum.near_edge"}],
+                    "mark": {"type": "text", "dy": -12, "align": "left" if near_edge else "center"},
+                    "encoding": {
+                        "x": {**x, "field": "lo" if near_edge else "x"},
+                        "y": y,
+                        "text": {"field": "text", "type": "nominal"},
+                    },
+                }
+                for near_edge in (False, True)
+            ),
         ],
     }
 

@@ -70,7 +70,7 @@ def line_panel(title: str, data: str, looks: Mapping[str, Look], x: Spec, y: Spe
                 "strokeWidth": 2,
             },
             "encoding": {
-                "x": {"type": "quantitative", **x},
+                "x": {"type": "quantitative", "axis": {"tickCount": 6}, **x},
                 "y": {"type": "quantitative", **y},
                 **encodings,
                 "tooltip": tips,

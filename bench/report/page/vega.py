@@ -170,7 +170,7 @@ def colour(value: str) -> str:
 def by_row(looks: Mapping[str, Look], dash: bool = False, columns: int = 0) -> dict[str, Spec]:
     """The encodings of rows by colour and shape, or by colour and dash for lines, with a legend of so many columns."""
     found = scales(looks)
-    lines = {"symbolType": "stroke", "symbolStrokeWidth": 2} if dash else {}
+    lines: Spec = {"symbolType": "stroke", "symbolStrokeWidth": 2, "symbolOpacity": 1} if dash else {}
     legend, second = ({"columns": columns, **lines} if columns else {}), "strokeDash" if dash else "shape"
     return {
         name: {"field": "row", "type": "nominal", "sort": None, "scale": found[name], "legend": legend}

@@ -12,8 +12,9 @@ from bench.report.looks import METHOD_COLOURS
 from bench.report.page import steps
 from bench.report.page.content import charts
 from bench.report.page.page import held_out
+from bench.report.page.results import _mark_edge
 from bench.report.page.subject import Subject
-from bench.report.page.vega import Chart
+from bench.report.page.vega import Chart, by_row
 from bench.report.tables.main import load_main_table
 from tests.helpers.toy_records import write_suite
 
@@ -52,6 +53,23 @@ def test_the_forest_has_the_gains_of_the_table(subject: Subject, drawn: dict[str
         assert [line["x"], line["lo"], line["hi"]] == pytest.approx(expected, rel=1e-3)
         assert str(line["text"]).endswith("*") == line["star"]
     assert [line["row"] for line in lines][::2] == ["SAGE-GRPO, dual KL", "CPS, fixed KL"], "the best row first"
+
+
+def test_a_text_at_the_left_edge_starts_at_its_interval() -> None:
+    """Above its middle it would cover the row's name on a phone."""
+    lines: list[dict[str, object]] = [
+        {"x": 0.6, "lo": 0.4, "hi": 0.8},
+        {"x": 1.5, "lo": 1.2, "hi": 1.8},
+        {"x": 0.6, "lo": None, "hi": None},
+    ]
+    _mark_edge(lines)
+    assert [line["near_edge"] for line in lines] == [True, False, False]
+
+
+def test_lines_of_a_legend_are_opaque(subject: Subject) -> None:
+    """The bands of the held-out curves are not, and share the legend."""
+    looks = {entry.title: entry.look for entry in subject.entries}
+    assert by_row(looks, dash=True, columns=2)["color"]["legend"]["symbolOpacity"] == 1
 
 
 def test_a_method_has_its_colour_in_every_chart(drawn: dict[str, Chart]) -> None:
