@@ -7,6 +7,7 @@ velocity is computed, and what scales latents for the VAE.
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.api import BenchError, Conditioning, Shard
+from bench.api import BenchError, Conditioning, Shard, context_degree
 from bench.backbones import fsdp
 from bench.backbones.attention import BACKENDS, NATIVE, check_attention
 from bench.backbones.compilation import check_compiler, compile_blocks
@@ -65,6 +66,7 @@ class PipelineBackbone(HoldsPolicy, ABC, Generic[Loaded]):
         `checkpoint`: None if the folder does not exist yet; only the options are checked then.
         """
         options = cls.options(**params)
+        cls._check_abilities(options)
         if checkpoint is not None:
             cls._check_folder(checkpoint, options)
 
@@ -80,8 +82,25 @@ class PipelineBackbone(HoldsPolicy, ABC, Generic[Loaded]):
         if options.execution == "compiled":
             check_compiler(device)
 
+    @classmethod
+    def _check_abilities(cls, options: TrainingOptions) -> None:
+        """Refuse options for which the model has no method."""
+        for option, value, least, method in (
+            ("parallel", options.parallel, context_degree(options.parallel) == 1, "_share_context"),
+            ("attention", options.attention, options.attention == NATIVE, "_use_attention"),
+        ):
+            if not least and getattr(cls, method) is getattr(PipelineBackbone, method):
+                raise BenchError(
+                    f"backbone.train.{option} is {value!r}, but {cls.__name__} has no `{method}`: write it, or leave "
+                    f"out backbone.train.{option}."
+                )
+
     def _set_up(self, folder: Path, options: TrainingOptions, shard: Shard | None) -> None:
-        """Check the folder and the machine, load the models, and make the policy."""
+        """Check the folder and the machine, load the models, and make the policy.
+
+        `_latent_shape` finds `folder`, `device`, `dtype`, `transformer`, `vae` and `fps`.
+        """
+        self._check_abilities(options)
         if options.execution == "compiled" and shard is not None:
             raise BenchError(
                 "backbone.train.execution compiled does not work on a sharded model: leave out --shard, or set "
@@ -104,13 +123,14 @@ class PipelineBackbone(HoldsPolicy, ABC, Generic[Loaded]):
             self._use_attention(BACKENDS[options.attention])
         self.tiling = None if options.vae_tiling is None else tuple(options.vae_tiling)
         if self.tiling is not None:
-            self.vae.enable_tiling(*self.tiling)
+            self._tile_vae(self.tiling)
         self._set_up_policy(options, shard)
         if options.execution == "compiled":
             compile_blocks(getattr(self.transformer, self.blocks))
 
     def _set_up_policy(self, options: TrainingOptions, shard: Shard | None) -> None:
         """Make the policy on the transformer, and shard this."""
+        self._check_names(options)
         if options.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
         blocks = getattr(self.transformer, self.blocks)
@@ -130,6 +150,28 @@ class PipelineBackbone(HoldsPolicy, ABC, Generic[Loaded]):
         fsdp.shard_model(self.transformer, blocks, shard)
         anchor_device = torch.device("cpu") if options.anchors_on == "cpu" else self.device
         self.policy = FullPolicy(self.transformer, anchor_device, self._fully_trained(), self.untrained)
+
+    def _check_names(self, options: TrainingOptions) -> None:
+        """Refuse class attributes that do not name layers of the transformer."""
+        cls, found = type(self).__name__, getattr(self.transformer, self.blocks, None)
+        if found is None:
+            raise BenchError(
+                f"{cls}.blocks is {self.blocks!r}, which {type(self.transformer).__name__} does not have: give the "
+                "name of its list of blocks."
+            )
+        layers = [name for block in found for name, _ in block.named_modules()]
+        counts = {key: sum(bool(re.fullmatch(p, name)) for name in layers) for key, p in self.lora_targets.items()}
+        missing = [key for key in options.choices["lora_targets"] if not counts.get(str(key))]
+        if missing:
+            raise BenchError(
+                f"{cls}.lora_targets has no pattern {missing[0]!r} that matches a layer in a block: give a regular "
+                "expression of names such as attn.to_q."
+            )
+        if counts["attention+ff"] <= counts["attention"]:
+            raise BenchError(
+                f"{cls}.lora_targets: 'attention+ff' matches {counts['attention+ff']} layers and 'attention' "
+                f"{counts['attention']}: add the feed-forward layers to the first."
+            )
 
     def _load_transformer(self) -> Any:
         """The transformer on the device; with int8 weights it is quantized on the CPU, and only these move."""
@@ -151,13 +193,15 @@ class PipelineBackbone(HoldsPolicy, ABC, Generic[Loaded]):
     def _latent_shape(self, options: Any) -> tuple[int, int, int, int]:
         """Channels, frames, height and width of a latent; the VAE is loaded."""
 
-    @abstractmethod
     def _share_context(self, options: Any) -> None:
-        """Install the context parallelism of the options in the transformer."""
+        """Install the context parallelism of the options in the transformer; a model without it is never asked to."""
 
-    @abstractmethod
     def _use_attention(self, backend: str) -> None:
-        """Compute the blocks' attention with diffusers' implementation `backend`."""
+        """Compute the blocks' attention with diffusers' implementation `backend`, as a model does that has others."""
+
+    def _tile_vae(self, tiling: tuple[int, ...]) -> None:
+        """Decode in tiles of the four numbers of `vae_tiling`, in the order of the VAE's `enable_tiling`."""
+        self.vae.enable_tiling(*tiling)
 
     @classmethod
     @abstractmethod

@@ -19,6 +19,8 @@ from bench.api import BenchError, context_degree
 
 TOKENS, HEADS = 1, 2
 """Dimensions of a query, key or value [b, tokens, heads, d]."""
+LATENTS = "hidden_states"
+"""diffusers' name of a block's latent tokens, by which some models pass them."""
 
 
 def check_even_split(n: int, tokens: int, heads: int) -> None:
@@ -58,15 +60,17 @@ def split_tokens(transformer: Any, blocks: Any, rotation_dim: int, group: Any) -
     def split_rotation(module: Any, args: Any, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return _local_chunk(tables[0], rotation_dim, group), _local_chunk(tables[1], rotation_dim, group)
 
-    def split_latents(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return _local_chunk(args[0], TOKENS, group), *args[1:]
+    def split_latents(module: Any, args: tuple[Tensor, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if args:
+            return (_local_chunk(args[0], TOKENS, group), *args[1:]), named
+        return args, {**named, LATENTS: _local_chunk(named[LATENTS], TOKENS, group)}
 
     def gather_latents(module: Any, args: Any, out: Tensor) -> Tensor:
         gathered: Tensor = _Gather.apply(out, TOKENS, False, group)
         return gathered
 
     transformer.rope.register_forward_hook(split_rotation)
-    blocks[0].register_forward_pre_hook(split_latents)
+    blocks[0].register_forward_pre_hook(split_latents, with_kwargs=True)
     transformer.proj_out.register_forward_hook(gather_latents)
 
 

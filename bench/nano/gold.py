@@ -184,7 +184,7 @@ class Gold(Evaluator):
         if videos.shape[1:] != (3, world.FRAMES, world.SIZE, world.SIZE) or fps != world.FPS:
             raise BenchError(
                 f"gold scores are defined on clips of 3 x {world.FRAMES} x {world.SIZE} x {world.SIZE} at {world.FPS} "
-                f"fps, not {list(videos.shape[1:])} at {fps}: use them with the nano backbone only."
+                f"fps, not {list(videos.shape[1:])} at {fps}: score these videos by another evaluator."
             )
         if not torch.isfinite(videos).all():
             raise BenchError(
