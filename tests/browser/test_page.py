@@ -90,8 +90,12 @@ def test_with_script_the_player_takes_the_place_of_the_static_part(visit: Visit,
 
 def test_the_page_prints(visit: Visit, toy: Path) -> None:
     page = visit(toy)
+    page.locator(".is-live").first.wait_for()
     page.emulate_media(media="print")
     assert not page.locator("#player").is_visible()
+    for figure in page.locator("[data-chart]").all():
+        shown = [each.is_visible() for each in figure.locator(".live, .wide").all()]
+        assert sum(shown) == 1, "each chart once"
     assert all(each.is_visible() for each in page.locator("#videos > .static").all())
     document = page.pdf(format="A4", landscape=True)
     assert document.startswith(b"%PDF")

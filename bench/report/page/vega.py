@@ -26,6 +26,8 @@ SHAPES = {
     "p": "M0,-1L0.95,-0.31L0.59,0.81L-0.59,0.81L-0.95,-0.31Z",
     "h": "M0,-1L0.87,-0.5L0.87,0.5L0,1L-0.87,0.5L-0.87,-0.5Z",
 }
+#: Characters of a row's title with which two columns of a legend are wider than a panel.
+LONG = 24
 DASHES = {"solid": [1, 0], "dashed": [6, 3], "dotted": [2, 2], "dashdot": [7, 2, 2, 2]}
 TEXT, SOFT, LINE = "var(--text)", "var(--soft)", "var(--line)"
 _TITLES = {
@@ -170,6 +172,7 @@ def colour(value: str) -> str:
 def by_row(looks: Mapping[str, Look], dash: bool = False, columns: int = 0) -> dict[str, Spec]:
     """The encodings of rows by colour and shape, or by colour and dash for lines, with a legend of so many columns."""
     found = scales(looks)
+    columns = 1 if columns and max(map(len, looks), default=0) > LONG else columns
     lines: Spec = {"symbolType": "stroke", "symbolStrokeWidth": 2, "symbolOpacity": 1} if dash else {}
     legend, second = ({"columns": columns, **lines} if columns else {}), "strokeDash" if dash else "shape"
     return {
