@@ -17,6 +17,10 @@ from bench.api import BenchError
 from bench.checks.backbones import CHECKS
 from bench.cli import main
 from bench.core.rng import normal, stream
+from bench.launch.jobs import suite_jobs
+from bench.suite.load import load_suite
+from bench.suite.prepared import prepare
+from bench.train.run import execute
 from examples.ltx_video import LTXVideo
 from tests.helpers import parity
 from tests.helpers.paths import PROJECT
@@ -110,11 +114,12 @@ def test_it_trains_by_two_methods(folder: Path, tmp_path: Path) -> None:
         "seeds": [0],
         "rows": [{"method": "flow_grpo", "kl": "fixed"}, {"method": "sage_grpo", "kl": "dual"}],
     }
-    suite = tmp_path / "ltx.yaml"
-    suite.write_text(yaml.safe_dump(settings))
-    words = ["--results", str(tmp_path / "results"), "--allow-code", "--processes", "1"]
-    assert main(["run", str(suite), *words]) == 0
-    assert len(list((tmp_path / "results").rglob("run.json"))) == 3
+    (tmp_path / "ltx.yaml").write_text(yaml.safe_dump(settings))
+    prepared = prepare(load_suite(tmp_path / "ltx.yaml"))
+    for job in suite_jobs(prepared, tmp_path / "results", "sources")[1:]:
+        record = execute(job)
+        assert (record.status, record.updates_done) == ("finished", 2)
+        assert record.gates["ratio_audit"]["largest"] == 0.0
 
 
 @pytest.mark.parametrize("params", [{"vae_tiling": (32, 32, 16, 16)}, {"dtype": "bfloat16", "base_weights": "int8"}])
