@@ -72,6 +72,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("speed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "subprocess", SimpleNamespace(run=loaded_here))
+        patch.setattr("bench.backbones.base.compile_blocks", lambda blocks: None)  # on a CPU it takes minutes
         assert main([*ONE, "--out", str(folder)]) == 0
     return folder
 
