@@ -71,8 +71,9 @@ test-weights: setup ## released checkpoints in CHECKPOINTS=FOLDER: files, golden
 fuzz: setup ## read thousands of damaged files and options (10 minutes; FUZZ_EXAMPLES inputs of each kind): one sentence or acceptance
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-1000} $(BIN)/python -m pytest -n 0 tests/fuzz
 
-faults: setup ## kill runs at random moments, fill disks, remove folders (20 minutes; FAULT_KILLS=N sets the kills)
+faults: setup ## all long tests: kill runs at random moments, fill disks, remove folders (FAULT_KILLS=N sets the kills), compile; 25 minutes
 	FAULT_KILLS=$${FAULT_KILLS:-40} $(BIN)/python -m pytest tests/faults -m "" -n 2 --dist=worksteal -s
+	$(BIN)/python -m pytest tests/unit -m long -n 2
 
 check: setup ## lint, format, types, import contracts, spelling
 	$(BIN)/ruff check
