@@ -85,14 +85,14 @@ class PipelineBackbone(HoldsPolicy, ABC, Generic[Loaded]):
     @classmethod
     def _check_abilities(cls, options: TrainingOptions) -> None:
         """Refuse options for which the model has no method."""
-        for option, value, least, method in (
-            ("parallel", options.parallel, context_degree(options.parallel) == 1, "_share_context"),
-            ("attention", options.attention, options.attention == NATIVE, "_use_attention"),
+        for option, is_set, method in (
+            ("parallel", context_degree(options.parallel) > 1, "_share_context"),
+            ("attention", options.attention != NATIVE, "_use_attention"),
         ):
-            if not least and getattr(cls, method) is getattr(PipelineBackbone, method):
+            if is_set and getattr(cls, method) is getattr(PipelineBackbone, method):
                 raise BenchError(
-                    f"backbone.train.{option} is {value!r}, but {cls.__name__} has no `{method}`: write it, or leave "
-                    f"out backbone.train.{option}."
+                    f"backbone.train.{option} is {getattr(options, option)!r}, but {cls.__name__} has no `{method}`: "
+                    f"write it, or leave out backbone.train.{option}."
                 )
 
     def _set_up(self, folder: Path, options: TrainingOptions, shard: Shard | None) -> None:
@@ -125,15 +125,14 @@ class PipelineBackbone(HoldsPolicy, ABC, Generic[Loaded]):
         if self.tiling is not None:
             self._tile_vae(self.tiling)
         self._set_up_policy(options, shard)
-        if options.execution == "compiled":
-            compile_blocks(getattr(self.transformer, self.blocks))
 
     def _set_up_policy(self, options: TrainingOptions, shard: Shard | None) -> None:
         """Make the policy on the transformer, and shard this."""
-        self._check_names(options)
+        blocks = self._checked_blocks(options)
+        if options.execution == "compiled":
+            compile_blocks(blocks)
         if options.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
-        blocks = getattr(self.transformer, self.blocks)
         if options.lora_rank:
             self.policy = LoRAPolicy(
                 self.transformer,
@@ -151,15 +150,15 @@ class PipelineBackbone(HoldsPolicy, ABC, Generic[Loaded]):
         anchor_device = torch.device("cpu") if options.anchors_on == "cpu" else self.device
         self.policy = FullPolicy(self.transformer, anchor_device, self._fully_trained(), self.untrained)
 
-    def _check_names(self, options: TrainingOptions) -> None:
-        """Refuse class attributes that do not name layers of the transformer."""
-        cls, found = type(self).__name__, getattr(self.transformer, self.blocks, None)
-        if found is None:
+    def _checked_blocks(self, options: TrainingOptions) -> Any:
+        """The transformer's list of blocks; refuses class attributes that do not name its layers."""
+        cls, blocks = type(self).__name__, getattr(self.transformer, self.blocks, None)
+        if blocks is None:
             raise BenchError(
                 f"{cls}.blocks is {self.blocks!r}, which {type(self.transformer).__name__} does not have: give the "
                 "name of its list of blocks."
             )
-        layers = [name for block in found for name, _ in block.named_modules()]
+        layers = [name for block in blocks for name, _ in block.named_modules()]
         counts = {key: sum(bool(re.fullmatch(p, name)) for name in layers) for key, p in self.lora_targets.items()}
         missing = [key for key in options.choices["lora_targets"] if not counts.get(str(key))]
         if missing:
@@ -172,6 +171,7 @@ class PipelineBackbone(HoldsPolicy, ABC, Generic[Loaded]):
                 f"{cls}.lora_targets: 'attention+ff' matches {counts['attention+ff']} layers and 'attention' "
                 f"{counts['attention']}: add the feed-forward layers to the first."
             )
+        return blocks
 
     def _load_transformer(self) -> Any:
         """The transformer on the device; with int8 weights it is quantized on the CPU, and only these move."""

@@ -61,8 +61,15 @@ def constructor_params(name: str, overrides: Mapping[str, Any], nano: bool) -> d
 def _construct(group: str, name: str, params: Mapping[str, Any]) -> tuple[Any, list[LintLine]]:
     """The plug-in, or None and the line of its exception; a wrong parameter or checkpoint raises `BenchError`."""
     cls: Any = plugins.find(group, name)
-    needed = [key for key, parameter in inspect.signature(cls).parameters.items() if _is_needed(parameter)]
-    if missing := [key for key in needed if key not in params]:
+    plugins.check(group, name, params)  # for its sentences on the class and on wrong names
+    missing = [
+        key
+        for key, parameter in inspect.signature(cls).parameters.items()
+        if key not in params
+        and parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if missing:
         raise BenchError(f"{name} cannot be made without {missing[0]}: add --params {missing[0]}=VALUE.")
     try:
         return plugins.MAKERS[group](name, **params), []
@@ -72,13 +79,6 @@ def _construct(group: str, name: str, params: Mapping[str, Any]) -> tuple[Any, l
         raise
     except Exception as error:
         return None, [LintLine(locate(cls), CONSTRUCTION, f"{type(error).__name__}: {' '.join(str(error).split())}")]
-
-
-def _is_needed(parameter: inspect.Parameter) -> bool:
-    return parameter.default is parameter.empty and parameter.kind not in (
-        parameter.VAR_POSITIONAL,
-        parameter.VAR_KEYWORD,
-    )
 
 
 def _summary(name: str, plugin: object | None, lines: Sequence[LintLine], checks: Sequence[str]) -> list[str]:

@@ -39,7 +39,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return write_folder(vocabulary, words, tmp_path_factory.mktemp("ltx") / "folder")
+
+
+def write_folder(vocabulary: dict[str, int], words: Tokenizer, path: Path) -> Path:
+    """Small models with random weights from torch's generator, and the tokenizer."""
     network = LTXVideoTransformer3DModel(
         **{"in_channels": 8, "out_channels": 8, "num_attention_heads": 4, "attention_head_dim": 16, "num_layers": 2},
         **{"cross_attention_dim": 64, "caption_channels": 32},
@@ -55,7 +61,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         T5Config(vocab_size=len(vocabulary), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
     )
     tokens = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    path = tmp_path_factory.mktemp("ltx") / "folder"
     parts = FlowMatchEulerDiscreteScheduler(), vae.eval(), encoder.eval(), tokens, network.eval()
     LTXPipeline(*parts).save_pretrained(path)
     return path

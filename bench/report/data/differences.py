@@ -97,10 +97,9 @@ def pairs_of_rows(suite: SuiteRecords) -> Iterator[tuple[RowRuns, RowRuns]]:
 
     Each other row and the comparator of the suite, if it has one; else every pair.
     """
-    if not compares_pairs(suite):
-        return iter([])
     one = comparator_of(suite)
-    pairs = combinations(suite.rows, 2) if one is None else ((runs, one) for runs in suite.rows if runs is not one)
+    every = combinations(suite.rows if compares_pairs(suite) else [], 2)
+    pairs = every if one is None else ((runs, one) for runs in suite.rows if runs is not one)
     return iter(sorted(pairs, key=lambda pair: pair[0].row.open or pair[1].row.open))
 
 

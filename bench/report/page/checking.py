@@ -35,8 +35,8 @@ def pairs(subject: Subject, main: MainTable) -> list[Grid]:
     grids = []
     titles = {entry.runs.row.name: entry.title for entry in subject.entries if entry.runs in main.suite.rows}
     rows = {runs.row.name: runs for runs in main.suite.rows}
-    one_column = comparator_of(main.suite)
-    columns = list(rows) if one_column is None else [one_column.row.name]
+    comparator = comparator_of(main.suite)
+    columns = list(rows) if comparator is None else [comparator.row.name]
     for score in tested_scores(main.suite):
         found = between_rows(main.tests, score)
         if found.empty:
@@ -44,7 +44,7 @@ def pairs(subject: Subject, main: MainTable) -> list[Grid]:
         lines = []
         digits, sign = formatting.decimals(found, "diff"), main.suite.metrics[score].sign
         for one in rows:
-            if [one] == columns:
+            if rows[one] is comparator:
                 continue
             cells = []
             for other in columns:

@@ -99,9 +99,9 @@ def test_branches_share_a_pass_where_their_texts_have_equal_lengths(
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch hides it
 @pytest.mark.parametrize("name", [pytest.param("hunyuanvideo15", marks=pytest.mark.long), "wan21"])
 def test_compiled_blocks_differ_by_rounding(name: str, released_folder: Path) -> None:
-    plain, found = (outcome(make(name, released_folder, **more)) for more in ({}, COMPILED))
-    compare("execution: compiled, float32", found, plain, (5e-6, 1e-5))
-    assert not torch.equal(found[1], plain[1]), "nothing was compiled"
+    plain, compiled = (outcome(make(name, released_folder, **more)) for more in ({}, COMPILED))
+    compare("execution: compiled, float32", compiled, plain, (5e-6, 1e-5))
+    assert not torch.equal(compiled[1], plain[1]), "nothing was compiled"
 
 
 def test_a_block_runs_the_code_of_training_without_gradients_too() -> None:

@@ -86,3 +86,5 @@ def test_a_model_without_them_works_without_them() -> None:
 def test_a_check_names_the_argument_that_a_class_cannot_be_made_without() -> None:
     with pytest.raises(BenchError, match=r"Wan21 cannot be made without checkpoint: add --params checkpoint=VALUE\.$"):
         check_report("bench.backbones.wan21:Wan21")
+    with pytest.raises(BenchError, match="has no parameter 'chekpoint': did you mean 'checkpoint'"):
+        check_report("bench.backbones.wan21:Wan21", params={"chekpoint": "x"})
