@@ -18,6 +18,9 @@ LEVELS = 127
 """Largest weight in int8; -128 is not used, so that the range is symmetric."""
 SCALE_BYTES = 4
 """Bytes of a row's scale, in float32."""
+CPU_PART = 2**18
+"""Weights that a CPU takes back from int8 at a time: it makes copies in float32, which so stay in its cache. A GPU
+makes none."""
 
 
 def quantize_blocks(blocks: Iterable[nn.Module]) -> None:
@@ -65,7 +68,11 @@ class Int8Linear(nn.Linear):
 
 def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """The weights [outputs, inputs] in `dtype`, rounded once."""
-    return (weight * scale[:, None]).to(dtype)
+    rows = len(weight) if weight.is_cuda else max(1, CPU_PART // weight.shape[1])
+    restored = torch.empty_like(weight, dtype=dtype)
+    for part, factor, out in zip(weight.split(rows), scale.split(rows), restored.split(rows), strict=True):
+        torch.mul(part, factor[:, None], out=out)
+    return restored
 
 
 class _Product(torch.autograd.Function):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar
+import inspect
+from typing import Any, TypeVar, get_args
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from bench.core.world import SINGLE_PROCESS, World
 from bench.flow import sigma_schedule
 from bench.suite.noise import LARGEST_ETA
 from bench.suite.schema import CommonEta, MatchedRSS, PluginSpec, RowSpec, Suite
+from bench.suite.search import Absent
 
 MethodT = TypeVar("MethodT", bound=AnyMethod)
 
@@ -38,8 +40,9 @@ def make_method(suite: Suite, row: RowSpec) -> AnyMethod:
     """The row's method under the suite's noise policy, which a forward method does not need: it adds no noise.
 
     Raises `BenchError` where the first rollout would: too few noisy steps, or a schedule that the method refuses; and
-    for an `eta_factor` without effect.
+    for an `eta_factor` without effect, and for a search over settings other than the method's.
     """
+    _check_lacks(suite, row)
     method = _with_eta_factor(plugins.method(row.method, **row.params), suite, row)
     if not isinstance(method, Method):
         return method
@@ -47,6 +50,19 @@ def make_method(suite: Suite, row: RowSpec) -> AnyMethod:
     config = rollout_config(suite, 0)
     trained_steps(method, sigmas, noisy_steps(method, sigmas, config, 0), config, 0)  # for its errors
     return apply_noise_policy(method, suite_noise_policy(suite), sigmas, noisy_share(method, sigmas, config))
+
+
+def _check_lacks(suite: Suite, row: RowSpec) -> None:
+    """Refuse a row of a search that draws what its method does not have, or that leaves out what it has."""
+    if suite.search is None:
+        return
+    fields = inspect.signature(plugins.find("methods", row.method)).parameters
+    lacks = [name for name in get_args(Absent) if name not in fields]
+    if sorted(row.lacks) != sorted(lacks):
+        raise BenchError(
+            f"row {row.name!r} has lacks: [{', '.join(row.lacks)}], but of the search's settings its method "
+            f"{row.method} lacks {' and '.join(lacks) or 'none'}: write lacks: [{', '.join(lacks)}]."
+        )
 
 
 def _with_eta_factor(method: AnyMethod, suite: Suite, row: RowSpec) -> AnyMethod:

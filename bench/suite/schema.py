@@ -22,7 +22,7 @@ from bench.core.limits import NAME_CHARACTERS, SEED_BITS, STEPS
 from bench.core.text import shown
 from bench.suite.paths import change_paths, names_package, packaged
 from bench.suite.prompts import PromptLists, read_prompts
-from bench.suite.search import SearchSpec
+from bench.suite.search import Absent, SearchSpec
 
 
 class StrictModel(BaseModel):
@@ -186,6 +186,8 @@ class RowSpec(StrictModel):
     """Learning rate of the row, above 0; None: the suite's. It makes the row open."""
     eta_factor: float | None = Field(default=None, gt=0)
     """Factor on the row's eta, above 0; the product is at most 1. None: 1. Only with a noise policy that keeps it."""
+    lacks: list[Absent] = []
+    """Settings of the suite's search that the row's method does not have, so that its trials leave them out."""
 
     @property
     def kl_spec(self) -> KLSpec:
@@ -334,6 +336,9 @@ class Suite(StrictModel):
 
     def _search_errors(self) -> Iterator[str]:
         if self.search is None:
+            for row in self.rows:
+                if row.lacks:
+                    yield f"row {row.name!r} has lacks, which is for a search: leave it out, or add a search."
             return
         yield from self.search.errors(self.rows)
         if self.variant:

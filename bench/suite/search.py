@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +14,8 @@ from bench.core.limits import TRIALS
 
 Range = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
 """Smallest and largest value, both above 0."""
+Absent = Literal["eta", "equalizer"]
+"""Settings of the search that a method may not have."""
 BASES = {"lr": 2, "equalizer": 3, "eta": 5}
 """The base of each setting's Halton sequence: the most even sequence for the learning rate, then the equalizer."""
 
@@ -28,6 +30,11 @@ class Trial(NamedTuple):
     equalizer: str | None = None
     """None: the row's own."""
 
+    def without(self, settings: Collection[Absent]) -> Trial:
+        """The trial of a row whose method lacks these settings."""
+        eta = None if "eta" in settings else self.eta_factor
+        return Trial(self.lr, eta, None if "equalizer" in settings else self.equalizer)
+
 
 class TrialRow(Protocol):
     """What the search reads of a row, and how it changes one."""
@@ -39,6 +46,7 @@ class TrialRow(Protocol):
     params: dict[str, Any]
     lr: float | None
     eta_factor: float | None
+    lacks: list[Absent]
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self: ...
 
@@ -50,7 +58,8 @@ class SearchSpec(BaseModel):
     """The space and the number of trials, the same for every row.
 
     Trial 0 is the row as it is. The settings of trial k are point k of a Halton sequence (Halton 1960), shifted by a
-    vector that the seed decides (Cranley and Patterson 1976): fewer trials are the first ones of more trials.
+    vector that the seed decides (Cranley and Patterson 1976): fewer trials are the first ones of more trials. The
+    trials of a row leave out what its method lacks, and are as many.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -93,11 +102,11 @@ class SearchSpec(BaseModel):
 
     def _changes(self, row: TrialRow, number: int) -> dict[str, Any]:
         """The fields of a row that its trial changes."""
-        label, trial = {"label": f"{row.name}.t{number}"}, self.trial(number)
+        label, trial = {"label": f"{row.name}.t{number}"}, self.trial(number).without(row.lacks)
         if trial == Trial():
             return label
-        params = {**row.params, "equalizer": trial.equalizer}
-        return {**label, "lr": trial.lr, "eta_factor": trial.eta_factor, "params": params}
+        drawn = {} if trial.equalizer is None else {"equalizer": trial.equalizer}
+        return {**label, "lr": trial.lr, "eta_factor": trial.eta_factor, "params": {**row.params, **drawn}}
 
     def errors(self, rows: Sequence[TrialRow]) -> Iterator[str]:
         """One sentence for each range that is none, and for each row that has other settings than its trial."""
@@ -108,7 +117,7 @@ class SearchSpec(BaseModel):
             yield f"search.equalizer is {self.equalizer}: name each equalizer once."
         for row in rows:
             named = trial_of(row.name)
-            trial = self.trial(named[1]) if named and named[1] < self.trials else None
+            trial = self.trial(named[1]).without(row.lacks) if named and named[1] < self.trials else None
             if trial is None:
                 yield f"row {row.name!r} is none of the search's {self.trials} trials: remove it, or the search."
                 continue

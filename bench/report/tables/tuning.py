@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from bench.report.tables.notes import nano_warning, run_notes
 from bench.report.tables.screen import narrow, wrapped
 from bench.report.tables.sections import Table
 from bench.store.files import write_files
+from bench.suite.search import trial_of
 
 NAME = "tuning"
 CHOSEN = "Chosen settings"
@@ -89,7 +91,9 @@ class TuningTable:
             why = f"its runs are not complete (missing: {missing})" if missing else "no trial has finished every seed"
             return f"{row}: nothing is chosen, since {why}."
         best, default = chosen.iloc[0], trials[trials["trial"] == 0]["score"].iloc[0]
-        settings = f"lr {best['lr']:.3g}, eta {_significant(best['eta'])}, equalizer {best['equalizer']}"
+        settings = f"lr {best['lr']:.3g}"
+        settings += f", eta {_significant(best['eta'])}" if isfinite(best["eta"]) else ""
+        settings += f", equalizer {best['equalizer']}" if best["equalizer"] else ""
         lead = "the default" if best["trial"] == 0 else _lead(best["score"] - default)
         return f"{row}: trial {best['trial']} of {len(trials)} is chosen ({settings}), {lead}."
 
@@ -105,9 +109,15 @@ class TuningTable:
             f"{' or '.join(search['equalizer'])}"
         )
         base = suite.base.cells[REWARD].mean() if suite.base else None
+        absent = {entry["label"]: " and ".join(entry["lacks"]) for entry in config["rows"] if entry.get("lacks")}
+        lacks = {named[0]: settings for label, settings in absent.items() if (named := trial_of(label))}
         return [
             *[note for runs in suite.rows for note in run_notes(runs.row.label, runs, len(suite.seeds))],
             f"Trial 0 is the suite's default. The others are the same draws for every row: {space}.",
+            *[
+                f"{row} has no {settings}, which its trials leave out; they are as many."
+                for row, settings in lacks.items()
+            ],
             f"Reward: mean over {prompts} {evaluation.get('prompts', 'heldout')} prompts and the pilot seeds "
             f"{', '.join(map(str, suite.seeds))}; the base has {formatting.number(base)}. The largest is chosen, the "
             "first of equal ones. Gold does not choose.",

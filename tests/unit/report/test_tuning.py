@@ -191,7 +191,7 @@ def test_the_tuned_suite_of_nano_has_the_rows_that_its_search_chose() -> None:
         chosen = [RowSpec.model_validate(row) for row in chosen_rows(suite, trial_table(suite))]
     else:
         defaults = search.rows[:: search.search.trials if search.search else 1]
-        chosen = [row.model_copy(update={"label": f"{row.method}-tuned"}) for row in defaults]
+        chosen = [row.model_copy(update={"label": f"{row.method}-tuned", "lacks": []}) for row in defaults]
     assert tuned.rows == chosen
 
 

@@ -100,6 +100,32 @@ def test_the_rows_own_params_stay_beside_the_drawn_ones() -> None:
     assert [default.name, drawn.name] == ["mine.t0", "mine.t1"]
 
 
+def test_a_trial_leaves_out_what_the_method_lacks() -> None:
+    forward, plain = "{method: awm, lacks: [eta, equalizer]}", "{method: cps}"
+    suite = search_suite(f"rows=[{forward}, {plain}]", "search.trials=4")
+    own, other = suite.rows[:4], suite.rows[4:]
+    assert [row.lr for row in own] == [row.lr for row in other], "as many trials, at the same learning rates"
+    assert {(row.eta_factor, *row.params) for row in own} == {(None,)}
+    assert len({row.eta_factor for row in other}) == 4
+    for row in suite.rows:
+        make_method(suite, row)
+    assert Suite.model_validate(suite.model_dump(mode="json")) == suite
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{method: awm}", r"its method awm lacks eta and equalizer: write lacks: \[eta, equalizer\]\."),
+        ("{method: awm, lacks: [eta]}", r"has lacks: \[eta\], but .* write lacks: \[eta, equalizer\]\."),
+        ("{method: cps, lacks: [eta]}", r"its method cps lacks none: write lacks: \[\]\."),
+    ],
+)
+def test_a_row_searches_all_that_its_method_has(row: str, message: str) -> None:
+    suite = search_suite(f"rows=[{row}]")
+    with pytest.raises(BenchError, match=message):
+        make_method(suite, suite.rows[0])
+
+
 def test_names_of_trials() -> None:
     assert trial_of("cps-fixed.t12") == ("cps-fixed", 12)
     assert trial_of("a.t1.t0") == ("a.t1", 0)
@@ -124,12 +150,18 @@ def test_names_of_trials() -> None:
         ("rows=[{method: cps, label: cps.t0, lr: 1e-3}]", r"row 'cps\.t0' has other settings than the search draws"),
         ("rows=[{method: cps, label: cps.t1, lr: 1e-3}]", r"row 'cps\.t1' has other settings than the search draws"),
         ("rows=[{method: cps, label: mine, lr: 1e-3}]", r"row 'mine\.t0' has other settings than the search draws"),
+        ("rows=[{method: cps, lacks: [lr]}]", r"key 'rows\.0\.lacks\.0': Input should be 'eta' or 'equalizer'"),
         ("rows=[{method: cps, params: {eta: 0.5}}]", r"row 'cps-none' sets params, so give it a 'label:'"),
     ],
 )
 def test_a_wrong_search_is_refused_in_one_sentence(override: str, message: str) -> None:
     with pytest.raises(BenchError, match=message):
         search_suite(override)
+
+
+def test_lacks_is_for_a_search() -> None:
+    with pytest.raises(BenchError, match=r"row 'awm-none' has lacks, which is for a search: leave it out"):
+        load_suite("nano", ["rows=[{method: awm, lacks: [eta]}]"])
 
 
 def test_a_search_is_not_a_setting_of_a_variant() -> None:
