@@ -23,7 +23,7 @@ from bench.checks.golden import GATE
 from bench.core.ledger import TRAIN_COST
 from bench.core.process_state import unchanged_process
 from bench.core.progress import working
-from bench.core.provenance import peak_kib
+from bench.core.provenance import peak_kib, reset_peak_kib
 from bench.plan.estimate import plan_suite
 from bench.plan.fit import check_gpu_memory, host_bytes, on_gpu, runs_at_once
 from bench.plan.hardware import GPUS, Hardware, gpu_hardware
@@ -183,6 +183,7 @@ def _miniature(prepared: PreparedSuite, results: Path, report: Report) -> None:
         report.seconds["load"] = time.monotonic() - start
         report.add("load", "good", f"models, prompts and checks of the evaluators in {report.seconds['load']:.1f} s")
         _golden(models.gates[GATE], report)
+        reset_peak_kib()  # loading may map whole files, which the system takes back when memory is short
         with working("doing two updates at the suite's size"):
             line, passed = _train(job, models.backbone, models.evaluators)
         if not passed:

@@ -204,6 +204,15 @@ def peak_kib() -> int:
     return peak // 1024 if sys.platform == "darwin" else peak  # bytes there
 
 
+def reset_peak_kib() -> bool:
+    """Let `peak_kib` count from the memory that is resident now; False where the system cannot: only Linux can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    except OSError:
+        return False
+    return True
+
+
 def provenance(root: Path = ROOT, **extra: Any) -> dict[str, Any]:
     """All of the above as one dict for a record.
 

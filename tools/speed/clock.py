@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench.core.provenance import peak_kib
+from bench.core.provenance import peak_kib, reset_peak_kib
 from bench.plan.probe import wall_seconds
 
 GB = 1e9
@@ -46,14 +46,16 @@ def median_cpu(repeats: Sequence[Mapping[str, float]]) -> float:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Reset the peak of a GPU; the peak of a CPU process cannot be reset."""
+    """Let `peak_gb` count from now on; of a CPU process on Linux only."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
+    else:
+        reset_peak_kib()
 
 
 def peak_gb(device: torch.device) -> float:
-    """Peak in GB of 10^9 bytes: the GPU's tensors since `reset_peak`, or this process's resident memory so far."""
+    """Peak in GB of 10^9 bytes: the GPU's tensors, or this process's resident memory, since `reset_peak`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GB
     return peak_kib() * 1024 / GB

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -200,3 +201,12 @@ def test_the_cpu_has_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert provenance.hardware()["cpu"] == "AMD EPYC, family 25 model 1 stepping 1"
     monkeypatch.setattr(Path, "read_text", lambda self, **_: "model name : Neoverse\n")
     assert provenance.hardware()["cpu"] == "Neoverse"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset the peak")
+def test_a_peak_counts_from_its_reset() -> None:
+    block = np.ones(300 * 2**20, np.uint8)
+    before = provenance.peak_kib()
+    del block
+    assert provenance.reset_peak_kib()
+    assert provenance.peak_kib() < before - 200 * 1024
