@@ -43,6 +43,8 @@ def _provenance(run: StoredRun) -> Iterator[Result]:
     git = provenance.get("git")
     if not (isinstance(git, dict) and git.get("commit")):
         yield Note("made from a tree without a commit: nobody can look up its sources")
+    elif git.get("dirty"):
+        yield Note("made from a tree with changed files: its commit does not have all of its sources")
     if not provenance.get("source_digest"):
         yield "its provenance has no source_digest, which every run records"
 

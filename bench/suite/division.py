@@ -1,7 +1,8 @@
 """The division of a row, computed from its method: closed if it differs only in what the rules leave free.
 
-A closed row has the advantages of the suite's rule, trains on all samples, and has the suite's learning rate and, with
-noisy steps, a loss whose gradient at ratio 1 is minus the advantage. The loss of a forward method has no such form.
+A closed row has the advantages of the suite's rule, trains on all samples, and has the suite's learning rate. With
+noisy steps the gradient of its loss at ratio 1 is minus the advantage; of a forward method it is in proportion to the
+advantage where all velocities are equal.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.algorithm.rollout import needs_old_mean
-from bench.api import AnyMethod, Gaussian, Method, Rewards, ScoredStep
+from bench.api import AnyMethod, ForwardMethod, ForwardPoint, Gaussian, Method, Rewards, ScoredStep
 from bench.core.rng import normal, stream
-from bench.flow import sigma_schedule
+from bench.flow import add_noise, sigma_schedule
 from bench.suite.schema import RowSpec
 
 PROBE_SHAPE = (4, 16)
@@ -38,6 +39,8 @@ def open_reasons(method: AnyMethod, row: RowSpec) -> list[str]:
         reasons.append(f"{name} chooses the samples that train")
     reasons += [f"option {option} is {getattr(method, option)!r}" for option in _set_options(method)]
     if isinstance(method, Method) and (gradient := wrong_gradient(method)) is not None:
+        reasons.append(gradient)
+    if isinstance(method, ForwardMethod) and (gradient := _wrong_forward_gradient(method)) is not None:
         reasons.append(gradient)
     if row.lr is not None:
         reasons.append(f"a learning rate of its own, {row.lr:g}")
@@ -97,6 +100,29 @@ def _wrong_policy_gradient(method: Method) -> str | None:
     if across.max() > SCALE_TOLERANCE:
         return "the gradient of the loss does not follow that of the log-probability at ratio 1"
     return _largest_gap(along / length, adv)
+
+
+def _wrong_forward_gradient(method: ForwardMethod) -> str | None:
+    """Where the gradient of a forward method's loss is furthest from being in proportion to the advantage, or None.
+
+    Tried for the advantages of `wrong_gradient` on three noised videos, with equal velocities of all policies.
+    """
+    adv = _tried_advantages().double()
+    x0, noise, v = torch.randn(3, 3, 4, dtype=torch.float64, generator=stream(0, "division", "video"))
+    sigma = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    x0, noise, v, x = (part.repeat(len(adv), 1) for part in (x0, noise, v, add_noise(x0, noise, sigma)))
+    old, base = (v.clone() if name in method.references else None for name in ("old", "base"))
+    new = v.clone().requires_grad_(True)
+    point = ForwardPoint(new, old, base, x0, noise, x, sigma.repeat(len(adv)))
+    with torch.enable_grad():
+        (grad,) = torch.autograd.grad(method.loss(point, adv.repeat_interleave(3)).sum(), new)
+    per_advantage = grad.reshape(len(adv), -1)
+    unit = (adv[:, None] * per_advantage).sum(0) / (adv**2).sum()  # least squares
+    gap = (per_advantage - adv[:, None] * unit).abs().amax(1) / unit.abs().max()
+    worst = int(gap.nan_to_num(torch.inf).argmax())
+    if gap[worst] <= SCALE_TOLERANCE:
+        return None
+    return f"the gradient of the loss is not in proportion to the advantage, by {gap[worst]:.3g} at {adv[worst]:.3g}"
 
 
 def _replaces(method: AnyMethod, hook: str, probe: Rewards | Float[Tensor, "k p g"]) -> bool:

@@ -135,6 +135,7 @@ def _statistics(suite: SuiteRecords, tests: pd.DataFrame) -> list[str]:
         number = number_of_tests(tests)
         primary, *checks = [suite.metrics[name].title for name in tested_scores(suite)]
         notes += family_note(primary, checks, number, "to the base and between rows")
+        notes += [STUDY_NOTE] if "/" in suite.name and number else []
         notes += effect_note(tests["diff_mde"], "difference of two rows", number) if len(tests) else []
         notes.append(MARGIN_NOTE)
     return [*notes, _evaluation_seed(suite.config)]
@@ -152,6 +153,12 @@ def family_note(primary: str | None, checks: Sequence[str], tests: int, which: s
         "Holm over all of them. A star only where the interval excludes 0 and the adjusted p is below 0.05. Near 0.05 "
         "the test is stricter than the interval. All other scores have intervals only."
     ]
+
+
+STUDY_NOTE = (
+    "This is one variant of a study, whose other variants and ablation have tables and families of their own. For a "
+    "claim over the study multiply p by the number of its tables; what is above 0.05 then is exploratory."
+)
 
 
 def effect_note(effects: pd.Series[Any], difference: str, tests: int) -> list[str]:

@@ -9,21 +9,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.api import LATE, OPEN, Method, ScoredStep, latent_mean
+from bench.api import LATE, OPEN, AnyMethod, ForwardPoint, Method, ScoredStep, latent_mean
 from bench.suite.division import open_reasons, wrong_gradient
 from bench.suite.load import load_variants
 from bench.suite.packaged import packaged_files
 from bench.suite.prepared import prepare
 from bench.suite.schema import RowSpec
+from methods.awm import AWM
 from methods.cps import CPS
 from methods.dance_grpo import DanceGRPO
+from methods.diffusion_nft import DiffusionNFT
 from methods.flow_grpo import FlowGRPO
+from methods.rvm import RVM
 from methods.sage_grpo import SAGEGRPO
 
 ROW = RowSpec(method="m")
 
 
-def reasons(method: Method, **row: Any) -> list[str]:
+def reasons(method: AnyMethod, **row: Any) -> list[str]:
     return open_reasons(method, ROW.model_copy(update=row))
 
 
@@ -214,3 +217,28 @@ def test_the_gradient_of_a_policy_loss_is_measured_too() -> None:
     assert reasons(OwnLoss()) == []
     assert "the gradient of the loss is " in reasons(OwnLoss(factor=2.0))[0]
     assert "does not follow that of the log-probability" in reasons(OwnLoss(push=0.1))[0]
+
+
+@pytest.mark.parametrize("method", [RVM(), RVM(scale=1e3), AWM(), AWM(likelihood="huber"), DiffusionNFT(beta=0.1)])
+def test_the_packaged_forward_methods_are_closed(method: AnyMethod) -> None:
+    assert reasons(method) == []
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnCredit(RVM):
+    """Credit of its own inside the loss: little for advantages below 1, a push without a reward."""
+
+    paper: ClassVar[str] = "none"
+    small: float = 1.0
+    push: float = 0.0
+
+    def loss(self, point: ForwardPoint, adv: Tensor) -> Tensor:
+        loss = super().loss(point, torch.where(adv.abs() < 1, self.small * adv, adv))
+        return loss + self.push * latent_mean(point.v)
+
+
+@pytest.mark.parametrize("params", [{"small": 1e-3}, {"small": -1.0}, {"small": 1 + 1e-4}, {"push": 0.1}])
+def test_credit_inside_the_loss_of_a_forward_method_opens_it(params: dict[str, float]) -> None:
+    assert reasons(OwnCredit()) == []
+    (reason,) = reasons(OwnCredit(**params))
+    assert "the gradient of the loss is not in proportion to the advantage" in reason
