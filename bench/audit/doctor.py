@@ -35,7 +35,7 @@ from bench.suite.devices import check_devices, refuse_context_parallel
 from bench.suite.job import TrainingRun
 from bench.suite.prepared import PreparedRow, PreparedSuite, prepare
 from bench.suite.schema import Suite
-from bench.train.preflight import check_suite
+from bench.train.preflight import check_machine, check_suite
 from bench.train.run import load_models
 from bench.train.trainer import Trainer
 
@@ -69,6 +69,7 @@ def _machine(prepared: PreparedSuite, results: Path, report: Report) -> None:
         report.add("machine", "note", "no GPU that torch sees: the models run on the CPU")
     with report.checked("machine"):
         check_devices(prepared.suite, 1)
+        check_machine(prepared)
 
 
 def _files(prepared: PreparedSuite, results: Path, report: Report) -> None:

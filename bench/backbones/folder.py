@@ -119,7 +119,19 @@ def _check_weights(folder: Path, part: str, name: str) -> None:
 
 
 def _header(folder: Path, path: Path) -> dict[str, Any]:
-    """Tensors of a safetensors file by name (dtype, shape, offsets), after a check of the file's length.
+    """Tensors of a safetensors file by name (dtype, shape, offsets), after checks of its length and of its types."""
+    entries = read_header(folder, path)
+    unsupported = sorted({str(entry.get("dtype")) for entry in entries.values()} - set(STORED_DTYPES))
+    if unsupported:
+        raise BenchError(
+            f"checkpoint file {path} holds weights of dtype {unsupported[0]}: give the folder with "
+            f"{' or '.join(STORED_DTYPES)} weights."
+        )
+    return entries
+
+
+def read_header(folder: Path, path: Path) -> dict[str, Any]:
+    """Tensors of a safetensors file below `folder` by name; a file of another length than its header says is refused.
 
     The format is 8 bytes with the header's size, the header in JSON, and the data.
     """
@@ -131,7 +143,6 @@ def _header(folder: Path, path: Path) -> dict[str, Any]:
             header = parse_json(file.read(size), f"checkpoint file {path}", RESTORE) if fits else None
         entries = {key: value for key, value in (header or {}).items() if key != "__metadata__"}
         end = 8 + size + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        unsupported = sorted({entry["dtype"] for entry in entries.values()} - set(STORED_DTYPES))
     except OSError as cause:
         raise damaged(folder, f"{name} cannot be read: {cause.strerror}") from cause
     except (ValueError, KeyError, TypeError, AttributeError) as cause:
@@ -139,11 +150,6 @@ def _header(folder: Path, path: Path) -> dict[str, Any]:
     if not entries or end != path.stat().st_size:
         raise damaged(
             folder, f"{name} has {path.stat().st_size} bytes, its header requires {end if entries else 'more'}"
-        )
-    if unsupported:
-        raise BenchError(
-            f"checkpoint file {path} holds weights of dtype {unsupported[0]}: give the folder with "
-            f"{' or '.join(STORED_DTYPES)} weights."
         )
     return entries
 

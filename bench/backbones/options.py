@@ -225,22 +225,22 @@ class TrainingOptions:
         return attention + (1.8 + 2 * ratio if self.lora_targets == "attention+ff" else 0.0)
 
     def savings(self, tiles: list[int]) -> dict[str, Any]:
-        """Options with which a run takes less memory, for `bench plan`. Only the tiles change its results.
+        """Options with which a run takes less memory, for `bench plan`: first those that change no number.
 
         `tiles`: a value of `vae_tiling` that suits the model.
         """
-        savings: dict[str, Any] = {}
-        if not self.gradient_checkpointing:
-            savings["gradient_checkpointing"] = True
-        if self.text_encoders != "released":
-            savings["text_encoders"] = "released"
-        if self.lora_rank == 0 and self.anchors_on != "cpu":
-            savings["anchors_on"] = "cpu"
-        if self.vae_tiling is None:
-            savings["vae_tiling"] = tiles
-        if self.decode_batch > 1:
-            savings["decode_batch"] = 1
-        return savings
+        lora = self.lora_rank > 0
+        smaller = {
+            "gradient_checkpointing": (not self.gradient_checkpointing, True),
+            "text_encoders": (self.text_encoders != "released", "released"),
+            "anchors_on": (not lora and self.anchors_on != "cpu", "cpu"),
+            "decode_batch": (self.decode_batch > 1, 1),
+            "idle_models": (self.idle_models != "cpu", "cpu"),
+            "vae_tiling": (self.vae_tiling is None, tiles),
+            "base_weights": (lora and self.base_weights != "int8", "int8"),
+            "lora_products": (lora and self.dtype == "bfloat16" and self.lora_products != "base_dtype", "base_dtype"),
+        }
+        return {name: value for name, (helps, value) in smaller.items() if helps}
 
 
 def show_options(options: type[TrainingOptions]) -> Callable[[Constructor], Constructor]:

@@ -52,8 +52,8 @@ def suggest_fix(prepared: PreparedSuite, model: ModelCost, hardware: Hardware) -
         both = _combine(combined, changed)
         if _peak(both, hardware) < _peak(combined, hardware):
             combined, useful = both, [*useful, words]
-    if useful and _fits(combined, hardware):
-        return " and ".join(useful)
+        if _fits(combined, hardware):
+            return " and ".join(useful)
     for number in _larger_numbers(prepared.suite, hardware):
         sharded = replace(hardware, gpus=number, shard=hardware.shard or "full")
         if _fits(combined, sharded):

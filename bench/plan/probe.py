@@ -74,7 +74,7 @@ class ProbeTimings:
 def run_probe(prepared: PreparedSuite) -> ProbeTimings:
     """Load the backbone and time a micro-batch of the suite's first row, on one thread as in a run. Stores nothing."""
     fix_process_state()
-    suite, backbone = prepared.suite, make_backbone(prepared, prompts=prepared.prompts.train)
+    suite, backbone = prepared.suite, make_backbone(prepared, prompts=prepared.all_prompts)
     backbone.reset(stream(0, "initial_policy"))
     latent = backbone.latent_shape
     method = prepared.method(prepared.rows[0], math.prod(latent))

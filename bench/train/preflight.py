@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench import plugins
 from bench.api import ChecksMachine, ChecksSuite
+from bench.backbones.folder import read_header
 from bench.checks.evaluators import check_reward_metrics, evaluator_gate
 from bench.checks.methods import check_method
 from bench.checks.rules import check_rule
@@ -19,6 +20,7 @@ def check_suite(prepared: PreparedSuite) -> None:
     check_rules(prepared)
     check_rewards(prepared)
     check_backbone(prepared)
+    check_evaluator_files(prepared)
     check_nano_evaluators(prepared)
 
 
@@ -36,6 +38,16 @@ def check_rewards(prepared: PreparedSuite) -> None:
     check_reward_metrics(
         prepared.suite.reward, {name: cls.metrics for name, cls in classes.items() if hasattr(cls, "metrics")}
     )
+
+
+def check_evaluator_files(prepared: PreparedSuite) -> None:
+    """Refuse missing checkpoints of evaluators, and safetensors files of theirs that end early; reads headers only."""
+    for use, checkpoint in prepared.checkpoints.items():
+        if not use.startswith("backbone"):
+            root = checkpoint.require()
+            for path in [root] if root.is_file() else sorted(root.rglob("*.safetensors")):
+                if path.suffix == ".safetensors":
+                    read_header(root.parent if root.is_file() else root, path)
 
 
 def check_nano_evaluators(prepared: PreparedSuite) -> None:

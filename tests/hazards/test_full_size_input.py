@@ -24,7 +24,7 @@ from bench.plan.fit import check_gpu_memory
 from bench.store.record import STARTED
 from bench.suite.prepared import prepare
 from tests.helpers.full_size import released, shards
-from tests.helpers.nano_suite import NANO, TINY, tiny
+from tests.helpers.nano_suite import CHECKPOINT, NANO, TINY, tiny
 
 LISTS = "prompts={train: bench/prompts/nano_train.txt, heldout: bench/prompts/nano_heldout.txt}"
 FULL = (*TINY, LISTS, "backbone.train.device=null")
@@ -85,9 +85,21 @@ def distil(folder: Path) -> None:
     edit(folder / "guider" / "guider_config.json", guidance_scale=1.0)
 
 
+def drop_vocabulary(folder: Path) -> None:
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (folder / "tokenizer" / name).unlink()
+
+
+def cut_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer" / "tokenizer.json"
+    path.write_text(path.read_text()[:1000])
+
+
 Damage = Callable[[Path], None]
 SUITE: dict[str, tuple[Damage | None, tuple[str, ...], str]] = {
     "missing shard": (drop_shard, (), r"1 of \d+ shards of transformer are missing, first .*-00002-of-.*restore"),
+    "no vocabulary": (drop_vocabulary, (), "tokenizer has neither tokenizer.json nor vocab.json.*restore the folder"),
+    "half a tokenizer": (cut_tokenizer, (), "tokenizer.json is not JSON .*restore the folder"),
     "dtype of a file": (quantise, (), "holds weights of dtype F8_E4M3: give the folder with F32 or BF16 or F16"),
     "dtype": (None, ("backbone.train.dtype=float16",), "'dtype' is 'float16': it should be 'float32' or 'bfloat16'"),
     "dtype of all weights": (
@@ -120,6 +132,18 @@ def test_a_suite_or_a_folder_that_does_not_fit(
         damage(folder)
     said = refused(command, (f"backbone.checkpoint={folder}", *words), capsys, tmp_path)
     assert re.search(sentence, said), said
+
+
+def test_half_an_evaluator_is_refused(intact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judge = tmp_path / "clip"
+    shutil.copytree(CHECKPOINT.parent / "clip", judge, ignore=shutil.ignore_patterns("manifest.json"))
+    weights = judge / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    evaluator = f"evaluator_params.clipscore.checkpoint={judge}"
+    said = refused(
+        "run", (f"backbone.checkpoint={intact}", "evaluation.evaluators=[clipscore]", evaluator), capsys, tmp_path
+    )
+    assert re.search(r"clip does not load \(model.safetensors has \d+ bytes, its header requires \d+\)", said), said
 
 
 TOGETHER = "backbone.train.parallel={context: %d}"

@@ -78,6 +78,16 @@ def test_reasons_not_to_start_are_found_before_a_model_is_loaded(
     assert findings(document, "update") == [("note", "not tried, for the reasons above")]
 
 
+def test_what_the_machine_lacks_is_found_before_a_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "load_models", None)
+    more = ("backbone.train.dtype=bfloat16", "backbone.train.attention=flash", "backbone.train.device=cpu")
+    assert examine(tmp_path / "results", *more) == 1
+    states = findings(json.loads(capsys.readouterr().out), "machine")
+    assert [text for state, text in states if state == "bad" and "backbone.train.attention" in text]
+
+
 def test_an_evaluator_that_does_not_reproduce_its_scores_is_a_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

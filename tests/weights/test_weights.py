@@ -61,7 +61,7 @@ def prepared(case: tuple[str, list[str]]) -> PreparedSuite:
 
 @pytest.fixture(scope="module")
 def backbone(prepared: PreparedSuite) -> Backbone:
-    made = make_backbone(prepared)
+    made = make_backbone(prepared, prompts=prepared.all_prompts)
     made.reset(torch.Generator().manual_seed(0))
     return made
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.api import BenchError
-from bench.backbones.folder import Layout, load_model, loading, read_config
+from bench.backbones.folder import Layout, damaged, load_model, loading, read_config
 from bench.backbones.hunyuanvideo15.text_encoders import TextEncoders
 from bench.backbones.hunyuanvideo15.transformer import drop_masks
 
@@ -39,6 +39,22 @@ def check_folder(folder: Path) -> None:
             f"checkpoint {folder} is step-distilled (use_meanflow), and its velocity is defined differently: "
             "give a folder that is not step-distilled."
         )
+    _check_tokenizers(folder)
+
+
+def _check_tokenizers(folder: Path) -> None:
+    """Refuse tokenizers that would load without a vocabulary and give no tokens."""
+    for part in ("tokenizer", "tokenizer_2"):
+        read_config(folder / part / "tokenizer_config.json")
+    whole = folder / "tokenizer" / "tokenizer.json"
+    if whole.is_file():
+        model = read_config(whole).get("model")
+        if not (isinstance(model, dict) and model.get("vocab")):
+            raise damaged(folder, "tokenizer/tokenizer.json has no vocabulary")
+        return
+    missing = [name for name in ("vocab.json", "merges.txt") if not (folder / "tokenizer" / name).is_file()]
+    if missing:
+        raise damaged(folder, f"tokenizer has neither tokenizer.json nor {missing[0]}")
 
 
 def is_distilled(folder: Path) -> bool:

@@ -65,7 +65,13 @@ FULL = ("backbone.train.lora_rank=0", "backbone.train.dtype=float32")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--gpu-memory", "40"), "about 52 GB, and h100 x 1 has 40 GB each: use 4 GPUs with --shard"),
+        (
+            ("--gpu-memory", "40"),
+            r"about 52 GB, and h100 x 1 has 40 GB each: set backbone.train.idle_models=cpu and set "
+            r"backbone.train.base_weights=int8\.",
+        ),
+        (("--gpu-memory", "48"), r"set backbone.train.idle_models=cpu, or set backbone.train.base_weights=int8\."),
+        (("--gpu-memory", "30"), r"lora_products=base_dtype and use \d+ GPUs with --shard full\."),
         (
             ("--gpu-memory", "48", "--gpus", "8"),
             "shard the weights with --shard full, or share each sample among 2 GPUs",
