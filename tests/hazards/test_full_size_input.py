@@ -139,10 +139,8 @@ def test_half_an_evaluator_is_refused(intact: Path, tmp_path: Path, capsys: pyte
     shutil.copytree(CHECKPOINT.parent / "clip", judge, ignore=shutil.ignore_patterns("manifest.json"))
     weights = judge / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    evaluator = f"evaluator_params.clipscore.checkpoint={judge}"
-    said = refused(
-        "run", (f"backbone.checkpoint={intact}", "evaluation.evaluators=[clipscore]", evaluator), capsys, tmp_path
-    )
+    words = ("evaluation.evaluators=[gold, clipscore]", f"evaluator_params.clipscore.checkpoint={judge}")
+    said = refused("run", (f"backbone.checkpoint={intact}", *words), capsys, tmp_path)
     assert re.search(r"clip does not load \(model.safetensors has \d+ bytes, its header requires \d+\)", said), said
 
 
