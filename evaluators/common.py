@@ -215,8 +215,15 @@ def freeze(module: M, dtype: torch.dtype, device: torch.device) -> M:
 
 
 @contextmanager
-def scoring() -> Iterator[None]:
-    """Context without gradients and without TF32 in convolutions, so that float32 is the same on every device."""
+def scoring(module: nn.Module, device: torch.device, idle: torch.device) -> Iterator[None]:
+    """Context without gradients and without TF32 in convolutions, so that float32 is the same on every device.
+
+    The module is on `device` within the context, and on `idle` afterwards.
+    """
     cudnn = torch.backends.cudnn
-    with torch.no_grad(), cudnn.flags(enabled=cudnn.enabled, deterministic=True, allow_tf32=False):
-        yield
+    module.to(device)
+    try:
+        with torch.no_grad(), cudnn.flags(enabled=cudnn.enabled, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        module.to(idle)

@@ -53,13 +53,16 @@ class ClipEvaluator(Evaluator):
     """Frames, or prompts, per forward pass; an integer of at least 1."""
     device: Device | None = None
     """Device of the model; null: the GPU if there is one, else the CPU."""
+    idle_device: Device | None = None
+    """Device on which the model waits between calls, such as `cpu`; null: `device`. No score changes."""
 
     def __post_init__(self) -> None:
         """Load the model; nothing is downloaded."""
         clip = self._load()
         self._clip, self._rule, self._text, self._scale = clip, clip.rule, clip.text, clip.scale
         self._device, self._prefix, self._type = pick_device(self.device), "", float_type(self.dtype)
-        freeze(clip.model, self._type, self._device)
+        self._idle = self._device if self.idle_device is None else torch.device(self.idle_device)
+        freeze(clip.model, self._type, self._idle)
         self._details = dict[str, Tensor]()
 
     @abstractmethod
@@ -89,7 +92,7 @@ class ClipEvaluator(Evaluator):
         check_batch(frames, prompts, fps)
         indices = self.frame_indices(total, fps)
         pixels = to_uint8(frames).transpose(1, 2)
-        with scoring():
+        with scoring(self._clip.model, self._device, self._idle):
             images = self._images(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
             texts, tokens = self._texts(prompts)
             cosine = (images * texts[:, None]).sum(-1).to(frames.device)

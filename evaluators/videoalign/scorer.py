@@ -99,6 +99,8 @@ class VideoAlign(Evaluator):
     """Videos per forward pass; an integer of at least 1."""
     device: Device | None = None
     """Device of the model; null: the GPU if there is one, else the CPU."""
+    idle_device: Device | None = None
+    """Device on which the model waits between calls, such as `cpu`; null: `device`. No score changes."""
 
     def __post_init__(self) -> None:
         """Load the checkpoint; nothing is downloaded."""
@@ -119,8 +121,9 @@ class VideoAlign(Evaluator):
         self._hashes |= {f"sha256:{file.name}": file_sha256(file) for file in (tokenizer_file, base / "config.json")}
         self._hashes["sha256:model_config.json"] = file_sha256(root / "model_config.json")
         self._device = pick_device(self.device)
+        self._idle = self._device if self.idle_device is None else torch.device(self.idle_device)
         model = build(folder, base, self._config, self._text.size)
-        self._model = freeze(model, float_type(self.dtype), self._device)
+        self._model = freeze(model, float_type(self.dtype), self._idle)
         self._norm = self._config.norm if self.normalise else None
         self._details: dict[str, list[object]] = {}
         if self._norm is None:
@@ -160,7 +163,7 @@ class VideoAlign(Evaluator):
         size = frame_size(height, width, self._config.min_frame_pixels, self._config.max_frame_pixels)
         tokens = [self._text.ids(prompt) for prompt in prompts]
         rows = []
-        with scoring():
+        with scoring(self._model, self._device, self._idle):
             for first in range(0, videos, self.micro_batch):
                 batch = slice(first, first + self.micro_batch)
                 rows.append(self._raw(to_uint8(frames[batch]).cpu().transpose(1, 2), prompts[batch], size))
