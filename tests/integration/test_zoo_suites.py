@@ -90,6 +90,10 @@ def test_equal_weights_are_those_of_the_equalizer(suites: dict[str, PreparedSuit
     [
         ("nano_zoo", "precise-fixed", []),
         ("nano_zoo", "rvm-none", []),
+        ("nano_zoo", "longcat_grpo-fixed", []),
+        ("nano_zoo", "flow_grpo_fast-window5", []),
+        ("nano_zoo", "diffusion_nft-none", []),
+        ("nano_reuse", "flow_dppo-fixed", ["budget.minibatches=2"]),
         ("nano_reuse", "awm-none", ["budget.minibatches=2"]),
         ("nano_reuse", "grpo_guard-fixed", ["budget.minibatches=2"]),
         ("nano_window", "mix_grpo-early5-equalized", []),
