@@ -14,7 +14,7 @@ from bench.report.page.subject import Subject
 from bench.store.videos import FIX, KeptVideos, read_videos
 
 #: Bytes of videos in the page, as base64: of the miniature model, and of any other.
-NANO_BYTES, FULL_BYTES = 2_500_000, 12_000_000
+NANO_BYTES, FULL_BYTES = 2_100_000, 12_000_000
 SMALL_TYPE, LARGE_TYPE = "image/webp", "video/mp4"
 EMPTY: dict[str, Any] = {
     "kind": None,
