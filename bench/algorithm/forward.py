@@ -16,7 +16,7 @@ from bench.algorithm.ratio import checked_loss
 from bench.algorithm.rollout import NoiseSource, Samples, local_samples, velocities
 from bench.algorithm.sampling import RolloutConfig, rounded_latents
 from bench.algorithm.update import Updater
-from bench.algorithm.update_stats import MicroBatchStats
+from bench.algorithm.update_stats import Measured
 from bench.api import Backbone, BlendsAnchors, Conditioning, ForwardMethod, ForwardPoint
 from bench.core.errors import BenchError
 from bench.core.ledger import Ledger
@@ -150,15 +150,14 @@ class ForwardUpdater(Updater[ForwardRollout, ForwardMethod]):
         n: int,
         rows: Int[Tensor, "m"],
         kl_weights: Mapping[str, float],
-    ) -> tuple[Float[Tensor, ""], None, MicroBatchStats]:
+    ) -> tuple[Float[Tensor, ""], None, Measured]:
         """The loss of point n, summed over the samples of one micro-batch."""
         point = self._point(rollout, n, rows)
         pairs = zip(advantages.weights, advantages.adv[:, rows], strict=True)
         losses = [w * checked_loss(self.method, self.method.loss(point, adv), adv) for w, adv in pairs]
         summed = (torch.stack(losses).sum(0) * advantages.keep[rows]).sum()
-        value = float(summed.detach())
-        references = len(self.method.references)
-        return summed, None, MicroBatchStats(len(rows), value, {"policy_loss": value}, {}, 0, None, references)
+        value, references = summed.detach(), len(self.method.references)
+        return summed, None, Measured(len(rows), value, {"policy_loss": value}, {}, references=references)
 
     def _point(self, rollout: ForwardRollout, n: int, rows: Int[Tensor, "m"]) -> ForwardPoint:
         """The videos of these samples noised to their levels of point n, and the velocities there."""

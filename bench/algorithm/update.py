@@ -18,7 +18,7 @@ from bench.algorithm.optimizers import Optimizer
 from bench.algorithm.ratio import Rescored, Rescorer, policy_loss, ratio_error
 from bench.algorithm.rollout import Rollout
 from bench.algorithm.sampling import micro_batches
-from bench.algorithm.update_stats import MicroBatchStats, UpdateStats
+from bench.algorithm.update_stats import Measured, MicroBatchStats, UpdateStats, read
 from bench.algorithm.weights import (
     check_settings,
     check_weights,
@@ -160,13 +160,13 @@ class Updater(ABC, Generic[RolloutT, MethodT]):
             raise DivergedError("select keeps no sample of a minibatch: use fewer minibatches, or keep more samples.")
         local = []
         for part in self.config.world.local_items(split_micro_batches(rows, self.config.budget)):
-            policy, kl, micro_batch = self._loss(rollout, advantages, n, part, kl_weights)
+            policy, kl, measured = self._loss(rollout, advantages, n, part, kl_weights)
             if minibatch.probe is not None and kl is not None:
                 minibatch.probe.add(kl / transitions)
             ((policy if kl is None else policy + kl) / transitions).backward()
-            local.append(micro_batch)
+            local.append(measured)
         terms: dict[str, float] = dict.fromkeys(kl_weights, 0.0)
-        for micro_batch in self.config.world.gather_in_order(local):
+        for micro_batch in self.config.world.gather_in_order(read(local)):
             self._record(micro_batch, rollout.step_name(n), stats, minibatch.first)
             for name, value in micro_batch.terms.items():
                 terms[name] += value / len(rows)
@@ -189,7 +189,7 @@ class Updater(ABC, Generic[RolloutT, MethodT]):
     @abstractmethod
     def _loss(
         self, rollout: RolloutT, advantages: Advantages, n: int, rows: Tensor, kl_weights: Mapping[str, float]
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None, MicroBatchStats]:
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None, Measured]:
         """Policy loss and weighted KL, summed over the samples of one micro-batch, and their statistics."""
 
     def _step(self, update: int, settings: Sequence[Mapping[str, Any]], stats: UpdateStats) -> None:
@@ -223,7 +223,7 @@ class StepUpdater(Updater[Rollout, Method]):
 
     def _loss(
         self, rollout: Rollout, advantages: Advantages, n: int, rows: Tensor, kl_weights: Mapping[str, float]
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None, MicroBatchStats]:
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None, Measured]:
         """Policy loss and weighted KL, summed over the samples of one micro-batch, and their statistics."""
         budget = self.config.budget
         rescored = Rescorer(self.backbone, self.method, budget.guidance, self.config.uncond_grad)(rollout, n, rows)
@@ -236,16 +236,16 @@ class StepUpdater(Updater[Rollout, Method]):
         for name, kl_weight in kl_weights.items():
             weighted = kl_weight * (terms[name] * keep).sum()
             kl = weighted if kl is None else kl + weighted
-        error = ratio_error(rescored.log_ratio)
-        stats = MicroBatchStats(
+        error = ratio_error(rescored.log_ratio).detach()
+        measured = Measured(
             samples=len(rows),
-            loss=float((policy if kl is None else policy + kl).detach()),
-            sums={"policy_loss": float(policy.detach()), "log_prob": float(rescored.new.detach().sum())},
-            terms={name: float(value.detach().sum()) for name, value in terms.items()},
-            clipped=int((error > self.method.clip_range).sum()),
-            ratio_error=float(error.max()),
+            loss=(policy if kl is None else policy + kl).detach(),
+            sums={"policy_loss": policy.detach(), "log_prob": rescored.new.detach().sum()},
+            terms={name: value.detach().sum() for name, value in terms.items()},
+            clipped=(error > self.method.clip_range).sum(),
+            ratio_error=error.max(),
         )
-        return policy, kl, stats
+        return policy, kl, measured
 
     def _kl_terms(
         self, rollout: Rollout, n: int, rows: Tensor, rescored: Rescored, names: Collection[str]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -71,5 +73,42 @@ class MicroBatchStats:
     """Number of samples whose ratio is outside of the clip range."""
     ratio_error: float | None
     """Largest |ratio - 1|; None for a loss without a ratio."""
-    references: int = 0
+    references: int
     """Velocities of anchors for each sample that the loss has computed."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What becomes the statistics of one micro-batch: scalars on the models' device, without a gradient.
+
+    The host has not read them, so that it does not wait for the device.
+    """
+
+    samples: int
+    loss: Tensor
+    sums: dict[str, Tensor]
+    terms: dict[str, Tensor]
+    clipped: Tensor | None = None
+    ratio_error: Tensor | None = None
+    references: int = 0
+
+    def scalars(self) -> list[Tensor]:
+        """All scalars, in an order that micro-batches of one method share."""
+        ratio = [each for each in (self.clipped, self.ratio_error) if each is not None]
+        return [self.loss, *self.sums.values(), *self.terms.values(), *ratio]
+
+    def with_numbers(self, numbers: Sequence[float]) -> MicroBatchStats:
+        """The statistics, with the values of `scalars` as numbers."""
+        loss, *rest = numbers
+        sums, rest = dict(zip(self.sums, rest, strict=False)), rest[len(self.sums) :]
+        terms, rest = dict(zip(self.terms, rest, strict=False)), rest[len(self.terms) :]
+        clipped, error = (int(rest[0]), rest[1]) if rest else (0, None)
+        return MicroBatchStats(self.samples, loss, sums, terms, clipped, error, self.references)
+
+
+def read(measured: Sequence[Measured]) -> list[MicroBatchStats]:
+    """The statistics of micro-batches, read from the device at once."""
+    if not measured:
+        return []
+    rows = [torch.stack([scalar.double() for scalar in each.scalars()]) for each in measured]
+    return [each.with_numbers(row) for each, row in zip(measured, torch.stack(rows).tolist(), strict=True)]
