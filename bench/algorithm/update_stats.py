@@ -99,11 +99,16 @@ class Measured:
 
     def with_numbers(self, numbers: Sequence[float]) -> MicroBatchStats:
         """The statistics, with the values of `scalars` as numbers."""
-        loss, *rest = numbers
-        sums, rest = dict(zip(self.sums, rest, strict=False)), rest[len(self.sums) :]
-        terms, rest = dict(zip(self.terms, rest, strict=False)), rest[len(self.terms) :]
-        clipped, error = (int(rest[0]), rest[1]) if rest else (0, None)
-        return MicroBatchStats(self.samples, loss, sums, terms, clipped, error, self.references)
+        values = iter(numbers)
+        return MicroBatchStats(
+            samples=self.samples,
+            loss=next(values),
+            sums={name: next(values) for name in self.sums},
+            terms={name: next(values) for name in self.terms},
+            clipped=0 if self.clipped is None else int(next(values)),
+            ratio_error=None if self.ratio_error is None else next(values),
+            references=self.references,
+        )
 
 
 def read(measured: Sequence[Measured]) -> list[MicroBatchStats]:

@@ -61,7 +61,7 @@ class ClipEvaluator(Evaluator):
         clip = self._load()
         self._clip, self._rule, self._text, self._scale = clip, clip.rule, clip.text, clip.scale
         self._device, self._prefix, self._type = pick_device(self.device), "", float_type(self.dtype)
-        self._idle = self._device if self.idle_device is None else torch.device(self.idle_device)
+        self._idle = torch.device(self.idle_device or self._device)
         freeze(clip.model, self._type, self._idle)
         self._details = dict[str, Tensor]()
 

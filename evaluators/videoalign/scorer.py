@@ -121,7 +121,7 @@ class VideoAlign(Evaluator):
         self._hashes |= {f"sha256:{file.name}": file_sha256(file) for file in (tokenizer_file, base / "config.json")}
         self._hashes["sha256:model_config.json"] = file_sha256(root / "model_config.json")
         self._device = pick_device(self.device)
-        self._idle = self._device if self.idle_device is None else torch.device(self.idle_device)
+        self._idle = torch.device(self.idle_device or self._device)
         model = build(folder, base, self._config, self._text.size)
         self._model = freeze(model, float_type(self.dtype), self._idle)
         self._norm = self._config.norm if self.normalise else None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,9 +13,9 @@ from torch import Tensor
 from bench.backbones.hunyuanvideo15 import checkpoint
 from bench.backbones.hunyuanvideo15.backbone import HunyuanVideo15
 from bench.core.rng import stream
-from bench.flow import sigma_schedule
 from tests.helpers import parity
 from tests.helpers.paths import FIXTURES_ROOT
+from tests.helpers.wan import sampled
 
 PROMPTS = ("a blue square moving up slowly", 'a green triangle with the words "go on" moving down')
 BOUND = 1e-5
@@ -42,42 +40,26 @@ def want() -> dict[str, Tensor]:
     return load_file(FIXTURES_ROOT / "hv15_reference.safetensors")
 
 
-def make(folder: Path) -> HunyuanVideo15:
-    backbone = HunyuanVideo15(folder, size=(13, 16, 16), device="cpu")
-    backbone.reset(stream(0, "initial_policy"))
-    return backbone
+@pytest.fixture(scope="module")
+def backbone(folder: Path) -> HunyuanVideo15:
+    loaded = HunyuanVideo15(folder, size=(13, 16, 16), device="cpu")
+    loaded.reset(stream(0, "initial_policy"))
+    return loaded
 
 
-@torch.no_grad()
-def sampled(backbone: HunyuanVideo15, prompt: str, x: Tensor, guidance: float = 6.0) -> Tensor:
-    """Latents after 4 Euler steps at shift 5."""
-    cond, sigmas = backbone.encode([prompt]), sigma_schedule(4, 5.0)
-    for now, after in itertools.pairwise(sigmas):
-        x = x + (after - now) * backbone.velocity(x, now[None], cond, guidance)
-    return x
-
-
-def test_latents_are_those_of_the_pipeline_of_the_release(folder: Path, want: dict[str, Tensor]) -> None:
+def test_latents_are_those_of_the_pipeline_of_the_release(backbone: HunyuanVideo15, want: dict[str, Tensor]) -> None:
     """4 Euler steps at shift 5 and guidance 6; one prompt has words in quotes, which the second encoder reads."""
-    backbone = make(folder)
     for i, prompt in enumerate(PROMPTS):
-        x = sampled(backbone, prompt, want["x"][i : i + 1])
+        x = sampled(backbone, prompt, want["x"][i : i + 1], guidance=6.0)
         parity.within("HunyuanVideo-1.5 of December 2025: latents", x, want[f"lat{i}"], BOUND)
 
 
-def no_quotes(folder: Path, x: Tensor) -> Tensor:
-    return sampled(make(folder), PROMPTS[1].replace('"', ""), x)
-
-
-def other_guidance(folder: Path, x: Tensor) -> Tensor:
-    return sampled(make(folder), PROMPTS[1], x, 5.9)
-
-
-@pytest.mark.parametrize("mistake", [no_quotes, other_guidance])
+@pytest.mark.parametrize(("prompt", "guidance"), [(PROMPTS[1].replace('"', ""), 6.0), (PROMPTS[1], 5.9)])
 def test_a_mistake_moves_the_latents_far_beyond_the_bound(
-    mistake: Callable[[Path, Tensor], Tensor], folder: Path, want: dict[str, Tensor]
+    prompt: str, guidance: float, backbone: HunyuanVideo15, want: dict[str, Tensor]
 ) -> None:
-    assert float((mistake(folder, want["x"][1:]) - want["lat1"]).abs().max()) > CAUGHT
+    x = sampled(backbone, prompt, want["x"][1:], guidance=guidance)
+    assert float((x - want["lat1"]).abs().max()) > CAUGHT
 
 
 def test_its_headers_pass_the_checks(folder: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench.api import Backbone
 from bench.backbones.wan21 import Wan21
 from bench.core.rng import normal, stream
 from bench.flow import sigma_schedule
@@ -37,7 +38,7 @@ def reference() -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def sampled(backbone: Wan21, prompt: str, x: Tensor, steps: int = 4, guidance: float = 5.0) -> Tensor:
+def sampled(backbone: Backbone, prompt: str, x: Tensor, steps: int = 4, guidance: float = 5.0) -> Tensor:
     """Latents after Euler steps at shift 5."""
     cond, sigmas = backbone.encode([prompt]), sigma_schedule(steps, 5.0)
     for now, after in itertools.pairwise(sigmas):
