@@ -33,9 +33,9 @@ from bench.plan.workload import UnitCost, kept_videos, phase_costs, run_counts, 
 from bench.suite.assets import states
 from bench.suite.devices import check_devices, refuse_context_parallel
 from bench.suite.job import TrainingRun
-from bench.suite.prepared import PreparedRow, PreparedSuite, prepare
+from bench.suite.prepared import PreparedRow, PreparedSuite, check_machine, prepare
 from bench.suite.schema import Suite
-from bench.train.preflight import check_machine, check_suite
+from bench.train.preflight import check_suite
 from bench.train.run import load_models
 from bench.train.trainer import Trainer
 

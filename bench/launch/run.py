@@ -21,10 +21,10 @@ from bench.plan.workload import anchor_nfe, curve_nfe, curve_points, evaluation_
 from bench.store.lock import is_locked
 from bench.suite.devices import check_devices
 from bench.suite.job import Job, TrainingRun
-from bench.suite.prepared import PreparedSuite
+from bench.suite.prepared import PreparedSuite, check_machine
 from bench.suite.prompts import count_comments
 from bench.suite.stored import write_suite
-from bench.train.preflight import check_machine, check_suite
+from bench.train.preflight import check_suite
 
 
 def describe(prepared: PreparedSuite, jobs: Sequence[Job], overwrite: bool = False) -> str:

@@ -21,6 +21,7 @@ from bench.api import (
     AnyMethod,
     Backbone,
     BlendsAnchors,
+    ChecksMachine,
     EncodesFirst,
     Evaluator,
     ForwardMethod,
@@ -198,6 +199,13 @@ def prepare_all(suites: Sequence[Suite]) -> list[PreparedSuite]:
     return [prepare(suite, checkpoints_by_name) for suite in suites]
 
 
+def check_machine(prepared: PreparedSuite) -> None:
+    """Raise a `BenchError` where this machine lacks something for the settings of the backbone."""
+    backbone = plugins.find("backbones", prepared.suite.backbone.name)
+    if isinstance(backbone, type) and issubclass(backbone, ChecksMachine):
+        backbone.check_machine(prepared.suite.backbone.train)
+
+
 def encode_first(prepared: PreparedSuite, prompts: Sequence[str]) -> Any:
     """The text states of the prompts, from text encoders that are in memory alone; None where they stay there."""
     spec, checkpoint = prepared.suite.backbone, prepared.checkpoints.get("backbone")
@@ -213,8 +221,9 @@ def make_backbone(prepared: PreparedSuite, world: World = SINGLE_PROCESS, prompt
     """The suite's backbone; its weights are sharded over the processes if `world.shard` is set.
 
     `prompts`: those whose text states are made before the other models are loaded, where the backbone can do that.
-    Raises `BenchError` for a backbone that cannot shard its weights.
+    Raises `BenchError` for a machine that lacks something, before it encodes, and for a backbone that cannot shard.
     """
+    check_machine(prepared)
     name, params = prepared.suite.backbone.name, resolve_parameters(prepared.suite.backbone.train)
     given: dict[str, Any] = {}
     if "backbone" in prepared.checkpoints:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench import plugins
-from bench.api import ChecksMachine, ChecksSuite
+from bench.api import ChecksSuite
 from bench.backbones.folder import read_header
 from bench.checks.evaluators import check_reward_metrics, evaluator_gate
 from bench.checks.methods import check_method
@@ -67,13 +67,6 @@ def check_rules(prepared: PreparedSuite) -> None:
     for row in prepared.rows:
         check_rule("kl_policies", row.kl_policy)
     check_rule("advantage_rules", prepared.advantage_rule)
-
-
-def check_machine(prepared: PreparedSuite) -> None:
-    """Raise a `BenchError` where this machine lacks something for the settings of the backbone."""
-    backbone = plugins.find("backbones", prepared.suite.backbone.name)
-    if isinstance(backbone, type) and issubclass(backbone, ChecksMachine):
-        backbone.check_machine(prepared.suite.backbone.train)
 
 
 def check_backbone(prepared: PreparedSuite, may_lack: bool = False) -> None:

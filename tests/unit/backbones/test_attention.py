@@ -13,8 +13,7 @@ from bench.api import BenchError
 from bench.backbones.attention import BACKENDS, attend
 from bench.backbones.hunyuanvideo15 import HunyuanVideo15
 from bench.backbones.wan21 import Wan21
-from bench.suite.prepared import prepare
-from bench.train.preflight import check_machine
+from bench.suite.prepared import check_machine, make_backbone, prepare
 from tests.helpers.nano_suite import CHECKPOINT, tiny
 from tests.helpers.small_backbones import NAMES, compare, make, outcome, released_folder, shake, velocity
 
@@ -92,6 +91,9 @@ def test_what_the_machine_lacks_is_refused_before_anything_is_loaded(monkeypatch
     train = ("backbone.train.attention=flash", "backbone.train.dtype=bfloat16", "backbone.train.device=cpu")
     with pytest.raises(BenchError, match="attention is flash, and it needs a GPU"):
         check_machine(prepare(tiny(*train)))
+    monkeypatch.setattr("bench.suite.prepared.encode_first", lambda *_: pytest.fail("text encoders are loaded"))
+    with pytest.raises(BenchError, match="attention is flash, and it needs a GPU"):
+        make_backbone(prepare(tiny(*train)), prompts=["a prompt"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for choice, package in {"flash": "flash-attn", "flash3": "flash_attn_interface", "sage": "sageattention"}.items():
         with pytest.raises(
