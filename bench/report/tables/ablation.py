@@ -38,7 +38,7 @@ from bench.report.tables.notes import (
     nano_warning,
     run_notes,
 )
-from bench.report.tables.sections import Table, digits_of
+from bench.report.tables.sections import Table, digits_of, seed_means
 from bench.store.files import write_files
 
 NAME = "ablation"
@@ -68,6 +68,7 @@ class AblationTable:
         content = {
             "Scores": _scores(self),
             "Differences": _differences(self),
+            "Each seed": _each_seed(self),
             "Single scores": _single_scores(self),
             "Training": _training(self.table),
         }
@@ -166,6 +167,17 @@ def _differences(ablation: AblationTable) -> Table:
     return ["Group", "level", *heads], rows
 
 
+def _each_seed(ablation: AblationTable) -> Table:
+    """The mean of the primary score of each seed of each level."""
+    score, metric = next(iter(ablation.metrics.items()))
+    seeds = sorted(set().union(*(level.seeds for level in ablation.levels)))
+    runs = {(level.group, level.name): level.runs for level in ablation.levels}
+    rows = [
+        [*lead, seed_means(runs[row["group"], row["level"]], score, seeds)] for lead, _, row in _lines(ablation.table)
+    ]
+    return ["Group", "level", f"{metric.title} of seed {', '.join(map(str, seeds))}"], rows
+
+
 def _single_scores(ablation: AblationTable) -> Table:
     """Differences to the baseline of the scores that are not tested."""
     table, tested = ablation.table, level_scores(ablation.metrics)
@@ -218,7 +230,7 @@ def ablation_notes(ablation: AblationTable) -> list[str]:
     return [
         *_runs(levels),
         *_settings(levels),
-        _counts(levels),
+        f"{_counts(levels)} Runs started / shown: in the notes of the main table of each suite.",
         *([f"{known}. {reward}"] if known else []),
         f"`x [lo, hi]` is a mean and its 95 % interval over seeds x prompts, both random. {INTERVAL_NOTE}",
         "The baseline is the first level of its group; differences to it are paired by seed and prompt, over the "

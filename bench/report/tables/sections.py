@@ -102,10 +102,15 @@ def by_seed(suite: SuiteRecords, table: pd.DataFrame) -> Table:
     title = suite.metrics[suite.primary].title if suite.columns else LABELS[suite.primary]
     lines = []
     for (_, row), runs in zip(table.iloc[1:].iterrows(), suite.rows, strict=True):
-        x = runs.matrix(suite.primary)
-        means = {} if x is None else dict(zip(runs.seeds, x.mean(1), strict=True))
-        lines.append([label(row), ", ".join(formatting.number(means.get(seed)) for seed in suite.seeds)])
+        lines.append([label(row), seed_means(runs, suite.primary, suite.seeds)])
     return ["Row", f"{title} of seed {', '.join(map(str, suite.seeds))}"], lines
+
+
+def seed_means(runs: RowRuns, score: str, seeds: Sequence[int]) -> str:
+    """The mean of a score over the prompts for each of the seeds, n/a for a run that has not finished."""
+    x = runs.matrix(score)
+    means = {} if x is None else dict(zip(runs.seeds, x.mean(1), strict=True))
+    return ", ".join(formatting.number(means.get(seed)) for seed in seeds)
 
 
 def differences(suite: SuiteRecords, table: pd.DataFrame, tests: pd.DataFrame) -> Table:

@@ -308,6 +308,9 @@ def test_the_table_says_what_must_be_said(suite: Path) -> None:
         assert phrase in text
     first = rf"3\.00+ \[{3 - HALF:.4f}, {3 + HALF:.4f}\] \*"
     assert re.search(rf"\| sage_grpo +\| +sage_grpo-fixed +\| +4\.50+ \[.*?\] \| +{first} \|", text)
+    assert "Overall of seed 0, 1, 2 |" in text
+    means = ", ".join(f"{3 * (np.mean(EASE) + 1 + SWAY[seed]):.2f}" for seed in range(3))
+    assert re.search(rf"\| sage_grpo +\| +sage_grpo-fixed +\| +{means} \|", text)
     assert re.search(r"\| sage_grpo +\| +sage_grpo-none \(baseline\) +\| +1\.50+ \[.*?\] \| +- \|", text)
 
 
