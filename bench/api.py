@@ -128,7 +128,7 @@ class AnyMethod(ABC):
 
     A method derives from `Method` or from `ForwardMethod`. Hooks receive tensors, never the model, the optimizer, a
     seed or the budget. A subclass that declares a field of the budget raises `BudgetFieldError` when the class is
-    created, and one that derives from both kinds a `BenchError`.
+    created, and one that derives from both kinds, from neither, or that has a hook of the other kind a `BenchError`.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -147,10 +147,24 @@ class AnyMethod(ABC):
                 "to the suite's budget: remove it from the class and set it once for all rows under 'budget:' in the "
                 "YAML."
             )
-        kinds = [base.__name__ for base in cls.__mro__ if AnyMethod in base.__bases__]
-        if len(kinds) > 1:
+        if cls.__module__ != __name__:
+            cls._check_kind(label)
+
+    @classmethod
+    def _check_kind(cls, label: str) -> None:
+        """Refuse a class of no kind or of both, and one with a hook of the other kind, which nothing would call."""
+        kinds = [kind for kind in (Method, ForwardMethod) if issubclass(cls, kind)]
+        if len(kinds) != 1:
+            found = " and ".join(kind.__name__ for kind in kinds) or "neither Method nor ForwardMethod"
+            raise BenchError(f"{label} derives from {found}: a method is of one kind, so derive from one.")
+        other = ForwardMethod if kinds == [Method] else Method
+        own = {name for base in cls.__mro__ if base.__module__ != __name__ for name in vars(base)}
+        hooks = sorted(name for name in own & vars(other).keys() if inspect.isfunction(vars(other)[name]))
+        hooks = [name for name in hooks if not name.startswith("_")]
+        if hooks:
             raise BenchError(
-                f"{label} derives from {' and '.join(kinds)}: a method is of one kind, so derive from one."
+                f"{label} derives from {kinds[0].__name__} and defines {hooks[0]}, a hook of {other.__name__} that "
+                "would never be called: rename it, or derive from the other kind."
             )
 
     def advantages(self, rewards: Rewards) -> Float[Tensor, "k p g"]:

@@ -70,12 +70,13 @@ def noise_levels(method: ForwardMethod, config: RolloutConfig, update: int) -> F
         raise BenchError(
             f"{name}.noise_levels returned {levels.dtype} {list(levels.shape)}: return floats {list(shape)}."
         )
+    levels = levels.float()  # before the check: a small level of float64 is 0 here
     inside = (levels > 0) & (levels <= 1)
     if not inside.all():
         raise BenchError(
             f"{name}.noise_levels returned {float(levels[~inside][0]):g} at update {update}: return levels in (0, 1]."
         )
-    return levels.float().T.contiguous()
+    return levels.T.contiguous()
 
 
 @dataclass(frozen=True, kw_only=True)

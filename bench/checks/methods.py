@@ -48,6 +48,8 @@ from bench.suite.methods import with_eta
 
 TIE = 0.1
 """The reward of a group whose rewards are all equal, which `advantages` must survive; float32 rounds this value."""
+MOVES = (-1.0, -0.01, 0.01, 1.0)
+"""How far from the policy of the rollout a loss is tried: in log-probability, or in standard deviations of the mean."""
 TOLERANCE = 1e-5
 """Relative error between two ways to one number: a hundred roundings of a method that computes in float32."""
 
@@ -184,6 +186,7 @@ def _credit(method: AnyMethod, _: Tensor) -> None:
 
 
 def _surrogate(method: Method, _: Tensor) -> None:
+    """At ratio 1 also the sign of the gradient; the shape, and finite numbers, for moved policies too."""
     adv = torch.tensor([1.0, -1.0, 0.5])
     logp = torch.tensor([-1.0, 0.3, 2.0])
     new = logp.clone().requires_grad_(True)
@@ -193,10 +196,23 @@ def _surrogate(method: Method, _: Tensor) -> None:
     require(loss.requires_grad, "no gradient of surrogate reaches logp_new")
     (grad,) = torch.autograd.grad(loss.sum(), new)
     require((grad * adv < 0).all(), "descending the surrogate does not raise the log-probability of a good sample")
+    for move in MOVES:
+        moved = (logp + move).requires_grad_(True)
+        _require_usable(method.surrogate(moved, logp, adv), moved, (3,), f"surrogate of log-probabilities {move:+} off")
+
+
+def _require_usable(loss: Tensor, source: Tensor, shape: tuple[int, ...], what: str) -> None:
+    """A loss of this shape that is finite and has a finite gradient at `source`, or none, as a clipped one."""
+    require_shape(loss, shape, what)
+    require_finite(loss, what)
+    if loss.requires_grad:
+        (grad,) = torch.autograd.grad(loss.sum(), source, allow_unused=True)
+        if grad is not None:
+            require_finite(grad, f"the gradient of {what}")
 
 
 def _policy_loss(method: Method, batch: SyntheticBatch) -> None:
-    """At ratio 1: shape, finite, and a step down the loss raises the log-probability of a good sample."""
+    """At ratio 1 also the sign of the gradient; the shape, and finite numbers, for moved policies too."""
     step, x_next, sigma, sigma_next = batch.noisy()
     if not needs_old_mean(method) or len(sigma) == 0:  # the surrogate alone, or eta 0: nothing to train
         return
@@ -213,6 +229,11 @@ def _policy_loss(method: Method, batch: SyntheticBatch) -> None:
     require_finite(grad, "the gradient of policy_loss")
     along = (grad * uphill).flatten(1).sum(1) * adv
     require((along < 0).all(), "descending policy_loss does not raise the log-probability of a good sample")
+    for move in MOVES:
+        mean = (step.mean + move * step.std.reshape(-1, 1, 1, 1, 1)).requires_grad_(True)
+        new = ScoredStep(mean, step.std, method.log_prob(Gaussian(mean, step.std), x_next))
+        loss = method.policy_loss(new, old, x_next, adv, sigma, sigma_next)
+        _require_usable(loss, mean, (len(sigma),), f"policy_loss of means moved by {move:+} std")
 
 
 def _divergence(method: Method, batch: SyntheticBatch) -> None:

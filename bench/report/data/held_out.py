@@ -47,9 +47,9 @@ def held_out_curves(suite: SuiteRecords) -> pd.DataFrame:
     """One line per row, seed, update and score; columns `COLUMNS`. Empty if no run of the suite has a curve.
 
     `update` is the number of finished updates, from 0 to the last. `gain`, in units of the score, is the mean over the
-    videos of that point of their score less the base's score of the same prompt and video: 0 at update 0. The last
-    point has all videos of the evaluation, so that it is the table's difference to the base. `level` is the mean of
-    the base plus the gain. `nfe_rollout`, `reward_calls` and `minutes` are what training had spent.
+    videos of the curve of their score less the base's score of the same prompt and video: 0 at update 0. All points
+    have the same videos, the last one too, so the table's difference to the base, over all videos of the evaluation,
+    is another number. `level` is the base's mean over all its videos plus the gain. `nfe_rollout`, `reward_calls` and `minutes` are what training had spent.
     """
     base = suite.base
     runs = [(rows.row.label, run) for rows in suite.rows for run in rows.finished if run.record.curve_digest]
@@ -61,16 +61,22 @@ def held_out_curves(suite: SuiteRecords) -> pd.DataFrame:
 def _run_lines(suite: SuiteRecords, base: Run, label: str, run: Run) -> Iterator[dict[str, Any]]:
     """The lines of one run, by update and then by score."""
     spent, means = _spent(run), base.cells.mean()
-    points = {0: means * 0.0}
+    points, last = {0: means * 0.0}, run.clips
     for update, point in read_curve(run.folder, run.record).groupby("update"):
         scores = video_scores(point.drop(columns="update"), suite.weights, run.folder)
-        points[int(str(update))] = mean_scores(scores - base.clips.loc[scores.index]).mean()
-    points[run.record.updates_done] = (run.cells - base.cells).mean()
+        points[int(str(update))] = _gain(scores, base)
+        last = run.clips.loc[scores.index]
+    points[run.record.updates_done] = _gain(last, base)
     for update, gains in points.items():
         for score in suite.columns:
             gain = float(gains[score])
             values = {"score": score, "gain": gain, "level": float(means[score]) + gain}
             yield {"row": label, "seed": run.record.seed, "update": update, **spent[update]._asdict(), **values}
+
+
+def _gain(clips: pd.DataFrame, base: Run) -> pd.Series[Any]:
+    """Score to its mean over these videos, less that of the base over the same ones."""
+    return mean_scores(clips - base.clips.loc[clips.index]).mean()
 
 
 def _spent(run: Run) -> list[Spent]:

@@ -21,7 +21,7 @@ COURSE = {
     "kl_anchor": "KL to the anchor",
     "grad_norm": "gradient norm",
     "ratio_error": "|ratio - 1| before the first step",
-    "clipped_share": "share of clipped ratios",
+    "clipped_share": "share of ratios beyond the clip range",
 }
 
 

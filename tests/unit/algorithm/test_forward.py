@@ -20,7 +20,7 @@ from bench.algorithm.forward import (
 from bench.algorithm.sampling import RolloutConfig
 from bench.algorithm.update import UpdateConfig
 from bench.algorithm.update_stats import UpdateStats
-from bench.api import BenchError, Budget, ForwardMethod, ForwardPoint, Method, Rewards, latent_mean
+from bench.api import AnyMethod, BenchError, Budget, ForwardMethod, ForwardPoint, Method, Rewards, latent_mean
 from bench.checks.forward import SAMPLES, synthetic_advantages, synthetic_point
 from bench.checks.methods import FORWARD_CHECKS, check_method
 from bench.checks.steps import check_steps
@@ -198,7 +198,8 @@ class Broken(Matching):
 
     def noise_levels(self, shape: tuple[int, int], rng: torch.Generator) -> Tensor:
         levels = super().noise_levels(shape, rng)
-        return {"level 0": levels * 0, "levels of another shape": levels[:, :1]}.get(self.fault, levels)
+        faults = {"level 0": levels * 0, "levels of another shape": levels[:, :1], "tiny": levels.double() * 1e-60}
+        return faults.get(self.fault, levels)
 
     def old_decay(self, update: int) -> float:
         return 1.5 if self.fault == "decay" and update == 2 else 0.0
@@ -217,6 +218,7 @@ class Broken(Matching):
         ("pull", "no reward, no pull", "with advantage 0"),
         ("in place", "purity", "loss changes its inputs in place"),
         ("level 0", "noise_levels", r"noise_levels returned 0 at update 0: return levels in \(0, 1\]"),
+        ("tiny", "noise_levels", r"noise_levels returned 0 at update 0: return levels in \(0, 1\]"),
         ("levels of another shape", "noise_levels", r"noise_levels returned torch.float32 \[8, 1\]"),
         ("decay", "old_decay", r"old_decay is 1.5 at update 2: return a share in \[0, 1\]"),
         ("credit", "shifted rewards", "adding a constant to all rewards"),
@@ -237,7 +239,23 @@ def test_a_decay_outside_of_its_range_is_found_before_a_run() -> None:
 def test_a_class_of_both_kinds_is_refused() -> None:
     with pytest.raises(BenchError, match="derives from Method and ForwardMethod: a method is of one kind"):
         type("Both", (FlowGRPO, Matching), {"__module__": __name__})
+    with pytest.raises(BenchError, match="derives from neither Method nor ForwardMethod: a method is of one kind"):
+        type("None", (AnyMethod,), {"__module__": __name__})
     assert not issubclass(Matching, Method)
+
+
+@pytest.mark.parametrize(
+    ("base", "hook", "other"),
+    [(FlowGRPO, "old_decay", "ForwardMethod"), (FlowGRPO, "loss", "ForwardMethod"), (Matching, "transition", "Method")],
+)
+def test_a_hook_of_the_other_kind_is_refused(base: Any, hook: str, other: str) -> None:
+    """Nothing would call it; a mixin that brings it is refused too."""
+    message = rf"defines {hook}, a hook of {other} that would never be called: rename it, or derive from the other"
+    with pytest.raises(BenchError, match=message):
+        type("Mixed", (base,), {"__module__": __name__, hook: lambda self: None})
+    mixin = type("Mixin", (), {"__module__": __name__, hook: lambda self: None})
+    with pytest.raises(BenchError, match=message):
+        type("Mixed", (mixin, base), {"__module__": __name__})
 
 
 def test_a_forward_method_has_no_kl_policy() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.api import BenchError, Gaussian, Method, Rewards, latent_mean
+from bench.api import BenchError, Gaussian, Method, Rewards, ScoredStep, latent_mean
 from bench.checks.methods import CHECKS, check_method, method_violations
 from bench.flow import euler, sde_step, sigma_schedule
 from methods.cps import CPS
@@ -214,6 +214,24 @@ class SortsRewards(Sound):
         return super().advantages(rewards)
 
 
+class LostWhenMoved(Sound):
+    def surrogate(self, logp_new: Tensor, logp_old: Tensor, adv: Tensor) -> Tensor:
+        loss = super().surrogate(logp_new, logp_old, adv)
+        return loss if logp_new.equal(logp_old) else loss * float("nan")
+
+
+class LossLostWhenMoved(Sound):
+    def policy_loss(self, new: ScoredStep, old: ScoredStep, *rest: Tensor) -> Tensor:
+        loss = self.surrogate(new.logp, old.logp, rest[1])
+        return loss if new.logp.equal(old.logp) else loss * float("inf")
+
+
+class LossAveragedWhenMoved(Sound):
+    def policy_loss(self, new: ScoredStep, old: ScoredStep, *rest: Tensor) -> Tensor:
+        loss = self.surrogate(new.logp, old.logp, rest[1])
+        return loss if new.logp.equal(old.logp) else loss.mean()
+
+
 class NoEpsilon(Sound):
     def advantages(self, rewards: Rewards) -> Tensor:
         total = rewards.total()
@@ -267,6 +285,9 @@ FAULTS = {
     FlatAdvantages: ("credit", "shape"),
     WrongSign: ("surrogate", "does not raise"),
     MeanSurrogate: ("surrogate", "shape"),
+    LostWhenMoved: ("surrogate", "surrogate of log-probabilities -1.0 off is not finite"),
+    LossLostWhenMoved: ("policy_loss", "policy_loss of means moved by -1.0 std is not finite"),
+    LossAveragedWhenMoved: ("policy_loss", "policy_loss of means moved by -1.0 std has shape []"),
     OffsetDivergence: ("divergence", "not 0"),
     ManyTrainSteps: ("steps", "n indices"),
 }
