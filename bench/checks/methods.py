@@ -49,7 +49,7 @@ from bench.suite.methods import with_eta
 TIE = 0.1
 """The reward of a group whose rewards are all equal, which `advantages` must survive; float32 rounds this value."""
 MOVES = (-1.0, -0.01, 0.01, 1.0)
-"""How far from the policy of the rollout a loss is tried: in log-probability, or in standard deviations of the mean."""
+"""How far from the rollout's policy a loss is tried: in log-probability, or in standard deviations of the mean."""
 TOLERANCE = 1e-5
 """Relative error between two ways to one number: a hundred roundings of a method that computes in float32."""
 
@@ -198,7 +198,9 @@ def _surrogate(method: Method, _: Tensor) -> None:
     require((grad * adv < 0).all(), "descending the surrogate does not raise the log-probability of a good sample")
     for move in MOVES:
         moved = (logp + move).requires_grad_(True)
-        _require_usable(method.surrogate(moved, logp, adv), moved, (3,), f"surrogate of log-probabilities {move:+} off")
+        _require_usable(
+            method.surrogate(moved, logp, adv), moved, (3,), f"surrogate of log-probabilities {move:+} off"
+        )
 
 
 def _require_usable(loss: Tensor, source: Tensor, shape: tuple[int, ...], what: str) -> None:

@@ -199,6 +199,16 @@ def _tied(rule: AdvantageRule) -> None:
         require(
             not adv.any(), f"a group with equal rewards has an advantage of {adv.abs().max().item():.3g}, expected 0"
         )
+    mixed = {name: values.clone() for name, values in synthetic_rewards().items()}
+    for values in mixed.values():
+        values[0] = 0.1
+    adv = rule.advantages(Rewards(mixed, {"a": 0.5, "b": 1.0}))
+    require_finite(adv, "the advantage beside a group with equal rewards")
+    require(
+        not adv[:, 0].any(),
+        f"a group with equal rewards beside another one has an advantage of {adv[:, 0].abs().max().item():.3g}, "
+        "expected 0",
+    )
 
 
 def _rule_pure(rule: AdvantageRule) -> None:

@@ -111,8 +111,15 @@ class WhitenedAdvantages(AdvantageRule):
             raise BenchError(f"advantage rule whitened: eps is {self.eps}; set it to a finite value of at least 0.")
 
     def advantages(self, rewards: Rewards) -> Float[Tensor, "k p g"]:
-        """The weighted sum of the rewards' z-scores per group, over its std in the update."""
+        """The weighted sum of the rewards' z-scores per group, over its std in the update.
+
+        Departs: a group in which every reward is tied has advantages of exactly 0; the rounded mean over the update
+          would leave it some 1e-9.
+        """
         each = AdvantageSettings(eps=self.eps, clip=torch.finfo(torch.float32).max)
         parts = [weight * standardized(rewards[name], each) for name, weight in rewards.weights.items()]
         summed = torch.stack(parts).sum(0)
-        return ((summed - summed.mean()) / (summed.std(correction=0) + self.eps))[None]
+        scale = (summed.std(correction=0) + self.eps).clamp_min(torch.finfo(summed.dtype).tiny)  # eps 0, all tied
+        whitened = (summed - summed.mean()) / scale
+        still = torch.stack([tied(rewards[name]) for name in rewards.weights]).all(0)
+        return torch.where(still[:, None], torch.zeros_like(whitened), whitened)[None]

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 from bench.algorithm.forward import keeps_old
 from bench.algorithm.kl import has_kl_terms
-from bench.api import ForwardMethod, ModelCost
+from bench.algorithm.rollout import needs_old_mean
+from bench.api import ForwardMethod, Method, ModelCost
 from bench.core.parallelism import Shard
 from bench.plan.hardware import CPU, Hardware
 from bench.suite.prepared import PreparedRow, PreparedSuite
@@ -146,17 +147,21 @@ def _anchors(row: PreparedRow) -> tuple[int, int]:
     return len(rules), sum(rule.every is not None for rule in rules)
 
 
+def _stored_latents(row: PreparedRow, train_steps: int) -> int:
+    """Tensors of the latents' shape that a row keeps per sample: the final one, and those of each trained step."""
+    if not isinstance(row.method, Method):  # a forward method makes its points in the update
+        return 1
+    return 1 + train_steps * (2 + _anchors(row)[0] + needs_old_mean(row.method))
+
+
 PROGRAM = 1.2e9
 """Bytes of a process on the host with torch, diffusers and transformers, and without a large model: the peak of the
 stored base run of nano, whose models take megabytes."""
 
 
 def host_peak(host: Mapping[str, float]) -> float:
-    """Peak bytes of one process on the host. `host`: the second result of `memory_use`.
-
-    Videos count twice, since they are concatenated.
-    """
-    resident = host["models"] + host["anchors"] + host["trajectories"] + 2 * host["videos"]
+    """Peak bytes of one process on the host. `host`: the second result of `memory_use`."""
+    resident = host["models"] + host["anchors"] + host["trajectories"] + host["videos"]
     return host["program"] + max(host["loading"], resident)
 
 
@@ -164,8 +169,8 @@ def memory_use(prepared: PreparedSuite, model: ModelCost, hardware: Hardware) ->
     """Bytes on one GPU, and bytes of host memory of one process.
 
     The latter are "program", "loading" (a part of the model passes through the host to the GPU; 0 on a CPU), "models"
-    (on a CPU all that a GPU would hold, else an idle VAE), "trajectories", "videos" and "anchors"; `host_peak` has
-    their sum. Evaluators are not counted.
+    (on a CPU all that a GPU would hold, else an idle VAE), "trajectories", "videos" (of an update, and the last
+    micro-batch once more) and "anchors"; `host_peak` has their sum. Evaluators are not counted.
     """
     suite, budget = prepared.suite, prepared.suite.budget
     dtype_bytes, anchors = DTYPE_BYTES[model.dtype], Anchors.from_suite(prepared)
@@ -209,12 +214,13 @@ def memory_use(prepared: PreparedSuite, model: ModelCost, hardware: Hardware) ->
     )
     samples = budget.prompts * budget.group_size / hardware.groups
     latent_bytes = math.prod(model.latent_shape) * FLOAT
+    stored = max(_stored_latents(row, budget.train_steps) for row in prepared.rows)
     host = {
         "program": PROGRAM,
         "loading": 0.0 if on_cpu else max(model.parameters, model.text_parameters) * dtype_bytes,
         "models": memory.peak - FIXED if on_cpu else vae * idle,
-        "trajectories": samples * latent_bytes * budget.train_steps * (2 + anchors.networks),
-        "videos": samples * 3.0 * math.prod(model.size) * FLOAT,
+        "trajectories": samples * latent_bytes * stored,
+        "videos": (samples + batch) * 3.0 * math.prod(model.size) * FLOAT,
         "anchors": 0.0 if model.copies_on_gpu else copies * copy,
     }
     return memory, host

@@ -104,8 +104,8 @@ def _memory(plan: Mapping[str, Any]) -> list[str]:
         return lines
     in_gb = {name: size / 1e9 for name, size in host.items()}
     work = (
-        f"trajectories {in_gb['trajectories']:.1f} + an update's videos 2 x {in_gb['videos']:.1f} (while they are "
-        f"concatenated) + copies of anchors {in_gb['anchors']:.1f}"
+        f"trajectories {in_gb['trajectories']:.1f} + an update's videos {in_gb['videos']:.1f} + copies of anchors "
+        f"{in_gb['anchors']:.1f}"
     )
     if memory is None:
         return [_host_line(in_gb, f"the models and their work {in_gb['models']:.1f} + {work}")]

@@ -69,8 +69,12 @@ class RolloutVideos:
         cls, backbone: Backbone, rollout: Samples, prompts: list[str], settings: RolloutConfig
     ) -> RolloutVideos:
         """Decode a rollout, micro-batch by micro-batch."""
-        size = settings.budget.micro_batch
-        videos = torch.cat([backbone.decode(rollout.x0[rows]) for rows in micro_batches(len(rollout.x0), size)])
+        size, videos = settings.budget.micro_batch, torch.empty(0)
+        for rows in micro_batches(len(rollout.x0), size):
+            part = backbone.decode(rollout.x0[rows])
+            if len(videos) == 0:
+                videos = part.new_empty(len(rollout.x0), *part.shape[1:])
+            videos[rows] = part
         return cls(videos, rollout.samples, prompts, backbone.fps, size, settings.world)
 
     def scores(self, evaluator: Evaluator) -> dict[str, Float[Tensor, "n"]]:
@@ -85,9 +89,11 @@ class RolloutVideos:
 
     def check_finite(self, folder: Path) -> None:
         """Collective call: raise at the first video with a pixel that is not finite."""
-        size = self.micro_batch
-        finite = self.videos.flatten(1).isfinite().all(1)
-        parts = self.world.gather_in_order([finite[rows] for rows in micro_batches(len(finite), size)])
+        local = []
+        for rows in micro_batches(len(self.videos), self.micro_batch):
+            low, high = self.videos[rows].flatten(1).aminmax(dim=1)  # NaN if any pixel is; no copy of the videos
+            local.append(low.isfinite() & high.isfinite())
+        parts = self.world.gather_in_order(local)
         self.require_finite("video", torch.cat(parts), folder)
 
     def require_finite(self, what: str, finite: Bool[Tensor, "n"], folder: Path) -> None:

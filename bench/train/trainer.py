@@ -299,6 +299,7 @@ class Trainer:
                 "monitor": score_monitors(self.evaluators, self.suite, videos),
                 "group_diversity": diversity(rollout, self.config),
             }
+        del videos  # the largest thing on the host, and the update needs none of them
         with self.ledger.phase("update"), unchanged_settings(f"{culprit} the optimizer steps,"):
             check_weights(self.weights_now(), self.weights, self.culprit, f"in the rollout of update {update}")
             check_settings(self.optimizer, self.settings, self.culprit, f"in the rollout of update {update}")

@@ -49,7 +49,8 @@ def held_out_curves(suite: SuiteRecords) -> pd.DataFrame:
     `update` is the number of finished updates, from 0 to the last. `gain`, in units of the score, is the mean over the
     videos of the curve of their score less the base's score of the same prompt and video: 0 at update 0. All points
     have the same videos, the last one too, so the table's difference to the base, over all videos of the evaluation,
-    is another number. `level` is the base's mean over all its videos plus the gain. `nfe_rollout`, `reward_calls` and `minutes` are what training had spent.
+    is another number. `level` is the base's mean over all its videos plus the gain. `nfe_rollout`, `reward_calls` and
+    `minutes` are what training had spent.
     """
     base = suite.base
     runs = [(rows.row.label, run) for rows in suite.rows for run in rows.finished if run.record.curve_digest]

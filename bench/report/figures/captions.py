@@ -40,7 +40,8 @@ def curves_caption(suite: SuiteRecords, frame: pd.DataFrame, lines: Sequence[Lin
     best = last.loc[(last["mean"] * suite.metrics[suite.primary].sign).idxmax(), "row"]
     return (
         f"At the last update {row_title(rows[best])} has the largest gain. Gain over the base on held-out prompts, "
-        f"scored by the same sampler and noise for all rows; the first videos of each prompt, not all as in the table. {BAND}{merged_sentence(lines)}"
+        "scored by the same sampler and noise for all rows; the first videos of each prompt, not all as in the table. "
+        f"{BAND}{merged_sentence(lines)}"
     )
 
 

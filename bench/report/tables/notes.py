@@ -60,7 +60,7 @@ def footnotes(suite: SuiteRecords, table: pd.DataFrame, tests: pd.DataFrame, con
     notes = [
         *hack_notes(suite, table),
         *[note for runs in suite.rows for note in run_notes(runs.row.name, runs, len(suite.seeds))],
-        *[note for runs in suite.rows for note in clipped_notes(runs.row.name, runs)],
+        *clipped_notes(suite.rows),
         *_divisions(suite),
     ]
     if suite.base is None:
@@ -204,16 +204,23 @@ def _evaluation_seed(config: Mapping[str, Any]) -> str:
     )
 
 
-def clipped_notes(label: str, runs: RowRuns) -> list[str]:
-    """The footnote of a row whose gradients were clipped; none if none was, or if its logs do not have it."""
-    clipped, steps, median = gradient_clipping(runs)
-    if not clipped:
-        return []
-    share, ratio = f"{100 * clipped / steps:.0f} %", formatting.effect(median)
-    return [
-        f"{label}: its gradients were clipped in {clipped} of {steps} optimizer steps ({share}; median norm over the "
-        f"limit: {ratio}): there the scale of its loss acted as a learning rate."
-    ]
+def clipped_notes(rows: Sequence[RowRuns]) -> list[str]:
+    """A footnote of each row whose gradients were clipped, and one of the others; none of rows whose logs lack it."""
+    notes, free = [], []
+    for runs in rows:
+        clipped, steps, median = gradient_clipping(runs)
+        ratio = formatting.effect(median)
+        if clipped:
+            notes.append(
+                f"{runs.row.name}: its gradients were clipped in {clipped} of {steps} optimizer steps "
+                f"({100 * clipped / steps:.0f} %; median norm over the limit: {ratio}): there the scale of its loss "
+                "acted as a learning rate."
+            )
+        elif steps:
+            free.append(f"{runs.row.name} ({ratio})")
+    if free:
+        notes.append(f"No gradient was clipped; in brackets the median norm over the limit: {', '.join(free)}.")
+    return notes
 
 
 def _settings(config: Mapping[str, Any]) -> list[str]:

@@ -246,7 +246,11 @@ def test_a_class_of_both_kinds_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("base", "hook", "other"),
-    [(FlowGRPO, "old_decay", "ForwardMethod"), (FlowGRPO, "loss", "ForwardMethod"), (Matching, "transition", "Method")],
+    [
+        (FlowGRPO, "old_decay", "ForwardMethod"),
+        (FlowGRPO, "loss", "ForwardMethod"),
+        (Matching, "transition", "Method"),
+    ],
 )
 def test_a_hook_of_the_other_kind_is_refused(base: Any, hook: str, other: str) -> None:
     """Nothing would call it; a mixin that brings it is refused too."""

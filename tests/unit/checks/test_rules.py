@@ -112,6 +112,15 @@ class Raw(AdvantageRule):
 
 
 @dataclass(frozen=True)
+class WhitensTied(StandardizedAdvantages):
+    """0 where all groups are tied, and not for a tied group beside others."""
+
+    def advantages(self, rewards: Rewards) -> Tensor:
+        adv = super().advantages(rewards)
+        return adv - adv[:, 1:].amax()
+
+
+@dataclass(frozen=True)
 class Flat(AdvantageRule):
     def advantages(self, rewards: Rewards) -> Tensor:
         return rewards.total()
@@ -148,6 +157,7 @@ BROKEN = [
     ("noise_policies", Unsure(), "eta", "differ"),
     ("noise_policies", NoEta(eta=0.5), "eta", "nan"),
     ("advantage_rules", Raw(), "tied groups", "expected 0"),
+    ("advantage_rules", WhitensTied(), "tied groups", "beside another one has an advantage of"),
     ("advantage_rules", Flat(), "advantages", "expected [k, 2, 4]"),
     ("advantage_rules", ByPosition(), "order of samples", "position"),
     ("advantage_rules", Rescales(), "purity", "in place"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -57,6 +58,26 @@ def test_an_old_policy_is_one_more_adapter(method: str, networks: int, stored: i
     on_gpu = with_old.trained - without.trained
     assert on_gpu + host["anchors"] - plain_host["anchors"] == pytest.approx(stored * adapter)
     assert with_old.weights == without.weights
+
+
+@pytest.mark.parametrize(
+    ("method", "kl", "latents"),
+    [
+        ("flow_grpo", "none", 1 + 5 * 2),
+        ("flow_grpo", "fixed", 1 + 5 * 3),
+        ("grpo_guard", "none", 1 + 5 * 3),
+        ("awm", "none", 1),
+    ],
+)
+def test_what_a_rollout_keeps_is_counted(method: str, kl: str, latents: int) -> None:
+    """The latents before and after each trained step, an anchor's velocity, an old mean; a forward method's video."""
+    row = f"rows=[{{method: {method}, kl: {kl}, label: r}}]"
+    own = prepare(load_suite(PAPER, ["variant=setting_b", row, "budget.train_steps=5"]))
+    model = sizes(own)
+    assert model is not None
+    _, host = memory_use(own, model, gpu_hardware("h100"))
+    samples = own.suite.budget.prompts * own.suite.budget.group_size
+    assert host["trajectories"] == samples * math.prod(model.latent_shape) * 4 * latents
 
 
 FULL = ("backbone.train.lora_rank=0", "backbone.train.dtype=float32")
