@@ -27,6 +27,7 @@ class DiffusionNFT(ForwardMethod):
     Reference code: NVlabs/DiffusionNFT at commit 24af555, scripts/train_nft_sd3.py and config/nft.py.
     Departs: advantages are those of the suite's rule; the code divides by the std of all samples.
     Departs: the suite's sampler makes the videos; the code has a second-order solver.
+    Departs: the noise levels are uniform; the code trains at the first nine of its sampler's ten.
     """
 
     paper: ClassVar[str] = 'arXiv:2509.16117, "DiffusionNFT: Online Diffusion Reinforcement with Forward Process"'

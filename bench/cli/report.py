@@ -36,6 +36,6 @@ COMMAND = Command(
     progress=True,
     examples=(
         "bench report nano",
-        "bench report nano seeds='[0,1,2,3,4]' --results results/reference",
+        "bench report results/reference/nano  # a folder in place of the suite: with the settings that it stores",
     ),
 )

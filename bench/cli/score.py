@@ -86,7 +86,7 @@ COMMAND = Command(
     examples=(
         "bench score videoalign clipscore --nano --prompts my-videos/prompts.csv --out scores.parquet",
         "bench score clipscore --videos a.mp4 b.mp4 --prompts prompts.csv --out scores.parquet "
-        "--params clipscore.model=/models/clip",
+        "--params clipscore.checkpoint=/models/clip-vit-large-patch14",
         "bench score steadiness:Steadiness --prompts my-videos/prompts.csv --out steadiness.parquet",
     ),
     exit_codes="0 if every video was scored, 1 if some failed (their rows have the error), 2 for a mistake",

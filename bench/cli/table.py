@@ -74,7 +74,7 @@ COMMAND = Command(
     json="the lines of main.csv or tuning.csv of each suite, those of ablation.csv, and the written files",
     examples=(
         "bench table nano",
-        "bench table nano seeds='[0,1,2,3,4]' --results results/reference",
+        "bench table results/reference/nano  # a folder in place of the suite: with the settings that it stores",
         "bench table nano_kl",
         "bench table nano_search  # the trials of a search, and the rows with the chosen settings",
     ),

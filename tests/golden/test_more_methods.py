@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.api import ForwardPoint, Gaussian, Method, Rewards, ScoredStep
 from bench.checks.rules import check_rule
-from bench.core.rewards import WhitenedAdvantages
+from bench.core.rewards import AdvantageSettings, WhitenedAdvantages, standardized
 from bench.flow import sigma_schedule
 from methods.awm import AWM
 from methods.cps import CPS
@@ -92,16 +92,19 @@ def test_precise_at_the_eta_of_sde_dpm_solver_and_in_the_form_of_dance() -> None
         (FlowGRPO(eta=0.7), 5.333962, 1.777987),
         (DanceGRPO(eta=0.3), 0.943963, 0.752036),
         (CPS(eta=0.7), 4.961035, 1.614911),
-        (Precise(eta=1.0), 4.70751153, None),
-        (Precise(eta=1.5), 4.95463768, None),
+        (Precise(eta=1.0), 4.70751153, 1.53957224),
+        (Precise(eta=1.5), 4.95463768, 1.62451945),
     ],
 )
-def test_the_weight_std_over_slope(method: Any, first: float, second: float | None) -> None:
+def test_the_weight_std_over_slope(method: Any, first: float, second: float) -> None:
     equal = method if isinstance(method, Precise) else type(method)(eta=method.eta, weighting="equal")
     # weights are float32, and six digits are given
     close("weights, equal", weights(equal, 0.9, 0.8)[0], first, 6e-7)
-    if second is not None:
-        close("weights, equal", weights(equal, 0.6, 0.45)[0], second, 6e-7)
+    close("weights, equal", weights(equal, 0.6, 0.45)[0], second, 6e-7)
+
+
+def test_the_weight_of_precise_depends_on_the_log_odds_and_the_std() -> None:
+    close("weights, equal", weights(Precise(eta=1.5), 0.2, 0.1)[0], 0.61932971, 6e-7)
 
 
 def test_the_named_weights_on_a_schedule() -> None:
@@ -214,6 +217,10 @@ def test_gdpos_credit() -> None:
         {"a": 1.0, "b": 1.0},
         WhitenedAdvantages(),
     )
+    each = AdvantageSettings()  # eps 1e-4
+    summed = sum(standardized(rewards[name], each)[0] for name in rewards)
+    for before, expected in zip(torch.as_tensor(summed), (-2.412, -0.9998, 0.9998, 2.412), strict=True):
+        close("advantage rule whitened, before", float(before), expected, 5e-4)  # four digits are given
     own = rewards.rule.advantages(rewards)[0, 0]
     for adv, expected in zip(own, (-1.3064, -0.5415, 0.5415, 1.3064), strict=True):
         close("advantage rule whitened", float(adv), expected, 1e-4)  # four digits are given
