@@ -72,10 +72,8 @@ def _run_candidate(run: Path, base: BaseRun) -> Candidate:
         raise BenchError(f"policy {run / store.POLICY} has 0 bytes: copy it again.")
     other = suite_of_record(run, record)
     weights = store.read_inputs(run).get("checkpoints", {}).get("backbone")
-    if other.backbone.name != base.suite.backbone.name or weights not in (
-        None,
-        base.inputs["checkpoints"]["backbone"],
-    ):
+    own = base.inputs.get("checkpoints", {}).get("backbone")  # None: the backbone takes no checkpoint
+    if other.backbone.name != base.suite.backbone.name or weights not in (None, own):
         raise BenchError(
             f"run {run} trained another model ({other.backbone.name}, {other.backbone.checkpoint}) than the suite's "
             f"({base.suite.backbone.name}, {base.suite.backbone.checkpoint}): evaluate it in a suite on its own model."

@@ -80,9 +80,9 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def stored(tensor: Tensor) -> Tensor:
-    """A full copy. Of a sharded tensor on the CPU of process 0; on other processes a tensor without data (meta)."""
+    """A full copy on the CPU. Of a sharded tensor on process 0; on other processes a tensor without data (meta)."""
     if not hasattr(tensor, "full_tensor"):
-        return tensor.detach().clone()
+        return tensor.detach().to("cpu", copy=True)
     import torch.distributed as dist
 
     full = full_tensor(tensor.detach())

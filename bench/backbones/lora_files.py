@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bench.api import BenchError, parse_json, read_json
+from bench.backbones.folder import read_header
 from bench.backbones.lora_products import use_input_dtype
 
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -236,16 +237,12 @@ def _check_layers(file: Path, matrices: Mapping[str, tuple[Tensor, Tensor]], tra
 
 def _linear_shapes(folder: Path) -> dict[str, list[int]]:
     """Layer to the shape [outputs, inputs] of its weight, for every weight of two dimensions; reads headers only."""
-    from safetensors import safe_open
-
-    shapes: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as opened:
-            for key in opened.keys():  # noqa: SIM118  (no mapping)
-                shape = list(opened.get_slice(key).get_shape())
-                if key.endswith(".weight") and len(shape) == 2:
-                    shapes[key.removesuffix(".weight")] = shape
-    return shapes
+    headers = (read_header(folder, path) for path in sorted(folder.glob("*.safetensors")))
+    shapes = {name: entry["shape"] for header in headers for name, entry in header.items()}
+    if not shapes:
+        raise BenchError(f"{folder} has no *.safetensors, so its layers are not known: restore the folder.")
+    linear = {name: shape for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 2}
+    return {name.removesuffix(".weight"): list(shape) for name, shape in linear.items()}
 
 
 def _settings(file: Path, layout: str, header: Mapping[str, str]) -> dict[str, Any]:

@@ -68,11 +68,12 @@ def _check_settings(recorded: RecordedSuite, harness: str, command: str) -> None
     """Refuse records of other settings than the suite's; print a note if their sources are other ones."""
     from bench import store
     from bench.core.hashing import digest
+    from bench.suite.checkpoints import Checkpoint
     from bench.suite.recorded import record_difference
     from bench.suite.sources import run_sources
 
     suite, folder = recorded.suite, recorded.folder
-    stale, missing = 0, set[str]()
+    stale, missing, checkpoints = 0, set[str](), dict[str, Checkpoint]()
     sources: dict[tuple[tuple[str, str], ...], str | None] = {}
     rows = {row.name: row for row in suite.rows}
     runs = [folder / "base", *(store.run_folder(folder, row, seed) for row in rows for seed in suite.seeds)]
@@ -80,7 +81,7 @@ def _check_settings(recorded: RecordedSuite, harness: str, command: str) -> None
         if not (run / store.RUN).exists():
             continue
         record = store.read_record(run)
-        change = record_difference(run, record, suite)
+        change = record_difference(run, record, suite, checkpoints)
         if change:
             raise BenchError(
                 f"record {run} was made with other settings: {change}. Give `bench {command}` the YAML and the "
@@ -90,8 +91,9 @@ def _check_settings(recorded: RecordedSuite, harness: str, command: str) -> None
         plugins = tuple(suite.run_plugins(rows.get(record.row)))
         if plugins not in sources:  # rows of the same plug-ins have the same sources
             own = run_sources(suite, rows.get(record.row), harness)
-            missing |= {plugin for plugin, files in own["plugins"].items() if not files}
-            sources[plugins] = None if missing else digest(own)
+            lost = {plugin for plugin, files in own["plugins"].items() if not files}
+            missing |= lost
+            sources[plugins] = None if lost else digest(own)
         stale += sources[plugins] not in (None, record.provenance.get("source_digest"))
     if missing:
         print(f"note: not found from this folder, so not compared: {', '.join(sorted(missing))}", file=sys.stderr)

@@ -64,16 +64,24 @@ def sha256_file(path: Path | str) -> str:
         raise BenchError(f"{path} cannot be read ({error.strerror}): is it there, and readable?") from error
 
 
+def files_below(folder: Path) -> list[Path]:
+    """All files below a checkpoint folder, sorted, but those in or named like ".cache", which a download leaves."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
 def write_manifest(folder: Path | str) -> Path:
     """List every file below `folder` with its sha256 and its size in bytes, in `manifest.json`."""
     folder = Path(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in NOT_LISTED)
+    files = [path for path in files_below(folder) if path.name not in NOT_LISTED]
     entries = {
         path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
         for path in files
     }
     target = folder / MANIFEST
-    target.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    part = target.with_suffix(".part")
+    part.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    part.replace(target)
     return target
 
 

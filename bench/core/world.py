@@ -235,7 +235,7 @@ def tensors_digest(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         flat = tensor.detach().cpu().contiguous().flatten()
         own = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
-        own.update(flat.view(torch.uint8).numpy().tobytes())
+        own.update(flat.view(torch.uint8).numpy().data)
         digests.append(own.digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 

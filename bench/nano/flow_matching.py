@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from bench.core.errors import BenchError
 from bench.core.rng import stream
 from bench.nano import world
 from bench.nano.recipe import RecipeConfig, Timer, learning_rate, num_workers, optimizer_step, save_report
@@ -39,8 +41,19 @@ class Model:
     transformer: Any
     velocity: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
     """Noisy latents [b, c, f, h, w], noise levels [b], and the index of each sample's prompt, to the velocity."""
-    save: Callable[[dict[str, Tensor]], None]
-    """Saves the transformer with these averaged weights in place of its own."""
+    save: Callable[[], None]
+    """Saves the transformer as it is."""
+
+
+@contextmanager
+def averaged(transformer: Any, average: dict[str, Tensor]) -> Iterator[None]:
+    """The transformer with the averaged weights in place of its own."""
+    own = {name: value.clone() for name, value in transformer.state_dict().items()}
+    transformer.load_state_dict({**own, **average})
+    try:
+        yield
+    finally:
+        transformer.load_state_dict(own)
 
 
 class Corpus(Dataset[tuple[Tensor, list[str]]]):
@@ -83,8 +96,14 @@ def train(out: Path, config: PolicyRecipe, model: Model, latents: Tensor, captio
     optimizer = torch.optim.AdamW(trained.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=1e-3)
     average = {name: p.detach().clone() for name, p in trained.items()}
     first, state_file = 0, out / "state.pt"
+    arguments = {name: getattr(config, name) for name in ("steps", "seed", "batch", "lr", "clips")}
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
+        if state["arguments"] != arguments:
+            raise BenchError(
+                f"{state_file} is of a recipe with {state['arguments']}, and this one has {arguments}: delete the "
+                "file, or use the same options."
+            )
         transformer.load_state_dict(state["transformer"])
         optimizer.load_state_dict(state["optimizer"])
         average, first = state["average"], state["step"]
@@ -109,10 +128,12 @@ def train(out: Path, config: PolicyRecipe, model: Model, latents: Tensor, captio
         losses.append(loss.detach())
         progress.line(step, loss=loss)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == config.steps:
+            with averaged(transformer, average):
+                model.save()
             state = {"transformer": transformer.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({**state, "average": average, "step": step + 1}, state_file)
-            model.save(average)
-    state_file.unlink(missing_ok=True)
-    arguments = {name: getattr(config, name) for name in ("steps", "seed", "batch", "lr", "clips")}
-    measured = {"loss_of_last_100": float(torch.stack(losses[-100:]).mean())}
+            part = state_file.with_suffix(".part")
+            torch.save({**state, "average": average, "step": step + 1, "arguments": arguments}, part)
+            part.replace(state_file)
+    measured = {"loss_of_last_100": float(torch.stack(losses[-100:]).mean())} if losses else {}
     save_report(out / "transformer", progress, arguments, measured)
+    state_file.unlink(missing_ok=True)

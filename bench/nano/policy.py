@@ -95,14 +95,11 @@ def save_pipeline_index(out: Path) -> None:
     write_json(out / "model_index.json", index)
 
 
-def save(out: Path, transformer: Any, average: dict[str, Tensor]) -> None:
-    """Save the averaged weights; the unused glyph projection, which is zero, in half precision."""
-    own = {name: value.clone() for name, value in transformer.state_dict().items()}
-    transformer.load_state_dict({**own, **average})
+def save(out: Path, transformer: Any) -> None:
+    """Save the weights; the unused glyph projection, which is zero, in half precision."""
     transformer.context_embedder_2.half()
     transformer.save_pretrained(out / "transformer")
     transformer.context_embedder_2.float()
-    transformer.load_state_dict(own)
 
 
 def train(out: Path, config: PolicyRecipe) -> None:
@@ -120,5 +117,5 @@ def train(out: Path, config: PolicyRecipe) -> None:
     def predict(x: Tensor, sigma: Tensor, prompts: Sequence[int]) -> Tensor:
         return velocity(transformer, x, sigma, [text[i] for i in prompts], [glyph[i] for i in prompts])
 
-    model = Model(transformer=transformer, velocity=predict, save=lambda average: save(out, transformer, average))
+    model = Model(transformer=transformer, velocity=predict, save=lambda: save(out, transformer))
     flow_matching.train(out, config, model, latents, captions, progress)

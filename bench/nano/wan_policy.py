@@ -7,6 +7,7 @@ tiny UMT5), scheduler and `model_index.json`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +87,6 @@ def save_pipeline_index(out: Path) -> None:
     write_json(out / "model_index.json", index)
 
 
-def save(out: Path, transformer: Any, average: dict[str, Tensor]) -> None:
-    """Save the averaged weights."""
-    own = {name: value.clone() for name, value in transformer.state_dict().items()}
-    transformer.load_state_dict({**own, **average})
-    transformer.save_pretrained(out / "transformer")
-    transformer.load_state_dict(own)
-
-
 def train(out: Path, config: PolicyRecipe, teacher: Path) -> None:
     """Train and save to `out`. An interrupted run resumes from `out`/state.pt.
 
@@ -110,5 +103,6 @@ def train(out: Path, config: PolicyRecipe, teacher: Path) -> None:
     def predict(x: Tensor, sigma: Tensor, prompts: Sequence[int]) -> Tensor:
         return velocity(transformer, x, sigma, [text[i] for i in prompts], TEXT_ROWS)
 
-    model = Model(transformer=transformer, velocity=predict, save=lambda average: save(out, transformer, average))
+    save = partial(transformer.save_pretrained, out / "transformer")
+    model = Model(transformer=transformer, velocity=predict, save=save)
     flow_matching.train(out, config, model, latents, captions, progress)

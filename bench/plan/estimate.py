@@ -32,6 +32,7 @@ from bench.plan.workload import (
     suite_model,
     unit_flops,
 )
+from bench.suite.checkpoints import Checkpoint
 from bench.suite.prepared import PreparedSuite
 from bench.suite.recorded import record_difference
 from bench.suite.schema import Suite
@@ -99,13 +100,13 @@ def check_gpu_split(suite: Suite, model: ModelCost, hardware: Hardware) -> None:
 
 def finished_seconds(suite: Suite, results: Path) -> list[float]:
     """Seconds of the suite's finished runs with the same settings and CPU model, all phases of a run together."""
-    cpu, seconds = provenance.hardware()["cpu"], []
+    cpu, seconds, checkpoints = provenance.hardware()["cpu"], [], dict[str, Checkpoint]()
     for row in suite.rows:
         for seed in suite.seeds:
             folder = store.run_folder(results / suite.name, row.name, seed)
             if (folder / store.RUN).exists():
                 record = store.read_record(folder)
-                same_settings = record_difference(folder, record, suite) is None
+                same_settings = record_difference(folder, record, suite, checkpoints) is None
                 if same_settings and record.provenance.get("hardware", {}).get("cpu") == cpu:
                     seconds.append(sum(record.seconds.values()))
     return seconds

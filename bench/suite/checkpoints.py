@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from bench.core.errors import BenchError
-from bench.core.hashing import GOLDEN, MANIFEST, sha256_file, verify_manifest
+from bench.core.hashing import GOLDEN, MANIFEST, files_below, sha256_file, verify_manifest
 from bench.suite.paths import PATH_RULE, packaged, path_parameters, resolve
 from bench.suite.schema import Suite
 
@@ -47,7 +47,7 @@ class Checkpoint:
             )
         if path.is_file():
             return {"": sha256_file(path)}
-        files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name != GOLDEN]
+        files = [file for file in files_below(path) if file.name != GOLDEN]
         return {file.relative_to(path).as_posix(): sha256_file(file) for file in files}
 
 

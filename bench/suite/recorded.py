@@ -94,11 +94,13 @@ def _suite(folder: Path, records: Sequence[RunRecord], name: str) -> Suite:
     return largest.model_copy(update={"suite": name, "rows": list(rows.values()), "seeds": reported or seeds})
 
 
-def record_difference(run: Path, record: RunRecord, suite: Suite) -> str | None:
+def record_difference(
+    run: Path, record: RunRecord, suite: Suite, checkpoints: dict[str, Checkpoint] | None = None
+) -> str | None:
     """The first setting that a recorded run had otherwise than the suite has it; None if nothing differs.
 
     Of a path that is written otherwise, what it leads to is compared, where that is known on both sides: the prompts,
-    and the files of a checkpoint.
+    and the files of a checkpoint. `checkpoints`: a cache, read and extended, so that many runs hash each one once.
     """
     before, row = suite_of_record(run, record), _row(suite, record.row)
     change = settings_difference(before, suite) or (row and row_difference(before, row))
@@ -107,9 +109,11 @@ def record_difference(run: Path, record: RunRecord, suite: Suite) -> str | None:
     if before.prompts != suite.prompts and _other_prompts(record, suite):
         return "the prompts are other ones there and here"
     there, digests = checkpoint_names(before), read_inputs(run).get("checkpoints", {})
+    cache = {} if checkpoints is None else checkpoints
     for use, name in checkpoint_names(suite).items():
-        known = there.get(use) != name and use in digests and Checkpoint(name).path.exists()
-        if known and Checkpoint(name).digest != digests[use]:
+        own = cache.setdefault(name, Checkpoint(name))
+        known = there.get(use) != name and use in digests and own.path.exists()
+        if known and own.digest != digests[use]:
             return f"checkpoint {use} is {there.get(use)} there and {name} here, with other files"
     return None
 

@@ -135,17 +135,21 @@ def diversity(rollout: Samples, settings: RolloutConfig) -> float:
     return float(std.square().mean().sqrt())
 
 
-def score_monitors(evaluators: dict[str, Evaluator], suite: Suite, videos: RolloutVideos) -> dict[str, float]:
+def score_monitors(
+    evaluators: dict[str, Evaluator], suite: Suite, videos: RolloutVideos, folder: Path
+) -> dict[str, float]:
     """Mean of every metric of the suite's monitors over the videos of an update; training does not use them.
 
-    A monitor that is a reward evaluator too is left out: its means are logged as rewards.
+    A monitor that is a reward evaluator too is left out: its means are logged as rewards. At a score that is not
+    finite, the video is saved in the folder and the run stops.
     """
-    return {
-        metric: float(values.mean())
-        for name in suite.monitor
-        if name not in suite.reward
-        for metric, values in videos.scores(evaluators[name]).items()
-    }
+    means = {}
+    for name in suite.monitor:
+        if name not in suite.reward:
+            for metric, values in videos.scores(evaluators[name]).items():
+                videos.require_finite(f"monitor {name}, {metric},", values.isfinite(), folder)
+                means[metric] = float(values.mean())
+    return means
 
 
 def score_rewards(

@@ -35,6 +35,7 @@ from bench.api import AnyMethod, Backbone, Evaluator, ForwardMethod, KLPolicy, M
 from bench.checks.methods import check_method
 from bench.core.budget import Budget
 from bench.core.errors import BenchError
+from bench.core.hashing import canonical_json
 from bench.core.ledger import Ledger, sampling_nfe
 from bench.core.process_state import unchanged_settings
 from bench.core.progress import ProgressCallback, Step
@@ -215,7 +216,7 @@ class Trainer:
         self.world.barrier()  # all processes have read before one writes
         if lines.exists() and self.world.is_main:
             done = [line for line in store.read_lines(lines) if line["update"] < self.updates_done]
-            store.write_text(lines, "".join(json.dumps(line) + "\n" for line in done))
+            store.write_text(lines, "".join(canonical_json(line) + "\n" for line in done))
         if self.world.is_main:
             write_points(self.job.folder, points)
 
@@ -296,7 +297,7 @@ class Trainer:
         rewards = self._score(videos, update)
         with self.ledger.phase("monitor"):
             monitored = {
-                "monitor": score_monitors(self.evaluators, self.suite, videos),
+                "monitor": score_monitors(self.evaluators, self.suite, videos, self.job.folder),
                 "group_diversity": diversity(rollout, self.config),
             }
         del videos  # the largest thing on the host, and the update needs none of them

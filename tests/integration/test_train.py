@@ -303,6 +303,13 @@ def test_monitors_are_logged_and_change_nothing(tmp_path: Path, whole: Path) -> 
     assert all(line["monitor"] == {} for line in read_lines(tmp_path / "plain" / store.TRAIN))
 
 
+def test_a_monitor_that_is_not_finite_fails_the_run_with_its_name(tmp_path: Path) -> None:
+    record = run(tiny("monitor=['tests.helpers.toy:NotANumberLater']"), tmp_path)
+    assert record.status == "failed"
+    assert "monitor tests.helpers.toy:NotANumberLater, brightness, of prompt" in str(record.error)
+    assert (tmp_path / store.OFFENDING).is_file()
+
+
 def test_shuffled_rewards_train_another_policy_on_the_same_rewards(tmp_path: Path) -> None:
     one = ("budget.updates=1", "budget.group_size=4", "budget.micro_batch=8")
     run(tiny(*one), tmp_path / "true")

@@ -7,6 +7,7 @@ decodes latents, and holds the policy and its anchors (`policy`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,10 @@ class HunyuanVideo15(PipelineBackbone[TextEncoders]):
     def _fully_trained(self) -> dict[str, torch.nn.Parameter]:
         return fully_trained(self.transformer)
 
+    @cached_property
+    def _distilled(self) -> bool:
+        return files.is_distilled(self.folder)
+
     def velocity(
         self,
         x: Float[Tensor, "b c f h w"],
@@ -97,7 +102,8 @@ class HunyuanVideo15(PipelineBackbone[TextEncoders]):
         uncond_grad: bool = True,
     ) -> Float[Tensor, "b c f h w"]:
         """As `PipelineBackbone.velocity`; guidance on a distilled model is refused."""
-        files.refuse_guidance(self.folder, guidance)
+        if self._distilled:
+            files.refuse_guidance(self.folder, guidance)
         return super().velocity(x, sigma, cond, guidance, uncond_grad)
 
     def _branch(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:

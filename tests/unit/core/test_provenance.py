@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from bench.api import BenchError
 from bench.core import provenance
 from bench.core.hashing import MANIFEST, canonical_json, digest, plain, sha256_file, verify_manifest, write_manifest
 from bench.core.provenance import ROOT, SOURCE_ROOMS, git_state, lock_digest, package_versions, source_digest
+from bench.suite.checkpoints import Checkpoint
 
 
 def test_digest_is_canonical() -> None:
@@ -210,3 +212,16 @@ def test_a_peak_counts_from_its_reset() -> None:
     del block
     assert provenance.reset_peak_kib()
     assert provenance.peak_kib() < before - 200 * 1024
+
+
+def test_what_a_download_leaves_beside_the_weights_is_no_part_of_them(tmp_path: Path) -> None:
+    """`hf download --local-dir` keeps files with timestamps in .cache, which differ between equal downloads."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"weights")
+    digest = Checkpoint(str(tmp_path)).digest
+    (tmp_path / ".cache" / "huggingface").mkdir(parents=True)
+    (tmp_path / ".cache" / "huggingface" / "weights.metadata").write_text("2026")
+    (tmp_path / ".gitattributes").write_text("")
+    assert Checkpoint(str(tmp_path)).digest == digest
+    assert set(digest) == {"model/weights"}
+    assert set(json.loads(write_manifest(tmp_path).read_text(encoding="utf-8"))) == {"model/weights"}

@@ -9,12 +9,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from bench.api import BenchError
 from bench.backbones.wan21 import Wan21
 from bench.core.rng import stream
-from bench.nano import wan_policy, wan_vae, world
+from bench.nano import flow_matching, wan_policy, wan_vae, world
 from bench.nano.flow_matching import PolicyRecipe
 from bench.nano.muon import Muon, orthogonal
-from bench.nano.recipe import seeded
+from bench.nano.recipe import Timer, seeded
 from bench.nano.wan_vae_passes import decode, encode
 from tests.helpers.nano_suite import CHECKPOINT
 
@@ -91,6 +92,31 @@ def test_the_recipes_write_a_folder_that_the_backbone_loads(tmp_path: Path) -> N
     backbone = Wan21(tmp_path, size=size, fps=world.FPS, text_rows=wan_policy.TEXT_ROWS, device="cpu")
     assert backbone.latent_shape == (8, 4, 4, 4)
     assert not (tmp_path / "state.pt").exists()
+
+
+def test_a_state_of_other_options_is_refused(tmp_path: Path) -> None:
+    transformer, save = torch.nn.Linear(2, 2), lambda: None
+    config = PolicyRecipe(steps=2, batch=4, lr=1e-3, seed=3, clips=64)
+    torch.save({"arguments": {"seed": 4}}, tmp_path / "state.pt")
+    model = flow_matching.Model(transformer=transformer, velocity=lambda *_: torch.zeros(1), save=save)
+    with pytest.raises(
+        BenchError, match=r"state\.pt is of a recipe with .*'seed': 4.*: delete the file, or use the same"
+    ):
+        flow_matching.train(tmp_path, config, model, torch.zeros(1), torch.zeros(1), Timer("policy", 2))
+
+
+def test_the_average_is_there_only_while_it_is_saved() -> None:
+    layer = torch.nn.Linear(2, 2)
+    own, average = layer.weight.detach().clone(), {"weight": torch.full((2, 2), 7.0)}
+
+    def save() -> None:
+        with flow_matching.averaged(layer, average):
+            assert layer.weight.eq(7).all()
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        save()
+    assert layer.weight.equal(own)
 
 
 def test_both_policies_generate_the_same_latents() -> None:

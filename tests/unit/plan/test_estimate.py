@@ -385,12 +385,15 @@ def test_a_probes_seconds_become_prices() -> None:
     assert measured.unit_cost(iteration("uncond_branch=detached")) == replace(measured.unit_cost(suite), backward=1.0)
 
 
-def test_sizes_of_a_folder_are_read_from_its_files() -> None:
+def test_sizes_of_a_folder_are_read_from_its_files(tmp_path: Path) -> None:
     found = suite_model(prepare(load_suite(nano_suite.NANO)))
     assert found is not None
     assert found.source == "configs of the checkpoint folder"
     assert found.latent_shape == (8, 4, 4, 4)
     assert stored_parameters(nano_suite.CHECKPOINT / "transformer") == found.parameters
+    (tmp_path / "model.safetensors").write_bytes((10**12).to_bytes(8, "little") + b"{}")
+    with pytest.raises(BenchError, match=r"does not load \(model\.safetensors has 10 bytes"):
+        stored_parameters(tmp_path)
 
 
 def test_a_damaged_config_is_named(tmp_path: Path) -> None:
