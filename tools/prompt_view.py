@@ -19,7 +19,8 @@ from bench.core.provenance import ROOT
 from bench.nano.world import COLOURS
 from bench.report import formatting
 from bench.report.data.differences import colours_of, interval_columns, prompt_texts
-from bench.report.data.records import RowRuns, Run, load_records
+from bench.report.data.loading import load_records
+from bench.report.data.records import RowRuns, Run
 from bench.report.data.selection import row_title
 from bench.report.data.statistics import Array, Estimate, over_seeds, t_over_seeds
 from bench.report.tables.notes import nano_warning

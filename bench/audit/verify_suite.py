@@ -13,7 +13,7 @@ from bench.audit.findings import RERUN, Finding, StoredRun, missing
 from bench.audit.verify_scores import ROUNDING, pickscore_scale
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json
-from bench.report.data.records import load_records
+from bench.report.data.loading import load_records
 from bench.report.data.selection import row_settings
 from bench.store.attempts import ATTEMPTS, Attempt, read_attempts
 from bench.suite.difference import shortened, without_extra_files

@@ -12,7 +12,7 @@ from bench.audit.findings import Finding
 from bench.core.errors import BenchError
 from bench.core.provenance import ROOT
 from bench.report.data.ablation import levels_of
-from bench.report.data.records import load_records, records_below
+from bench.report.data.loading import load_records, records_below
 from bench.report.data.selection import Selection, rows_of
 from bench.report.tables.ablation import NAME as ABLATION
 from bench.report.tables.ablation import render_ablation

@@ -15,7 +15,8 @@ from torch import Tensor
 from bench import plugins
 from bench.algorithm.rollout import needs_old_mean
 from bench.api import AnyMethod, Method
-from bench.checks.methods import HOOK_OF_CHECK, STEP_CHECKS, check_method, checks_of, method_violations
+from bench.checks.method_checks import STEP_CHECKS
+from bench.checks.methods import HOOK_OF_CHECK, check_method, checks_of, method_violations
 from bench.checks.steps import check_steps
 from bench.checks.violations import CHANGES, Violation, require, run_check
 from bench.core.errors import BenchError, BudgetFieldError, ProcessStateError

@@ -19,6 +19,7 @@ from bench.checks.violations import (
     raise_first,
     require,
     require_finite,
+    require_frozen,
     require_shape,
     run_check,
 )
@@ -31,15 +32,6 @@ TAKEN = ("weight", "gradient")
 """Names that no term may have: `train.jsonl` has fields kl_weight and kl_gradient."""
 ETAS = (0.25, 1.0)
 """Noise scales of the synthetic methods of a noise policy."""
-
-
-def _frozen(plugin: object) -> None:
-    options = vars(type(plugin)).get("__dataclass_params__")
-    require(
-        options is not None and options.frozen,
-        "the class has no decorator of its own: write @dataclass(frozen=True, kw_only=True) above it, "
-        "or its fields are not parameters and its attributes can change",
-    )
 
 
 # KL policies
@@ -227,7 +219,7 @@ def _order(rule: AdvantageRule) -> None:
 
 CHECKS: Mapping[str, Mapping[str, Callable[[Any], None]]] = {
     "kl_policies": {
-        "frozen dataclass": _frozen,
+        "frozen dataclass": require_frozen,
         "anchors": _anchors,
         "weights": _weights,
         "terms": _terms,
@@ -236,9 +228,9 @@ CHECKS: Mapping[str, Mapping[str, Callable[[Any], None]]] = {
         "gradient": _gradient,
         "state": _state,
     },
-    "noise_policies": {"frozen dataclass": _frozen, "eta": _eta},
+    "noise_policies": {"frozen dataclass": require_frozen, "eta": _eta},
     "advantage_rules": {
-        "frozen dataclass": _frozen,
+        "frozen dataclass": require_frozen,
         "advantages": _shape,
         "tied groups": _tied,
         "purity": _rule_pure,

@@ -41,6 +41,16 @@ def require_shape(values: Tensor, shape: tuple[int, ...], name: str) -> None:
     require(tuple(values.shape) == shape, f"{name} has shape {list(values.shape)}, expected {list(shape)}")
 
 
+def require_frozen(plugin: object) -> None:
+    """The class is a frozen dataclass by its own decorator, not only by that of a base class."""
+    options = vars(type(plugin)).get("__dataclass_params__")
+    require(
+        options is not None and options.frozen,
+        "the class has no decorator of its own: write @dataclass(frozen=True, kw_only=True) above it, "
+        "or its fields are not parameters and its attributes can change",
+    )
+
+
 def require_fingerprint(fingerprint: Callable[[], Mapping[str, str]]) -> None:
     """The hook `fingerprint` gives texts, at least one, and the same ones on every call."""
     entries = dict(fingerprint())

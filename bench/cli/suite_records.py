@@ -57,7 +57,7 @@ def recorded_suites(args: argparse.Namespace) -> list[RecordedSuite]:
 def ablation_levels(recorded: list[RecordedSuite]) -> list[AblationLevel]:
     """The levels that the suite or study compares; empty if no method has two rows, and for a search."""
     from bench.report.data.ablation import levels_of
-    from bench.report.data.records import load_records
+    from bench.report.data.loading import load_records
 
     if recorded[0].suite.search is not None:
         return []

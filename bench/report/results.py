@@ -11,8 +11,9 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.report.data.held_out import COLUMNS, held_out_curves
+from bench.report.data.loading import load_records, records_below
 from bench.report.data.metrics import mean_scores, reward_weights, video_scores
-from bench.report.data.records import failed_gates, load_records, records_below
+from bench.report.data.records import failed_gates
 from bench.report.data.summary import COUNTS, count
 from bench.report.tables.main import load_main_table
 from bench.store.files import find, read_lines

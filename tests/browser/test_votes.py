@@ -12,7 +12,7 @@ import pytest
 
 from bench import store
 from bench.core.hashing import sha256_file
-from bench.report.data.records import load_records
+from bench.report.data.loading import load_records
 from bench.report.data.votes import check_records, read_votes
 
 COLUMNS = [

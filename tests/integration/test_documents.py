@@ -21,7 +21,7 @@ from bench.cli.app import parser
 from bench.core.provenance import ROOT
 from bench.launch.jobs import suite_jobs
 from bench.report.data import differences
-from bench.report.data.records import load_records
+from bench.report.data.loading import load_records
 from bench.suite.load import load_suite, load_variants
 from bench.suite.packaged import packaged_files
 from bench.suite.prepared import prepare

@@ -14,7 +14,7 @@ from bench.api import BenchError
 from bench.audit import replay
 from bench.cli import main
 from bench.launch.jobs import suite_jobs
-from bench.report.data.records import load_records
+from bench.report.data.loading import load_records
 from bench.report.tables.main import load_main_table
 from bench.report.tables.notes import footnotes
 from bench.store.replay import REPLAY

@@ -10,8 +10,8 @@ import numpy as np
 from bench.core.provenance import ROOT
 from bench.report.data.ablation import by_group, level_metrics, level_scores, levels_of, shows_same_runs
 from bench.report.data.differences import common_seeds, pair_matrix, tested_scores
+from bench.report.data.loading import load_records
 from bench.report.data.power import Spread, estimate_spread
-from bench.report.data.records import load_records
 from bench.report.data.statistics import Array, holm, two_way
 from bench.report.data.variance import mean_squares
 from bench.suite.load import load_variants

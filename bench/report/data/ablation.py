@@ -13,6 +13,7 @@ from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json
 from bench.report import formatting
 from bench.report.data import dynamics
+from bench.report.data.comparable import check_equal, comparable_settings
 from bench.report.data.differences import (
     common_seeds,
     compares_pairs,
@@ -24,13 +25,13 @@ from bench.report.data.differences import (
 )
 from bench.report.data.metrics import FURTHER, LABELS, REWARD, MetricColumn, ordered
 from bench.report.data.power import detectable_difference
-from bench.report.data.records import RowRuns, Run, SuiteRecords, check_equal, comparable_settings, failed_gates
+from bench.report.data.records import RowRuns, Run, SuiteRecords, failed_gates
 from bench.report.data.selection import BASE, row_settings
 from bench.report.data.statistics import LEVEL, Estimate, holm, paired_difference, two_way
 from bench.suite.difference import flatten
 from bench.suite.schema import UNSHARED
 
-#: Names in `records.comparable_settings` that must be equal for all levels of an ablation.
+#: Names in `comparable_settings` that must be equal for all levels of an ablation.
 EQUAL_SETTINGS = (
     *("prompts digest", "evaluation", "backbone fingerprint", "evaluator fingerprints"),
     *("budget", "scored videos"),

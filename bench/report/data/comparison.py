@@ -11,10 +11,12 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json
+from bench.report.data.comparable import EQUAL_SPENDING, differing_settings
 from bench.report.data.differences import interval_columns, same_runs, tested_scores
+from bench.report.data.loading import load_records
 from bench.report.data.metrics import FURTHER, REWARD, MetricColumn
 from bench.report.data.power import detectable_difference
-from bench.report.data.records import EQUAL_SPENDING, RowRuns, SuiteRecords, differing_settings, load_records
+from bench.report.data.records import RowRuns, SuiteRecords
 from bench.report.data.reference import inside_band, prediction_band
 from bench.report.data.selection import BASE, row_settings
 from bench.report.data.statistics import (

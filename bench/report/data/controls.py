@@ -16,9 +16,11 @@ from bench.core.errors import BenchError
 from bench.core.hashing import canonical_json
 from bench.core.provenance import ROOT
 from bench.report import formatting
+from bench.report.data.comparable import incomparable_setting
 from bench.report.data.differences import interval_columns
+from bench.report.data.loading import load_records
 from bench.report.data.power import detectable_difference
-from bench.report.data.records import SuiteRecords, incomparable_setting, load_records
+from bench.report.data.records import SuiteRecords
 from bench.report.data.selection import row_settings
 from bench.report.data.statistics import LEAST_SEEDS, two_way
 from bench.store.files import find

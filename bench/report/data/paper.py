@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from bench.report.data.differences import interval_columns
+from bench.report.data.loading import load_records, records_below
 from bench.report.data.published import FOLDER, NAME, SCORES
-from bench.report.data.records import RowRuns, SuiteRecords, load_records, records_below
+from bench.report.data.records import RowRuns, SuiteRecords
 from bench.report.data.selection import BASE, recorded_rows
 from bench.report.data.statistics import one_way, two_way
 from bench.store.files import find

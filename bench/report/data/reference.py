@@ -12,14 +12,10 @@ from scipy.special import stdtrit
 
 from bench.core.hashing import canonical_json
 from bench.report import formatting
+from bench.report.data.comparable import incomparable_setting
 from bench.report.data.differences import tested_differences
 from bench.report.data.metrics import REWARD
-from bench.report.data.records import (
-    RowRuns,
-    Run,
-    SuiteRecords,
-    incomparable_setting,
-)
+from bench.report.data.records import RowRuns, Run, SuiteRecords
 from bench.report.data.selection import BASE, row_settings
 from bench.report.data.statistics import CONFIDENCE, LEAST_SEEDS
 from bench.report.data.summary import summarise

@@ -9,14 +9,9 @@ from typing import Any, NamedTuple
 
 from bench.core.hashing import canonical_json
 from bench.core.provenance import CHECKOUT, ROOT
-from bench.report.data.records import (
-    SUITE_SPECIFIC,
-    SuiteRecords,
-    is_nano,
-    load_records,
-    recorded_settings,
-    records_below,
-)
+from bench.report.data.comparable import SUITE_SPECIFIC, recorded_settings
+from bench.report.data.loading import load_records, records_below
+from bench.report.data.records import SuiteRecords, is_nano
 from bench.report.data.selection import row_settings
 from bench.store.files import find
 from bench.store.record import RUN, RunRecord

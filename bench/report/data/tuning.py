@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from bench.core.errors import BenchError
+from bench.report.data.loading import records_below
 from bench.report.data.metrics import REWARD
-from bench.report.data.records import RowRuns, SuiteRecords, failed_gates, records_below
+from bench.report.data.records import RowRuns, SuiteRecords, failed_gates
 from bench.store.record import RunRecord
 from bench.suite.search import trial_of
 

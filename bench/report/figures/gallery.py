@@ -14,7 +14,8 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from bench.core.errors import BenchError
-from bench.report.data.records import RowRuns, Run, SuiteRecords, load_records
+from bench.report.data.loading import load_records
+from bench.report.data.records import RowRuns, Run, SuiteRecords
 from bench.report.data.selection import BASE, Row, method_title, row_title
 from bench.store.files import write_files
 from bench.store.videos import KeptVideos, read_videos

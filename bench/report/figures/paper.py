@@ -11,6 +11,7 @@ import pandas as pd
 
 from bench.core.errors import BenchError
 from bench.report.data.held_out import held_out_curves
+from bench.report.data.loading import load_records
 from bench.report.data.mechanism import gradients, noise
 from bench.report.data.paper import (
     StoredSuite,
@@ -22,7 +23,7 @@ from bench.report.data.paper import (
     suite_of_kl,
     suite_of_methods,
 )
-from bench.report.data.records import SuiteRecords, load_records
+from bench.report.data.records import SuiteRecords
 from bench.report.data.rollouts import HERE, dynamics, over_all_seeds, rollouts
 from bench.report.data.selection import Row, method_title, row_title
 from bench.report.data.training import Training, load_training

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import pandas as pd
 
 from bench.core.errors import BenchError
+from bench.report.data.comparable import incomparable_setting
 from bench.report.data.held_out import held_out_curves
+from bench.report.data.loading import load_records
 from bench.report.data.mechanism import gradients, noise
-from bench.report.data.records import SuiteRecords, incomparable_setting, load_records
+from bench.report.data.records import SuiteRecords
 from bench.report.data.reference import comparable_rows
 from bench.report.data.rollouts import (
     HERE,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from bench.core.errors import BenchError
-from bench.report.data.records import SuiteRecords, load_records
+from bench.report.data.loading import load_records
+from bench.report.data.records import SuiteRecords
 from bench.report.data.selection import Row, row_title
 from bench.report.data.tuning import best_table, trial_table
 from bench.report.figures import plots

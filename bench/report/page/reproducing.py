@@ -14,7 +14,8 @@ from bench.core.hashing import canonical_json
 from bench.report import formatting
 from bench.report.data.attempts import named_seeds
 from bench.report.data.differences import comparator_of
-from bench.report.data.records import SuiteRecords, records_below
+from bench.report.data.loading import records_below
+from bench.report.data.records import SuiteRecords
 from bench.report.data.selection import scored_prompts
 from bench.report.page.checking import run_name
 from bench.report.page.grids import Grid

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from bench.report import formatting
-from bench.report.data.judge import LEAST_EXPLAINED, LEAST_VIDEOS, MOST_OUTSIDE, held_out_judges
+from bench.report.data.calibration import LEAST_VIDEOS
+from bench.report.data.judge import LEAST_EXPLAINED, MOST_OUTSIDE, held_out_judges
 from bench.report.data.metrics import LABELS, REWARD
 from bench.report.data.records import SuiteRecords
 from bench.report.tables.sections import Table

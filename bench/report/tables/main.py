@@ -11,13 +11,15 @@ import pandas as pd
 
 from bench.report import formatting
 from bench.report.data.badges import Badge, badges
+from bench.report.data.comparable import incomparable_setting
 from bench.report.data.controls import control_results, is_control
 from bench.report.data.differences import between_rows, sensitivity, tested_differences, with_effects
 from bench.report.data.headline import headline
 from bench.report.data.judge import add_beyond, beyond_judges, calibration_suites
+from bench.report.data.loading import load_records
 from bench.report.data.main_numbers import MainNumbers
 from bench.report.data.published import add_published
-from bench.report.data.records import SuiteRecords, incomparable_setting, load_records
+from bench.report.data.records import SuiteRecords
 from bench.report.data.reference import (
     add_reference,
     is_equal,

@@ -12,8 +12,9 @@ import pandas as pd
 import yaml
 
 from bench.report import formatting
+from bench.report.data.loading import load_records
 from bench.report.data.metrics import REWARD
-from bench.report.data.records import SuiteRecords, load_records
+from bench.report.data.records import SuiteRecords
 from bench.report.data.selection import Row
 from bench.report.data.tuning import best_table, chosen_rows, final_cost, search_cost, trial_table
 from bench.report.legend import legend

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from bench.report.data.loading import load_records
 from bench.report.data.preferences import checks, preferences, raters
-from bench.report.data.records import SuiteRecords, load_records
+from bench.report.data.records import SuiteRecords
 from bench.report.data.selection import BASE, Row, row_title
 from bench.report.data.vote_files import PAIR
 from bench.report.data.votes import Votes, check_records

@@ -18,7 +18,7 @@ from bench.audit.verify_tables import packaged_suites
 from bench.cli import main
 from bench.core.provenance import ROOT
 from bench.report.data.ablation import levels_of
-from bench.report.data.records import load_records
+from bench.report.data.loading import load_records
 from bench.report.data.selection import rows_of
 from bench.report.tables.ablation import build_ablation
 from bench.report.tables.main import build_table

@@ -21,7 +21,7 @@ from bench.backbones.wan21 import Wan21
 from bench.backbones.wan21.cost import Transformer as WanSizes
 from bench.checks.backbones import check_backbone
 from bench.cli import main
-from bench.report.data.records import load_records
+from bench.report.data.loading import load_records
 from tests.helpers import toy_records
 from tests.helpers.nano_suite import CHECKPOINT
 from tests.helpers.small_backbones import NAMES, compare, make, outcome, ratio_error, released_folder, shake, velocity

@@ -15,7 +15,7 @@ from bench.cli import main
 from bench.core.provenance import ROOT
 from bench.report.data import statistics
 from bench.report.data.ablation import levels_of
-from bench.report.data.records import load_records, records_below
+from bench.report.data.loading import load_records, records_below
 from bench.report.tables.ablation import AblationTable
 from bench.report.tables.main import load_main_table
 from bench.report.tables.screen import WIDTH, ablation_screen, main_screen

@@ -22,8 +22,8 @@ from bench.cli import main
 from bench.core.provenance import ROOT
 from bench.report.data import differences, dynamics, statistics
 from bench.report.data.ablation import AblationLevel, compare_levels, levels_of, levels_of_study, levels_of_suite
+from bench.report.data.loading import load_records
 from bench.report.data.power import detectable_difference
-from bench.report.data.records import load_records
 from bench.report.data.stored import stored_folder
 from bench.report.figures.ablation import build_ablation_figure
 from bench.report.tables.ablation import AblationTable, ablation_notes, build_ablation

@@ -17,8 +17,8 @@ from bench import store
 from bench.cli import main
 from bench.report.data import statistics
 from bench.report.data.comparison import select_seeds
+from bench.report.data.loading import load_records
 from bench.report.data.power import detectable_difference
-from bench.report.data.records import load_records
 from bench.report.data.reference import prediction_band
 from tests.helpers.toy_records import CONFIG, write, write_suite
 

@@ -12,8 +12,8 @@ import pytest
 
 from bench import store
 from bench.report.data.controls import SEEDS, control_results
+from bench.report.data.loading import load_records
 from bench.report.data.power import detectable_difference
-from bench.report.data.records import load_records
 from tests.helpers.records import make_record, make_scores, write_run
 
 PROMPTS = [f"prompt {p}" for p in range(8)]

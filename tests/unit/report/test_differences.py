@@ -18,8 +18,9 @@ from bench.report.data.differences import (
     prompt_texts,
     sensitivity,
 )
+from bench.report.data.loading import load_records
 from bench.report.data.power import detectable_difference
-from bench.report.data.records import SuiteRecords, load_records
+from bench.report.data.records import SuiteRecords
 from bench.report.tables.main import MainTable, load_main_table
 from bench.suite.schema import Suite
 from tests.helpers import toy_records

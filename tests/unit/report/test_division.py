@@ -13,7 +13,7 @@ from bench.report import formatting
 from bench.report.data import differences
 from bench.report.data.ablation import levels_of_suite
 from bench.report.data.division import division, open_reasons
-from bench.report.data.records import load_records
+from bench.report.data.loading import load_records
 from bench.report.data.selection import Selection, rows_of
 from bench.report.page.page import render_page
 from bench.report.tables.main import MainTable, load_main_table, render_table

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.audit.sde.figures import method_looks
-from bench.report.data.records import SuiteRecords, load_records
+from bench.report.data.loading import load_records
+from bench.report.data.records import SuiteRecords
 from bench.report.data.selection import Row
 from bench.report.figures import plots, suite
 from bench.report.figures.ablation import forest, merge_equal

@@ -18,8 +18,8 @@ from bench import store
 from bench.api import BenchError
 from bench.cli import main
 from bench.core.provenance import ROOT
+from bench.report.data.loading import load_records
 from bench.report.data.mechanism import gradients, noise
-from bench.report.data.records import load_records
 from bench.report.data.rollouts import moving_mean, rollouts
 from bench.report.data.training import load_training
 from bench.report.figures import plots

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from bench.core.errors import BenchError
-from bench.report.data.records import load_records
+from bench.report.data.loading import load_records
 from bench.report.figures.gallery import PLAYS, Gallery, build_gallery, chosen_prompts, load_gallery
 from bench.store.record import run_folder
 from bench.store.videos import keep_clip, write_index

@@ -11,7 +11,7 @@ import pytest
 
 from bench import load_results, store
 from bench.report.data.held_out import COLUMNS, held_out_curves, summarise_curves
-from bench.report.data.records import load_records
+from bench.report.data.loading import load_records
 from bench.report.tables.main import load_main_table
 from bench.store.curve import curve_digest, write_points
 from tests.helpers.records import make_record, make_scores, write_lines, write_run

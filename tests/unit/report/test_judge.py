@@ -11,18 +11,17 @@ import pandas as pd
 import pytest
 
 from bench.report.data import differences
+from bench.report.data.calibration import Videos, calibrate, local_linear
 from bench.report.data.judge import (
     LEAST_EXPLAINED,
     MOST_OUTSIDE,
-    Videos,
     add_beyond,
     beyond_judges,
-    calibrate,
     calibration_suites,
     held_out_judges,
-    local_linear,
 )
-from bench.report.data.records import SuiteRecords, load_records
+from bench.report.data.loading import load_records
+from bench.report.data.records import SuiteRecords
 from bench.report.data.reward_hacking import beyond_notes
 from bench.report.data.statistics import paired_difference
 from bench.report.data.stored import STORED

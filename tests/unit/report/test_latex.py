@@ -11,7 +11,7 @@ import pytest
 
 from bench.core.provenance import ROOT
 from bench.report.data.ablation import levels_of
-from bench.report.data.records import load_records
+from bench.report.data.loading import load_records
 from bench.report.tables.ablation import render_ablation
 from bench.report.tables.latex import COLUMN_WIDTH, Caption, breakable, latex_table, tex
 from bench.report.tables.main import load_main_table, render_table

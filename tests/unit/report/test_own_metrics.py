@@ -13,8 +13,8 @@ import pytest
 
 from bench.core.errors import BenchError
 from bench.report.data.differences import best_rows
+from bench.report.data.loading import load_records
 from bench.report.data.metrics import column_names
-from bench.report.data.records import load_records
 from bench.report.data.selection import Selection
 from bench.report.figures.suite import render_figures
 from bench.report.page.page import render_page

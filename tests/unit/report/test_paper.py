@@ -12,9 +12,9 @@ import pytest
 
 from bench.cli import main
 from bench.core.errors import BenchError
+from bench.report.data.loading import load_records
 from bench.report.data.paper import NANO, PUBLISHED, noise_energy, paper_table, stored_suites, suite_of_methods
 from bench.report.data.published import FOLDER, NAME
-from bench.report.data.records import load_records
 from bench.report.figures import plots
 from bench.report.figures.paper import build_paper
 from tests.helpers import toy_records

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench.report.data import stored as stored_runs
-from bench.report.data.records import load_records
+from bench.report.data.loading import load_records
 from bench.report.data.stored import Reference, find_reference
 from bench.report.figures.suite import render_figures
 from bench.report.tables.main import load_main_table, render_table

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from bench.report.data import differences
-from bench.report.data.records import load_records
+from bench.report.data.loading import load_records
 from bench.report.data.reward_hacking import hack_notes
 from bench.report.data.summary import summarise
 from bench.report.tables.main import build_table

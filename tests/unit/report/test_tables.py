@@ -17,7 +17,7 @@ from bench import store
 from bench.api import BenchError
 from bench.report import formatting
 from bench.report.data import controls, statistics
-from bench.report.data.records import load_records
+from bench.report.data.loading import load_records
 from bench.report.data.reference import prediction_band
 from bench.report.tables.main import build_table, load_main_table, render_table
 from tests.helpers.records import METRICS, make_record, make_scores, noisy_value, write_lines, write_run

@@ -19,7 +19,7 @@ import yaml
 from bench.cli import main
 from bench.core.errors import BenchError
 from bench.core.provenance import ROOT
-from bench.report.data.records import load_records
+from bench.report.data.loading import load_records
 from bench.report.data.selection import row_settings, rows_of
 from bench.report.data.tuning import best_after, best_table, chosen_rows, search_cost, trial_table
 from bench.report.tables.screen import WIDTH

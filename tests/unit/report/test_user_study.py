@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from bench.cli import main
-from bench.report.data.records import load_records
+from bench.report.data.loading import load_records
 from bench.report.data.votes import votes_digest
 from bench.report.tables.screen import WIDTH
 from tests.helpers import toy_records

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from bench.core.errors import BenchError
-from bench.report.data.records import SuiteRecords, load_records
+from bench.report.data.loading import load_records
+from bench.report.data.records import SuiteRecords
 from bench.report.data.vote_files import COLUMNS, VOTES_BYTES
 from bench.report.data.votes import check_records, read_votes, votes_digest
 from tests.helpers import toy_records
