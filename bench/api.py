@@ -71,7 +71,6 @@ __all__ = [
     "Shard",
     "ShardsWeights",
     "StandardizedAdvantages",
-    "StepView",
     "context_degree",
     "latent_mean",
     "parse_json",
@@ -677,15 +676,6 @@ class Backbone(Protocol):
     def fingerprint(self) -> Mapping[str, str]:
         """sha256 of the weights, and the settings that results depend on: stored in every record."""
         ...
-
-
-class StepView(NamedTuple):
-    """The trained steps of a rollout."""
-
-    steps: Tensor
-    """[n], indices into the schedule; [p, n] where each prompt has its own."""
-    weight: Tensor
-    """The scaled `Method.step_weights` at these indices, in the same shape."""
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.algorithm.sampling import RolloutConfig, micro_batches, rounded_latents
 from bench.algorithm.steps import noisy_steps, step_weights, trainable_steps, trained_steps
-from bench.api import Backbone, Conditioning, Gaussian, Method, StepView
+from bench.api import Backbone, Conditioning, Gaussian, Method
 from bench.core.budget import Budget
 from bench.core.errors import DivergedError
 from bench.core.ledger import Ledger, guidance_multiplicity
@@ -47,6 +47,15 @@ class Samples:
         for numbers, values in world.all_gather((self.samples, part)):
             gathered[numbers] = values
         return gathered[samples]
+
+
+class StepView(NamedTuple):
+    """The trained steps of a rollout."""
+
+    steps: Tensor
+    """[n], indices into the schedule; [p, n] where each prompt has its own."""
+    weight: Tensor
+    """The scaled `Method.step_weights` at these indices, in the same shape."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,16 +80,14 @@ def sample_held_out(
     backbone: Backbone,
     cond: Conditioning,
     config: HeldOutConfig,
-    prompts: Sequence[int] | None = None,
     world: World = SINGLE_PROCESS,
 ) -> Iterator[HeldOutBatch]:
-    """Videos of the prompts with these indices, by default of all, in this order; each process yields its batches.
+    """Videos of all prompts in their order; each process yields its batches.
 
     The noise depends on (seed, prompt, video) only, so it is the same for all rows and training seeds. Whole batches
     are distributed over the processes, so the shape of a forward pass does not depend on their number.
     """
-    indices = range(len(cond)) if prompts is None else prompts
-    pairs = [(p, k) for p in indices for k in range(config.videos_per_prompt)]
+    pairs = [(p, k) for p in range(len(cond)) for k in range(config.videos_per_prompt)]
     sigmas = sigma_schedule(config.steps, config.shift)
     for start, counts in world.padded_turns(range(0, len(pairs), config.micro_batch)):
         part = pairs[start : start + config.micro_batch]

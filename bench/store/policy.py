@@ -12,8 +12,6 @@ from bench.core.errors import BenchError
 from bench.store.files import write_bytes
 from bench.store.record import POLICY
 
-POLICY_FIX = "give the folder of a finished, trained run, such as results/nano/cps-fixed/seed-0"
-
 
 def save_policy(folder: Path, state: Mapping[str, Tensor]) -> None:
     """Write the trained weights of a backbone's state to the folder of a run."""
@@ -28,17 +26,17 @@ def save_policy(folder: Path, state: Mapping[str, Tensor]) -> None:
     write_bytes(folder / POLICY, save(policy))
 
 
-def load_policy(backbone: Backbone, run: Path, fix: str = POLICY_FIX) -> None:
-    """Load the policy of a finished run into the backbone. `fix`: end of the message if there is no policy."""
-    backbone.load_state_dict(_read_state(run, fix))
+def load_policy(backbone: Backbone, run: Path) -> None:
+    """Load the policy of a finished run into the backbone."""
+    backbone.load_state_dict(_read_state(run))
 
 
 def read_policy(run: Path) -> dict[str, Tensor]:
     """The weights of the policy of a finished run, by their names in the transformer."""
-    return {key.removeprefix(POLICY_PREFIX): value.contiguous() for key, value in _read_state(run, POLICY_FIX).items()}
+    return {key.removeprefix(POLICY_PREFIX): value.contiguous() for key, value in _read_state(run).items()}
 
 
-def _read_state(run: Path, fix: str) -> dict[str, Tensor]:
+def _read_state(run: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -46,4 +44,7 @@ def _read_state(run: Path, fix: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as cause:
-        raise BenchError(f"policy {path} cannot be read ({cause}): {fix}.") from cause
+        raise BenchError(
+            f"policy {path} cannot be read ({cause}): give the folder of a finished, trained run, such as "
+            "results/nano/cps-fixed/seed-0."
+        ) from cause

@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from bench.checks.methods import CHECKS
+from bench.checks.methods import CHECKS, FORWARD_CHECKS
 from bench.cli import main
 from bench.cli.app import parser
 from bench.core.provenance import ROOT
@@ -272,6 +272,21 @@ def test_a_departure_knows_its_place_and_all_its_lines(tmp_path: Path) -> None:
         ("A.f", "seven."),
     ]
     assert "- `A.eta`: six.\n" in page(tmp_path)
+
+
+def test_the_forward_method_of_the_tutorial_passes_its_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source,) = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL)
+        if "class MyMatching" in block
+    ]
+    (tmp_path / "my_matching.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["check", "my_matching:MyMatching"]) == 0
+    assert capsys.readouterr().out.startswith(f"my_matching:MyMatching: {len(FORWARD_CHECKS)} checks passed")
 
 
 @pytest.mark.parametrize("right", [True, False])
