@@ -10,7 +10,7 @@ import pytest
 from bench.core.provenance import ROOT
 from bench.report.data.statistics import one_way
 from bench.store.record import read_run
-from bench.suite.job import BaseRun
+from bench.suite.job import BaseRun, TrainingRun
 from bench.suite.load import load_suite
 from bench.suite.prepared import prepare
 from bench.suite.schema import Suite
@@ -29,24 +29,26 @@ SHORT = (
 """8 updates instead of 60, at a learning rate that shows an effect in them; 72 held-out videos."""
 
 
-def gains(suite: Suite, folder: Path) -> np.ndarray:
-    """Reward of the trained policy less that of the base, per held-out prompt."""
-    means = []
-    for name, job in (
-        ("base", BaseRun(prepare(suite), folder / "base", "d")),
-        ("row", first_run(suite, folder / "row")),
-    ):
-        execute(job)
-        _, scores = read_run(folder / name)
-        weighted = scores["value"] * scores["metric"].map(suite.weights)
-        means.append(weighted.groupby(scores["prompt_index"]).sum().to_numpy() / suite.evaluation.videos_per_prompt)
-    return means[1] - means[0]
+def rewards(suite: Suite, job: BaseRun | TrainingRun) -> np.ndarray:
+    """Reward after the job, per held-out prompt."""
+    execute(job)
+    _, scores = read_run(job.folder)
+    weighted = scores["value"] * scores["metric"].map(suite.weights)
+    return weighted.groupby(scores["prompt_index"]).sum().to_numpy() / suite.evaluation.videos_per_prompt
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """Reward of the base, which the two suites evaluate alike."""
+    gold, shuffled = (load_suite(CONFIGS / f"nano_control_{name}.yaml", SHORT) for name in ("gold", "shuffled"))
+    assert (gold.evaluation, gold.reward) == (shuffled.evaluation, shuffled.reward)
+    return rewards(gold, BaseRun(prepare(gold), tmp_path_factory.mktemp("base"), "d"))
 
 
 @pytest.mark.parametrize("suite", ["nano_control_gold", "nano_control_shuffled"])
-def test_the_control_does_what_it_must(suite: str, tmp_path: Path) -> None:
+def test_the_control_does_what_it_must(suite: str, tmp_path: Path, base: np.ndarray) -> None:
     exp = load_suite(CONFIGS / f"{suite}.yaml", SHORT)
-    gain = gains(exp, tmp_path)
+    gain = rewards(exp, first_run(exp, tmp_path)) - base
     found = one_way(gain)
     print(suite, found)
     assert len(gain) == 36
