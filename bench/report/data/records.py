@@ -21,6 +21,7 @@ from bench.report.data.metrics import (
 )
 from bench.report.data.selection import Row
 from bench.store.record import MetricEntry, RunRecord
+from bench.suite.paths import packaged
 
 #: Backbone to the name of the model that it drives at full size.
 FULL_MODELS = {"hunyuanvideo15": "HunyuanVideo-1.5", "wan21": "Wan2.1"}
@@ -125,14 +126,13 @@ class SuiteRecords:
     @property
     def nano(self) -> bool:
         """Whether the model is nano, the miniature one."""
-        return is_nano(self.name, self.config)
+        return is_nano(self.config)
 
 
-def is_nano(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a suite of this name and configuration trains the miniature model."""
+def is_nano(config: Mapping[str, Any]) -> bool:
+    """Whether a suite of this configuration trains the miniature model, by the rule of `Suite.scale`."""
     backbone = config.get("backbone")
-    checkpoint = backbone.get("checkpoint", "") if isinstance(backbone, Mapping) else ""
-    return "nano" in name or "nano" in str(checkpoint)
+    return isinstance(backbone, Mapping) and packaged(str(backbone.get("checkpoint") or ""))
 
 
 def full_model(config: Mapping[str, Any]) -> str:

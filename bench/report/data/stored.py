@@ -86,7 +86,7 @@ def _stored_suites(nano: bool) -> Iterator[tuple[Path, list[tuple[Path, RunRecor
     folders = sorted([*find(STORED, f"*/*/{RUN}"), *find(STORED, f"*/*/*/{RUN}")])
     for folder in dict.fromkeys(path.parent.parent for path in folders if not path.parent.name.startswith("seed-")):
         records = records_below(folder)
-        if is_nano(records[0][1].suite, records[0][1].config) == nano:
+        if is_nano(records[0][1].config) == nano:
             yield folder, records
 
 

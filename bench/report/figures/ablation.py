@@ -53,7 +53,7 @@ def render_ablation_figure(levels: Sequence[AblationLevel]) -> tuple[dict[str, b
     """{file name: content} of `build_ablation_figure`, and the caption."""
     frame, groups = forest_data(levels), by_group(levels)
     titles = dict.fromkeys(level.suite.partition("/")[0] for level in levels)
-    nano = any(is_nano(level.suite, level.config) for level in levels)
+    nano = any(is_nano(level.config) for level in levels)
     title = f"{', '.join(titles)}: ablation{', miniature model and scorers' if nano else ''}"
     styles = looks(dict.fromkeys(level.runs.row for level in levels))
     group_looks = {name: styles[group[0].runs.row.label] for name, group in groups.items()}

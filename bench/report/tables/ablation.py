@@ -58,7 +58,7 @@ class AblationTable:
         self.metrics = level_metrics(levels)
         self.table = compare_levels(levels)
         """The columns of ablation.csv."""
-        self.nano = any(is_nano(level.suite, level.config) for level in levels)
+        self.nano = any(is_nano(level.config) for level in levels)
         self.config = levels[0].config
         """Settings of the first level; the levels have one backbone."""
 
