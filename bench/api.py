@@ -160,6 +160,12 @@ class AnyMethod(ABC):
         own = {name for base in cls.__mro__ if base.__module__ != __name__ for name in vars(base)}
         hooks = sorted(name for name in own & vars(other).keys() if inspect.isfunction(vars(other)[name]))
         hooks = [name for name in hooks if not name.startswith("_")]
+        values = [name for name in vars(cls) if inspect.isfunction(getattr(kinds[0], name, None))]
+        fields = [name for name in values if not callable(vars(cls)[name]) and not name.startswith("_")]
+        if fields:
+            raise BenchError(
+                f"{label} sets {fields[0]}, which is a hook: define it as a function, def {fields[0]}(...)."
+            )
         if hooks:
             raise BenchError(
                 f"{label} derives from {kinds[0].__name__} and defines {hooks[0]}, a hook of {other.__name__} that "

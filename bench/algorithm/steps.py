@@ -79,7 +79,8 @@ def _step_counts(method: Method, sigmas: Tensor, settings: RolloutConfig, marked
     silent = marked & (injected_variance(method, sigmas) == 0)
     counts = f"the method marks {int(marked.sum())} of {len(marked)} steps noisy, "
     if silent.any():
-        counts += f"its kernel adds no noise at {int(silent.sum())} of them, "
+        eta = f" with eta {method.eta:g}" if hasattr(method, "eta") else ""
+        counts += f"its kernel adds no noise at {int(silent.sum())} of them{eta}, "
     if marked[-1] and not silent[-1]:
         if settings.decode == "predicted_x0":
             counts += "`decode: predicted_x0` silences the last, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -24,20 +24,27 @@ SHIFT = 3.0
 """Constant that is added to all rewards, which may change no advantage."""
 SHIFT_TOLERANCE = 1e-3
 """Largest change of an advantage by the shift: the std of rewards in float32 loses a few digits to the constant."""
+DECLARED = "declared references"
+"""Name of the check that the others need."""
 QUIET = 1e-6
 """Largest gradient where nothing pulls."""
 
 
-def synthetic_point(method: ForwardMethod, same: bool = False) -> ForwardPoint:
-    """`SAMPLES` noised latents in float64 with the references that the method declares; equal on every call.
+FIELDS = {"old": "v_old", "base": "v_ref"}
+"""Reference to the field of `ForwardPoint` that has its velocity."""
+
+
+def synthetic_point(method: ForwardMethod, names: Collection[str] | None = None, same: bool = False) -> ForwardPoint:
+    """`SAMPLES` noised latents in float64 with these references, by default those of the method; equal on every call.
 
     `same`: all velocities are that of the policy.
     """
+    given = method.references if names is None else names
     rng = torch.Generator().manual_seed(0)
     x0, noise, v, old, base = torch.randn(5, SAMPLES, 2, 1, 2, 2, dtype=torch.float64, generator=rng)
     sigma = torch.linspace(0.1, 1.0, SAMPLES, dtype=torch.float64)
     references = {name: v if same else each for name, each in (("old", old), ("base", base))}
-    v_old, v_ref = (references[name].clone() if name in method.references else None for name in ("old", "base"))
+    v_old, v_ref = (references[name].clone() if name in given else None for name in FIELDS)
     return ForwardPoint(v.clone(), v_old, v_ref, x0, noise, add_noise(x0, noise, sigma), sigma)
 
 
@@ -64,10 +71,21 @@ def forward_calls(method: ForwardMethod) -> list[HookCall]:
 
 
 def _declared(method: ForwardMethod) -> None:
+    require(
+        not isinstance(method.references, str) and all(len(name) > 1 for name in method.references),
+        f"references is {method.references!r}: write a set of names, such as frozenset({{'old'}})",
+    )
     unknown = sorted(set(method.references) - set(ANCHORS))
     require(not unknown, f"references has {unknown}, known are {', '.join(ANCHORS)}")
     known = method.rollout_policy in ("policy", "old")
     require(known, f"rollout_policy is {method.rollout_policy!r}, expected 'policy' or 'old'")
+    try:
+        method.loss(synthetic_point(method), synthetic_advantages())
+    except TypeError:
+        point = synthetic_point(method, ANCHORS)  # with all velocities: does it raise then, too?
+        method.loss(point, synthetic_advantages())
+        missing = [f"{name!r} (point.{field})" for name, field in FIELDS.items() if name not in method.references]
+        require(False, f"loss needs a velocity that references does not ask for: add {' or '.join(missing)}")
 
 
 def _pure(method: ForwardMethod) -> None:
@@ -119,6 +137,17 @@ def _no_reward(method: ForwardMethod) -> None:
     )
 
 
+def _good_samples(method: ForwardMethod) -> None:
+    """What the advantage adds to the gradient, where all policies have one velocity."""
+    point, adv = synthetic_point(method, same=True), synthetic_advantages()
+    grad = _gradient(method, point, adv) - _gradient(method, point, torch.zeros_like(adv))
+    error = point.v - (point.noise - point.x0)
+    require(
+        ((grad * error).flatten(1).sum(1) * adv > 0).all(),
+        "descending loss does not bring the velocity nearer to that of a good sample, noise - x0",
+    )
+
+
 def _shifted(method: ForwardMethod) -> None:
     rewards = synthetic_rewards()
     shifted = Rewards({name: part + SHIFT for name, part in rewards.items()}, rewards.weights, rewards.rule)
@@ -132,12 +161,13 @@ def _decay(method: ForwardMethod) -> None:
 
 
 CHECKS: Mapping[str, Callable[[ForwardMethod], None]] = {
-    "declared references": _declared,
+    DECLARED: _declared,
     "purity": _pure,
     "determinism": _deterministic,
     "noise_levels": _levels,
     "loss": _loss,
     "no reward, no pull": _no_reward,
+    "good samples": _good_samples,
     "shifted rewards": _shifted,
     "old_decay": _decay,
 }
@@ -146,6 +176,7 @@ HOOK_OF_CHECK: Mapping[str, str] = {
     "noise_levels": "noise_levels",
     "loss": "loss",
     "no reward, no pull": "loss",
+    "good samples": "loss",
     "shifted rewards": "advantages",
     "old_decay": "old_decay",
 }

@@ -169,7 +169,10 @@ def check_report(
     fix_process_state()
     group = plugin_group(name)
     if group == "methods" and (params or nano or write):
-        raise BenchError(f"{name} is a method: --params, --nano and --write-golden are not for methods.")
+        raise BenchError(
+            f"{name} is a method: --params, --nano and --write-golden are not for methods. Parameters of a method "
+            "stand in a row of a suite: name one with --suite."
+        )
     if group != "evaluators" and write:
         raise BenchError(f"{name} is a {plugins.KINDS[group]}: --write-golden is for evaluators.")
     if group == "methods":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,8 +22,9 @@ from bench.train.run import load_models
 from bench.train.trainer import Trainer
 
 ROW = "trial"
-SMALL = {"updates": 2, "prompts": 2, "group_size": 4, "minibatches": 1, "micro_batch": 8}
+SMALL = {"updates": 2, "prompts": 2, "group_size": 4}
 """The budget of a trial, with the steps and the optimizer of the suite."""
+SAMPLES = SMALL["prompts"] * SMALL["group_size"]
 SETTINGS = ("decode", "last_step", "uncond_branch", "group_noise", "noise_policy", "advantage", "clip_reference_size")
 """Further settings that a trial takes from the suite."""
 
@@ -31,12 +33,14 @@ def trial_suite(method: str, suite: Suite | None = None) -> Suite:
     """The suite of a trial: nano's model and its closed-form rewards, all else as in `suite`, by default nano."""
     nano = load_suite(ROOT / "bench" / "configs" / "nano.yaml").model_dump()
     settings = nano if suite is None else suite.model_dump()
+    parts = math.gcd(SAMPLES, settings["budget"]["minibatches"])
+    small = {**SMALL, "minibatches": parts, "micro_batch": SAMPLES // parts}
     return Suite.model_validate(
         {
             **nano,
             **{key: settings[key] for key in SETTINGS},
             "suite": ROW,
-            "budget": {**settings["budget"], **SMALL},
+            "budget": {**settings["budget"], **small},
             "reward": {"gold": {"gold_VQ": 0.5, "gold_MQ": 0.5, "gold_TA": 1.0}},
             "monitor": [],
             "evaluation": {"evaluators": ["gold"], "steps": 1, "videos_per_prompt": 1},

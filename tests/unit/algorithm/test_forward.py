@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -193,6 +193,8 @@ class Broken(Matching):
             "batch": lambda: loss * latent_mean(point.v).sum(),
             "in place": lambda: latent_mean(point.x0.mul_(2.0) - point.v) * adv,
             "detached": lambda: loss.detach(),
+            "sign": lambda: -loss,
+            "base": lambda: loss + latent_mean((point.v - cast(Tensor, point.v_ref)) ** 2),
         }
         return faults.get(self.fault, lambda: loss)()
 
@@ -216,6 +218,8 @@ class Broken(Matching):
         ("detached", "loss", "no gradient of loss reaches v"),
         ("batch", "loss", "depends on the other samples"),
         ("pull", "no reward, no pull", "with advantage 0"),
+        ("sign", "good samples", "does not bring the velocity nearer to that of a good sample"),
+        ("base", "declared references", r"does not ask for: add 'old' \(point.v_old\) or 'base' \(point.v_ref\)"),
         ("in place", "purity", "loss changes its inputs in place"),
         ("level 0", "noise_levels", r"noise_levels returned 0 at update 0: return levels in \(0, 1\]"),
         ("tiny", "noise_levels", r"noise_levels returned 0 at update 0: return levels in \(0, 1\]"),
@@ -234,6 +238,17 @@ def test_a_decay_outside_of_its_range_is_found_before_a_run() -> None:
     check_steps(Broken(fault="decay"), tiny("budget.updates=2"))
     with pytest.raises(BenchError, match=r"Broken\.old_decay is 1\.5 at update 2"):
         check_steps(Broken(fault="decay"), tiny("budget.updates=3"))
+
+
+def test_letters_are_no_references() -> None:
+    letters = type("Letters", (Matching,), {"__module__": __name__, "references": frozenset("old")})
+    with pytest.raises(BenchError, match=r"write a set of names, such as frozenset\(\{'old'\}\)"):
+        check_method(dataclasses.dataclass(frozen=True, kw_only=True)(letters)())
+
+
+def test_a_hook_is_a_function() -> None:
+    with pytest.raises(BenchError, match=r"sets old_decay, which is a hook: define it as a function, def old_decay"):
+        type("Field", (Matching,), {"__module__": __name__, "old_decay": 0.9})
 
 
 def test_a_class_of_both_kinds_is_refused() -> None:

@@ -10,6 +10,8 @@ import pytest
 from bench.checks.methods import CHECKS
 from bench.cli import main
 from bench.core.process_state import fix_process_state
+from bench.suite.load import load_suite
+from bench.train.trial import trial_suite
 from tests.helpers.paths import PROJECT
 
 BAD = """\
@@ -210,6 +212,14 @@ def test_two_updates_are_trained_on_nano(capsys: pytest.CaptureFixture[str], fol
         assert re.fullmatch(pattern, line), line
     assert re.fullmatch(r"cps, nano: 2 updates on nano, [\d.]+ s with loading", lines[3])
     assert not any(folder.iterdir())
+
+
+@pytest.mark.parametrize(("minibatches", "kept"), [(1, 1), (4, 4), (3, 1), (6, 2)])
+def test_a_trial_keeps_the_optimizer_steps_per_rollout_that_fit(minibatches: int, kept: int) -> None:
+    """With more than one the ratio leaves 1, and a loss differs from PPO's."""
+    suite = load_suite("nano", [f"budget.minibatches={minibatches}", "budget.prompts=6", "budget.micro_batch=4"])
+    budget = trial_suite("cps", suite).budget
+    assert (budget.minibatches, budget.micro_batch * kept) == (kept, 8)
 
 
 def test_a_method_that_cannot_train_is_a_finding(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
