@@ -121,6 +121,11 @@ def _refuse_zero_std(std: Float[Tensor, "b"], what: str) -> None:
         )
 
 
+def _hooks(kind: type) -> dict[str, Callable[..., Any]]:
+    """Name to function of each hook of a kind of method, without those that all methods share."""
+    return {name: value for name, value in vars(kind).items() if inspect.isfunction(value) and name[0] != "_"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnyMethod(ABC):
     """What both kinds of method share: the paper, and how rewards become credit.
@@ -156,21 +161,21 @@ class AnyMethod(ABC):
         if len(kinds) != 1:
             found = " and ".join(kind.__name__ for kind in kinds) or "neither Method nor ForwardMethod"
             raise BenchError(f"{label} derives from {found}: a method is of one kind, so derive from one.")
+        bases = [base for base in cls.__mro__ if base.__module__ != __name__]
+        fields = {name for base in bases for name in inspect.get_annotations(base)}
+        for name in _hooks(kinds[0]):
+            if name in fields or not callable(getattr(cls, name)):
+                raise BenchError(f"{label} sets {name}, which is a hook: define it as a function, def {name}(...).")
         other = ForwardMethod if kinds == [Method] else Method
-        own = {name for base in cls.__mro__ if base.__module__ != __name__ for name in vars(base)}
-        hooks = sorted(name for name in own & vars(other).keys() if inspect.isfunction(vars(other)[name]))
-        hooks = [name for name in hooks if not name.startswith("_")]
-        values = [name for name in vars(cls) if inspect.isfunction(getattr(kinds[0], name, None))]
-        fields = [name for name in values if not callable(vars(cls)[name]) and not name.startswith("_")]
-        if fields:
-            raise BenchError(
-                f"{label} sets {fields[0]}, which is a hook: define it as a function, def {fields[0]}(...)."
-            )
-        if hooks:
-            raise BenchError(
-                f"{label} derives from {kinds[0].__name__} and defines {hooks[0]}, a hook of {other.__name__} that "
-                "would never be called: rename it, or derive from the other kind."
-            )
+        for name, hook in _hooks(other).items():
+            own = next((vars(base)[name] for base in bases if name in vars(base)), None)
+            if inspect.isfunction(own) and [*inspect.signature(own).parameters] == [
+                *inspect.signature(hook).parameters
+            ]:
+                raise BenchError(
+                    f"{label} derives from {kinds[0].__name__} and defines {name}, a hook of {other.__name__} that "
+                    "would never be called: rename it, or derive from the other kind."
+                )
 
     def advantages(self, rewards: Rewards) -> Float[Tensor, "k p g"]:
         """One advantage per sample (k = 1), or one per reward; by default by the suite's rule."""

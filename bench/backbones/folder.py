@@ -143,6 +143,7 @@ def read_header(folder: Path, path: Path) -> dict[str, Any]:
             header = parse_json(file.read(size), f"checkpoint file {path}", RESTORE) if fits else None
         entries = {key: value for key, value in (header or {}).items() if key != "__metadata__"}
         end = 8 + size + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        _ = [math.prod(entry["shape"]) for entry in entries.values()]  # for its errors
     except OSError as cause:
         raise damaged(folder, f"{name} cannot be read: {cause.strerror}") from cause
     except (ValueError, KeyError, TypeError, AttributeError) as cause:
@@ -162,9 +163,8 @@ def stored_parameters(folder: Path) -> int:
 
 def files_digest(folder: Path, parts: Sequence[str]) -> str:
     """sha256 over the names and contents of the parts' files."""
-    files = sorted(
-        path for part in parts for path in (folder / part).rglob("*") if path.is_file() and path.name != "report.json"
-    )
+    paths = (path for part in parts for path in (folder / part).rglob("*") if path.is_file())
+    files = sorted(path for path in paths if path.name != "report.json" and not path.name.startswith("."))
     total = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

@@ -30,8 +30,10 @@ from bench.suite.methods import with_eta
 
 TIE = 0.1
 """The reward of a group whose rewards are all equal, which `advantages` must survive; float32 rounds this value."""
-MOVES = (-1.0, -0.01, 0.01, 1.0)
-"""How far from the rollout's policy a loss is tried: in log-probability, or in standard deviations of the mean."""
+CLIP_RANGES = (-10.0, -2.0, 2.0, 10.0)
+"""How far from the rollout's policy the surrogate is tried, in clip ranges of the log-probability."""
+STDS = (-0.1, -0.01, 0.01, 0.1)
+"""How far the mean is moved for `policy_loss`, in standard deviations of the step."""
 TOLERANCE = 1e-5
 """Relative error between two ways to one number: a hundred roundings of a method that computes in float32."""
 
@@ -178,11 +180,10 @@ def _surrogate(method: Method, _: Tensor) -> None:
     require(loss.requires_grad, "no gradient of surrogate reaches logp_new")
     (grad,) = torch.autograd.grad(loss.sum(), new)
     require((grad * adv < 0).all(), "descending the surrogate does not raise the log-probability of a good sample")
-    for move in MOVES:
-        moved = (logp + move).requires_grad_(True)
-        _require_usable(
-            method.surrogate(moved, logp, adv), moved, (3,), f"surrogate of log-probabilities {move:+} off"
-        )
+    for move in CLIP_RANGES:
+        moved = (logp + move * method.clip_range).requires_grad_(True)
+        what = f"surrogate of log-probabilities {move:+g} clip ranges off"
+        _require_usable(method.surrogate(moved, logp, adv), moved, (3,), what)
 
 
 def _require_usable(loss: Tensor, source: Tensor, shape: tuple[int, ...], what: str) -> None:
@@ -213,7 +214,7 @@ def _policy_loss(method: Method, batch: SyntheticBatch) -> None:
     require_finite(grad, "the gradient of policy_loss")
     along = (grad * uphill).flatten(1).sum(1) * adv
     require((along < 0).all(), "descending policy_loss does not raise the log-probability of a good sample")
-    for move in MOVES:
+    for move in STDS:
         mean = (step.mean + move * step.std.reshape(-1, 1, 1, 1, 1)).requires_grad_(True)
         new = ScoredStep(mean, step.std, method.log_prob(Gaussian(mean, step.std), x_next))
         loss = method.policy_loss(new, old, x_next, adv, sigma, sigma_next)

@@ -79,7 +79,7 @@ def write_manifest(folder: Path | str) -> Path:
         for path in files
     }
     target = folder / MANIFEST
-    part = target.with_suffix(".part")
+    part = target.with_name(f".{MANIFEST}.part")
     part.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     part.replace(target)
     return target

@@ -99,10 +99,10 @@ def train(out: Path, config: PolicyRecipe, model: Model, latents: Tensor, captio
     arguments = {name: getattr(config, name) for name in ("steps", "seed", "batch", "lr", "clips")}
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
-        if state["arguments"] != arguments:
+        if state.get("arguments") != arguments:
             raise BenchError(
-                f"{state_file} is of a recipe with {state['arguments']}, and this one has {arguments}: delete the "
-                "file, or use the same options."
+                f"{state_file} is of a recipe with {state.get('arguments', 'unknown options')}, and this one has "
+                f"{arguments}: delete the file, or use the same options."
             )
         transformer.load_state_dict(state["transformer"])
         optimizer.load_state_dict(state["optimizer"])

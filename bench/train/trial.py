@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Mapping
@@ -22,9 +21,8 @@ from bench.train.run import load_models
 from bench.train.trainer import Trainer
 
 ROW = "trial"
-SMALL = {"updates": 2, "prompts": 2, "group_size": 4}
-"""The budget of a trial, with the steps and the optimizer of the suite."""
-SAMPLES = SMALL["prompts"] * SMALL["group_size"]
+PROMPTS, GROUP = 2, 4
+"""Prompts of an update of a trial, and the least samples of each."""
 SETTINGS = ("decode", "last_step", "uncond_branch", "group_noise", "noise_policy", "advantage", "clip_reference_size")
 """Further settings that a trial takes from the suite."""
 
@@ -33,8 +31,9 @@ def trial_suite(method: str, suite: Suite | None = None) -> Suite:
     """The suite of a trial: nano's model and its closed-form rewards, all else as in `suite`, by default nano."""
     nano = load_suite(ROOT / "bench" / "configs" / "nano.yaml").model_dump()
     settings = nano if suite is None else suite.model_dump()
-    parts = math.gcd(SAMPLES, settings["budget"]["minibatches"])
-    small = {**SMALL, "minibatches": parts, "micro_batch": SAMPLES // parts}
+    parts = settings["budget"]["minibatches"]
+    group = next(size for size in range(GROUP, GROUP + parts) if PROMPTS * size % parts == 0)
+    small = {"updates": 2, "prompts": PROMPTS, "group_size": group, "micro_batch": PROMPTS * group // parts}
     return Suite.model_validate(
         {
             **nano,

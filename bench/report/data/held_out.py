@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -48,15 +48,24 @@ def held_out_curves(suite: SuiteRecords) -> pd.DataFrame:
 
     `update` is the number of finished updates, from 0 to the last. `gain`, in units of the score, is the mean over the
     videos of the curve of their score less the base's score of the same prompt and video: 0 at update 0. All points
-    have the same videos, the last one too, so the table's difference to the base, over all videos of the evaluation,
-    is another number. `level` is the base's mean over all its videos plus the gain. `nfe_rollout`, `reward_calls` and
-    `minutes` are what training had spent.
+    have the same videos, the last one too; where the evaluation has more (`curve_videos`), the table's difference to
+    the base is another number. `level` is the base's mean over all its videos plus the gain. `nfe_rollout`,
+    `reward_calls` and `minutes` are what training had spent.
     """
     base = suite.base
     runs = [(rows.row.label, run) for rows in suite.rows for run in rows.finished if run.record.curve_digest]
     lines = [] if base is None else [line for label, run in runs for line in _run_lines(suite, base, label, run)]
     frame = pd.DataFrame(lines, columns=COLUMNS)
     return frame.astype({"seed": "Int64", "update": "Int64", "nfe_rollout": "Int64", "reward_calls": "Int64"})
+
+
+def videos_of_curve(config: Mapping[str, Any]) -> str:
+    """Which videos a suite's curves are of, where the table has more: a space and a sentence, else ""."""
+    evaluation = config.get("evaluation") or {}
+    some, whole = (evaluation.get(name, 1) for name in ("curve_videos", "videos_per_prompt"))
+    return (
+        f" All points are of the first {some} of {whole} videos per prompt; the table has all." if some < whole else ""
+    )
 
 
 def _run_lines(suite: SuiteRecords, base: Run, label: str, run: Run) -> Iterator[dict[str, Any]]:

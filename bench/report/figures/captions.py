@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from bench.report.data.held_out import videos_of_curve
 from bench.report.data.records import SuiteRecords
 from bench.report.data.selection import row_title
 from bench.report.data.statistics import LEAST_SEEDS
@@ -38,10 +39,10 @@ def curves_caption(suite: SuiteRecords, frame: pd.DataFrame, lines: Sequence[Lin
     own = frame[(frame["panel"] == suite.primary) & (frame["source"] == "here")]
     last = own[own["update"] == own["update"].max()]
     best = last.loc[(last["mean"] * suite.metrics[suite.primary].sign).idxmax(), "row"]
+    videos = videos_of_curve(suite.config)
     return (
         f"At the last update {row_title(rows[best])} has the largest gain. Gain over the base on held-out prompts, "
-        "scored by the same sampler and noise for all rows; the first videos of each prompt, not all as in the table. "
-        f"{BAND}{merged_sentence(lines)}"
+        f"scored by the same sampler and noise for all rows.{videos} {BAND}{merged_sentence(lines)}"
     )
 
 

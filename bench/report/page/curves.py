@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.report.data.held_out import summarise_curves
+from bench.report.data.held_out import summarise_curves, videos_of_curve
 from bench.report.page.islands import rounded
 from bench.report.page.prompts import shown_scores
 from bench.report.page.steps import groups
@@ -77,8 +77,8 @@ def curves_chart(subject: Subject, frame: pd.DataFrame) -> Chart | None:
         "curves",
         "Held-out learning curves",
         "Who learns faster, on prompts that no row trains on: gain over the base on the same videos, sampled without "
-        "noise. Mean over seeds; band: Student-t 95 % interval, none with fewer than 3 seeds. All points are of the "
-        "same videos, the first of each prompt; the table has all.",
+        "noise. Mean over seeds; band: Student-t 95 % interval, none with fewer than 3 "
+        f"seeds.{videos_of_curve(subject.suite.config)}",
         f"Line charts of the held-out gain over updates. Last update, {metrics[subject.primary].title}: {told}.",
         beside(wide, 3),
         beside(narrow, 1),

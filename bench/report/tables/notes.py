@@ -219,7 +219,9 @@ def clipped_notes(rows: Sequence[RowRuns]) -> list[str]:
         elif steps:
             free.append(f"{runs.row.name} ({ratio})")
     if free:
-        notes.append(f"No gradient was clipped; in brackets the median norm over the limit: {', '.join(free)}.")
+        notes.append(
+            f"No gradient of these rows was clipped; in brackets the median norm over the limit: {', '.join(free)}."
+        )
     return notes
 
 

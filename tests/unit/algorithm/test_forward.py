@@ -240,15 +240,38 @@ def test_a_decay_outside_of_its_range_is_found_before_a_run() -> None:
         check_steps(Broken(fault="decay"), tiny("budget.updates=3"))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GoodOnly(Matching):
+    """Learns from good samples only, and not at all at noise level 1."""
+
+    references: ClassVar[frozenset[str]] = frozenset({"base"})
+
+    def loss(self, point: ForwardPoint, adv: Tensor) -> Tensor:
+        near = latent_mean((point.v - cast(Tensor, point.v_ref)) ** 2)
+        return (1 - point.sigma) * super().loss(point, adv.clamp_min(0)) + near
+
+
+def test_a_loss_may_leave_bad_samples_and_single_levels_alone() -> None:
+    check_method(GoodOnly())
+
+
 def test_letters_are_no_references() -> None:
     letters = type("Letters", (Matching,), {"__module__": __name__, "references": frozenset("old")})
     with pytest.raises(BenchError, match=r"write a set of names, such as frozenset\(\{'old'\}\)"):
         check_method(dataclasses.dataclass(frozen=True, kw_only=True)(letters)())
 
 
-def test_a_hook_is_a_function() -> None:
-    with pytest.raises(BenchError, match=r"sets old_decay, which is a hook: define it as a function, def old_decay"):
-        type("Field", (Matching,), {"__module__": __name__, "old_decay": 0.9})
+@pytest.mark.parametrize(
+    "content",
+    [{"old_decay": 0.9}, {"__annotations__": {"old_decay": "float"}}, {"old_decay": property(lambda self: 1)}],
+)
+def test_a_hook_is_a_function(content: dict[str, Any]) -> None:
+    message = "sets old_decay, which is a hook: define it as a function, def old_decay"
+    with pytest.raises(BenchError, match=message):
+        type("Field", (Matching,), {"__module__": __name__, **content})
+    with pytest.raises(BenchError, match=message):
+        type("Mixed", (type("Mixin", (), {"__module__": __name__, **content}), Matching), {"__module__": __name__})
+    type("Sound", (Matching,), {"__module__": __name__, "old_decay": classmethod(lambda cls, update: 0.5)})
 
 
 def test_a_class_of_both_kinds_is_refused() -> None:
@@ -260,21 +283,26 @@ def test_a_class_of_both_kinds_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "hook", "other"),
+    ("base", "hook", "function", "other"),
     [
-        (FlowGRPO, "old_decay", "ForwardMethod"),
-        (FlowGRPO, "loss", "ForwardMethod"),
-        (Matching, "transition", "Method"),
+        (FlowGRPO, "old_decay", lambda self, update: 0.0, "ForwardMethod"),
+        (FlowGRPO, "loss", lambda self, point, adv: adv, "ForwardMethod"),
+        (Matching, "transition", lambda self, x, v, sigma, sigma_next: x, "Method"),
     ],
 )
-def test_a_hook_of_the_other_kind_is_refused(base: Any, hook: str, other: str) -> None:
+def test_a_hook_of_the_other_kind_is_refused(base: Any, hook: str, function: Any, other: str) -> None:
     """Nothing would call it; a mixin that brings it is refused too."""
     message = rf"defines {hook}, a hook of {other} that would never be called: rename it, or derive from the other"
     with pytest.raises(BenchError, match=message):
-        type("Mixed", (base,), {"__module__": __name__, hook: lambda self: None})
-    mixin = type("Mixin", (), {"__module__": __name__, hook: lambda self: None})
+        type("Mixed", (base,), {"__module__": __name__, hook: function})
+    mixin = type("Mixin", (), {"__module__": __name__, hook: function})
     with pytest.raises(BenchError, match=message):
         type("Mixed", (mixin, base), {"__module__": __name__})
+
+
+def test_a_field_or_a_helper_may_have_the_name_of_a_hook_of_the_other_kind() -> None:
+    type("Own", (FlowGRPO,), {"__module__": __name__, "loss": "huber", "__annotations__": {"loss": "str"}})
+    type("Helper", (FlowGRPO,), {"__module__": __name__, "loss": lambda self, ratio: ratio})
 
 
 def test_a_forward_method_has_no_kl_policy() -> None:

@@ -79,7 +79,7 @@ def test_whole_records_pass(written: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_committed_reference_passes_for_its_controls() -> None:
-    """Real records with their tables; `bench verify` on all of results/reference takes half a minute."""
+    """Real records with their tables; `bench verify` on all of results/reference takes minutes."""
     report = verify([ROOT / "results" / "reference" / name for name in ("nano_control_gold", "nano_kl_pilot")])
     assert report.wrong == 0
     assert (report.runs, report.tables) == (22, 8)

@@ -214,12 +214,16 @@ def test_two_updates_are_trained_on_nano(capsys: pytest.CaptureFixture[str], fol
     assert not any(folder.iterdir())
 
 
-@pytest.mark.parametrize(("minibatches", "kept"), [(1, 1), (4, 4), (3, 1), (6, 2)])
-def test_a_trial_keeps_the_optimizer_steps_per_rollout_that_fit(minibatches: int, kept: int) -> None:
+@pytest.mark.parametrize(("minibatches", "group"), [(1, 4), (4, 4), (3, 6), (6, 6), (5, 5)])
+def test_a_trial_keeps_the_optimizer_steps_per_rollout(minibatches: int, group: int) -> None:
     """With more than one the ratio leaves 1, and a loss differs from PPO's."""
-    suite = load_suite("nano", [f"budget.minibatches={minibatches}", "budget.prompts=6", "budget.micro_batch=4"])
+    suite = load_suite("nano", [f"budget.minibatches={minibatches}", "budget.prompts=15", "budget.micro_batch=4"])
     budget = trial_suite("cps", suite).budget
-    assert (budget.minibatches, budget.micro_batch * kept) == (kept, 8)
+    assert (budget.minibatches, budget.group_size, budget.micro_batch) == (
+        minibatches,
+        group,
+        2 * group // minibatches,
+    )
 
 
 def test_a_method_that_cannot_train_is_a_finding(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

@@ -285,9 +285,9 @@ FAULTS = {
     FlatAdvantages: ("credit", "shape"),
     WrongSign: ("surrogate", "does not raise"),
     MeanSurrogate: ("surrogate", "shape"),
-    LostWhenMoved: ("surrogate", "surrogate of log-probabilities -1.0 off is not finite"),
-    LossLostWhenMoved: ("policy_loss", "policy_loss of means moved by -1.0 std is not finite"),
-    LossAveragedWhenMoved: ("policy_loss", "policy_loss of means moved by -1.0 std has shape []"),
+    LostWhenMoved: ("surrogate", "surrogate of log-probabilities -10 clip ranges off is not finite"),
+    LossLostWhenMoved: ("policy_loss", "policy_loss of means moved by -0.1 std is not finite"),
+    LossAveragedWhenMoved: ("policy_loss", "policy_loss of means moved by -0.1 std has shape []"),
     OffsetDivergence: ("divergence", "not 0"),
     ManyTrainSteps: ("steps", "n indices"),
 }
