@@ -100,7 +100,7 @@ def reverse_step(
     """The form of every kernel: the Euler step minus `pull` times the predicted noise, plus fresh noise.
 
     Affine in v: mean = x - d v - pull * (x + (1 - sigma) v) with d = sigma - sigma_next. std is the square root of
-    `variance`, in the dtype of x.
+    `variance`, in the dtype of x. A variance or a pull that is not finite, or a negative variance, is a `BenchError`.
     """
     valid = torch.isfinite(variance) & (variance >= 0) & torch.isfinite(pull)
     if not bool(valid.all()):

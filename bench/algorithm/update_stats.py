@@ -41,10 +41,10 @@ class UpdateStats:
     kl_gradient: dict[str, float] | None = None
     """Norms of the parts of the gradient at the first optimizer step: "kl" (weighted) and "policy" (the rest)."""
 
-    def add(self, **values: Tensor | float) -> None:
+    def add(self, **values: float) -> None:
         """Add to the sums."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.sums[name] = self.sums.get(name, 0.0) + value
 
     def ratio_fields(self) -> dict[str, float]:
         """Fields of a log line about the importance ratio; {} for a loss without one."""

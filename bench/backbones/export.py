@@ -15,13 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from bench.api import BenchError
+from bench.backbones.lora_files import HEADER_ENTRY, LORA_WEIGHTS, PEFT_CONFIG, PEFT_PREFIX, PEFT_WEIGHTS
 
-LORA_WEIGHTS, PEFT_WEIGHTS = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-LORA_METADATA = "lora_adapter_metadata"
-"""Entry of the safetensors header with rank, alpha and layers, as diffusers 0.42 writes and reads it."""
-PEFT_PREFIX = "base_model.model."
-"""Start of peft's keys: its wrapper around the transformer."""
 FULL_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -43,9 +38,9 @@ def exported_files(
     metadata = json.dumps({prefix + key: value for key, value in config.items()}, indent=2, sort_keys=True)
     lora = {prefix + key: value for key, value in policy.items()}
     return {
-        LORA_WEIGHTS: save(lora, {"format": "pt", LORA_METADATA: metadata}),
+        LORA_WEIGHTS: save(lora, {"format": "pt", HEADER_ENTRY: metadata}),
         PEFT_WEIGHTS: save({PEFT_PREFIX + key: value for key, value in policy.items()}, {"format": "pt"}),
-        CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+        PEFT_CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
     }
 
 

@@ -28,8 +28,9 @@ from bench.backbones.lora_products import use_input_dtype
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 HEADER_ENTRY = "lora_adapter_metadata"
-"""Entry of a file's header with rank and alpha, as diffusers writes it."""
+"""Entry of a file's header with rank, alpha and layers, as diffusers 0.42 writes and reads it."""
 PEFT_PREFIX, PIPELINE_PREFIX = "base_model.model.", "transformer."
+"""Start of the keys of peft, whose wrapper is around the transformer, and of diffusers' pipelines."""
 MATRIX = re.compile(r"(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_down|lora_up)(\.(?P<adapter>\w+))?\.weight")
 ALPHA = ".alpha"
 DOWN = ("lora_A", "lora_down")

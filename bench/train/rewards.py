@@ -68,7 +68,10 @@ class RolloutVideos:
     def decode(
         cls, backbone: Backbone, rollout: Samples, prompts: list[str], settings: RolloutConfig
     ) -> RolloutVideos:
-        """Decode a rollout, micro-batch by micro-batch."""
+        """Decode the latents of a rollout, micro-batch by micro-batch; pixels lie on the latents' device.
+
+        `prompts`: that of every sample of the update.
+        """
         size, videos = settings.budget.micro_batch, torch.empty(0)
         for rows in micro_batches(len(rollout.x0), size):
             part = backbone.decode(rollout.x0[rows])
