@@ -63,9 +63,8 @@ def videos_of_curve(config: Mapping[str, Any]) -> str:
     """Which videos a suite's curves are of, where the table has more: a space and a sentence, else ""."""
     evaluation = config.get("evaluation") or {}
     some, whole = (evaluation.get(name, 1) for name in ("curve_videos", "videos_per_prompt"))
-    return (
-        f" All points are of the first {some} of {whole} videos per prompt; the table has all." if some < whole else ""
-    )
+    first = "video" if some == 1 else f"{some} videos"
+    return f" All points are of the first {first} of each prompt; the table has all {whole}." if some < whole else ""
 
 
 def _run_lines(suite: SuiteRecords, base: Run, label: str, run: Run) -> Iterator[dict[str, Any]]:

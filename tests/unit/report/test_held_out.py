@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from bench import load_results, store
-from bench.report.data.held_out import COLUMNS, held_out_curves, summarise_curves
+from bench.report.data.held_out import COLUMNS, held_out_curves, summarise_curves, videos_of_curve
 from bench.report.data.loading import load_records
 from bench.report.tables.main import load_main_table
 from bench.store.curve import curve_digest, write_points
@@ -136,3 +136,10 @@ def test_results_have_the_curves_of_all_suites(folder: Path) -> None:
     assert list(frame.columns) == ["suite", *COLUMNS]
     assert set(frame["suite"]) == {"toy"}
     assert len(frame) == 3 * 4 * 2  # seeds, updates, scores
+
+
+def test_a_caption_says_which_videos_the_points_are_of() -> None:
+    assert videos_of_curve({}) == ""
+    assert videos_of_curve({"evaluation": {"curve_videos": 4, "videos_per_prompt": 4}}) == ""
+    some = videos_of_curve({"evaluation": {"curve_videos": 2, "videos_per_prompt": 4}})
+    assert some == " All points are of the first 2 videos of each prompt; the table has all 4."
