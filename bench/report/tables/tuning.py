@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from bench.report import formatting
+from bench.report.data.attempts import named_seeds
 from bench.report.data.loading import load_records
 from bench.report.data.metrics import REWARD
 from bench.report.data.records import SuiteRecords
@@ -119,8 +120,8 @@ class TuningTable:
                 f"{row} has no {settings}, which its trials leave out; they are as many."
                 for row, settings in lacks.items()
             ],
-            f"Reward: mean over {prompts} {evaluation.get('prompts', 'heldout')} prompts and the pilot seeds "
-            f"{', '.join(map(str, suite.seeds))}; the base has {formatting.number(base)}. The largest is chosen, the "
+            f"Reward: mean over {prompts} {evaluation.get('prompts', 'heldout')} prompts and the "
+            f"{named_seeds(suite.seeds)}; the base has {formatting.number(base)}. The largest is chosen, the "
             "first of equal ones. Gold does not choose.",
             "Best after k trials: the largest Reward among the default and k - 1 of the draws, mean over all orders "
             "of the draws. The largest of noisy means is too high: the number to cite is that of the chosen settings "

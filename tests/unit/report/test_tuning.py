@@ -183,16 +183,9 @@ def test_two_rows_of_one_method_keep_their_names(tuning: TuningTable) -> None:
 
 
 def test_the_tuned_suite_of_nano_has_the_rows_that_its_search_chose() -> None:
-    """Without records of the search nothing is chosen, and the rows are the defaults."""
     search, tuned = load_suite("nano_search"), load_suite("nano_tuned")
-    records = ROOT / "results" / "reference" / "nano_search"
-    if records.is_dir():
-        suite = load_records(records, rows_of(search), search.seeds)
-        chosen = [RowSpec.model_validate(row) for row in chosen_rows(suite, trial_table(suite))]
-    else:
-        defaults = search.rows[:: search.search.trials if search.search else 1]
-        chosen = [row.model_copy(update={"label": f"{row.method}-tuned", "lacks": []}) for row in defaults]
-    assert tuned.rows == chosen
+    suite = load_records(ROOT / "results" / "reference" / "nano_search", rows_of(search), search.seeds)
+    assert tuned.rows == [RowSpec.model_validate(row) for row in chosen_rows(suite, trial_table(suite))]
 
 
 # texts ------------------------------------------------------------------------------------------------------------
