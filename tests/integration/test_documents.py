@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -284,7 +285,9 @@ def test_the_forward_method_of_the_tutorial_passes_its_checks(
         (more,) = (block for block in blocks if "def old_decay" in block)
         line = '    references: ClassVar[frozenset[str]] = frozenset({"base"})\n'
         assert line in source
-        source = source.replace(line, more).replace("import ClassVar", "import ClassVar, Literal")
+        source = source.replace(line, textwrap.indent(more, "    ")).replace(
+            "import ClassVar", "import ClassVar, Literal"
+        )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     name = "my_slow_matching" if slow else "my_matching"
