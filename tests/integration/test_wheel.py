@@ -72,7 +72,7 @@ def test_the_wheel_has_the_stored_runs_once_and_without_their_figures(wheel: zip
     }
     assert packed == {path.as_posix() for path in files}
     assert wheel.read(f"{folder}nano/base/run.json") == (stored / "nano" / "base" / "run.json").read_bytes()
-    assert sum(info.compress_size for info in wheel.infolist()) < 30e6, "packages of 60 MB are a nuisance"
+    assert sum(info.compress_size for info in wheel.infolist()) < 40e6, "packages of 60 MB are a nuisance"
 
 
 def test_an_installed_wheel_shows_the_stored_runs_and_is_not_written_to(

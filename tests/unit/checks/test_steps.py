@@ -76,7 +76,9 @@ def test_a_window_of_one_prompt_is_refused_with_the_prompt() -> None:
 
 
 def test_a_kernel_without_noise_is_named() -> None:
-    with pytest.raises(BenchError, match=r"marks 4 of 4 steps noisy, its kernel adds no noise at 4 of them, 0 remain"):
+    with pytest.raises(
+        BenchError, match=r"marks 4 of 4 steps noisy, its kernel adds no noise at 4 of them with eta 0, 0 remain"
+    ):
         check_steps(CPS(eta=0.0), suite())
 
 

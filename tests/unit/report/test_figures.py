@@ -29,6 +29,7 @@ from tests.helpers.records import METRICS, make_record, make_scores, write_lines
 UPDATES, NFE = 7, 320
 CONFIG: dict[str, Any] = {
     "suite": "toy-nano",
+    "backbone": {"name": "toy", "checkpoint": "nano"},
     "budget": {"updates": UPDATES},
     "noise_policy": {"kind": "common_eta", "eta": 0.5},
     "reward": {"videoalign": {"VQ": 0.5, "TA": 1.0}},
