@@ -126,6 +126,10 @@ def _hooks(kind: type) -> dict[str, Callable[..., Any]]:
     return {name: value for name, value in vars(kind).items() if inspect.isfunction(value) and name[0] != "_"}
 
 
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnyMethod(ABC):
     """What both kinds of method share: the paper, and how rewards become credit.
@@ -159,8 +163,8 @@ class AnyMethod(ABC):
         """Refuse a class of no kind or of both, and one with a hook of the other kind, which nothing would call."""
         kinds = [kind for kind in (Method, ForwardMethod) if issubclass(cls, kind)]
         if len(kinds) != 1:
-            found = " and ".join(kind.__name__ for kind in kinds) or "neither Method nor ForwardMethod"
-            raise BenchError(f"{label} derives from {found}: a method is of one kind, so derive from one.")
+            names = " and ".join(kind.__name__ for kind in kinds) or "neither Method nor ForwardMethod"
+            raise BenchError(f"{label} derives from {names}: a method is of one kind, so derive from one.")
         bases = [base for base in cls.__mro__ if base.__module__ != __name__]
         fields = {name for base in bases for name in inspect.get_annotations(base)}
         for name in _hooks(kinds[0]):
@@ -169,9 +173,7 @@ class AnyMethod(ABC):
         other = ForwardMethod if kinds == [Method] else Method
         for name, hook in _hooks(other).items():
             own = next((vars(base)[name] for base in bases if name in vars(base)), None)
-            if inspect.isfunction(own) and [*inspect.signature(own).parameters] == [
-                *inspect.signature(hook).parameters
-            ]:
+            if inspect.isfunction(own) and _parameters(own) == _parameters(hook):
                 raise BenchError(
                     f"{label} derives from {kinds[0].__name__} and defines {name}, a hook of {other.__name__} that "
                     "would never be called: rename it, or derive from the other kind."

@@ -243,7 +243,7 @@ def _linear_shapes(folder: Path) -> dict[str, list[int]]:
     if not shapes:
         raise BenchError(f"{folder} has no *.safetensors, so its layers are not known: restore the folder.")
     linear = {name: shape for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 2}
-    return {name.removesuffix(".weight"): list(shape) for name, shape in linear.items()}
+    return {name.removesuffix(".weight"): shape for name, shape in linear.items()}
 
 
 def _settings(file: Path, layout: str, header: Mapping[str, str]) -> dict[str, Any]:

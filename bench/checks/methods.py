@@ -63,9 +63,9 @@ def method_violations(method: AnyMethod, sigmas: Float[Tensor, "t1"]) -> Iterato
         yield from run_check(name, declaration_check, method)
     if isinstance(method, ForwardMethod):
         for name, forward_check in forward.CHECKS.items():
-            found = list(run_check(name, forward_check, method))
-            yield from found
-            if found and name == forward.DECLARED:
+            violations = list(run_check(name, forward_check, method))
+            yield from violations
+            if violations and name == forward.DECLARED:
                 break  # the others would fail for the same reason
         yield from run_check("credit", SCHEDULE_CHECKS["credit"], method, sigmas)
     else:

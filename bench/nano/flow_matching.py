@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from bench.core.errors import BenchError
 from bench.core.rng import stream
 from bench.nano import world
 from bench.nano.recipe import RecipeConfig, Timer, learning_rate, num_workers, optimizer_step, save_report
+from bench.store.files import write_bytes
 
 TRAIN_SHIFT = 3.0
 """Noise levels of pre-training: u uniform, sigma = 3 u / (1 + 2 u), Tencent's shift for this model."""
@@ -131,9 +133,9 @@ def train(out: Path, config: PolicyRecipe, model: Model, latents: Tensor, captio
             with averaged(transformer, average):
                 model.save()
             state = {"transformer": transformer.state_dict(), "optimizer": optimizer.state_dict()}
-            part = state_file.with_suffix(".part")
-            torch.save({**state, "average": average, "step": step + 1, "arguments": arguments}, part)
-            part.replace(state_file)
+            content = io.BytesIO()
+            torch.save({**state, "average": average, "step": step + 1, "arguments": arguments}, content)
+            write_bytes(state_file, content.getvalue())
     measured = {"loss_of_last_100": float(torch.stack(losses[-100:]).mean())} if losses else {}
     save_report(out / "transformer", progress, arguments, measured)
     state_file.unlink(missing_ok=True)
