@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.cli.command import Command
 from bench.cli.output import print_result, records
+from bench.core.errors import BenchError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--open", action="store_true", help="allow other budgets or settings, and print the ledgers of both"
     )
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        metavar="A=B",
+        help="compare these rows, by their labels in A and in B (default: rows with equal settings)",
+    )
     parser.add_argument("--csv", type=Path, default=None, metavar="FILE", help="also write the numbers to this file")
 
 
@@ -23,7 +30,8 @@ def execute(args: argparse.Namespace) -> int:
     from bench.report.data.comparison import compare
     from bench.report.tables.comparison import COLUMNS, markdown, write_csv
 
-    comparison = compare(args.a, args.b, args.open)
+    rows = None if args.rows is None else [_pair(word) for word in args.rows]
+    comparison = compare(args.a, args.b, args.open, rows)
     unequal = {name: dict(zip("ab", values, strict=True)) for name, values in comparison.unequal.items()}
     document = {"differences": records(comparison.table[list(COLUMNS)]), "unequal_settings": unequal}
     print_result(args, markdown(comparison, args.a, args.b), {**document, "unmatched": comparison.unmatched})
@@ -31,6 +39,14 @@ def execute(args: argparse.Namespace) -> int:
         write_csv(comparison, args.csv)
         print(f"written: {args.csv}", file=sys.stderr)
     return 0
+
+
+def _pair(word: str) -> tuple[str, str]:
+    """The two labels of one word of `--rows`."""
+    a, _, b = word.partition("=")
+    if not (a and b):
+        raise BenchError(f"--rows takes A=B, got {word!r}: write for example sage_grpo-tuned=sage_grpo-dual.")
+    return a, b
 
 
 COMMAND = Command(
@@ -42,5 +58,6 @@ COMMAND = Command(
     examples=(
         "bench compare results/nano results/reference/nano",
         "bench compare results/reference/nano results/reference/nano_pilot/lr3e-4 --open --csv differences.csv",
+        "bench compare results/nano_tuned results/nano --open --rows sage_grpo-tuned=sage_grpo-dual",
     ),
 )

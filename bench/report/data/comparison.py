@@ -58,6 +58,8 @@ class Comparison(NamedTuple):
     pairs: list[RowPair]
     unmatched: list[str]
     """One sentence for each row that has no counterpart."""
+    by_settings: bool
+    """Whether rows are matched by their settings, and not named."""
     unequal: dict[str, tuple[Any, Any]]
     """Settings that must be equal in the closed division and differ here: name to the values in A and in B."""
     table: pd.DataFrame
@@ -72,11 +74,14 @@ class Sides(NamedTuple):
     paired: bool
 
 
-def compare(a: Path, b: Path, open_division: bool = False) -> Comparison:
+def compare(
+    a: Path, b: Path, open_division: bool = False, rows: Sequence[tuple[str, str]] | None = None
+) -> Comparison:
     """Load both folders, match their rows and compute the differences of their scores.
 
-    Folders with other settings are a `BenchError`; in the open division only a suite of the miniature model and one of
-    the full-size model are.
+    `rows` names the pairs instead, label in A and label in B, whatever their settings are. Folders or named rows with
+    other settings are a `BenchError`; in the open division only a suite of the miniature model and one of the
+    full-size model are.
     """
     if a.resolve() == b.resolve():
         raise BenchError(f"{a} is given twice: name two folders of records, such as results/nano and a stored copy.")
@@ -88,19 +93,19 @@ def compare(a: Path, b: Path, open_division: bool = False) -> Comparison:
         raise BenchError(
             f"{a} and {b} do not compare: one is of the miniature model and the other is not; compare nano with nano."
         )
-    unequal = _unequal(suite_a, suite_b)
+    pairs, unmatched = match_rows(suite_a, suite_b) if rows is None else (named_pairs(suite_a, suite_b, rows), [])
+    unequal = _unequal(suite_a, suite_b) | _unequal_rows(pairs)
     if unequal and not open_division:
         raise BenchError(
             f"{a} and {b} do not compare: {unequal_texts(unequal)[0]}; run one of them again with the settings of the "
             "other, or compare them as they are, with both ledgers, by --open."
         )
-    pairs, unmatched = match_rows(suite_a, suite_b)
     if not pairs:
         raise BenchError(f"{a} and {b} have no row in common that has finished: {' '.join(unmatched)}")
     if not compared_metrics(suite_a, suite_b, unequal):
         raise BenchError(f"{a} and {b} have no score in common: score both with one evaluator, and run them again.")
     table = score_differences(suite_a, suite_b, pairs, unequal)
-    return Comparison(a=suite_a, b=suite_b, pairs=pairs, unmatched=unmatched, unequal=unequal, table=table)
+    return Comparison(suite_a, suite_b, pairs, unmatched, rows is None, unequal, table)
 
 
 def _unequal(a: SuiteRecords, b: SuiteRecords) -> dict[str, tuple[Any, Any]]:
@@ -110,6 +115,12 @@ def _unequal(a: SuiteRecords, b: SuiteRecords) -> dict[str, tuple[Any, Any]]:
         for ledger in (next(runs.finished[0].record.ledger for runs in s.rows if runs.finished) for s in (a, b))
     )
     return differing_settings(a, b) | differences(ledger_a, ledger_b)
+
+
+def _unequal_rows(pairs: Sequence[RowPair]) -> dict[str, tuple[Any, Any]]:
+    """Pairs whose rows have other settings: name to the settings in A and in B."""
+    settings = {f"row {pair.name}": [row_settings(runs.finished[0].record) for runs in pair] for pair in pairs}
+    return {name: (one, other) for name, (one, other) in settings.items() if differences(one, other)}
 
 
 def unequal_texts(unequal: Mapping[str, tuple[Any, Any]]) -> list[str]:
@@ -149,6 +160,18 @@ def match_rows(a: SuiteRecords, b: SuiteRecords) -> tuple[list[RowPair], list[st
     known = {other.row.label for other in counterparts.values()} | {runs.row.label for runs in a.rows}
     only_b = [runs.row.label for runs in rows_b if runs.row.label not in known]
     return pairs, unmatched + [f"{label} has no counterpart in A." for label in only_b]
+
+
+def named_pairs(a: SuiteRecords, b: SuiteRecords, rows: Sequence[tuple[str, str]]) -> list[RowPair]:
+    """The pairs of these labels in A and in B; a label without a finished run is a `BenchError`."""
+    return [RowPair(_named(a, one), _named(b, other)) for one, other in dict.fromkeys(rows)]
+
+
+def _named(suite: SuiteRecords, label: str) -> RowRuns:
+    finished = {runs.row.label: runs for runs in suite.rows if runs.finished}
+    if label not in finished:
+        raise BenchError(f"{suite.folder} has no finished run of a row {label!r}: name one of {', '.join(finished)}.")
+    return finished[label]
 
 
 def _settings(runs: RowRuns) -> str:

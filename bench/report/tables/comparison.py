@@ -150,10 +150,12 @@ def _ledgers(comparison: Comparison) -> Table:
 def _notes(comparison: Comparison, differing: bool) -> list[str]:
     """The notes; those on differences and bands only if a difference is shown."""
     table, equal = comparison.table, _all_equal(comparison)
-    notes = [
-        *comparison.unmatched,
-        f"Rows are matched by method, KL policy and the parameters of both: {len(comparison.pairs)} rows in common.",
-    ]
+    matched = (
+        f"Rows are matched by method, KL policy and the parameters of both: {len(comparison.pairs)} rows in common."
+    )
+    notes = (
+        [*comparison.unmatched, matched] if comparison.by_settings else ["Rows are paired as the command names them."]
+    )
     if equal:
         order = [BASE, *(pair.name for pair in comparison.pairs)]
         names = ", ".join(name for name in order if name in equal)

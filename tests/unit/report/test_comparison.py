@@ -173,6 +173,47 @@ def test_a_row_of_the_same_name_with_other_parameters_is_not_compared(
     assert "cps-fixed has other settings in B: {'params': {'eta': 0.3}} against {'params': {" in text
 
 
+def test_named_rows_are_compared_whatever_their_settings_in_the_open_division(
+    capsys: pytest.CaptureFixture[str], written: Path
+) -> None:
+    a, b, pair = written / "old", written / "fresh", "sage_grpo-dual=cps-fixed"
+    assert "row sage_grpo-dual (B: cps-fixed).method is sage_grpo in A and cps in B" in refused(
+        capsys, a, b, "--rows", pair
+    )
+    table, text = compared(capsys, a, b, "--open", "--rows", pair, pair)
+    assert set(table.index.get_level_values("row")) == {"base", "sage_grpo-dual (B: cps-fixed)"}
+    x, y = (
+        next(runs for runs in load_records(folder).rows if runs.row.label == label).matrix("overall")
+        for folder, label in ((a, "sage_grpo-dual"), (b, "cps-fixed"))
+    )
+    assert x is not None
+    assert y is not None
+    found = table.loc["sage_grpo-dual (B: cps-fixed)", "overall"]
+    assert found["diff"] == pytest.approx(x.mean() - y.mean(), rel=1e-7)
+    tests = table[table["diff_p"].notna()]
+    assert len(tests) == 2, "the family is that of the named rows"
+    assert tests["diff_p_holm"].tolist() == pytest.approx(statistics.holm(tests["diff_p"].tolist()))
+    assert table["inside"].isna().all(), "another method is no reproduction"
+    assert "row sage_grpo-dual (B: cps-fixed).kl is dual in A and fixed in B" in text
+    assert "Rows are paired as the command names them." in text
+    assert "has no counterpart" not in text
+
+
+@pytest.mark.parametrize(
+    ("pair", "named"),
+    [
+        ("mine=cps-fixed", "old has no finished run of a row 'mine': name one of sage_grpo-dual, cps-fixed."),
+        ("cps-fixed=mine", "fresh has no finished run of a row 'mine': name one of sage_grpo-dual, cps-fixed."),
+        ("cps-fixed", "--rows takes A=B, got 'cps-fixed'"),
+        ("cps-fixed=", "--rows takes A=B, got 'cps-fixed='"),
+    ],
+)
+def test_a_named_row_that_is_not_there_is_refused(
+    capsys: pytest.CaptureFixture[str], written: Path, pair: str, named: str
+) -> None:
+    assert named in refused(capsys, written / "old", written / "fresh", "--rows", pair)
+
+
 # refusals -----------------------------------------------------------------------------------------------------
 BUDGET = CONFIG["budget"]
 
