@@ -126,8 +126,9 @@ def _hooks(kind: type) -> dict[str, Callable[..., Any]]:
     return {name: value for name, value in vars(kind).items() if inspect.isfunction(value) and name[0] != "_"}
 
 
-def _parameters(function: Callable[..., Any]) -> list[str]:
-    return list(inspect.signature(function).parameters)
+def _parameters(function: Callable[..., Any]) -> int:
+    """How many parameters the function has, `self` included."""
+    return len(inspect.signature(function).parameters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,10 @@ class AnyMethod(ABC):
 
     @classmethod
     def _check_kind(cls, label: str) -> None:
-        """Refuse a class of no kind or of both, and one with a hook of the other kind, which nothing would call."""
+        """Refuse a class of no kind or of both, and one with a hook of the other kind, which nothing would call.
+
+        A function of another number of parameters is a helper that happens to have the name.
+        """
         kinds = [kind for kind in (Method, ForwardMethod) if issubclass(cls, kind)]
         if len(kinds) != 1:
             names = " and ".join(kind.__name__ for kind in kinds) or "neither Method nor ForwardMethod"

@@ -27,6 +27,8 @@ class DiffusionNFT(ForwardMethod):
     Reference code: NVlabs/DiffusionNFT at commit 24af555, scripts/train_nft_sd3.py and config/nft.py.
     Departs: advantages are those of the suite's rule; the code divides by the std of all samples.
     Departs: the suite's sampler makes the videos; the code has a second-order solver.
+    Departs: the old policy's decay counts updates; the code counts optimizer steps, so with several of them per
+      rollout its old policy follows more slowly.
     Departs: the noise levels are uniform; the code trains at the first nine of its sampler's ten.
     """
 

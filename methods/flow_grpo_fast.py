@@ -20,6 +20,8 @@ class FlowGRPOFast(Method):
     Reference code: yifan123/flow_grpo, the fast scripts at commit 74db691.
     Departs: one window per update; the code draws one per call of its pipeline, so that samples of one group may have
       different windows.
+    Departs: a window may reach past the first half; the code keeps it inside, so its last start is the half less the
+      width, and a window as wide as the half always begins at the first step.
     Departs: samples of advantage 0 train, too; the code leaves them out.
     """
 

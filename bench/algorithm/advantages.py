@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +19,9 @@ class Advantages:
     """Advantages of the b samples of an update, in their order."""
 
     adv: Float[Tensor, "k b"]
-    """One advantage per sample, or one per reward."""
+    """One advantage per sample, or one per reward, times the sign of the reward's weight."""
     weights: list[float]
-    """Weight of each of the k advantages in the loss."""
+    """Weight of the loss of each of the k advantages, at least 0."""
     keep: Bool[Tensor, "b"]
     """Marks the samples that train."""
 
@@ -42,7 +43,9 @@ class Advantages:
                 f"{name}.advantages returned {len(adv)} advantages: return one, or one per reward "
                 f"({len(rewards.weights)}: {', '.join(rewards.weights)})."
             )
+        weights = [1.0] if len(adv) == 1 else list(rewards.weights.values())
+        adv = adv * torch.tensor([math.copysign(1.0, weight) for weight in weights])[:, None, None]
         keep = (AnyMethod.select(method, adv) if closed else method.select(adv)).flatten()
         if not keep.any():
             raise DivergedError(f"{name}.select keeps no sample of this update: nothing is left to train on.")
-        return cls(adv.flatten(1), [1.0] if len(adv) == 1 else list(rewards.weights.values()), keep)
+        return cls(adv.flatten(1), [abs(weight) for weight in weights], keep)

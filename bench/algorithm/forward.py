@@ -142,7 +142,10 @@ class ForwardSampler:
 
 @dataclass(frozen=True)
 class ForwardUpdater(Updater[ForwardRollout, ForwardMethod]):
-    """The optimizer steps of an update: the mean over samples and points of the sum over k of weight_k * loss_k."""
+    """The optimizer steps of an update: the mean over samples and points of the mean over k of loss_k by weight_k.
+
+    A mean and no sum, so that a term of the loss without the advantage has the same weight for every k.
+    """
 
     def _loss(
         self,
@@ -156,7 +159,8 @@ class ForwardUpdater(Updater[ForwardRollout, ForwardMethod]):
         point = self._point(rollout, n, rows)
         pairs = zip(advantages.weights, advantages.adv[:, rows], strict=True)
         losses = [w * checked_loss(self.method, self.method.loss(point, adv), adv) for w, adv in pairs]
-        summed = (torch.stack(losses).sum(0) * advantages.keep[rows]).sum()
+        mean = torch.stack(losses).sum(0) / sum(advantages.weights)
+        summed = (mean * advantages.keep[rows]).sum()
         value, references = summed.detach(), len(self.method.references)
         return summed, None, Measured(len(rows), value, {"policy_loss": value}, {}, references=references)
 

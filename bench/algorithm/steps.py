@@ -152,7 +152,7 @@ def schedule_properties(
     if not isinstance(method, Method):
         return {"sigma": sigmas.tolist(), "std": [0.0] * (len(sigmas) - 1)}
     noisy = noisy_steps(method, sigmas, settings, 0)
-    predicted = replace(method, equalizer="derived", weighting="off").step_weights(sigmas)
+    predicted = Method.step_weights(replace(method, equalizer="derived", weighting="off"), sigmas)
     return {
         "sigma": sigmas.tolist(),
         "std": (injected_variance(method, sigmas).sqrt() * noisy.reshape(-1, len(sigmas) - 1).any(0)).tolist(),

@@ -79,10 +79,7 @@ class MicroBatchStats:
 
 @dataclass(frozen=True)
 class Measured:
-    """What becomes the statistics of one micro-batch: scalars on the models' device, without a gradient.
-
-    The host has not read them, so that it does not wait for the device.
-    """
+    """What becomes the statistics of one micro-batch: scalars without a gradient."""
 
     samples: int
     loss: Tensor

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.algorithm.forward import ANCHORS, checked_decay, noise_levels
+from bench.algorithm.forward import ANCHORS, checked_decay, keeps_old, noise_levels
 from bench.algorithm.sampling import RolloutConfig
 from bench.api import ForwardMethod, ForwardPoint, Rewards
 from bench.checks.batch import HookCall, equal_bits, synthetic_rewards, tensors
@@ -125,11 +125,11 @@ def _gradient(method: ForwardMethod, point: ForwardPoint, adv: Tensor) -> Tensor
 
 
 def _loss(method: ForwardMethod) -> None:
-    point = synthetic_point(method)
-    grad = _gradient(method, point, synthetic_advantages())
+    point, adv, one = synthetic_point(method), synthetic_advantages(), slice(SAMPLES - 1, SAMPLES)
+    grad = _gradient(method, point, adv)
     moved = grad.flatten(1).abs().amax(1) > 0
-    require(moved.all(), "no gradient of loss reaches v for one of the samples")
-    gap = (_gradient(method, _only(point, slice(1, 2)), synthetic_advantages()[1:2]) - grad[1:2]).abs().max().item()
+    require(moved[adv > 0].all(), "no gradient of loss reaches v for one of the samples that are better than others")
+    gap = (_gradient(method, _only(point, one), adv[one]) - grad[one]).abs().max().item()
     require(gap <= QUIET, "a sample's loss depends on the other samples of the batch")
 
 
@@ -162,8 +162,12 @@ def _shifted(method: ForwardMethod) -> None:
 
 
 def _decay(method: ForwardMethod) -> None:
-    for update in range(UPDATES):
-        checked_decay(method, update)  # for its error
+    decays = [checked_decay(method, update) for update in range(UPDATES)]  # for its error
+    require(
+        keeps_old(method) or not any(decays),
+        f"old_decay is {max(decays):g}, but there is no old policy: add 'old' to references, or set rollout_policy to "
+        "'old'",
+    )
 
 
 CHECKS: Mapping[str, Callable[[ForwardMethod], None]] = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.algorithm.rollout import needs_old_mean
-from bench.api import AnyMethod, Gaussian, Method, ScoredStep
+from bench.api import AnyMethod, ForwardMethod, Gaussian, Method, ScoredStep
 from bench.checks.batch import (
     GROUP,
     PROMPTS,
@@ -22,7 +24,7 @@ from bench.checks.batch import (
     tensors,
     transition,
 )
-from bench.checks.violations import require, require_finite, require_frozen, require_shape
+from bench.checks.violations import CheckError, require, require_finite, require_frozen, require_shape
 from bench.core.budget import RESERVED_FIELDS
 from bench.core.rewards import Rewards
 from bench.flow import euler
@@ -34,6 +36,8 @@ CLIP_RANGES = (-10.0, -2.0, 2.0, 10.0)
 """How far from the rollout's policy the surrogate is tried, in clip ranges of the log-probability."""
 STDS = (-0.1, -0.01, 0.01, 0.1)
 """How far the mean is moved for `policy_loss`, in standard deviations of the step."""
+SIMILAR = 0.85
+"""From which ratio of `difflib` on a name is taken for a misspelt hook."""
 TOLERANCE = 1e-5
 """Relative error between two ways to one number: a hundred roundings of a method that computes in float32."""
 
@@ -179,11 +183,17 @@ def _surrogate(method: Method, _: Tensor) -> None:
     require_finite(loss, "surrogate")
     require(loss.requires_grad, "no gradient of surrogate reaches logp_new")
     (grad,) = torch.autograd.grad(loss.sum(), new)
-    require((grad * adv < 0).all(), "descending the surrogate does not raise the log-probability of a good sample")
+    _require_credit(grad * adv, adv, "surrogate")
     for move in CLIP_RANGES:
         moved = (logp + move * method.clip_range).requires_grad_(True)
         what = f"surrogate of log-probabilities {move:+g} clip ranges off"
         _require_usable(method.surrogate(moved, logp, adv), moved, (3,), what)
+
+
+def _require_credit(along: Tensor, adv: Tensor, what: str) -> None:
+    """The gradient to the log-probability times the advantage: below 0 for good samples, at most 0 for bad ones."""
+    require((along[adv > 0] < 0).all(), f"descending {what} does not raise the log-probability of a good sample")
+    require((along <= 0).all(), f"descending {what} raises the log-probability of a bad sample")
 
 
 def _require_usable(loss: Tensor, source: Tensor, shape: tuple[int, ...], what: str) -> None:
@@ -213,7 +223,7 @@ def _policy_loss(method: Method, batch: SyntheticBatch) -> None:
     (grad,) = torch.autograd.grad(loss.sum(), mean)
     require_finite(grad, "the gradient of policy_loss")
     along = (grad * uphill).flatten(1).sum(1) * adv
-    require((along < 0).all(), "descending policy_loss does not raise the log-probability of a good sample")
+    _require_credit(along, adv, "policy_loss")
     for move in STDS:
         mean = (step.mean + move * step.std.reshape(-1, 1, 1, 1, 1)).requires_grad_(True)
         new = ScoredStep(mean, step.std, method.log_prob(Gaussian(mean, step.std), x_next))
@@ -250,10 +260,20 @@ def _no_budget_field(method: AnyMethod) -> None:
     require(not reserved, f"the class sets {', '.join(reserved)}, which belongs to the suite's budget: remove it")
 
 
+def _hook_names(method: AnyMethod) -> None:
+    """No function of the class has nearly the name of a hook: nothing would call it."""
+    known = {name for name in dir(ForwardMethod if isinstance(method, ForwardMethod) else Method) if name[0] != "_"}
+    for name, _ in inspect.getmembers(type(method), inspect.isfunction):
+        if name[0] != "_" and name not in known:
+            for near in difflib.get_close_matches(name, known, 1, SIMILAR):
+                raise CheckError(f"{name} is no hook, and nothing calls it: call it {near}, or give it another name")
+
+
 DECLARATIONS: dict[str, Callable[[AnyMethod], None]] = {
     "frozen dataclass": require_frozen,
     "paper": _paper,
     "no budget field": _no_budget_field,
+    "hook names": _hook_names,
 }
 STEP_CHECKS: dict[str, Callable[[Method, SyntheticBatch], None]] = {
     "purity": _pure,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.algorithm.forward import checked_decay, noise_levels
 from bench.algorithm.sampling import RolloutConfig
-from bench.algorithm.steps import noisy_steps, trained_steps
+from bench.algorithm.steps import noisy_steps, step_weights, trainable_steps, trained_steps
 from bench.api import AnyMethod, ForwardMethod, Method
 from bench.core.errors import BenchError
 from bench.flow import sigma_schedule
@@ -17,7 +17,7 @@ from bench.suite.schema import Suite
 
 
 def check_steps(method: AnyMethod, suite: Suite) -> None:
-    """Ask the method for its noisy and its trained steps at every update and seed, as the rollouts will.
+    """Ask the method for its noisy and its trained steps and their weights at every update and seed, as rollouts will.
 
     A forward method is asked for its noise levels and for how its old policy follows.
 
@@ -28,7 +28,7 @@ def check_steps(method: AnyMethod, suite: Suite) -> None:
         constant, hooks, ask = False, "noise_levels and old_decay", partial(_ask_forward, method)
     else:
         assert isinstance(method, Method)
-        constant, hooks = _keeps_steps(method), "stochastic and train_steps"
+        constant, hooks = _keeps_steps(method), "stochastic, train_steps and step_weights"
         ask = partial(_ask_steps, method, sigma_schedule(suite.budget.steps, suite.budget.shift))
     for seed in suite.seeds[:1] if constant else suite.seeds:
         config = rollout_config(suite, seed)
@@ -51,7 +51,9 @@ def _keeps_steps(method: Method) -> bool:
 
 
 def _ask_steps(method: Method, sigmas: Tensor, config: RolloutConfig, update: int) -> None:
-    trained_steps(method, sigmas, noisy_steps(method, sigmas, config, update), config, update)
+    noisy = noisy_steps(method, sigmas, config, update)
+    trained_steps(method, sigmas, noisy, config, update)
+    step_weights(method, sigmas, trainable_steps(noisy, config))
 
 
 def _ask_forward(method: ForwardMethod, config: RolloutConfig, update: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -42,13 +44,24 @@ def require_shape(values: Tensor, shape: tuple[int, ...], name: str) -> None:
 
 
 def require_frozen(plugin: object) -> None:
-    """The class is a frozen dataclass by its own decorator, not only by that of a base class."""
-    options = vars(type(plugin)).get("__dataclass_params__")
+    """The class is a frozen dataclass by its own decorator, and what it sets of its bases' fields has a type.
+
+    A dataclass ignores a field that is set without one: the instances keep the default of the base class.
+    """
+    kind: Any = type(plugin)
+    options = vars(kind).get("__dataclass_params__")
     require(
         options is not None and options.frozen,
         "the class has no decorator of its own: write @dataclass(frozen=True, kw_only=True) above it, "
         "or its fields are not parameters and its attributes can change",
     )
+    for field in dataclasses.fields(kind):
+        for base in kind.__mro__:
+            require(
+                field.name not in vars(base) or field.name in inspect.get_annotations(base),
+                f"{base.__name__} sets {field.name} without a type, so its instances keep {field.default!r}: write "
+                f"{field.name}: {getattr(field.type, '__name__', field.type)} = {vars(base).get(field.name)!r}",
+            )
 
 
 def require_fingerprint(fingerprint: Callable[[], Mapping[str, str]]) -> None:

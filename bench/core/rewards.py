@@ -26,6 +26,9 @@ class AdvantageRule(ABC):
     def advantages(self, rewards: Rewards) -> Float[Tensor, "k p g"]:
         """One advantage per sample (k = 1), or one per reward in the order of `rewards.weights`, all finite.
 
+        A single one is that of the weighted rewards, the sign of a weight included. The harness weights several: each
+        is multiplied by the sign of its reward's weight, and its loss by the weight's size.
+
         A pure function of rewards that are finite, with at least two samples per group. A group whose rewards are all
         equal has advantages of exactly 0: it carries no information.
         """
@@ -72,8 +75,8 @@ class StandardizedAdvantages(AdvantageSettings, AdvantageRule):
     """The packaged rule: rewards are centred on their group, divided by a std, and clipped."""
 
     def advantages(self, rewards: Rewards) -> Float[Tensor, "k p g"]:
-        """Those of each reward with `std: each`, else those of the weighted sum."""
-        if self.std == "each":
+        """Those of each of several rewards with `std: each`, else those of the weighted sum."""
+        if self.std == "each" and len(rewards.weights) > 1:
             return torch.stack([standardized(rewards[name], self) for name in rewards.weights])
         return standardized(rewards.total(), self)[None]
 

@@ -17,7 +17,7 @@ from bench.api import AnyMethod, Method, NoisePolicy
 from bench.core.errors import BenchError
 from bench.core.world import SINGLE_PROCESS, World
 from bench.flow import sigma_schedule
-from bench.suite.noise import LARGEST_ETA
+from bench.suite.noise import largest_eta
 from bench.suite.schema import CommonEta, MatchedRSS, PluginSpec, RowSpec, Suite
 from bench.suite.search import Absent
 
@@ -66,7 +66,7 @@ def _check_lacks(suite: Suite, row: RowSpec) -> None:
 
 
 def _with_eta_factor(method: AnyMethod, suite: Suite, row: RowSpec) -> AnyMethod:
-    """The method with its own eta times the row's `eta_factor`, at most `LARGEST_ETA`."""
+    """The method with its own eta times the row's `eta_factor`, at most `largest_eta`."""
     if row.eta_factor is None:
         return method
     if isinstance(suite.noise_policy, CommonEta | MatchedRSS):
@@ -74,7 +74,8 @@ def _with_eta_factor(method: AnyMethod, suite: Suite, row: RowSpec) -> AnyMethod
             f"row {row.name!r} sets eta_factor, but noise_policy {suite.noise_policy.kind} sets the eta of every "
             "method: use kind native, or leave out eta_factor."
         )
-    return with_eta(method, min(getattr(method, "eta", 0.0) * row.eta_factor, LARGEST_ETA))
+    own = getattr(method, "eta", 0.0)
+    return with_eta(method, min(own * row.eta_factor, largest_eta(own)))
 
 
 def recorded_params(method: AnyMethod) -> dict[str, Any]:

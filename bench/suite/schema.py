@@ -185,7 +185,8 @@ class RowSpec(StrictModel):
     lr: float | None = Field(default=None, gt=0)
     """Learning rate of the row, above 0; None: the suite's. It makes the row open."""
     eta_factor: float | None = Field(default=None, gt=0)
-    """Factor on the row's eta, above 0; the product is at most 1. None: 1. Only with a noise policy that keeps it."""
+    """Factor on the row's eta, above 0; the product is at most 1, or that eta where it is larger. None: 1. Only with a
+    noise policy that keeps it."""
     lacks: list[Absent] = []
     """Settings of the suite's search that the row's method does not have, so that its trials leave them out."""
 
@@ -219,7 +220,7 @@ NANO: dict[str, Any] = {
     "clip_reference_size": 32 * 21 * 30 * 53,
 }
 """Defaults of a suite on the packaged nano checkpoint: its prompts, its evaluators, and the latent size of 480p
-HunyuanVideo-1.5 with 81 frames, for which the methods' clip ranges are stated."""
+HunyuanVideo-1.5 with 81 frames, for which the methods' clip ranges are taken to hold."""
 
 
 class Suite(StrictModel):

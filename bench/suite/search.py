@@ -71,7 +71,8 @@ class SearchSpec(BaseModel):
     lr: Range
     """Smallest and largest learning rate; log-uniform."""
     eta: Range
-    """Smallest and largest factor on the method's own eta; log-uniform. The product is at most 1."""
+    """Smallest and largest factor on the method's own eta; log-uniform. The product is at most 1, or that eta where it
+    is larger."""
     equalizer: list[Literal["off", "derived", "released"]] = Field(min_length=1)
     """Equalizers, each as likely as the others."""
 

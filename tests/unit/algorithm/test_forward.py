@@ -20,7 +20,17 @@ from bench.algorithm.forward import (
 from bench.algorithm.sampling import RolloutConfig
 from bench.algorithm.update import UpdateConfig
 from bench.algorithm.update_stats import UpdateStats
-from bench.api import AnyMethod, BenchError, Budget, ForwardMethod, ForwardPoint, Method, Rewards, latent_mean
+from bench.api import (
+    AnyMethod,
+    BenchError,
+    Budget,
+    ForwardMethod,
+    ForwardPoint,
+    Method,
+    Rewards,
+    StandardizedAdvantages,
+    latent_mean,
+)
 from bench.checks.forward import SAMPLES, synthetic_advantages, synthetic_point
 from bench.checks.methods import FORWARD_CHECKS, check_method
 from bench.checks.steps import check_steps
@@ -67,7 +77,7 @@ class Outcome:
         return torch.cat([p.grad.flatten() for p in self.backbone.parameters() if p.grad is not None])
 
 
-def run_update(method: ForwardMethod, shift: float = 0.0, **changes: Any) -> Outcome:
+def run_update(method: ForwardMethod, shift: float = 0.0, rewards: Rewards | None = None, **changes: Any) -> Outcome:
     """A rollout of the base and one update at rate 1; `shift`: how far the policy has moved from its old self."""
     backbone, ledger, budget = ToyBackbone(), Ledger(), dataclasses.replace(BUDGET, **changes)
     start_old_policy(method, backbone)
@@ -76,9 +86,10 @@ def run_update(method: ForwardMethod, shift: float = 0.0, **changes: Any) -> Out
     settings = RolloutConfig(budget, "predicted_x0", "distinct", 0)
     rollout = ForwardSampler(backbone, method, settings, ledger).sample(backbone.encode(PROMPTS), 0)
     values = torch.randn(2, 4, generator=torch.Generator().manual_seed(3))
+    rewards = rewards or Rewards({"a": values}, {"a": 1.0})
     optimizer = torch.optim.SGD(backbone.parameters(), lr=1.0)
     updater = ForwardUpdater(backbone, method, kl_policy("none"), optimizer, UpdateConfig(budget, seed=0), ledger)
-    _, log = updater(rollout, Rewards({"a": values}, {"a": 1.0}), {}, 0)
+    _, log = updater(rollout, rewards, {}, 0)
     return Outcome(backbone, rollout, ledger, log)
 
 
@@ -251,8 +262,39 @@ class GoodOnly(Matching):
         return (1 - point.sigma) * super().loss(point, adv.clamp_min(0)) + near
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NothingOfBad(Matching):
+    """No gradient at all for samples that are worse than others."""
+
+    def loss(self, point: ForwardPoint, adv: Tensor) -> Tensor:
+        return super().loss(point, adv.clamp_min(0))
+
+
 def test_a_loss_may_leave_bad_samples_and_single_levels_alone() -> None:
     check_method(GoodOnly())
+    check_method(NothingOfBad())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forgetful(Matching):
+    def old_decay(self, update: int) -> float:
+        return 0.9
+
+
+def test_a_decay_without_an_old_policy_is_refused() -> None:
+    with pytest.raises(BenchError, match=r"old_decay is 0\.9, but there is no old policy: add 'old' to references"):
+        check_method(Forgetful())
+
+
+def test_several_advantages_leave_a_regularizer_its_weight() -> None:
+    """The mean by weight: with advantages of 0, RVM's loss of two rewards is that of one."""
+    each = StandardizedAdvantages(std="each")
+    zero = Rewards({"a": torch.ones(2, 4), "b": torch.ones(2, 4)}, {"a": 0.5, "b": 2.0}, each)
+    one = Rewards({"a": torch.ones(2, 4)}, {"a": 1.0})
+    for method in (RVM(), AWM()):
+        both, single = (run_update(method, 0.3, rewards).gradient() for rewards in (zero, one))
+        torch.testing.assert_close(both, single)
+        assert single.abs().max() > 0
 
 
 def test_letters_are_no_references() -> None:

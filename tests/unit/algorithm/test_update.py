@@ -15,13 +15,26 @@ from bench.algorithm.rollout import Rollout, Sampler
 from bench.algorithm.sampling import RolloutConfig
 from bench.algorithm.update import PROBE_EVERY, StepUpdater, UpdateConfig, minibatches
 from bench.algorithm.update_stats import UpdateStats
-from bench.api import BenchError, Budget, DivergedError, KLPolicy, Method, Rewards, ScoredStep, latent_mean
+from bench.api import (
+    AdvantageRule,
+    BenchError,
+    Budget,
+    DivergedError,
+    KLPolicy,
+    Method,
+    Rewards,
+    ScoredStep,
+    StandardizedAdvantages,
+    latent_mean,
+)
 from bench.checks.methods import check_method
 from bench.core.ledger import Ledger, planned_counts
+from bench.core.rewards import WhitenedAdvantages
 from bench.plugins import kl_policy
 from methods.cps import CPS
 from methods.dance_grpo import DanceGRPO
 from methods.flow_grpo import FlowGRPO
+from methods.longcat_grpo import LongCatGRPO
 from methods.sage_grpo import SAGEGRPO
 from tests.helpers.toy import ToyBackbone
 
@@ -273,6 +286,18 @@ def test_one_advantage_per_reward_is_summed_with_the_suite_weights() -> None:
     assert advantages.adv.shape == (2, 8)
     assert advantages.weights == [0.5, 2.0]
     assert Advantages.compute(FlowGRPO(), rewards).weights == [1.0]
+
+
+@pytest.mark.parametrize("rule", [StandardizedAdvantages(), StandardizedAdvantages(std="each"), WhitenedAdvantages()])
+@pytest.mark.parametrize("method", [FlowGRPO(), LongCatGRPO(), LongCatGRPO(largest_std=True)])
+def test_a_reward_of_negative_weight_is_lowered(rule: AdvantageRule, method: Method) -> None:
+    """One reward or several, whatever the rule: the sign is in the advantage, where a clip sees it."""
+    values = torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]])
+    for weights in ({"a": -1.0}, {"a": -1.0, "b": -2.0}):
+        found = Advantages.compute(method, Rewards(dict.fromkeys(weights, values), weights, rule))
+        assert all(weight > 0 for weight in found.weights)
+        centred = values.mean() - values.flatten()
+        assert (found.adv * centred > 0).all()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

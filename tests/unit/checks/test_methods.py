@@ -357,3 +357,55 @@ def test_a_field_of_the_budget_is_refused_at_class_creation() -> None:
 def test_impossible_hyper_parameters_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(BenchError, match="Sound"):
         Sound(**bad)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untyped(Sound):
+    clip_range = 1e-3  # a dataclass ignores this
+
+
+@dataclass(frozen=True, kw_only=True)
+class Misspelt(Sound):
+    def step_weight(self, sigmas: Tensor) -> Tensor:
+        return sigmas[:-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithHelpers(Sound):
+    clip_range: float = 1e-3
+
+    def width(self, sigmas: Tensor) -> Tensor:
+        return sigmas[:-1] - sigmas[1:]
+
+
+def test_what_a_class_sets_in_vain_is_named() -> None:
+    with pytest.raises(
+        BenchError,
+        match=r"Untyped sets clip_range without a type, so its instances keep 0.0001: write clip_range: float = 0.001",
+    ):
+        check_method(Untyped())
+    with pytest.raises(
+        BenchError, match="step_weight is no hook, and nothing calls it: call it step_weights, or give"
+    ):
+        check_method(Misspelt())
+    check_method(WithHelpers())
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoodOnly(Sound):
+    """Learns from samples that are better than others only, which the open division may do."""
+
+    def surrogate(self, logp_new: Tensor, logp_old: Tensor, adv: Tensor) -> Tensor:
+        return -adv.clamp_min(0) * torch.exp(logp_new - logp_old)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadToo(Sound):
+    def surrogate(self, logp_new: Tensor, logp_old: Tensor, adv: Tensor) -> Tensor:
+        return -adv.abs() * torch.exp(logp_new - logp_old)
+
+
+def test_a_surrogate_may_leave_bad_samples_alone_and_not_raise_them() -> None:
+    check_method(GoodOnly())
+    with pytest.raises(BenchError, match="descending surrogate raises the log-probability of a bad sample"):
+        check_method(BadToo())

@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.algorithm.sampling import RolloutConfig
+from bench.algorithm.steps import schedule_properties
 from bench.api import BenchError, Method
 from bench.checks.steps import check_steps
+from bench.flow import sigma_schedule
 from bench.suite.schema import Suite
 from methods.cps import CPS
 from methods.flow_grpo import FlowGRPO
@@ -109,3 +112,33 @@ def test_an_exception_of_a_hook_names_the_update() -> None:
 @pytest.mark.parametrize("method", [CPS(), FlowGRPO()])
 def test_our_methods_have_enough(method: Method) -> None:
     check_steps(method, suite("budget.updates=100000"))  # asked once, since the steps do not depend on the update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Above(FlowGRPO):
+    """Weights of its own: 1 at noise levels above a limit, 0 below, which is legal."""
+
+    limit: float = 0.8
+    late: bool = False
+
+    def stochastic(self, sigmas: Tensor, update: int, rng: torch.Generator) -> Tensor:
+        steps = torch.arange(len(sigmas) - 1)
+        return steps >= 2 if self.late and update == 1 else steps < 2
+
+    def step_weights(self, sigmas: Tensor) -> Tensor:
+        return (sigmas[:-1] > self.limit).float()
+
+
+def test_weights_that_no_trained_step_has_are_found_before_a_run() -> None:
+    short = tiny("budget.updates=2", "budget.train_steps=1")
+    check_steps(Above(limit=0.9), short)
+    with pytest.raises(BenchError, match=r"Above\.step_weights has the mean 0 over the steps that may train"):
+        check_steps(Above(limit=0.9, late=True), short)
+
+
+def test_the_predicted_norms_are_those_of_the_kernel_whatever_the_weights() -> None:
+    config = RolloutConfig(tiny().budget, "predicted_x0", "distinct", 0)
+    sigmas = sigma_schedule(4, 5.0)
+    own, plain = (schedule_properties(method, sigmas, config) for method in (Above(), FlowGRPO()))
+    assert own["predicted_grad_norm"] == plain["predicted_grad_norm"]
+    assert 0.0 in own["step_weight"]

@@ -16,6 +16,7 @@ from bench.suite.methods import apply_noise_policy, make_method
 from bench.suite.noise import CommonEta, MatchedRSS, Native
 from bench.suite.schema import RowSpec
 from methods.flow_grpo import FlowGRPO
+from methods.precise import Precise
 from tests.helpers.nano_suite import tiny
 
 METHODS = ("flow_grpo", "dance_grpo", "cps", "sage_grpo")
@@ -54,6 +55,24 @@ def test_common_eta_sets_eta_and_native_leaves_it() -> None:
 def test_an_rss_out_of_reach_is_refused_with_the_largest_possible_one() -> None:
     with pytest.raises(BenchError, match=r"DanceGRPO: it injects at most 1\.000 at eta 1.*lower rss"):
         apply_noise_policy(plugins.method("dance_grpo"), MatchedRSS(rss=3.0), SIGMAS, ALL)
+
+
+def test_an_rss_below_what_a_kernel_injects_at_any_eta_is_refused() -> None:
+    """Precise's std at sigma 1 does not depend on eta: a tiny eta that leaves the noise too large is no solution."""
+    sigmas = sigma_schedule(10, 5.0)
+    with pytest.raises(BenchError, match=r"Precise: it injects at least 0\.978 at any eta above 0.*raise rss"):
+        apply_noise_policy(Precise(), MatchedRSS(rss=0.75), sigmas, ALL[:10])
+    matched = apply_noise_policy(Precise(), MatchedRSS(rss=1.9), sigmas, ALL[:10])
+    assert 1.0 < matched.eta <= Precise().eta, "up to the method's own eta"
+    assert float(injected_variance(matched, sigmas).sum().sqrt()) == pytest.approx(1.9, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("method", "factor", "eta"), [("precise", 1.0, 1.5), ("precise", 1.4, 1.5), ("cps", 9.0, 1.0)]
+)
+def test_a_factor_on_eta_is_cut_at_one_or_the_own_eta(method: str, factor: float, eta: float) -> None:
+    row = RowSpec(method=method, kl="fixed", eta_factor=factor, label="mine")
+    assert make_method(tiny(), row).eta == eta  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, kw_only=True)
