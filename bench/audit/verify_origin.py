@@ -101,8 +101,12 @@ def _log_digest(run: StoredRun) -> Iterator[Result]:
 
 
 def _policy(run: StoredRun) -> Iterator[Result]:
-    """The stored policy has the weights with which training ended."""
-    if not (run.folder / store.POLICY).is_file() or not run.lines:
+    """The stored policy has the weights with which training ended; without one the scores cannot be made again."""
+    if not (run.folder / store.POLICY).is_file():
+        if run.record.seed is not None and run.record.rules > 1:
+            yield Note(f"no {store.POLICY}, so --replay cannot evaluate it again, and its scores rest on trust")
+        return
+    if not run.lines:
         return
     logged = run.lines[-1].get("weights_after")
     if logged is None:

@@ -55,6 +55,11 @@ class PartialReplay:
     """Why nothing was done again, in one sentence."""
 
     @property
+    def complete(self) -> bool:
+        """Whether training, if there is one, and evaluation were done again."""
+        return self.refused is None and self.scores is not None
+
+    @property
     def largest(self) -> float:
         """Largest difference of any number; infinite for fields that only one side has with the same sources."""
         sizes = list((self.scores or {}).values())
@@ -118,7 +123,7 @@ class PartialReplay:
     @property
     def finding(self) -> Finding | None:
         """The finding about this run; None if there is nothing to tell."""
-        return Finding(self.run, self.text, self.wrong) if self.refused or self.largest else None
+        return None if self.complete and not self.largest else Finding(self.run, self.text, self.wrong)
 
     def document(self) -> dict[str, Any]:
         """The result as JSON data."""
@@ -146,15 +151,16 @@ def within_tolerance(gap: Difference) -> bool:
     return gap.size <= (0.0 if exact else TOLERANCE * max(1.0, abs(gap.stored)))
 
 
-def draw(runs: Sequence[Path], count: int | Literal["all"]) -> list[Path]:
-    """The runs that are done again: at most `count` of these, in an order that their records themselves decide.
+def draw(runs: Sequence[Path], count: int | Literal["all"], number: int) -> list[Path]:
+    """The runs that are done again: at most `count` of these, in an order that `number` and their records decide.
 
     `runs`: those that can be read, have finished and were made under the rules of this version
-    (`bench.audit.verify.Report.repeatable`). The order follows from a digest of all their `run.json`, so nobody who
-    made them or checks them chooses, and everybody draws the same runs.
+    (`bench.audit.verify.Report.repeatable`). The order follows from the number and a digest of all their `run.json`.
+    Who made them does not know the number, who checks them does not choose it if it is drawn, and with the number
+    everybody draws the same runs.
     """
     own = {run: hashlib.sha256((run / store.RUN).read_bytes()).hexdigest() for run in runs}
-    total = hashlib.sha256("".join(sorted(own.values())).encode()).hexdigest()
+    total = hashlib.sha256(f"{number} {''.join(sorted(own.values()))}".encode()).hexdigest()
     order = sorted(own, key=lambda run: hashlib.sha256(f"{total} {own[run]}".encode()).hexdigest())
     return order if count == "all" else order[:count]
 

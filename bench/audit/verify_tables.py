@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import islice
 from pathlib import Path
 
-from bench import store
 from bench.audit.findings import Finding
 from bench.core.errors import BenchError
 from bench.core.provenance import ROOT
@@ -19,7 +19,7 @@ from bench.report.tables.ablation import render_ablation
 from bench.report.tables.main import NAME, load_main_table, render_table
 from bench.report.tables.tuning import NAME as TUNING
 from bench.report.tables.tuning import load_tuning_table, render_tuning
-from bench.store.record import REPLAY, RunRecord
+from bench.store.record import RunRecord
 from bench.suite.difference import settings_difference
 from bench.suite.load import load_variants
 from bench.suite.recorded import SUITE_FILE
@@ -28,6 +28,8 @@ from bench.suite.schema import Suite
 CONFIGS = ROOT / "bench" / "configs"
 #: Selections that are tried before a stored table counts as not the table of its records.
 MOST_SELECTIONS = 12
+#: Starts of the lines of a table that are about replays: the note, and the word of its legend that only this note has.
+ABOUT_REPLAYS = ("- Nondeterminism floor: ", "- **equal bits**: ")
 _REWRITE = "write the tables again with `bench table`, or restore the records that they were made from"
 
 
@@ -57,16 +59,29 @@ def check_tables(folder: Path) -> Iterator[Finding]:
     if best is None:
         yield Finding(folder, f"tables without records: {_REWRITE}")
         return
-    replays = [path.stat().st_mtime for path in store.find(folder.parent, f"**/{REPLAY}")]
     for name in best[0]:
-        if any(replay > (folder / name).stat().st_mtime for replay in replays):
-            note = "is older than a replay of these runs, which it quotes: write it again with `bench table`"
+        content, text = stored[name].decode(errors="replace"), best[1].get(name, "")
+        if _without_replays(content) == _without_replays(text):
+            note = "quotes other replays of these runs than are stored: write it again with `bench table`"
             yield Finding(folder / name, note, wrong=False)
             continue
-        line = _first_differing_line(stored[name].decode(errors="replace"), best[1].get(name, ""))
+        line = _first_differing_line(content, text)
         yield Finding(
             folder / name, f"is not what `bench table` writes from these records, from line {line} on: {_REWRITE}"
         )
+
+
+def _without_replays(text: str) -> list[str]:
+    """The lines of a table without what it says of replays."""
+    lines = [line for line in text.split("\n") if not line.startswith(ABOUT_REPLAYS)]
+    return [_without_replay_badge(line) if line.startswith("Checks: ") else line for line in lines]
+
+
+def _without_replay_badge(line: str) -> str:
+    """The line of checks without `replay (why)`, its comma or semicolon, and a list that then is empty."""
+    line = re.sub(r"(?:[;,] )?\breplay\b(?: \([^)]*\))?", "", line)
+    line = re.sub(r": [;,] ", ": ", line)
+    return re.sub(r"(?:\*\*\w+\*\*|passed): \. ?", "", line).strip()
 
 
 def _first_differing_line(text: str, other: str) -> int:
@@ -98,7 +113,7 @@ def _variants(folder: Path, stored: dict[str, bytes]) -> dict[str, Path]:
     if records_below(folder):
         return {"": folder}
     below = {path.name for path in folder.iterdir() if records_below(path)}
-    listed = [suite.variant for suite in packaged_suites().values() if suite.variant and suite.study == folder.name]
+    listed = [suite.variant for suite in suites_of_tables().values() if suite.variant and suite.study == folder.name]
     listed = listed if set(listed) == below else _order_in(stored)
     return {name: folder / name for name in (listed if set(listed) == below else sorted(below))}
 
@@ -118,7 +133,7 @@ def candidate_selections(folder: Path) -> Iterator[Selection]:
     """
     records = _records(folder)
     configs = [Suite.model_validate(record.config) for record in records]
-    own = packaged_suites().get(configs[0].suite)
+    own = suites_of_tables().get(configs[0].suite)
     fits = own is not None and all(settings_difference(config, own) is None for config in configs)
     stored = _stored_suites(folder)
     suites = [*stored, *([own] if own is not None and fits else []), *configs]
@@ -146,7 +161,7 @@ def _records(folder: Path) -> list[RunRecord]:
 
 
 @cache
-def packaged_suites() -> dict[str, Suite]:
+def suites_of_tables() -> dict[str, Suite]:
     """Name to suite of all suites and variants in the project's own YAML files; the first file wins."""
     suites: dict[str, Suite] = {}
     for path in sorted(CONFIGS.glob("*.yaml")):

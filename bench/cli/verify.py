@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -29,7 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replay",
         metavar="K",
-        help="do K runs, drawn by a digest of all records, again: their first updates and their evaluation; or 'all'",
+        help="do K runs again, drawn at random: their first updates and their evaluation; or 'all'",
+    )
+    parser.add_argument(
+        "--draw",
+        type=int,
+        metavar="N",
+        help="draw the runs of --replay by this number (default: a new one, which is printed)",
     )
     add_code_argument(parser)
 
@@ -52,9 +59,9 @@ def _replay(
     from bench.core.process_state import fix_process_state
     from bench.suite.recorded import suite_of_record
 
-    runs = draw(repeatable, count)
+    runs = draw(repeatable, count, args.draw)
     suites = [suite_of_record(run, store.read_record(run)) for run in runs]
-    check_consent(folder, suites, args)
+    check_consent(folder, suites, args.allow_code)
     fix_process_state()  # as in a run
     return replay_runs(runs)
 
@@ -71,6 +78,7 @@ def execute(args: argparse.Namespace) -> int:
         from bench.core.rules import RULES
 
     report = verify(folders)
+    args.draw = secrets.randbelow(10**9) if args.draw is None else args.draw
     replays = [] if count is None else _replay(folders[0], report.repeatable, count, args)
     found = [each.finding for each in replays]
     if count is not None and not replays:
@@ -78,20 +86,22 @@ def execute(args: argparse.Namespace) -> int:
     report = report._replace(
         findings=[*report.findings, *filter(None, found)],
         drawn=None if count is None else len(replays),
-        repeated=sum(each.refused is None for each in replays),
+        repeated=sum(each.complete for each in replays),
     )
     document = {
         "runs": report.runs,
         "suites": report.suites,
         "tables": report.tables,
         "wrong": report.wrong,
+        "draw": args.draw if replays else None,
         "drawn": report.drawn,
         "repeated": report.repeated,
         "findings": [{"path": each.path, "text": each.text, "wrong": each.wrong} for each in report.findings],
         "replays": [each.document() for each in replays],
     }
     lines = [f"again {each.run}: {each.text}." for each in replays if each.finding is None]
-    print_result(args, "\n".join([*lines, report.text]), document)
+    how = [f"drawn by the number {args.draw}; --draw {args.draw} draws the same runs again"] if replays else []
+    print_result(args, "\n".join([*how, *lines, report.text]), document)
     return 0 if report.passed else 1
 
 
@@ -106,6 +116,7 @@ COMMAND = Command(
         "bench verify",
         "bench verify results/reference/nano results/reference/nano_kl",
         "bench verify results/nano --replay 3",
+        "bench verify results/nano --replay 3 --draw 271828",
     ),
     exit_codes="0 if all is well, 1 if something is wrong or a drawn run could not be done again, 2 for a mistake; "
     "figures are not checked",

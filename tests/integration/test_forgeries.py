@@ -262,6 +262,12 @@ def edit_policy(hashed: bool) -> Callable[[Path], None]:
     return forge
 
 
+def without_policies(suite: Path) -> None:
+    raised_with_raw(suite)
+    for path in suite.rglob(store.POLICY):
+        path.unlink()
+
+
 def rewards_shifted(line: dict[str, Any]) -> dict[str, float]:
     return {name: value + 1.0 for name, value in line["rewards"].items()}
 
@@ -393,6 +399,9 @@ FORGERIES: dict[str, Forgery] = {
     "F13b": Forgery(
         "another stored policy, with its hash in the training log", edit_policy(True), REPLAY, "scores by up to"
     ),
+    "F13c": Forgery(
+        "the stored policies deleted, and VQ raised together with VQ_raw", without_policies, NOTE, "rest on trust"
+    ),
 }
 
 
@@ -427,12 +436,15 @@ def test_only_a_replay_finds_a_forgery(suite: Path, name: str) -> None:
 
 def test_the_command_draws_runs_and_does_them_again(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [path.parent for path in sorted(suite.rglob(store.RUN))]
-    drawn = draw(runs, 2)
-    assert drawn == draw(runs[::-1], 2), "the order of the folders does not matter"
-    assert set(draw(runs, "all")) == set(runs)
-    assert main(["verify", str(suite), "--replay", "2", "--allow-code"]) == 0
+    drawn = draw(runs, 2, 7)
+    assert drawn == draw(runs[::-1], 2, 7), "the order of the folders does not matter"
+    assert {tuple(draw(runs, 2, number)) for number in range(20)} > {tuple(drawn)}, "the number decides"
+    assert set(draw(runs, "all", 7)) == set(runs)
+    assert main(["verify", str(suite), "--replay", "2", "--draw", "7", "--allow-code"]) == 0
     out = capsys.readouterr().out
     assert out.count("done again: equal bits.") == 2
+    assert out.startswith("drawn by the number 7; --draw 7 draws the same runs again")
+    assert [f"again {run}: " in out for run in drawn] == [True, True]
     shutil.rmtree(suite / SAGE)
     raised_with_raw(suite)
     assert main(["verify", str(suite), "--replay", "all", "--json"]) == 1
@@ -448,6 +460,7 @@ def test_what_cannot_be_done_again_is_said(suite: Path, capsys: pytest.CaptureFi
     (suite / SAGE / "seed-0" / store.POLICY).unlink()
     text = replay_run(suite / SAGE / "seed-0").text
     assert text == "2 update(s) and no evaluation (it has no stored policy) done again: equal bits"
+    assert not replay_run(suite / SAGE / "seed-0").complete
     run = suite / SAGE / "seed-1"
     other_cpu(run)
     edit_lines(run, 0, reward_group_std=lambda line: line["reward_group_std"] + 0.01, weights_after="0" * 16)

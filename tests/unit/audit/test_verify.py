@@ -14,7 +14,7 @@ import pytest
 
 from bench import store
 from bench.audit.verify import verify
-from bench.audit.verify_tables import packaged_suites
+from bench.audit.verify_tables import suites_of_tables
 from bench.cli import main
 from bench.core.provenance import ROOT
 from bench.report.data.ablation import levels_of
@@ -248,7 +248,7 @@ def test_an_edited_table_is_found(written: Path, tmp_path: Path, name: str) -> N
     assert f"from line {text[:at].count(chr(10)) + 1} on" in line
 
 
-def test_a_table_that_is_older_than_a_replay_is_a_note(written: Path, tmp_path: Path) -> None:
+def test_a_table_that_quotes_other_replays_is_a_note(written: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(written, tmp_path / "results")
     record = store.read_record(copy / "toy" / RUN)
     replay = ReplayRecord(
@@ -263,10 +263,14 @@ def test_a_table_that_is_older_than_a_replay_is_a_note(written: Path, tmp_path: 
         other=[],
     )
     write_replay(copy / "toy" / RUN, replay)
-    later = (copy / "toy" / "tables" / "main.md").stat().st_mtime + 10
-    os.utime(copy / "toy" / RUN / REPLAY, (later, later))
+    table = copy / "toy" / "tables" / "main.md"
     assert lines(copy) == []
-    assert any("main.md: is older than a replay of these runs, which it quotes" in line for line in lines(copy, False))
+    assert any("main.md: quotes other replays of these runs than are stored" in line for line in lines(copy, False))
+    text = table.read_text(encoding="utf-8")
+    for forged in (text.replace("equal budget", "equal budgets", 1), text + "- 9.99\n"):
+        assert forged != text
+        table.write_text(forged, encoding="utf-8")
+        assert any("main.md: is not what `bench table` writes" in line for line in lines(copy)), "beside a replay, too"
 
 
 def test_a_half_written_file_of_a_killed_process_is_a_note(results: Path) -> None:
@@ -331,4 +335,4 @@ def test_a_copy_of_stored_runs_is_all_well_wherever_it_lies(tmp_path: Path, monk
 
 
 def test_every_packaged_suite_is_known_by_its_name() -> None:
-    assert {"nano", "nano_noise/native", "nano_kl"} <= packaged_suites().keys()
+    assert {"nano", "nano_noise/native", "nano_kl"} <= suites_of_tables().keys()
