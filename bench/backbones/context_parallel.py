@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bench.api import BenchError, context_degree
+from bench.core.world import COLLECTIVE_TIMEOUT
 
 TOKENS, HEADS = 1, 2
 """Dimensions of a query, key or value [b, tokens, heads, d]."""
@@ -46,7 +47,7 @@ def context_group(parallel: Mapping[str, int] | None) -> Any:
             f"backbone.train.parallel.context is {n}, but the run has {size} process{'es' * (size > 1)}: "
             f"use --launcher torchrun with an --nproc that is a multiple of {n}."
         )
-    group, _ = dist.new_subgroups(n)
+    group, _ = dist.new_subgroups(n, timeout=COLLECTIVE_TIMEOUT)
     return group
 
 

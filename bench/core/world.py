@@ -221,7 +221,7 @@ class World:
             minutes = COLLECTIVE_TIMEOUT.total_seconds() / 60
             raise PeerLostError(
                 f"process {self.rank} of {self.size} lost the others (one ended, or hung for {minutes:.0f} minutes): "
-                + RESUME_HINT
+                f"{RESUME_HINT} torch.distributed says: {str(cause).strip().partition(chr(10))[0][:200]}"
             ) from cause
 
 
@@ -264,5 +264,9 @@ def process_group(cp_degree: int = 1, shard: Shard | None = None) -> Iterator[Wo
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
-    yield World(rank=dist.get_rank(), size=dist.get_world_size(), cp_degree=cp_degree, shard=shard)
+    world = World(rank=dist.get_rank(), size=dist.get_world_size(), cp_degree=cp_degree, shard=shard)
+    if backend != "gloo":
+        with world._network_errors():  # NCCL connects at its first call: here, and not after a whole rollout
+            dist.all_reduce(torch.zeros(1, device="cuda"))
+    yield world
     dist.destroy_process_group()  # not after an error: it would wait for the others

@@ -22,6 +22,7 @@ from bench.launch.progress import RunsProgress, Workload
 from bench.launch.slurm import LoggedSteps, SlurmLauncher
 from bench.launch.torchrun import Status, TorchrunLauncher
 from bench.launch.worker import REPORT_EVERY
+from bench.suite.devices import shared_gpus
 from bench.suite.job import Job
 
 Workloads = Mapping[str, Workload]
@@ -60,7 +61,7 @@ def run_jobs(jobs: Sequence[Job], workloads: Workloads, launch: LaunchConfig, ou
     at_once = {"local": min(launch.processes or len(os.sched_getaffinity(0)), len(jobs)), "torchrun": 1}
     launcher: LocalLauncher | TorchrunLauncher | SlurmLauncher
     if launch.launcher == "local":
-        launcher = LocalLauncher(messages, launch.trackers)
+        launcher = LocalLauncher(messages, launch.trackers, shared_gpus([job.suite for job in jobs]))
     elif launch.launcher == "torchrun":
         launcher = TorchrunLauncher(launch.layout, messages, trackers=launch.trackers)
     else:

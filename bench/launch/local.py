@@ -29,8 +29,10 @@ class LocalLauncher:
     messages: Any
     """Queue that takes (label, step)."""
     trackers: Sequence[str] = ()
-    processes: list[BaseProcess] = field(default_factory=list)
-    """The processes of the current runs."""
+    gpus: Sequence[str] = ()
+    """GPUs of this machine (`bench.suite.devices.shared_gpus`); each run has the one with the fewest runs."""
+    processes: dict[BaseProcess, str | None] = field(default_factory=dict)
+    """The processes of the current runs, with the GPU of each."""
     stopped: bool = False
     lock: Lock = field(default_factory=Lock)
     """Held while a process is started or its exit code is read, since both collect ended children."""
@@ -39,12 +41,14 @@ class LocalLauncher:
         """Do one run in a new process."""
         context = multiprocessing.get_context("spawn")
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=run_in_process, args=(pickle.dumps((job, self.trackers)), sender))
         with self.lock:
             if self.stopped:
                 raise KilledError(KILLED_MESSAGE)
+            taken = list(self.processes.values())
+            gpu = min(self.gpus, key=taken.count, default=None)
+            process = context.Process(target=run_in_process, args=(pickle.dumps((job, self.trackers)), sender, gpu))
             _start_without_interrupt(process)
-            self.processes.append(process)
+            self.processes[process] = gpu
         sender.close()  # the process has its own end, so that its death ends the messages
         end = None
         try:
@@ -71,7 +75,7 @@ class LocalLauncher:
         multiprocessing.connection.wait([process.sentinel])
         with self.lock:
             process.join()
-            self.processes.remove(process)
+            del self.processes[process]
 
     def stop(self) -> None:
         """End the processes of all current runs; no other one is started."""

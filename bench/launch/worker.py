@@ -4,7 +4,7 @@ Both give the process its fixed global state before a plug-in is imported.
 
 A rank is started by `python -m torch.distributed.run ... -m bench.launch.worker JOB_FILE`. It sends lines to the
 launcher on stdout: "progress [...]" with the fields of a `Step`, "warning" with a text, or the reason of its end:
-"error", "lost" or "bug" with a text. Its exit code is 0 if the run has its record.
+"error", "locked", "lost" or "bug" with a text. Its exit code is 0 if the run has its record.
 """
 
 from __future__ import annotations
@@ -49,14 +49,16 @@ def throttle(send: ProgressCallback) -> ProgressCallback:
     return report
 
 
-def run_in_process(pickled_job: bytes, messages: Connection) -> None:
-    """Do one run in a process of the local launcher.
+def run_in_process(pickled_job: bytes, messages: Connection, gpu: str | None = None) -> None:
+    """Do one run in a process of the local launcher, which sees this GPU only (None: all).
 
     Sends ("progress", step), and at the end ("end", (status, error of a diverged run)), ("error", text of a
-    `BenchError`) or ("bug", (message, traceback)). The job and its trackers are pickled, since
+    `BenchError`), ("locked", text) or ("bug", (message, traceback)). The job and its trackers are pickled, since
     loading a job imports its plug-ins.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # torch reads it at its first call of CUDA
     fix_process_state()
     try:
         job, trackers = pickle.loads(pickled_job)  # noqa: S301  (from the parent process)

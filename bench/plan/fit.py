@@ -18,6 +18,7 @@ from bench.plan.hardware import CPU, Hardware
 from bench.plan.host_memory import available_bytes
 from bench.plan.memory import Memory, host_peak, memory_use
 from bench.plan.workload import suite_model
+from bench.suite.devices import shared_gpus
 from bench.suite.prepared import PreparedSuite
 from bench.suite.schema import Suite
 
@@ -192,7 +193,8 @@ def runs_at_once(suites: Sequence[PreparedSuite], pending: int, processes: int |
 def check_gpu_memory(prepared: PreparedSuite, processes: int = 1, shard: Shard | None = None, runs: int = 1) -> None:
     """Refuse a run over these processes that needs more memory than this machine's GPU has (`bench.plan.memory`).
 
-    `runs`: runs that share the GPU at a time. Nano, runs on a CPU, and backbones that state no sizes are not checked.
+    `runs`: runs of one process each that share this machine's GPUs at a time. Nano, runs on a CPU, and backbones that
+    state no sizes are not checked.
     """
     import torch
 
@@ -206,8 +208,11 @@ def check_gpu_memory(prepared: PreparedSuite, processes: int = 1, shard: Shard |
     refused = exceeds_memory(prepared, model, hardware, memory)
     if refused:
         raise BenchError(refused)
-    if runs * memory.peak > card.total_memory:
+    gpus = max(1, len(shared_gpus([suite])))
+    on_one = -(-runs // gpus)
+    if on_one * memory.peak > card.total_memory:
         raise BenchError(
-            f"{suite.name}: {runs} runs at a time need about {runs * memory.peak / 1e9:.0f} GB, and the {card.name} "
-            f"has {card.total_memory / 1e9:.0f} GB: use --processes {int(card.total_memory / memory.peak)}."
+            f"{suite.name}: {on_one} runs at a time need about {on_one * memory.peak / 1e9:.0f} GB, and the "
+            f"{card.name} has {card.total_memory / 1e9:.0f} GB: use --processes "
+            f"{gpus * int(card.total_memory / memory.peak)}."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from bench import plugins
@@ -52,6 +53,19 @@ def check_devices(suite: Suite, processes: int) -> None:
             f"a run has {processes} process(es) on this machine and each needs a GPU of its own, but "
             f"torch sees {gpus or 'none'}: {fix}, or backbone.train.device=cpu."
         )
+
+
+def shared_gpus(suites: Sequence[Suite]) -> list[str]:
+    """This machine's GPUs as CUDA_VISIBLE_DEVICES names them, over which runs of one process each are distributed.
+
+    None where a suite chooses among them by number.
+    """
+    import torch
+
+    if any(":" in str(device) for suite in suites for device in _suite_devices(suite)):
+        return []
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return (named or [str(index) for index in range(torch.cuda.device_count())])[: torch.cuda.device_count()]
 
 
 def _suite_devices(suite: Suite) -> list[Any]:

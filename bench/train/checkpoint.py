@@ -79,5 +79,5 @@ def read(path: Path) -> dict[str, Any]:
             f"checkpoint {path} is damaged (its bytes do not have the sha256 that it was written with): "
             "delete it to start the run again."
         )
-    state: dict[str, Any] = torch.load(path, weights_only=True, mmap=True)
+    state: dict[str, Any] = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     return state

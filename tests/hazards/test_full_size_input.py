@@ -237,7 +237,7 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 WIDE = ("backbone.train.size=[81, 256, 256]", "backbone.train.decode_batch=4")
-"""A larger video: 16 latents of 64 x 64 for each frame, 12 GB of a decoder's maps for four videos."""
+"""A larger video: 16 latents of 64 x 64 for each frame, the room of seven of a decoder's maps for four videos."""
 
 
 @pytest.mark.usefixtures("small_gpu")
@@ -247,7 +247,7 @@ def test_a_run_that_does_not_fit_on_the_gpu_is_refused(
     monkeypatch.setattr(run, "all_jobs", lambda *args: pytest.fail("hashed"))
     said = refused("run", (f"backbone.checkpoint={intact}", *WIDE), capsys, tmp_path)
     assert re.search(r"does not fit: each GPU needs about \d+ GB, and Tiny GPU x 1 has 1 GB each: set .*", said), said
-    assert "set backbone.train.gradient_checkpointing=true and " in said
+    assert "set backbone.train.decode_batch=1 and " in said
 
 
 def test_the_plan_of_the_same_run_is_shown_and_refused(

@@ -46,8 +46,13 @@ everything in bfloat16 it is 92 kB; in float32 twice that, 184 kB.
 """
 ATTENTION_COPIES = 11.9
 """Float32 copies of the inputs of the attention's LoRA, in bytes per token and unit of width (`lora_copies`)."""
-VAE_MAPS = 3
-"""Full-resolution feature maps that a decoder holds at once: a convolution's input, its padded copy, its output."""
+VAE_MAPS = 7
+"""Full-resolution feature maps that a decoder needs room for.
+
+It holds six at once, in the second norm of a block of its last stage: the block's input twice, the first convolution's
+output, and three of the norm (counted from the sizes of all tensors, diffusers 0.42). The seventh is for the workspace
+of a convolution, which no GPU has shown yet.
+"""
 TILE = 16
 """Side of a suggested tile in latents, as in the full-size suites."""
 
@@ -169,7 +174,7 @@ def decode_flops(vae: Mapping[str, Any], size: Sequence[int], tiled: bool) -> fl
 
 
 def decode_bytes(vae: Mapping[str, Any], size: Sequence[int], tile: tuple[int, int] | None = None) -> float:
-    """A lower bound on a float32 decoder's memory for one video: `VAE_MAPS` maps of its last stage at full resolution.
+    """A float32 decoder's memory for one video: `VAE_MAPS` maps of its last stage at full resolution.
 
     `size`: frames, height and width in pixels; `tile`: height and width of a tile.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import queue
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench import store
 from bench.api import BenchError
@@ -19,7 +21,9 @@ from bench.launch.config import LaunchConfig
 from bench.launch.launchers import Outcome, run_jobs
 from bench.launch.local import LocalLauncher
 from bench.launch.torchrun import KilledError
+from bench.suite.devices import shared_gpus
 from bench.suite.job import Job
+from bench.suite.load import load_suite
 from tests.helpers import processes
 from tests.helpers.toy_suite import scored_by, toy_importable, toy_suite, training_job
 
@@ -46,7 +50,34 @@ def test_each_run_has_a_process_of_its_own(job: Job, launcher: Callable[[Any], L
     assert [status for status, _ in statuses] == ["finished", "finished"]
     assert len({pid for _, pid in statuses} | {str(os.getpid())}) == 3
     assert finishing.messages.get() == (job.label, ("train", 1, 2))
-    assert finishing.processes == []
+    assert finishing.processes == {}
+
+
+def test_a_run_has_the_gpu_with_the_fewest_runs(job: Job, launcher: Callable[[Any], LocalLauncher]) -> None:
+    told = launcher(processes.told_gpu)
+    assert told.run(job) == ("finished", "None"), "a machine without GPUs"
+    told.gpus = ["GPU-a", "GPU-b"]
+    told.processes = {multiprocessing.get_context("spawn").Process(): "GPU-a"}  # another run is on it
+    assert told.run(job) == ("finished", "GPU-b")
+
+
+@pytest.mark.parametrize(
+    ("visible", "overrides", "gpus"),
+    [
+        (None, (), ["0", "1"]),
+        ("5,GPU-a", (), ["5", "GPU-a"]),
+        ("", (), ["0", "1"]),
+        (None, ("evaluator_params.clipscore.device=cuda:1",), []),
+    ],
+)
+def test_runs_are_distributed_over_the_gpus_that_are_visible(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, overrides: tuple[str, ...], gpus: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert shared_gpus([load_suite("nano"), load_suite("nano", list(overrides))]) == gpus
 
 
 def test_ctrl_c_never_reaches_a_run(job: Job, launcher: Callable[[Any], LocalLauncher]) -> None:

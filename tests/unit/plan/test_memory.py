@@ -105,7 +105,7 @@ FULL = ("backbone.train.lora_rank=0", "backbone.train.dtype=float32")
         (("budget.micro_batch=8",), r"set budget.micro_batch=1\."),
         (("--gpu-memory", "1"), "take a smaller size or a GPU with more memory"),
         (
-            ("backbone.train.size=[81, 480, 832]", "--gpu-memory", "44", "--gpus", "16"),
+            ("backbone.train.size=[81, 480, 832]", "--gpu-memory", "48", "--gpus", "16"),
             r"--shard full, or share each sample among 2 GPUs \(backbone.train.parallel='\{context: 2\}'\)\.$",
         ),
         (FULL, "use 8 GPUs with --shard full"),
