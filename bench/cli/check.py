@@ -52,7 +52,7 @@ def execute(args: argparse.Namespace) -> int:
     suites: list[Suite] = []
     if args.suite is not None:
         suites = load_variants(args.suite, overrides)
-        check_consent(suite_place(args.suite), suites, argparse.Namespace(**{**vars(args), "overrides": overrides}))
+        check_consent(suite_place(args.suite), suites, args.allow_code, overrides)
     params = _parameters(args.params)
     from bench.checks.report import check_report
 

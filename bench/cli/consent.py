@@ -66,18 +66,17 @@ def code_names(suites: Iterable[Suite]) -> list[str]:
     return sorted({name for suite in suites for _, name in suite.plugin_names() if ":" in name})
 
 
-def check_consent(file: Path, suites: Iterable[Suite], args: argparse.Namespace) -> None:
-    """Refuse a suite file, or a folder of records, that names code, unless it is trusted or becomes so.
+def check_consent(file: Path, suites: Iterable[Suite], allow_code: bool, typed: Sequence[str] = ()) -> None:
+    """Refuse a suite file, or a folder of records, that names code, unless it is trusted or `allow_code` trusts it.
 
-    `args` has `allow_code`, and in `overrides` what the user has typed: a name in it is the user's own.
+    `typed`: the user's own words; a name in them needs no consent.
     """
-    typed: Sequence[str] = getattr(args, "overrides", ())
     own = {name for text in typed for name in re.findall(r"[\w.]+:\w+", text)}
     names = [name for name in code_names(suites) if name not in own]
     folder = file if file.is_dir() else file.parent
     if not names or is_trusted(folder) or os.environ.get(VARIABLE) == "1":
         return
-    if not args.allow_code:
+    if not allow_code:
         raise BenchError(
             f"{file} names code of its own ({', '.join(names)}), which will run with your rights: read it, then add "
             f"--allow-code, which is remembered for the folder {folder.resolve()}."

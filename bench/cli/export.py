@@ -21,7 +21,7 @@ def execute(args: argparse.Namespace) -> int:
     from bench.suite.recorded import suite_of_record
 
     suite = suite_of_record(args.run, store.read_record(args.run))  # for its errors, before torch is imported
-    check_consent(args.run, [suite], args)
+    check_consent(args.run, [suite], args.allow_code)
     from bench.train.export import export
 
     print_written(args, export(args.run, args.out))

@@ -23,8 +23,10 @@ def execute(args: argparse.Namespace) -> int:
     recorded = recorded_suites(args)
     seeds = recorded[0].suite.seeds
     seed = seeds[0] if args.seed is None else args.seed
-    if seed not in seeds or args.videos < 3:
-        raise BenchError(f"--seed {seed} must be one of {seeds}, and --videos at least 3.")
+    if seed not in seeds:
+        raise BenchError(f"--seed {seed} is no seed of the suite: choose one of {', '.join(map(str, seeds))}.")
+    if args.videos < 3:
+        raise BenchError(f"--videos is {args.videos}: give at least 3.")
     from bench.report.figures.gallery import build_gallery
 
     written: list[Path] = []

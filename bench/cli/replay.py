@@ -34,7 +34,7 @@ def execute(args: argparse.Namespace) -> int:
     if not 0 <= args.tolerance < math.inf:
         raise BenchError(f"--tolerance is {args.tolerance}: give a finite number of at least 0.")
     suite = suite_of_record(args.run, store.read_record(args.run))  # for its errors, before torch is imported
-    check_consent(args.run, [suite], args)
+    check_consent(args.run, [suite], args.allow_code)
     check_not_installed(args.run, "replay a copy of it")
     with working("loading torch"):
         from bench.audit.replay import replay, replay_document, replay_page, write_verdict

@@ -66,7 +66,7 @@ def prepare_suites(args: argparse.Namespace) -> list[PreparedSuite]:
     from bench.suite.names import check_names
 
     suites = load_suites(args)
-    check_consent(suite_place(args.suite), suites, args)
+    check_consent(suite_place(args.suite), suites, args.allow_code, args.overrides)
     for suite in suites:
         check_names(suite)
     with working(f"loading torch, methods and evaluators for {suites[0].study}"):

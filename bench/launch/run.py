@@ -58,7 +58,7 @@ def describe(prepared: PreparedSuite, jobs: Sequence[Job], overwrite: bool = Fal
 
 
 def _prompt_counts(prepared: PreparedSuite) -> str:
-    """Prompts of both files, and their lines that are passed over because they start with '#'."""
+    """Prompts for training, held out and for validation, and lines passed over because they start with '#'."""
     files, lists = prepared.suite.prompts, prepared.prompts
     names = files.model_dump(exclude_none=True)
     comments = [str(count_comments(name, f"prompts.{key}")) for key, name in names.items()]
@@ -126,7 +126,7 @@ def run_suites(
         inform(f"{len(pending) - len(remaining)} runs are shared with other suites under {results}")
     pending = unique_by_digest(remaining)
     if pending:
-        if launch.launcher == "local":  # its runs share one GPU
+        if launch.launcher == "local":  # its runs share the GPUs
             at_once = runs_at_once(suites, len(pending), launch.processes)
             for prepared in suites:
                 check_gpu_memory(prepared, runs=at_once)

@@ -41,8 +41,8 @@ PORTS = range(20000, 32000)
 def run_job(job: Job, layout: ProcessLayout, trackers: Sequence[str] = ()) -> Status:
     """Do one run, as a task of a Slurm job.
 
-    Returns the run's status, or "error", "killed" or "bug" with a text. With several nodes, each one returns a status:
-    the first one that of the run, the others "done"; "lost" means that another node ended.
+    Returns the run's status, or "error", "locked", "killed" or "bug" with a text. With several nodes, each one returns
+    a status: the first one that of the run, the others "done"; "lost" means that another node ended.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     fix_process_state()

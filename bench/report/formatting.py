@@ -112,3 +112,9 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return text
     lines = text.splitlines()
     return "\n".join([*lines[: 2 + above], lines[1].replace(":", "-"), *lines[2 + above :]])
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """The frame as a stored table has it: numbers with 8 significant digits."""
+    text: str = frame.to_csv(index=False, float_format="%.8g", lineterminator="\n")
+    return text

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from bench.report.data.selection import BASE, Row
 
-#: Colours of Okabe and Ito for the paper's methods: told apart by colour-blind readers, at least 3:1 on white.
+#: Colours of the packaged methods, those of the paper by Okabe and Ito: told apart by colour-blind readers, at least
+#: 3:1 on white.
 METHOD_COLOURS = {
     BASE: "#666666",
     "flow_grpo": "#0072B2",

@@ -10,7 +10,7 @@ from bench.report import formatting
 from bench.report.data.ablation import level_scores, to_first_columns
 from bench.report.data.metrics import MetricColumn
 from bench.report.data.statistics import LEAST_SEEDS
-from bench.report.data.wording import difference_text, exploratory_sentence, is_exploratory, shortened, sign_of, span
+from bench.report.data.wording import difference_text, exploratory_sentence, first_items, is_exploratory, sign_of, span
 
 
 def ablation_verdict(table: pd.DataFrame, metrics: Mapping[str, MetricColumn]) -> list[str]:
@@ -51,9 +51,9 @@ def _of_score(table: pd.DataFrame, metric: MetricColumn, name: str) -> list[str]
     sentences = [
         f"{metric.title}: {what} than the baseline of its group: {'; '.join(shown)}."
         for sign, what in ((1, "better"), (-1, "worse"))
-        if (shown := shortened(outcomes[sign], "levels", "Differences"))
+        if (shown := first_items(outcomes[sign], "levels", "Differences"))
     ]
-    sentences += exploratory_sentence(metric.title, shortened(exploratory, "levels", "Differences"))
+    sentences += exploratory_sentence(metric.title, first_items(exploratory, "levels", "Differences"))
     if undecided:
         sentences.append(
             f"{metric.title}: {len(undecided)} of {len(tested)} levels cannot be told apart from their baseline; "

@@ -18,7 +18,7 @@ from bench.report.data.metrics import FURTHER, REWARD, MetricColumn
 from bench.report.data.power import detectable_difference
 from bench.report.data.records import RowRuns, SuiteRecords
 from bench.report.data.reference import inside_band, prediction_band
-from bench.report.data.selection import BASE, row_settings
+from bench.report.data.selection import BASE, row_settings, settings_key
 from bench.report.data.statistics import (
     LEAST_SEEDS,
     LEVEL,
@@ -150,7 +150,7 @@ def match_rows(a: SuiteRecords, b: SuiteRecords) -> tuple[list[RowPair], list[st
                 other
                 for other in rows_b
                 if other.row.label not in used
-                and _settings(other) == _settings(runs)
+                and settings_key(other.finished[0].record) == settings_key(runs.finished[0].record)
                 and (not by_label or other.row.label == runs.row.label)
             ]
             if runs.row.label not in counterparts and candidates:
@@ -172,10 +172,6 @@ def _named(suite: SuiteRecords, label: str) -> RowRuns:
     if label not in finished:
         raise BenchError(f"{suite.folder} has no finished run of a row {label!r}: name one of {', '.join(finished)}.")
     return finished[label]
-
-
-def _settings(runs: RowRuns) -> str:
-    return canonical_json(row_settings(runs.finished[0].record))
 
 
 def _why_unmatched(runs: RowRuns, b: SuiteRecords) -> str:
@@ -266,9 +262,14 @@ def _base_line(score: str, a: Array, b: Array) -> dict[str, Any]:
     }
 
 
-def _line(pair: RowPair, score: str, same_prompts: bool, closed: bool) -> dict[str, Any]:
+def _matrices(pair: RowPair, score: str) -> tuple[Sides, Array | None, Array | None]:
+    """The seeds that a difference uses, and the scores of both sides for them, [seed, prompt]."""
     used = select_seeds(pair.a.seeds, pair.b.seeds)
-    x, y = pair.a.matrix(score, used.a), pair.b.matrix(score, used.b)
+    return used, pair.a.matrix(score, used.a), pair.b.matrix(score, used.b)
+
+
+def _line(pair: RowPair, score: str, same_prompts: bool, closed: bool) -> dict[str, Any]:
+    used, x, y = _matrices(pair, score)
     band = (np.nan, np.nan)
     if x is not None and y is not None and closed and not set(pair.a.seeds) & set(pair.b.seeds):
         band = prediction_band(y.mean(1), len(x))
@@ -284,15 +285,13 @@ def _line(pair: RowPair, score: str, same_prompts: bool, closed: bool) -> dict[s
 
 
 def _estimate(pair: RowPair, score: str, same_prompts: bool) -> Estimate | None:
-    used = select_seeds(pair.a.seeds, pair.b.seeds)
-    x, y = pair.a.matrix(score, used.a), pair.b.matrix(score, used.b)
+    used, x, y = _matrices(pair, score)
     return None if x is None or y is None else _difference(x, y, used.paired, same_prompts)
 
 
 def _detectable(pair: RowPair, score: str, estimate: Estimate, same_prompts: bool, level: float) -> float:
     """The smallest true difference that the test of `estimate` finds at this level with a power of 80 %."""
-    used = select_seeds(pair.a.seeds, pair.b.seeds)
-    x, y = pair.a.matrix(score, used.a), pair.b.matrix(score, used.b)
+    used, x, y = _matrices(pair, score)
     if x is not None and y is not None and used.paired and same_prompts:
         return detectable_difference(x - y, level)
     return detectable_effect(estimate.se, estimate.df, level)

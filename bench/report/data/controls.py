@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from bench.core.errors import BenchError
-from bench.core.hashing import canonical_json
 from bench.core.provenance import ROOT
 from bench.report import formatting
 from bench.report.data.comparable import incomparable_setting
@@ -21,7 +20,7 @@ from bench.report.data.differences import interval_columns
 from bench.report.data.loading import load_records
 from bench.report.data.power import detectable_difference
 from bench.report.data.records import SuiteRecords
-from bench.report.data.selection import row_settings
+from bench.report.data.selection import settings_key
 from bench.report.data.statistics import LEAST_SEEDS, two_way
 from bench.store.files import find
 from bench.store.record import RUN
@@ -165,7 +164,7 @@ def _differences(control: SuiteRecords) -> pd.DataFrame:
                 **{"row": runs.row.name, **interval_columns("delta", estimate)},
                 "mde": np.nan if difference is None else detectable_difference(difference),
                 "part": "" if done == len(control.seeds) else f" ({done}/{len(control.seeds)} seeds, {failed} failed)",
-                "settings": canonical_json(row_settings(runs.finished[0].record)) if runs.finished else "",
+                "settings": settings_key(runs.finished[0].record) if runs.finished else "",
             }
         )
     return pd.DataFrame(lines, columns=["row", "delta", "delta_lo", "delta_hi", "mde", "part", "settings"])

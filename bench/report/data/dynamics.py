@@ -11,8 +11,7 @@ from pydantic import Field
 from bench.report.data.differences import interval_columns
 from bench.report.data.records import RowRuns, Run
 from bench.report.data.statistics import over_seeds
-from bench.report.data.training import TrainModel, validated
-from bench.store.files import read_lines
+from bench.report.data.training import TrainModel, read_updates
 from bench.store.record import TRAIN
 
 SMOOTH = 5
@@ -42,8 +41,7 @@ class DynamicsLine(TrainModel):
 
 def lines(run: Run) -> list[DynamicsLine]:
     """The updates of a run, validated."""
-    path = run.folder / TRAIN
-    return [validated(DynamicsLine, line, str(path), f"line {n}") for n, line in enumerate(read_lines(path), 1)]
+    return read_updates(DynamicsLine, run.folder / TRAIN)
 
 
 def kl_share(updates: Sequence[DynamicsLine]) -> float:

@@ -14,9 +14,8 @@ from bench.report.data.metrics import mean_scores, video_scores
 from bench.report.data.records import Run, SuiteRecords
 from bench.report.data.statistics import over_seeds
 from bench.report.data.summary import count
-from bench.report.data.training import TrainModel, validated
+from bench.report.data.training import TrainModel, read_updates
 from bench.store.curve import read_curve
-from bench.store.files import read_lines
 from bench.store.record import TRAIN
 
 COLUMNS = ["row", "seed", "update", "nfe_rollout", "reward_calls", "minutes", "score", "gain", "level"]
@@ -90,8 +89,7 @@ def _gain(clips: pd.DataFrame, base: Run) -> pd.Series[Any]:
 
 def _spent(run: Run) -> list[Spent]:
     """Spending of the training after 0, 1, 2, ... updates."""
-    path = run.folder / TRAIN
-    lines = [validated(SpentLine, line, str(path), f"line {n}") for n, line in enumerate(read_lines(path), 1)]
+    lines = read_updates(SpentLine, run.folder / TRAIN)
     minutes = accumulate(sum(line.seconds.values()) / 60 if line.seconds else np.nan for line in lines)
     totals = [
         Spent(count(line.ledger.get("nfe_rollout")), count(line.ledger.get("reward_calls")), spent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ NAME = "sage_grpo_setting_b"
 SCORES = ("overall", "vq", "mq", "ta", "clipscore", "pickscore")
 
 
-def about(folder: Path | None = None) -> dict[str, Any]:
+def about() -> dict[str, Any]:
     """Title of the published numbers, and the backbone, the reward and the evaluators that they are about."""
-    return dict(json.loads(_text(folder, ".json")))
+    return dict(json.loads(_text(".json")))
 
 
-def _text(folder: Path | None, ending: str) -> str:
-    path = (folder or FOLDER) / f"{NAME}{ending}"
+def _text(ending: str) -> str:
+    path = FOLDER / f"{NAME}{ending}"
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -34,16 +35,16 @@ def _text(folder: Path | None, ending: str) -> str:
         ) from error
 
 
-def is_backbone(suite: SuiteRecords, folder: Path | None = None) -> bool:
+def is_backbone(suite: SuiteRecords) -> bool:
     """Whether the suite trains the published model or its miniature."""
     backbone = suite.config.get("backbone")
-    return isinstance(backbone, dict) and backbone.get("name") == about(folder)["backbone"]
+    return isinstance(backbone, dict) and backbone.get("name") == about()["backbone"]
 
 
-def belongs(suite: SuiteRecords, folder: Path | None = None) -> bool:
+def belongs(suite: SuiteRecords) -> bool:
     """Whether the numbers are about the suite's model at full size, its reward, and the weights of its evaluators."""
-    content = about(folder)
-    if suite.nano or not suite.runs or not is_backbone(suite, folder) or suite.config.get("shuffle_rewards"):
+    content = about()
+    if suite.nano or not suite.runs or not is_backbone(suite) or suite.config.get("shuffle_rewards"):
         return False
     recorded = suite.runs[0].record.evaluators
     same_weights = all(
@@ -54,16 +55,14 @@ def belongs(suite: SuiteRecords, folder: Path | None = None) -> bool:
     return same_weights and suite.config.get("reward") == content["reward"]
 
 
-def add_published(table: pd.DataFrame, suite: SuiteRecords, folder: Path | None = None) -> pd.DataFrame:
+def add_published(table: pd.DataFrame, suite: SuiteRecords) -> pd.DataFrame:
     """Append `published_*`, matched on method and KL policy, NaN where none is known; nothing unless `belongs`.
 
     A row that changes parameters of its method is not the published method and stays empty.
     """
-    if not belongs(suite, folder):
+    if not belongs(suite):
         return table
-    path = (folder or FOLDER) / f"{NAME}.csv"
-    _text(folder, ".csv")
-    published = pd.read_csv(path).set_index(["method", "kl"])
+    published = pd.read_csv(io.StringIO(_text(".csv"))).set_index(["method", "kl"])
     names = [name for name in SCORES if name in table and published[name].notna().any()]
     table = table.join(published[names].add_prefix("published_"), on=["method", "kl"])
     variants = [runs.row.label for runs in suite.rows if runs.row.variant]
@@ -71,14 +70,14 @@ def add_published(table: pd.DataFrame, suite: SuiteRecords, folder: Path | None 
     return table
 
 
-def published_notes(suite: SuiteRecords, folder: Path | None = None) -> list[str]:
+def published_notes(suite: SuiteRecords) -> list[str]:
     """Where the published numbers are, or what is beside ours; none for another model or reward."""
-    if belongs(suite, folder):
+    if belongs(suite):
         return [
-            f"Published: numbers of {about(folder)['title']}; they are for other prompts, seeds and settings than "
+            f"Published: numbers of {about()['title']}; they are for other prompts, seeds and settings than "
             "these runs. n/a: no number is known. The paper does not give the unit of its CLIPScore; ours is "
             "2.5 max(cosine, 0)."
         ]
-    if suite.nano and is_backbone(suite, folder):
+    if suite.nano and is_backbone(suite):
         return [f"Published numbers, which do not compare with nano, are in {FILE}."]
     return []

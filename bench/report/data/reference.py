@@ -10,13 +10,12 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import stdtrit
 
-from bench.core.hashing import canonical_json
 from bench.report import formatting
 from bench.report.data.comparable import incomparable_setting
 from bench.report.data.differences import tested_differences
 from bench.report.data.metrics import REWARD
 from bench.report.data.records import RowRuns, Run, SuiteRecords
-from bench.report.data.selection import BASE, row_settings
+from bench.report.data.selection import BASE, settings_key
 from bench.report.data.statistics import CONFIDENCE, LEAST_SEEDS
 from bench.report.data.summary import summarise
 
@@ -94,7 +93,7 @@ def comparable_rows(suite: SuiteRecords, stored: SuiteRecords | None) -> dict[st
 def _differing_rows(suite: SuiteRecords, stored: SuiteRecords) -> list[str]:
     """Labels of the rows whose method, KL policy or parameters differ between the two sides."""
     settings, stored_settings = (
-        {runs.row.label: canonical_json(row_settings(runs.finished[0].record)) for runs in one.rows if runs.finished}
+        {runs.row.label: settings_key(runs.finished[0].record) for runs in one.rows if runs.finished}
         for one in (suite, stored)
     )
     return [label for label in settings.keys() & stored_settings.keys() if settings[label] != stored_settings[label]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from bench.core.hashing import canonical_json
 from bench.report import formatting
 from bench.store.record import RunRecord
 from bench.suite.schema import PILOT_SEED, RowSpec, Suite
@@ -140,6 +141,11 @@ def row_settings(record: RunRecord) -> dict[str, Any]:
     settings = {"method": record.method, "params": record.method_params, "kl": record.kl}
     own = {"lr": entry["lr"]} if entry.get("lr") else {}
     return {**settings, "kl_params": _kl_policy(entry)[1], **own}
+
+
+def settings_key(record: RunRecord) -> str:
+    """`row_settings` as one text, to compare rows by."""
+    return canonical_json(row_settings(record))
 
 
 def _kl_policy(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.core.hashing import canonical_json
 from bench.core.provenance import CHECKOUT, ROOT
 from bench.report.data.comparable import SUITE_SPECIFIC, recorded_settings
 from bench.report.data.loading import load_records, records_below
 from bench.report.data.records import SuiteRecords, is_nano
-from bench.report.data.selection import row_settings
+from bench.report.data.selection import settings_key
 from bench.store.files import find
 from bench.store.record import RUN, RunRecord
 from bench.suite.difference import differences, shortened
@@ -99,13 +98,11 @@ def _differing(own: RunRecord, stored: RunRecord) -> dict[str, tuple[Any, Any]]:
 def _equal_rows(suite: SuiteRecords, folder: Path) -> dict[str, str]:
     """Label of each row of the suite to that of the stored row with the same method, KL policy and parameters."""
     stored = {
-        canonical_json(row_settings(record)): record.row
+        settings_key(record): record.row
         for _, record in records_below(folder)
         if record.seed is not None and record.status == "finished"
     }
-    own = {
-        runs.row.label: canonical_json(row_settings(runs.finished[0].record)) for runs in suite.rows if runs.finished
-    }
+    own = {runs.row.label: settings_key(runs.finished[0].record) for runs in suite.rows if runs.finished}
     return {label: stored[settings] for label, settings in own.items() if settings in stored}
 
 

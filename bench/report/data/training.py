@@ -133,10 +133,9 @@ def _read_training(folder: Path, run: Run) -> tuple[Path, list[TrainLine], Sched
     path = run_folder(folder, record.row, record.seed)
     schedule = validated(Schedule, record.extra.get("schedule", {}), f"record {path / RUN}", "extra.schedule")
     path /= TRAIN
-    content = read_lines(path)
-    if not content:
+    lines = read_updates(TrainLine, path)
+    if not lines:
         raise BenchError(f"{path} is missing or empty: copy it back, or delete the run's folder and run it again.")
-    lines = [validated(TrainLine, line, str(path), f"line {number}") for number, line in enumerate(content, 1)]
     if [line.update for line in lines] != list(range(record.updates_done)):
         raise BenchError(
             f"{path} does not hold updates 0 to {record.updates_done - 1}, each once and in order: delete the run's "
@@ -149,6 +148,11 @@ def _read_training(folder: Path, run: Run) -> tuple[Path, list[TrainLine], Sched
 
 
 P = TypeVar("P", bound=TrainModel)
+
+
+def read_updates(model: type[P], path: Path) -> list[P]:
+    """The lines of a training log as `model`s; none if there is no such file."""
+    return [validated(model, line, str(path), f"line {number}") for number, line in enumerate(read_lines(path), 1)]
 
 
 def validated(model: type[P], content: Any, file: str, part: str) -> P:

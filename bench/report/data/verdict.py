@@ -28,10 +28,10 @@ from bench.report.data.wording import (
     counted,
     difference_text,
     exploratory_sentence,
+    first_items,
     interval_text,
     is_exploratory,
     listed,
-    shortened,
     sign_of,
     span,
     undecided_text,
@@ -103,14 +103,14 @@ def _against_base(metric: MetricColumn, tests: pd.DataFrame) -> list[str]:
         for labels, one, several in (
             (better, "is better than", "are better than"),
             (worse, "is worse than", "are worse than"),
-            (shortened(rest, "rows", "Differences"), "cannot be told apart from", "cannot be told apart from"),
+            (first_items(rest, "rows", "Differences"), "cannot be told apart from", "cannot be told apart from"),
         )
         if labels
     ]
     exploratory = [f"{row['row']} - base ({difference_text(row, 'diff', 1, digits)})" for row in unsure]
     return [
         *([f"{metric.title}: {'; '.join(parts)}."] if parts else []),
-        *exploratory_sentence(metric.title, shortened(exploratory, "rows", "Differences")),
+        *exploratory_sentence(metric.title, first_items(exploratory, "rows", "Differences")),
     ]
 
 
@@ -150,12 +150,12 @@ def _between(metric: MetricColumn, pairs: pd.DataFrame) -> list[str]:
             text = f"{outcome.worse} ({difference_text(row, 'diff', outcome.sign, digits)})"
             wins.setdefault(outcome.better, []).append(text)
     sentences = [
-        f"{metric.title}: {winner} is better than {listed(shortened(losers, 'rows', PAIRS))}."
+        f"{metric.title}: {winner} is better than {listed(first_items(losers, 'rows', PAIRS))}."
         for winner, losers in sorted(wins.items(), key=lambda item: -len(item[1]))
     ]
     if not wins and not tested.empty:
         sentences.append(f"{metric.title}: no row is shown to be better than another one.")
-    exploratory, undecided, same = (shortened(one, "pairs", PAIRS) for one in (exploratory, undecided, same))
+    exploratory, undecided, same = (first_items(one, "pairs", PAIRS) for one in (exploratory, undecided, same))
     sentences += exploratory_sentence(metric.title, exploratory)
     if undecided:
         sentences.append(f"{metric.title}: cannot be told apart: {'; '.join(undecided)}.")

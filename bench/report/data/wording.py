@@ -62,7 +62,7 @@ def span(values: Iterable[float], of: str, before: str = "", after: str = "") ->
     return f"{least}{after}" if least == most else f"{least} to {most}{after}, depending on the {of}"
 
 
-def shortened(items: Sequence[str], what: str, place: str) -> list[str]:
+def first_items(items: Sequence[str], what: str, place: str) -> list[str]:
     """All items, or the first `MOST_LISTED`, how many more there are, and in which section of the table they stand."""
     rest = len(items) - MOST_LISTED
     return [*items[:MOST_LISTED], f"{rest} more {what}, in {place}"] if rest > 1 else [*items]

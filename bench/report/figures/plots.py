@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from bench.report import formatting
 from bench.report.data.metrics import REWARD, SUMS
 from bench.report.data.records import SuiteRecords
 from bench.report.looks import Look
@@ -47,7 +48,7 @@ def styled() -> Iterator[None]:
 
 def figure_files(name: str, figure: Figure, frame: pd.DataFrame) -> dict[str, bytes]:
     """Contents of `name`.png, .pdf and .csv, without dates and versions: the same bytes from the same records."""
-    table = frame.to_csv(index=False, float_format="%.8g", lineterminator="\n")
+    table = formatting.csv(frame)
     return {**picture_files(name, figure), f"{name}.csv": table.encode()}
 
 

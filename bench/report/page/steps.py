@@ -10,6 +10,7 @@ import pandas as pd
 
 from bench.report.data.metrics import LABELS
 from bench.report.data.rollouts import WINDOW
+from bench.report.figures.mechanism import has_equalizer
 from bench.report.looks import Look
 from bench.report.page.subject import Entry, Subject
 from bench.report.page.vega import NARROW, WIDE, Chart, Spec, beside, by_row, number
@@ -175,10 +176,8 @@ def noise_chart(subject: Subject, frame: pd.DataFrame) -> Chart:
     for title, looks, _ in groups(subject.entries):
         panels.append(line_panel(title, "noise", looks, x, y, ["datum.std > 0"]))
     rows = [[str(line["row"]), f"{line['sigma']}", f"{line['std']}"] for line in lines]
-    totals = "; ".join(
-        f"{titles[row]} {rss:.3g}" for row, rss in zip(frame["row"], frame["rss"], strict=True) if row in titles
-    )
-    told = "; ".join(dict.fromkeys(totals.split("; ")))
+    totals = [f"{titles[row]} {rss:.3g}" for row, rss in zip(frame["row"], frame["rss"], strict=True)]
+    told = "; ".join(dict.fromkeys(totals))
     still = sum(line["std"] == 0 for line in lines)
     return Chart(
         "noise",
@@ -198,7 +197,7 @@ def gradients_chart(subject: Subject, frame: pd.DataFrame) -> Chart:
     """Gradient norms of the steps by noise level, before and after the equalizer; `frame`: `mechanism.gradients`."""
     titles = {entry.label: entry.title for entry in subject.entries}
     stages = {"before": "before the equalizer", "after": "after the equalizer"}
-    equalized = bool(np.any(frame["step_weight"] != 1))
+    equalized = has_equalizer(frame)
     stages = stages if equalized else {"before": "gradient norm of a step"}
     lines = [
         {

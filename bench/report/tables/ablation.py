@@ -24,7 +24,6 @@ from bench.report.data.ablation_verdict import ablation_verdict
 from bench.report.data.attempts import seed_kind
 from bench.report.data.records import is_nano
 from bench.report.data.selection import scored_prompts
-from bench.report.data.wording import is_exploratory, listed
 from bench.report.legend import legend
 from bench.report.tables.latex import latex_ablation
 from bench.report.tables.main import FOLDER, LEGEND, NOTES, VERDICT, bullets
@@ -113,7 +112,7 @@ def render_ablation(levels: Sequence[AblationLevel], title: str) -> dict[str, st
 def _render(ablation: AblationTable) -> dict[str, str]:
     return {
         f"{NAME}.md": _markdown(ablation),
-        f"{NAME}.csv": ablation.table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
+        f"{NAME}.csv": formatting.csv(ablation.table),
         f"{NAME}.tex": _tex(ablation),
     }
 
@@ -215,12 +214,6 @@ def ablation_notes(ablation: AblationTable) -> list[str]:
     primary, *checks = [metrics[name].title for name in tested]
     tests = sum(int(table[f"{columns[name]}_p"].notna().sum()) for name in tested)
     sizes = pd.concat([table[f"{columns[name]}_mde"] for name in tested])
-    found = [
-        f"{row['group']}, {row['level']} ({metrics[name].title}, p {formatting.p_value(row[f'{columns[name]}_p'])})"
-        for name in tested
-        for _, row in table.iterrows()
-        if is_exploratory(row, columns[name])
-    ]
     sums = {
         "overall": "Overall = VQ + MQ + TA per video",
         "gold_overall": "gold Overall = gold VQ + gold MQ + gold TA",
@@ -236,9 +229,8 @@ def ablation_notes(ablation: AblationTable) -> list[str]:
         "The baseline is the first level of its group; differences to it are paired by seed and prompt, over the "
         "seeds that both levels finished. Differences to the base, the untrained model, are paired by prompt.",
         *family_note(primary, checks, tests, "to the baseline, in all groups,"),
-        "Ablation results are exploratory at best unless p after Holm over the whole table is below 0.05"
-        f"{f'. Here: {listed(found)}' if found else ''}. Studies may share the runs of a baseline, so their results "
-        "are not independent.",
+        "Ablation results are exploratory at best unless p after Holm over the whole table is below 0.05. Studies may "
+        "share the runs of a baseline, so their results are not independent.",
         *effect_note(sizes, "difference to the baseline", tests),
         MARGIN_NOTE,
         "Gradient spread: largest over smallest gradient norm of the trained steps, geometric means over updates and "

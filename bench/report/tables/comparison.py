@@ -38,7 +38,7 @@ COLUMNS = (
 
 def write_csv(comparison: Comparison, path: Path) -> None:
     """Write the numbers of the comparison, atomically."""
-    write_text(path, comparison.table[list(COLUMNS)].to_csv(index=False, float_format="%.8g", lineterminator="\n"))
+    write_text(path, formatting.csv(comparison.table[list(COLUMNS)]))
 
 
 def markdown(comparison: Comparison, a: Path, b: Path) -> str:
@@ -90,10 +90,11 @@ def _differences(comparison: Comparison) -> Table:
     table = comparison.table[~comparison.table["row"].isin(_all_equal(comparison))]
     metrics = compared_metrics(comparison.a, comparison.b, comparison.unequal)
     digits = {score: _decimals(group) for score, group in table.groupby("score", sort=False)}
+    names = _row_names(comparison)
     rows = []
     for _, row in table.iterrows():
         decimals = digits[row["score"]]
-        lead = [row["row"], metrics[row["score"]].label]
+        lead = [names.get(row["row"], row["row"]), metrics[row["score"]].label]
         if row["row"] == BASE:
             verdict = "equal" if row["paired"] == "equal" else f"differs by {row['diff']:.1e}"
             values = [formatting.number(row[name], decimals) for name in ("a", "b", "diff")]
@@ -115,6 +116,16 @@ def _differences(comparison: Comparison) -> Table:
     return ["Row", "score", "seeds A", "seeds B", "A", "B", "A - B", "p (Holm)", "MDE", "band for A", "verdict"], rows
 
 
+def _row_names(comparison: Comparison) -> dict[str, str]:
+    """Name of each pair to what the tables call it: of named rows, each of A once, the label in A alone.
+
+    The notes then have both labels.
+    """
+    labels = {pair.name: pair.a.row.name for pair in comparison.pairs}
+    short = not comparison.by_settings and len(set(labels.values())) == len(labels)
+    return labels if short else {name: name for name in labels}
+
+
 def _difference(row: pd.Series[Any], decimals: int) -> str:
     text = formatting.interval(row, "diff", decimals)
     return formatting.marked(text, is_starred=formatting.is_significant(row, "diff"))
@@ -133,13 +144,13 @@ def _decimals(group: pd.DataFrame) -> int:
 
 
 def _ledgers(comparison: Comparison) -> Table:
-    rows = []
+    rows, names = [], _row_names(comparison)
     for pair in comparison.pairs:
         for side, runs in zip("AB", pair, strict=True):
             counts = spent(runs)
             rows.append(
                 [
-                    f"{pair.name}: {side}",
+                    f"{names[pair.name]}: {side}",
                     *(formatting.count(counts[name]) for name in COUNTS),
                     *minutes_and_memory(runs),
                 ]
@@ -153,9 +164,8 @@ def _notes(comparison: Comparison, differing: bool) -> list[str]:
     matched = (
         f"Rows are matched by method, KL policy and the parameters of both: {len(comparison.pairs)} rows in common."
     )
-    notes = (
-        [*comparison.unmatched, matched] if comparison.by_settings else ["Rows are paired as the command names them."]
-    )
+    named = f"Rows are paired as the command names them: {', '.join(pair.name for pair in comparison.pairs)}."
+    notes = [*comparison.unmatched, matched] if comparison.by_settings else [named]
     if equal:
         order = [BASE, *(pair.name for pair in comparison.pairs)]
         names = ", ".join(name for name in order if name in equal)

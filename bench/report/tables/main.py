@@ -170,7 +170,6 @@ def load_main_table(
     rows: Sequence[Row] | None = None,
     seeds: Sequence[int] | None = None,
     reference: Path | None = None,
-    published: Path | None = None,
 ) -> MainTable:
     """The numbers of a suite's main table, from its records.
 
@@ -184,7 +183,7 @@ def load_main_table(
     folder = Path(suite_folder)
     stored = find_reference(suite, folder, reference)
     tests = tested_differences(suite)
-    table = add_reference(add_published(summarise(suite, tests), suite, published), suite, stored.runs)
+    table = add_reference(add_published(summarise(suite, tests), suite), suite, stored.runs)
     place = stored_folder(suite.name, reference).parent
     is_stored = stored.folder.resolve() == folder.resolve()  # a copy quotes the controls that the original quotes
     parents = place if is_stored else folder.parent, place
@@ -198,7 +197,7 @@ def render_table(main: MainTable) -> dict[str, str]:
     """File name to text: main.md, main.csv, main.tex, and main_narrow.tex for one column of two."""
     return {
         f"{NAME}.md": _markdown(main),
-        f"{NAME}.csv": main.table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
+        f"{NAME}.csv": formatting.csv(main.table),
         f"{NAME}.tex": _tex(main),
         f"{NAME}_narrow.tex": _tex(main, COLUMN_WIDTH),
     }
@@ -211,7 +210,10 @@ def more_seeds(seeds: Sequence[int]) -> str:
 
 def _markdown(main: MainTable) -> str:
     sentences, seeds = main.verdict
-    command = f"More seeds: the same `bench run`, with the same overrides and {more_seeds(seeds)}."
+    command = (
+        f"More seeds: the same `bench run`, with the same overrides and {more_seeds(seeds)}. Fix their number "
+        "beforehand: looking again after each few finds a difference too often where there is none."
+    )
     parts = [f"# {main.suite.name}: main table", f"**{headline(main)}**", checks_line(badges(main))]
     parts += [f"## {VERDICT}", bullets([*sentences, *([command] if seeds else [])])]
     for title, (header, rows) in main.sections.items():

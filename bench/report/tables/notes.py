@@ -128,8 +128,7 @@ def _statistics(suite: SuiteRecords, tests: pd.DataFrame) -> list[str]:
         f"training runs, on {prompts} {scored_prompts(suite.config)} prompts. The base is one model and has no seeds.",
         "`x [lo, hi]` is a mean and its 95 % interval: variance components of seeds x prompts, both random, "
         f"Satterthwaite degrees of freedom, Student's t. {INTERVAL_NOTE}",
-        "Differences are paired by prompt, which makes the intervals much shorter, and by seed between rows, which on "
-        "nano buys nothing: the policies part after a few updates.",
+        "Differences are paired by prompt, which makes the intervals much shorter, and by seed between rows.",
     ]
     if suite.columns:
         number = number_of_tests(tests)

@@ -28,7 +28,7 @@ NOTES = (
 
 def render_paper_table(frame: pd.DataFrame) -> dict[str, bytes]:
     """{file name: content} of paper.md, paper.csv and paper.tex; `frame` is that of `data.paper.paper_table`."""
-    table = frame.to_csv(index=False, float_format="%.8g", lineterminator="\n")
+    table = formatting.csv(frame)
     blocks = {
         (str(setting), str(block)): own for (setting, block), own in frame.groupby(["setting", "block"], sort=False)
     }

@@ -107,8 +107,8 @@ class TuningTable:
         search, evaluation = config["search"], config.get("evaluation", {})
         space = (
             f"lr from {search['lr'][0]:g} to {search['lr'][1]:g} and factors on the method's own eta from "
-            f"{search['eta'][0]:g} to {search['eta'][1]:g}, both log-uniform, eta at most 1; equalizer "
-            f"{' or '.join(search['equalizer'])}"
+            f"{search['eta'][0]:g} to {search['eta'][1]:g}, both log-uniform, eta at most 1 (or the method's own); "
+            f"equalizer {' or '.join(search['equalizer'])}"
         )
         base = suite.base.cells[REWARD].mean() if suite.base else None
         absent = {entry["label"]: " and ".join(entry["lacks"]) for entry in config["rows"] if entry.get("lacks")}
@@ -146,7 +146,7 @@ def write_tuning_files(tuning: TuningTable) -> dict[str, Path]:
 
 def render_tuning(tuning: TuningTable) -> dict[str, str]:
     """The text of each file."""
-    csv = tuning.table.to_csv(index=False, float_format="%.8g", lineterminator="\n")
+    csv = formatting.csv(tuning.table)
     return {f"{NAME}.md": _markdown(tuning), f"{NAME}.csv": csv}
 
 

@@ -54,7 +54,7 @@ def render_user_study(study: UserStudy) -> dict[str, str]:
     """The text of each file."""
     return {
         f"{NAME}.md": user_study_text(study, wide=True),
-        f"{NAME}.csv": study.table.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
+        f"{NAME}.csv": formatting.csv(study.table),
         f"{NAME}.tex": _tex(study),
     }
 

@@ -195,7 +195,10 @@ def test_named_rows_are_compared_whatever_their_settings_in_the_open_division(
     assert tests["diff_p_holm"].tolist() == pytest.approx(statistics.holm(tests["diff_p"].tolist()))
     assert table["inside"].isna().all(), "another method is no reproduction"
     assert "row sage_grpo-dual (B: cps-fixed).kl is dual in A and fixed in B" in text
-    assert "Rows are paired as the command names them." in text
+    flat = text.replace("\n  ", " ")
+    assert "Rows are paired as the command names them: sage_grpo-dual (B: cps-fixed)." in flat
+    assert re.search(r"\| sage_grpo-dual +\| +Overall ↑ +\|", text), "the tables have the label in A alone"
+    assert re.search(r"\| sage_grpo-dual: B +\| +144 \|", text)
     assert "has no counterpart" not in text
 
 

@@ -90,6 +90,7 @@ def test_nano_names_the_file_only(tmp_path: Path) -> None:
     assert "## Beside the published numbers" not in text
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "FOLDER", tmp_path)
     with pytest.raises(BenchError, match="git checkout"):
-        load(write(tmp_path / "full"), published=tmp_path)
+        load(write(tmp_path / "full"))
