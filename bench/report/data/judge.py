@@ -17,11 +17,15 @@ its excess is no exploitation: it shows how far the prediction can be off.
 The held-out judges are taken as exact. What they do not see of an honest gain, or see with noise, counts as excess. So
 an excess is a reason to look at the videos, and no proof; judges that explain too little give no mark
 (`LEAST_EXPLAINED`).
+
+3. *Less the control*: where a control has trained the same row on the held-out judges, the excess of both over their
+   common seeds, paired, by one calibration that leaves the control's row out. What the trained score likes in the
+   row's videos without having asked for it drops out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +37,11 @@ from bench.core.errors import BenchError
 from bench.report.data.calibration import Calibration, Videos, calibrate, joined, videos_of
 from bench.report.data.comparable import recorded_settings
 from bench.report.data.controls import CONTROLS, is_control
+from bench.report.data.differences import common_seeds, interval_columns
 from bench.report.data.loading import load_records
 from bench.report.data.metrics import FURTHER, SUMS
-from bench.report.data.records import SuiteRecords
-from bench.report.data.selection import Row
+from bench.report.data.records import RowRuns, SuiteRecords
+from bench.report.data.selection import Row, settings_key
 from bench.report.data.statistics import paired_difference
 from bench.store.files import find
 from bench.store.record import RUN, read_record
@@ -45,6 +50,8 @@ MOST_OUTSIDE = 0.1
 """With a larger share of its videos outside, a row is not calibrated."""
 LEAST_EXPLAINED = 0.8
 """Judges that explain a smaller share of the trained score's variance mark no row: they would mark honest gains."""
+LESS = "_less"
+"""End of the columns of an excess less that of the control."""
 ENDS = ("", "_lo", "_hi")
 """Ends of the columns of a number and of its interval."""
 SCORING = ("backbone fingerprint", "evaluator fingerprints", "evaluation")
@@ -106,6 +113,8 @@ def beyond_judges(suite: SuiteRecords, controls: Sequence[SuiteRecords]) -> pd.D
     - `outside`: share of the row's videos outside of the calibration videos, 0 to 1.
     - `explained`: share of the variance of the trained score over the calibration videos that the judges explain.
     - `overall`, `overall_lo`, `overall_hi`: as `beyond`, for Overall, if evaluators of the reward give its metrics.
+    - `beyond_less`, `overall_less`, with `_lo`, `_hi`: the excess less that of the same row of a control with the
+      same budget, whose rewards were not shuffled; NaN where there is none.
 
     Empty for a control, and for a suite without a reward, a base or held-out judges. `controls` are those of
     `calibration_suites`; without them, the calibration is on the base's videos alone.
@@ -115,7 +124,7 @@ def beyond_judges(suite: SuiteRecords, controls: Sequence[SuiteRecords]) -> pd.D
         "row",
         "name",
         "control",
-        *(f"{name}{end}" for name in scores for end in ENDS),
+        *(f"{name}{less}{end}" for less in ("", LESS) for name in scores for end in ENDS),
         "share",
         "outside",
         "explained",
@@ -131,10 +140,40 @@ def beyond_judges(suite: SuiteRecords, controls: Sequence[SuiteRecords]) -> pd.D
     free = {key: own for control in controls for key, own in videos(control).items()}
     calibration = calibrate([base, *free.values()])
     lines = [_line(key, own, base, calibration, list(scores)) for key, own in videos(suite).items()]
+    rows = {line["row"]: (line, runs) for line, runs in zip(lines, (r for r in suite.rows if r.finished), strict=True)}
     for key, own in free.items():
         others = joined([base, *(other for name, other in free.items() if name != key)])
-        lines.append(_line(key, own, base, replace(calibration, videos=others), list(scores)))
+        without = replace(calibration, videos=others)
+        lines.append(_line(key, own, base, without, list(scores)))
+        line, runs = rows.get(key[1].label, ({}, None))
+        control = next(one for one in controls if one.name == key[0])
+        if runs and "beyond" in line and "beyond" in lines[-1] and not control.config.get("shuffle_rewards"):
+            theirs = next(one for one in control.rows if one.row == key[1])
+            line |= _less(runs, theirs, without, judges, scores)
     return pd.DataFrame(lines, columns=columns)
+
+
+def _less(
+    runs: RowRuns,
+    control: RowRuns,
+    calibration: Calibration,
+    judges: Sequence[str],
+    scores: Mapping[str, Mapping[str, float]],
+) -> dict[str, float]:
+    """The columns of the excess less that of the control's runs.
+
+    None unless method, parameters and budget are equal, and for no common seed.
+    """
+    mine, theirs = (one.finished[0].record for one in (runs, control))
+    seeds = common_seeds(runs, control)
+    if not seeds or (settings_key(mine), mine.budget) != (settings_key(theirs), theirs.budget):
+        return {}
+    sides = [[run for run in one.finished if run.record.seed in seeds] for one in (runs, control)]
+    excess = [calibration.excess(videos_of(side, judges, scores))[0] for side in sides]
+    columns: dict[str, float] = {}
+    for name, x, y in zip(scores, *excess, strict=True):
+        columns |= interval_columns(f"{name}{LESS}", paired_difference(x, y))
+    return columns
 
 
 def add_beyond(table: pd.DataFrame, beyond: pd.DataFrame) -> pd.DataFrame:
@@ -169,7 +208,6 @@ def _line(
         return line
     before, _ = calibration.excess(base)
     for name, x, y in zip(names, excess, before, strict=True):
-        estimate = paired_difference(x, y[0])
-        line |= {name: estimate.mean, f"{name}_lo": estimate.lo, f"{name}_hi": estimate.hi}
+        line |= interval_columns(name, paired_difference(x, y[0]))
     gain = paired_difference(videos.cells(videos.scores)[0], base.cells(base.scores)[0, 0])
     return line | {"share": line[names[0]] / gain.mean if gain.lo > 0 else np.nan}

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bench.report import formatting
-from bench.report.data.judge import LEAST_EXPLAINED
+from bench.report.data.judge import LEAST_EXPLAINED, LESS
 from bench.report.data.metrics import DETECTORS, FURTHER, REWARD, SUMS
 from bench.report.data.records import SuiteRecords
 from bench.report.data.selection import Row
@@ -61,7 +61,7 @@ def beyond_notes(beyond: pd.DataFrame) -> list[str]:
     """One sentence per row whose trained score rises more than the held-out judges explain, of `beyond_judges`.
 
     The 95 % interval of the excess lies above 0. The sentence names the excess that the same row has in a control,
-    where the score trained nothing: that much is no exploitation.
+    where the score trained nothing: that much is no exploitation. And it names what is left without it.
     """
     notes: list[str] = []
     digits = formatting.decimals(beyond, "beyond")
@@ -71,6 +71,8 @@ def beyond_notes(beyond: pd.DataFrame) -> list[str]:
         same = controls[(controls["row"] == row["row"]) & controls["beyond"].notna()]
         lines = [f"{formatting.interval(line, 'beyond', digits)} in {line['control']}" for _, line in same.iterrows()]
         free = f" The same row has {' and '.join(lines)}, where this score trained nothing." if lines else ""
+        if pd.notna(row[f"beyond{LESS}"]):
+            free += f" Less the control on the judges: {formatting.interval(row, f'beyond{LESS}', digits)}."
         notes.append(
             f"{row['name']}: SCORE BEYOND THE JUDGES: its score rises by {formatting.interval(row, 'beyond', digits)} "
             f"beyond what the held-out judges explain{share}.{free} Look at its videos before you trust the score."

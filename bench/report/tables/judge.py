@@ -8,30 +8,34 @@ import pandas as pd
 
 from bench.report import formatting
 from bench.report.data.calibration import LEAST_VIDEOS
-from bench.report.data.judge import LEAST_EXPLAINED, MOST_OUTSIDE, held_out_judges
+from bench.report.data.judge import LEAST_EXPLAINED, LESS, MOST_OUTSIDE, held_out_judges
 from bench.report.data.metrics import LABELS, REWARD
 from bench.report.data.records import SuiteRecords
 from bench.report.tables.sections import Table
 
 TITLE = "Beyond the held-out judges"
-UNCALIBRATED = "not calibrated"
+UNCALIBRATED, NO_CONTROL = "not calibrated", "-"
 
 
 def beyond_section(beyond: pd.DataFrame) -> Table:
     """Excess of the Reward and of Overall with intervals, its share of the gain, and the share of videos outside.
 
-    Open rows stand last, below those of the controls.
+    Where a control has a row of the suite, also the excess less that of the control's row. Open rows stand last, below
+    those of the controls.
     """
     scores = {"beyond": LABELS[REWARD], "overall": LABELS["overall"]}
     names = [name for name in scores if name in beyond]
-    digits = {name: formatting.decimals(beyond, name) for name in names}
+    less = [f"{name}{LESS}" for name in names if beyond[f"{name}{LESS}"].notna().any()]
+    digits = {name: formatting.decimals(beyond, name) for name in [*names, *less]}
     lines = []
     for _, row in beyond.iterrows():
         label = f"{row['name']} ({row['control']}, left out)" if row["control"] else str(row["name"])
         cells = [_cell(row, name, digits[name]) for name in names]
-        lines.append([label, *cells, _percent(row["share"]), _percent(row["outside"], 1)])
+        apart = [formatting.interval(row, name, digits[name]) if pd.notna(row[name]) else NO_CONTROL for name in less]
+        lines.append([label, *cells, *apart, _percent(row["share"]), _percent(row["outside"], 1)])
     lines.sort(key=lambda line: formatting.OPEN_MARK in line[0])
     heads = [f"{scores[name]} beyond the judges" for name in names]
+    heads += [f"{scores[name.removesuffix(LESS)]}, less the control" for name in less]
     return ["Row", *heads, "share of the gain", "videos outside"], lines
 
 
@@ -61,6 +65,12 @@ def beyond_definitions(suite: SuiteRecords, beyond: pd.DataFrame) -> list[str]:
         else "No run of a control is at hand: the calibration is on the base's videos alone, and nothing shows how "
         "far the prediction is off.",
     ]
+    if beyond[f"beyond{LESS}"].notna().any():
+        notes.append(
+            "Less the control: the excess of the row less that of the same row trained on the held-out judges, paired "
+            "over their common seeds and prompts. What the trained score likes in the row's videos without having "
+            "asked for it drops out, so an interval above 0 says more than the excess itself."
+        )
     explained = beyond["explained"].iloc[0]
     if pd.notna(explained):
         weak = f": too little to mark a row (below {_percent(LEAST_EXPLAINED)})" if explained < LEAST_EXPLAINED else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pandas as pd
 import pytest
 
 from bench.report.data import differences
-from bench.report.data.calibration import Videos, calibrate, local_linear
+from bench.report.data.calibration import Videos, calibrate, joined, local_linear, videos_of
 from bench.report.data.judge import (
     LEAST_EXPLAINED,
     MOST_OUTSIDE,
@@ -154,16 +156,50 @@ def test_the_row_that_games_its_judge_is_marked_and_the_honest_one_is_not(result
     (note,) = beyond_notes(beyond)
     assert note.startswith("cps-fixed: SCORE BEYOND THE JUDGES: its score rises by 0.")
     assert "% of its gain. The same row has " in note
+    assert gamed["beyond_less"] == pytest.approx(gamed["beyond"] - free[0]["beyond"], abs=0.03)
+    assert gamed["beyond_less_lo"] > 0
+    assert f"Less the control on the judges: {gamed['beyond_less']:.3f}" in note
+    assert np.isnan([honest["beyond_less"], *(line["overall_less"] for line in free)]).all(), (
+        "no such row of a control"
+    )
     assert "in toy-nano_control_gold and " in note
     table = add_beyond(summarise(suite, differences.tested_differences(suite)), beyond)
     assert table["beyond_judges_lo"].tolist()[1:] == beyond["beyond_lo"].tolist()[:2]
     assert np.isnan(table["beyond_judges"][0]), "the base"
     heads, lines = beyond_section(beyond)
     assert heads[1:3] == ["Reward beyond the judges", "Overall beyond the judges"]
+    assert heads[3:5] == ["Reward, less the control", "Overall, less the control"]
+    assert [line[3] == "-" for line in lines] == [False, True, True, True]
     assert [line[0] for line in lines][2] == "cps-fixed (toy-nano_control_gold, left out)"
     assert (
         "those of the base, toy-nano_control_gold, toy-nano_control_shuffled," in beyond_definitions(suite, beyond)[0]
     )
+
+
+def test_less_the_control_is_paired_over_the_common_seeds_by_one_calibration(results: Path) -> None:
+    """By hand: the control's row is left out, and its seed 2 is missing."""
+    shutil.rmtree(results / "toy-nano_control_gold" / "cps-fixed" / "seed-2")
+    suite, beyond = frame(results)
+    judges, scores = held_out_judges(suite), {"beyond": suite_weights(suite)}
+    gold, shuffled = calibration_suites(suite, results, results)[0]
+    assert suite.base is not None
+    base = videos_of([suite.base], judges, scores)
+    groups = [videos_of(one.rows[0].finished, judges, scores) for one in (gold, shuffled)]
+    calibration = dataclasses.replace(calibrate([base, *groups]), videos=joined([base, groups[1]]))
+    mine = next(runs for runs in suite.rows if runs.row.label == "cps-fixed").finished[:2]
+    x, y = (calibration.excess(videos_of(runs, judges, scores))[0][0] for runs in (mine, gold.rows[0].finished))
+    assert x.shape == y.shape == (2, len(TEXTS))
+    assert beyond["beyond_less"][0] == pytest.approx((x - y).mean(), rel=1e-12)
+    assert np.isnan(beyond["beyond_less_lo"][0]), "two seeds have no interval"
+
+
+def suite_weights(suite: SuiteRecords) -> dict[str, float]:
+    """Column of each trained metric to its weight."""
+    return {
+        column: suite.weights[metric]
+        for column, (_, metric) in suite.runs[0].sources.items()
+        if metric in suite.weights
+    }
 
 
 def test_open_rows_are_marked_and_stand_below_the_controls(results: Path) -> None:
