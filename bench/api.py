@@ -28,7 +28,7 @@ from torch import Tensor
 
 from bench.core.budget import RESERVED_FIELDS, Budget
 from bench.core.errors import BenchError, BudgetFieldError, DivergedError
-from bench.core.parallelism import Shard, context_degree
+from bench.core.parallelism import COLLECTIVE_TIMEOUT, Shard, context_degree
 from bench.core.rewards import AdvantageRule, Rewards, StandardizedAdvantages
 from bench.core.strict_json import parse_json, read_json
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "COLLECTIVE_TIMEOUT",
     "LATE",
     "OPEN",
     "POLICY_PREFIX",
@@ -863,7 +864,7 @@ class ModelCost:
     block_bytes: float
     """Activations of one block that a backward pass needs, in bytes per token and unit of width."""
     decode_bytes: float
-    """Bytes of the decoder's feature maps for one video, a lower bound."""
+    """Bytes that decoding one video needs beside the weights: the decoder's feature maps."""
     savings: Mapping[str, Any]
     """Keys of `backbone.train`, and the values with which a run takes less memory, the cheap ones first."""
     idle_vae: bool = False

@@ -8,6 +8,7 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 
+from bench import store
 from bench.audit.findings import Finding
 from bench.core.errors import BenchError
 from bench.core.provenance import ROOT
@@ -19,7 +20,7 @@ from bench.report.tables.ablation import render_ablation
 from bench.report.tables.main import NAME, load_main_table, render_table
 from bench.report.tables.tuning import NAME as TUNING
 from bench.report.tables.tuning import load_tuning_table, render_tuning
-from bench.store.record import RunRecord
+from bench.store.record import REPLAY, RunRecord
 from bench.suite.difference import settings_difference
 from bench.suite.load import load_variants
 from bench.suite.recorded import SUITE_FILE
@@ -59,9 +60,10 @@ def check_tables(folder: Path) -> Iterator[Finding]:
     if best is None:
         yield Finding(folder, f"tables without records: {_REWRITE}")
         return
+    repeated = bool(store.find(folder.parent, f"**/{REPLAY}"))
     for name in best[0]:
         content, text = stored[name].decode(errors="replace"), best[1].get(name, "")
-        if _without_replays(content) == _without_replays(text):
+        if repeated and _without_replays(content) == _without_replays(text):
             note = "quotes other replays of these runs than are stored: write it again with `bench table`"
             yield Finding(folder / name, note, wrong=False)
             continue

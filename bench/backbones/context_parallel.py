@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bench.api import BenchError, context_degree
-from bench.core.world import COLLECTIVE_TIMEOUT
+from bench.api import COLLECTIVE_TIMEOUT, BenchError, context_degree
 
 TOKENS, HEADS = 1, 2
 """Dimensions of a query, key or value [b, tokens, heads, d]."""

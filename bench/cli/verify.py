@@ -68,6 +68,8 @@ def _replay(
 
 def execute(args: argparse.Namespace) -> int:
     count = None if args.replay is None else _count(args.replay)
+    if args.draw is not None and count is None:
+        raise BenchError("--draw draws the runs of --replay: add --replay K.")
     folders = args.folders or [RESULTS]
     for folder in folders:  # before torch is imported
         if not folder.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal, get_args
 
 from bench.core.errors import BenchError
@@ -12,6 +13,9 @@ Shard = Literal["full", "grads"]
 """Each process keeps one shard of every weight, gradient and optimizer state. "full" gathers a block's weights for its
 forward pass and again for its backward pass; "grads" keeps them gathered in between: faster, with more memory."""
 SHARDS: tuple[Shard, ...] = get_args(Shard)
+COLLECTIVE_TIMEOUT = timedelta(hours=1)
+"""How long a process waits for the others in a collective call: longer than any update, and than writing a checkpoint.
+The end of a process is noticed at once; this limits the wait for a process that hangs."""
 
 
 @dataclass(frozen=True)

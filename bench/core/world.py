@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from bench.core.budget import Budget
 from bench.core.errors import BenchError, DivergedError
-from bench.core.parallelism import Shard
+from bench.core.parallelism import COLLECTIVE_TIMEOUT, Shard
 
 T = TypeVar("T")
 
@@ -28,9 +27,6 @@ RESUME_HINT = "run the same command again to resume from the last checkpoint."
 """How to fix a run that lost a process."""
 COMPARE_EVERY = 10
 """Updates between two comparisons of the policy across processes."""
-COLLECTIVE_TIMEOUT = timedelta(hours=1)
-"""How long a process waits for the others in a collective call: longer than any update, and than writing a checkpoint.
-The end of a process is noticed at once; this limits the wait for a process that hangs."""
 CONNECTION_ERRORS = (
     "gloo",
     "NCCL",
@@ -221,7 +217,20 @@ class World:
             minutes = COLLECTIVE_TIMEOUT.total_seconds() / 60
             raise PeerLostError(
                 f"process {self.rank} of {self.size} lost the others (one ended, or hung for {minutes:.0f} minutes): "
-                f"{RESUME_HINT} torch.distributed says: {str(cause).strip().partition(chr(10))[0][:200]}"
+                f"{RESUME_HINT} torch.distributed says: {' '.join(str(cause).split())[-300:]}"
+            ) from cause
+
+    def connect_gpus(self) -> None:
+        """Collective call, the first one of NCCL: a network that does not work shows here, not after a rollout."""
+        import torch.distributed as dist
+
+        try:
+            dist.all_reduce(torch.zeros(1, device="cuda"))
+            torch.cuda.synchronize()  # the call itself does not wait for the other GPUs
+        except RuntimeError as cause:
+            raise BenchError(
+                f"the GPUs of the {self.size} processes do not reach each other: set NCCL_DEBUG=INFO and read what it "
+                f"prints, or choose the network by NCCL_SOCKET_IFNAME ({' '.join(str(cause).split())[-300:]})."
             ) from cause
 
 
@@ -264,9 +273,5 @@ def process_group(cp_degree: int = 1, shard: Shard | None = None) -> Iterator[Wo
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
-    world = World(rank=dist.get_rank(), size=dist.get_world_size(), cp_degree=cp_degree, shard=shard)
-    if backend != "gloo":
-        with world._network_errors():  # NCCL connects at its first call: here, and not after a whole rollout
-            dist.all_reduce(torch.zeros(1, device="cuda"))
-    yield world
+    yield World(rank=dist.get_rank(), size=dist.get_world_size(), cp_degree=cp_degree, shard=shard)
     dist.destroy_process_group()  # not after an error: it would wait for the others

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
+import os
 import pickle
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
@@ -19,6 +21,7 @@ from typing import Any
 from bench.core.errors import BenchError, RunLockedError
 from bench.launch.torchrun import KILLED_MESSAGE, KilledError, Status
 from bench.launch.worker import run_in_process
+from bench.suite.devices import VISIBLE
 from bench.suite.job import Job
 
 
@@ -46,8 +49,9 @@ class LocalLauncher:
                 raise KilledError(KILLED_MESSAGE)
             taken = list(self.processes.values())
             gpu = min(self.gpus, key=taken.count, default=None)
-            process = context.Process(target=run_in_process, args=(pickle.dumps((job, self.trackers)), sender, gpu))
-            _start_without_interrupt(process)
+            process = context.Process(target=run_in_process, args=(pickle.dumps((job, self.trackers)), sender))
+            with _only_gpu(gpu):
+                _start_without_interrupt(process)
             self.processes[process] = gpu
         sender.close()  # the process has its own end, so that its death ends the messages
         end = None
@@ -83,6 +87,19 @@ class LocalLauncher:
             self.stopped = True
             for process in self.processes:
                 process.terminate()
+
+
+@contextmanager
+def _only_gpu(name: str | None) -> Iterator[None]:
+    """Processes that start here see this GPU only (None: all), from their first line on."""
+    before = os.environ.get(VISIBLE)
+    if name is not None:
+        os.environ[VISIBLE] = name
+    try:
+        yield
+    finally:
+        os.environ.pop(VISIBLE, None)
+        os.environ |= {} if before is None else {VISIBLE: before}
 
 
 def _start_without_interrupt(process: BaseProcess) -> None:

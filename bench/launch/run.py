@@ -19,7 +19,7 @@ from bench.launch.progress import Workload
 from bench.plan.fit import check_gpu_memory, runs_at_once
 from bench.plan.workload import anchor_nfe, curve_nfe, curve_points, evaluation_nfe, held_out_videos
 from bench.store.lock import is_locked
-from bench.suite.devices import check_devices
+from bench.suite.devices import check_devices, shared_gpus
 from bench.suite.job import Job, TrainingRun
 from bench.suite.prepared import PreparedSuite, check_machine
 from bench.suite.prompts import count_comments
@@ -128,8 +128,9 @@ def run_suites(
     if pending:
         if launch.launcher == "local":  # its runs share the GPUs
             at_once = runs_at_once(suites, len(pending), launch.processes)
+            gpus = max(1, len(shared_gpus([prepared.suite for prepared in suites])))
             for prepared in suites:
-                check_gpu_memory(prepared, runs=at_once)
+                check_gpu_memory(prepared, runs=at_once, gpus=gpus)
             launch = replace(launch, processes=at_once)
         _run_or_wait(pending, launch, outcome, folder)
         duplicates = [job for job in remaining if job not in pending]

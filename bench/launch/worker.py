@@ -29,6 +29,7 @@ from bench.core.progress import ProgressCallback, Step, silent
 from bench.core.world import RESUME_HINT, PeerLostError, is_peer_loss, process_group
 from bench.launch.torchrun import STDERR_TAIL, read_job
 from bench.launch.trackers import tracked
+from bench.plan.fit import on_gpu
 from bench.train.run import execute
 
 REPORT_EVERY = 0.5
@@ -49,16 +50,14 @@ def throttle(send: ProgressCallback) -> ProgressCallback:
     return report
 
 
-def run_in_process(pickled_job: bytes, messages: Connection, gpu: str | None = None) -> None:
-    """Do one run in a process of the local launcher, which sees this GPU only (None: all).
+def run_in_process(pickled_job: bytes, messages: Connection) -> None:
+    """Do one run in a process of the local launcher.
 
     Sends ("progress", step), and at the end ("end", (status, error of a diverged run)), ("error", text of a
     `BenchError`), ("locked", text) or ("bug", (message, traceback)). The job and its trackers are pickled, since
     loading a job imports its plug-ins.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # torch reads it at its first call of CUDA
     fix_process_state()
     try:
         job, trackers = pickle.loads(pickled_job)  # noqa: S301  (from the parent process)
@@ -92,6 +91,8 @@ def main(path: Path) -> int:
     fix_process_state()
     job, shard, trackers = read_job(path)
     with process_group(job.prepared.cp_degree, shard) as world:
+        if on_gpu(job.suite):
+            world.connect_gpus()
         if not world.is_main:
             execute(job, silent, world)
             return 0

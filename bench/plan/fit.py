@@ -18,7 +18,6 @@ from bench.plan.hardware import CPU, Hardware
 from bench.plan.host_memory import available_bytes
 from bench.plan.memory import Memory, host_peak, memory_use
 from bench.plan.workload import suite_model
-from bench.suite.devices import shared_gpus
 from bench.suite.prepared import PreparedSuite
 from bench.suite.schema import Suite
 
@@ -190,11 +189,13 @@ def runs_at_once(suites: Sequence[PreparedSuite], pending: int, processes: int |
     return fitting
 
 
-def check_gpu_memory(prepared: PreparedSuite, processes: int = 1, shard: Shard | None = None, runs: int = 1) -> None:
-    """Refuse a run over these processes that needs more memory than this machine's GPU has (`bench.plan.memory`).
+def check_gpu_memory(
+    prepared: PreparedSuite, processes: int = 1, shard: Shard | None = None, runs: int = 1, gpus: int = 1
+) -> None:
+    """Refuse a run over these processes that needs more memory than this machine's GPUs have (`bench.plan.memory`).
 
-    `runs`: runs of one process each that share this machine's GPUs at a time. Nano, runs on a CPU, and backbones that
-    state no sizes are not checked.
+    The smallest GPU counts. `runs`: runs of one process each that share so many of the GPUs at a time. Nano, runs on a
+    CPU, and backbones that state no sizes are not checked.
     """
     import torch
 
@@ -202,13 +203,13 @@ def check_gpu_memory(prepared: PreparedSuite, processes: int = 1, shard: Shard |
     model = None if not on_gpu(suite) or suite.scale == "nano" else suite_model(prepared)
     if model is None:
         return
-    card = torch.cuda.get_device_properties(0)
+    cards = [torch.cuda.get_device_properties(index) for index in range(max(1, torch.cuda.device_count()))]
+    card = min(cards, key=lambda each: each.total_memory)
     hardware = Hardware(card.name, processes, card.total_memory / 1e9, context=prepared.cp_degree, shard=shard)
     memory = memory_use(prepared, model, hardware)[0]
     refused = exceeds_memory(prepared, model, hardware, memory)
     if refused:
         raise BenchError(refused)
-    gpus = max(1, len(shared_gpus([suite])))
     on_one = -(-runs // gpus)
     if on_one * memory.peak > card.total_memory:
         raise BenchError(

@@ -128,7 +128,7 @@ def _memory(plan: Mapping[str, Any]) -> list[str]:
     first = (
         f"memory per GPU: about {gb['peak']:.0f} of {plan['machine']['memory_gb']:g} GB{refused} = {constant} "
         f"+ the largest of {phases}; training: {gb['activations']:.1f} activations, {gb['workspace']:.1f} workspace, "
-        f"{gb['gradients']:.1f} copies of the gradient{gathered}; before: {before}; decoding {tiled}: a lower bound; "
+        f"{gb['gradients']:.1f} copies of the gradient{gathered}; before: {before}; decoding {tiled}; "
         "evaluators not counted"
     )
     return [first, *lines]

@@ -13,6 +13,9 @@ from bench.core.parallelism import context_degree
 from bench.core.progress import say
 from bench.suite.schema import Suite
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""Variable of the environment that names the GPUs that a process sees."""
+
 
 def cp_degree(suite: Suite) -> int:
     """Processes that work on the same samples: the degree of the backbone's context parallelism."""
@@ -56,7 +59,7 @@ def check_devices(suite: Suite, processes: int) -> None:
 
 
 def shared_gpus(suites: Sequence[Suite]) -> list[str]:
-    """This machine's GPUs as CUDA_VISIBLE_DEVICES names them, over which runs of one process each are distributed.
+    """This machine's GPUs as `VISIBLE` names them, over which runs of one process each are distributed.
 
     None where a suite chooses among them by number.
     """
@@ -64,15 +67,16 @@ def shared_gpus(suites: Sequence[Suite]) -> list[str]:
 
     if any(":" in str(device) for suite in suites for device in _suite_devices(suite)):
         return []
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    named = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
     return (named or [str(index) for index in range(torch.cuda.device_count())])[: torch.cuda.device_count()]
 
 
 def _suite_devices(suite: Suite) -> list[Any]:
-    """Devices that the suite sets for the backbone and for its evaluators."""
+    """Devices that the suite sets for the backbone, and for its evaluators while they score and while they wait."""
+    params = [suite.evaluator_params.get(name, {}) for name in suite.all_evaluators]
     devices = [
         suite.backbone.train.get("device"),
-        *(suite.evaluator_params.get(name, {}).get("device") for name in suite.all_evaluators),
+        *(each.get(key) for each in params for key in ("device", "idle_device")),
     ]
     return [device for device in devices if device is not None]
 

@@ -54,7 +54,7 @@ def in_bfloat16(folder: Path, device: str) -> dict[str, Tensor]:
 
 def test_a_device_computes_what_the_cpu_computes(folder: Path, device: str, on_cpu: dict[str, Tensor]) -> None:
     exact = dict.fromkeys(BOUNDS, 0.0)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         found = outputs(folder, device)
     compare(f"{device} to CPU", found, on_cpu, exact if device == "cpu" else BOUNDS)
 

@@ -468,6 +468,8 @@ def test_what_cannot_be_done_again_is_said(suite: Path, capsys: pytest.CaptureFi
     assert not result.wrong, result.text
     assert "differs on another platform (CPU: another stored, " in result.text
     assert "within the tolerance of 0.028: update 0, " in result.text
+    assert main(["verify", str(suite), "--draw", "7"]) == 2
+    assert "--draw draws the runs of --replay: add --replay K." in capsys.readouterr().err
     assert main(["verify", str(suite), "--replay", "0"]) == 2
     assert "--replay is 0: give a number of runs of at least 1, or all." in capsys.readouterr().err
 

@@ -162,14 +162,16 @@ def _less(
 ) -> dict[str, float]:
     """The columns of the excess less that of the control's runs.
 
-    None unless method, parameters and budget are equal, and for no common seed.
+    None unless method, parameters and budget are equal, without a common seed, and where too many videos are outside.
     """
     mine, theirs = (one.finished[0].record for one in (runs, control))
     seeds = common_seeds(runs, control)
     if not seeds or (settings_key(mine), mine.budget) != (settings_key(theirs), theirs.budget):
         return {}
     sides = [[run for run in one.finished if run.record.seed in seeds] for one in (runs, control)]
-    excess = [calibration.excess(videos_of(side, judges, scores))[0] for side in sides]
+    excess, outside = zip(*(calibration.excess(videos_of(side, judges, scores)) for side in sides), strict=True)
+    if max(outside) > MOST_OUTSIDE:
+        return {}
     columns: dict[str, float] = {}
     for name, x, y in zip(scores, *excess, strict=True):
         columns |= interval_columns(f"{name}{LESS}", paired_difference(x, y))

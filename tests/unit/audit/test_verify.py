@@ -262,11 +262,14 @@ def test_a_table_that_quotes_other_replays_is_a_note(written: Path, tmp_path: Pa
         floors={},
         other=[],
     )
-    write_replay(copy / "toy" / RUN, replay)
     table = copy / "toy" / "tables" / "main.md"
+    text = table.read_text(encoding="utf-8")
+    table.write_text(text.replace("- n = ", "- Nondeterminism floor: none\n- n = ", 1), encoding="utf-8")
+    assert any("main.md: is not what `bench table` writes" in line for line in lines(copy)), "without any replay"
+    table.write_text(text, encoding="utf-8")
+    write_replay(copy / "toy" / RUN, replay)
     assert lines(copy) == []
     assert any("main.md: quotes other replays of these runs than are stored" in line for line in lines(copy, False))
-    text = table.read_text(encoding="utf-8")
     for forged in (text.replace("equal budget", "equal budgets", 1), text + "- 9.99\n"):
         assert forged != text
         table.write_text(forged, encoding="utf-8")

@@ -53,12 +53,16 @@ def test_each_run_has_a_process_of_its_own(job: Job, launcher: Callable[[Any], L
     assert finishing.processes == {}
 
 
-def test_a_run_has_the_gpu_with_the_fewest_runs(job: Job, launcher: Callable[[Any], LocalLauncher]) -> None:
-    told = launcher(processes.told_gpu)
-    assert told.run(job) == ("finished", "None"), "a machine without GPUs"
+def test_a_run_has_the_gpu_with_the_fewest_runs(
+    job: Job, launcher: Callable[[Any], LocalLauncher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    told = launcher(processes.visible_gpus)
+    assert told.run(job) == ("finished", "GPU-a,GPU-b"), "the suite chooses among them"
     told.gpus = ["GPU-a", "GPU-b"]
     told.processes = {multiprocessing.get_context("spawn").Process(): "GPU-a"}  # another run is on it
     assert told.run(job) == ("finished", "GPU-b")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
 
 
 @pytest.mark.parametrize(
@@ -68,6 +72,7 @@ def test_a_run_has_the_gpu_with_the_fewest_runs(job: Job, launcher: Callable[[An
         ("5,GPU-a", (), ["5", "GPU-a"]),
         ("", (), ["0", "1"]),
         (None, ("evaluator_params.clipscore.device=cuda:1",), []),
+        (None, ("evaluator_params.clipscore.idle_device=cuda:1",), []),
     ],
 )
 def test_runs_are_distributed_over_the_gpus_that_are_visible(
