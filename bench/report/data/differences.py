@@ -158,15 +158,17 @@ def between_rows(tests: pd.DataFrame, score: str) -> pd.DataFrame:
 def best_rows(suite: SuiteRecords, table: pd.DataFrame, tests: pd.DataFrame, score: str) -> set[str]:
     """Labels of the rows to set in bold in a column: the best mean, and trained rows that are not shown to be worse.
 
-    The best mean may be that of the base, but not of a row of the open division. Rows that the tests compare with it,
-    and whose difference to it is not significant, are not shown to be worse; in a column without tests there are none.
+    The best mean may be that of the base, but not of a row of the open division unless all are open. Rows that the
+    tests compare with it, and whose difference to it is not significant, are not shown to be worse; in a column
+    without tests there are none.
     `table` is that of `summarise`, `tests` that of `tested_differences`.
     """
-    closed = table[(table["division"] != OPEN) & table[score].notna()].set_index("row")[score]
-    if closed.empty:
+    left_out = (table["division"] == OPEN) & (not all_open(suite))
+    ranked = table[~left_out & table[score].notna()].set_index("row")[score]
+    if ranked.empty:
         return set()
     sign = suite.metrics[score].sign
-    best = str((sign * closed).idxmax())
+    best = str((sign * ranked).idxmax())
     pairs = tests[(tests["score"] == score) & tests["diff_lo"].notna()]
     pairs = pairs[(pairs["row"] == best) | (pairs["other"] == best)]
     alike = {
@@ -174,7 +176,13 @@ def best_rows(suite: SuiteRecords, table: pd.DataFrame, tests: pd.DataFrame, sco
         for _, row in pairs.iterrows()
         if not formatting.is_significant(row, "diff")
     }
-    return {*closed.index[closed == closed[best]], *(alike & {*closed.index} - {BASE})}
+    return {*ranked.index[ranked == ranked[best]], *(alike & {*ranked.index} - {BASE})}
+
+
+def all_open(suite: SuiteRecords) -> bool:
+    """Whether every finished row is of the open division."""
+    finished = [runs.row.open for runs in suite.rows if runs.finished]
+    return bool(finished) and all(finished)
 
 
 def number_of_tests(tests: pd.DataFrame) -> int:

@@ -26,10 +26,13 @@ def headline(main: MainNumbers) -> str:
 
     Its lead over other rows, rows that do not beat the base, whether gold rises with it, and where the score is
     suspected to be exploited. A difference is significant where its interval excludes 0 and p after Holm is below
-    0.05. Rows of the open division are left out. With fewer than 3 seeds nothing is tested, and it says so.
+    0.05. Rows of the open division are left out, unless all are open. With fewer than 3 seeds nothing is tested, and
+    it says so.
     """
     suite = main.suite
-    rows = [runs for runs in suite.rows if runs.finished and not runs.row.open]
+    finished = [runs for runs in suite.rows if runs.finished]
+    closed = [runs for runs in finished if not runs.row.open]
+    rows = closed or finished
     if not rows:
         return "No run has finished, so there is nothing to compare."
     metric, tests = suite.metrics[suite.primary], main.tests
@@ -51,7 +54,7 @@ def headline(main: MainNumbers) -> str:
         *_beating(signs, names),
         *_exploited(main, names),
     ]
-    return f"{'; '.join(parts)}."
+    return f"{'' if closed else 'Open division: '}{'; '.join(parts)}."
 
 
 def _names(rows: Sequence[Row]) -> dict[str, str]:

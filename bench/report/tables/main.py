@@ -37,11 +37,11 @@ from bench.report.tables import judge, sections
 from bench.report.tables.latex import COLUMN_WIDTH, PACKAGES, TEXT_WIDTH, Caption, latex_table
 from bench.report.tables.notes import (
     AGGREGATES_NOTE,
-    SCORES_LEAD,
     TESTED_LEAD,
     footnotes,
     nano_note,
     nano_warning,
+    scores_lead,
     sums,
     views_note,
 )
@@ -101,7 +101,7 @@ class MainTable(MainNumbers):
     def leads(self) -> dict[str, str]:
         """Title of a section to the words that its reader needs first."""
         return {
-            "Scores": " ".join([*sums(self.suite), SCORES_LEAD]),
+            "Scores": " ".join([*sums(self.suite), scores_lead(self.suite)]),
             "Differences": TESTED_LEAD,
             PAIRS: f"Row less row. {TESTED_LEAD}",
         }
@@ -243,7 +243,7 @@ def _tex(main: MainTable, width: int = TEXT_WIDTH) -> str:
     """Scores, differences and pairs of rows as LaTeX floats of this width."""
     name, titles = main.suite.name, _titles(main)
     scored = without(main.sections["Scores"], "seeds")
-    parts = [("scores", "Scores", named(scored, titles), SCORES_LEAD)]
+    parts = [("scores", "Scores", named(scored, titles), scores_lead(main.suite))]
     if "Differences" in main.sections:
         parts.append(("differences", "Differences", named(main.sections["Differences"], titles[1:]), TESTED_LEAD))
     if PAIRS in main.sections:

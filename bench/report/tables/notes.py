@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.report import formatting
 from bench.report.data.attempts import history_notes, seed_kind
-from bench.report.data.differences import number_of_tests, tested_scores
+from bench.report.data.differences import all_open, number_of_tests, tested_scores
 from bench.report.data.division import NOT_RECORDED, division, open_reasons
 from bench.report.data.dynamics import gradient_clipping
 from bench.report.data.metrics import REWARD
@@ -28,10 +28,6 @@ DECODE = {
 #: Names of evaluators in the notes, if they differ from their own.
 EVALUATOR_NAMES = {"clipscore": "CLIPScore", "pickscore": "PickScore", "hpsv2": "HPSv2"}
 INTERVAL_NOTE = f"[n/a]: fewer than {LEAST_SEEDS} seeds, no interval."
-SCORES_LEAD = (
-    "Bold: the best mean of a column, closed rows and the base; in tested columns also each row that the tests do not "
-    "show to be worse than it."
-)
 TESTED_LEAD = "*: the 95 % interval excludes 0, and p after Holm over the whole table is below 0.05."
 MARGIN_NOTE = (
     "At most ±m apart: two one-sided 5 % t tests, not adjusted, rule out a true difference beyond ±m. A difference "
@@ -138,6 +134,15 @@ def _statistics(suite: SuiteRecords, tests: pd.DataFrame) -> list[str]:
         notes += effect_note(tests["diff_mde"], "difference of two rows", number) if len(tests) else []
         notes.append(MARGIN_NOTE)
     return [*notes, _evaluation_seed(suite.config)]
+
+
+def scores_lead(suite: SuiteRecords) -> str:
+    """What is bold in the columns of scores."""
+    which = "all rows, which are open, and the base" if all_open(suite) else "closed rows and the base"
+    return (
+        f"Bold: the best mean of a column, {which}; in tested columns also each row that the tests do not show to be "
+        "worse than it."
+    )
 
 
 def family_note(primary: str | None, checks: Sequence[str], tests: int, which: str) -> list[str]:

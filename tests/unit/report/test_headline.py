@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.report.data.headline import headline
+from bench.store.record import read_run
 from tests.helpers.mean_records import CLEAR, CONFIG, Means, load, write
 from tests.helpers.records import make_record, make_scores, write_run
 
@@ -41,6 +42,28 @@ def test_rows_that_do_not_beat_the_base_are_named(tmp_path: Path) -> None:
     text = of(tmp_path / "none", {"cps-fixed": [0.3, -0.1, 0.01]})
     assert "CPS gains most in Overall over the base, 0.0" in text
     assert text.endswith("(not significant); no row is shown to beat the base.")
+
+
+def opened(folder: Path, *rows: str) -> Path:
+    """The folder, whose runs of these rows are of the open division."""
+    for path in (path.parent for row in rows for path in folder.glob(f"{row}/seed-*/run.json")):
+        record, scores = read_run(path)
+        write_run(folder, record.model_copy(update={"open_reasons": ["a learning rate of its own"]}), scores)
+    return folder
+
+
+def test_open_rows_are_ranked_only_where_all_are_open(tmp_path: Path) -> None:
+    folder = write(tmp_path / "toy", CLEAR)
+    some = load(opened(folder, "sage_grpo-dual"))
+    assert headline(some).startswith("FlowGRPO gains most in Overall")
+    assert not any("**" in cell for row in some.sections["Scores"][1] if "sage" in row[0] for cell in row)
+    every = load(opened(folder, *CLEAR))
+    text = headline(every)
+    assert text.startswith("Open division: SAGE-GRPO gains most in Overall over the base, 1.000 [")
+    assert text.endswith("]; its lead over CPS and FlowGRPO is significant.")
+    scores = {row[0]: row[2] for row in every.sections["Scores"][1]}
+    assert [name for name, cell in scores.items() if "**" in cell] == ["sage_grpo-dual (open)"]
+    assert "all rows, which are open, and the base" in every.leads["Scores"]
 
 
 def test_a_loss_is_called_one(tmp_path: Path) -> None:
