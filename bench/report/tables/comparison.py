@@ -121,7 +121,7 @@ def _row_names(comparison: Comparison) -> dict[str, str]:
 
     The notes then have both labels.
     """
-    labels = {pair.name: pair.a.row.name for pair in comparison.pairs}
+    labels = {pair.name: pair.a.row.label for pair in comparison.pairs}
     short = not comparison.by_settings and len(set(labels.values())) == len(labels)
     return labels if short else {name: name for name in labels}
 
