@@ -14,7 +14,9 @@ INTERVAL = re.compile(r"-?\d+\.\d+ \[-?\d+\.\d+, -?\d+\.\d+\]")
 def tables() -> str:
     return "\n".join(
         path.read_text(encoding="utf-8")
-        for path in sorted([*REFERENCE.glob("**/tables/*.md"), *REFERENCE.glob("*/prompts.md")])
+        for path in sorted(
+            path for kind in ("**/tables/*.md", "*/prompts.md", "*/against_*.md") for path in REFERENCE.glob(kind)
+        )
     )
 
 

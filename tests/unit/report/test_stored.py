@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.cli import main
 from bench.cli.suite_records import recorded_suites
 from bench.core.errors import BenchError
 from bench.core.provenance import ROOT
@@ -15,6 +16,11 @@ from bench.report.data.stored import stored_folder
 from bench.store.record import RUN
 
 STORED = ROOT / "results" / "reference" / "nano"
+AGAINST = {
+    "nano": ["flow_grpo-tuned=flow_grpo-fixed", "dance_grpo-tuned=dance_grpo-fixed", "sage_grpo-tuned=sage_grpo-dual"],
+    "nano_zoo": ["mix_grpo-tuned=mix_grpo-window5", "awm-tuned=awm-none", "diffusion_nft-tuned=diffusion_nft-none"],
+}
+"""Suite with the defaults to the rows that are compared with them; CPS chose its default."""
 
 
 def test_a_copy_of_the_stored_runs_is_its_own_reference(tmp_path: Path) -> None:
@@ -45,3 +51,13 @@ def test_prompts_are_compared_by_their_contents(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("another\nprompt\nand\nmore\n", encoding="utf-8")
     with pytest.raises(BenchError, match=r"made with other settings: the prompts are other ones"):
         recorded_suites(args)
+
+
+@pytest.mark.parametrize("suite", AGAINST)
+def test_the_stored_comparison_of_tuned_rows_with_defaults_is_what_the_command_prints(
+    suite: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    folders = [f"results/reference/{name}" for name in ("nano_tuned", suite)]
+    assert main(["compare", *folders, "--open", "--rows", *AGAINST[suite]]) == 0
+    assert capsys.readouterr().out == Path(folders[0], f"against_{suite}.md").read_text(encoding="utf-8")
