@@ -60,7 +60,7 @@ class LongCatGRPO(Method):
             return super().advantages(rewards)
         rewards.check()
         parts = []
-        for values in [rewards.total()] if len(rewards.weights) == 1 else [rewards[name] for name in rewards.weights]:
+        for values in rewards.separate():
             tied = (values.amax(1) == values.amin(1))[:, None]
             centred = torch.where(tied, torch.zeros_like(values), values - values.mean(1, keepdim=True))
             parts.append(centred if tied.all() else centred / values.std(1, correction=0).max())

@@ -51,7 +51,7 @@ def _count(text: str) -> int | Literal["all"]:
 
 
 def _replay(
-    folder: Path, repeatable: Sequence[Path], count: int | Literal["all"], args: argparse.Namespace
+    folder: Path, repeatable: Sequence[Path], count: int | Literal["all"], number: int, allow_code: bool
 ) -> list[PartialReplay]:
     """Do drawn runs again, after consent to the code that their records name."""
     from bench import store
@@ -59,9 +59,9 @@ def _replay(
     from bench.core.process_state import fix_process_state
     from bench.suite.recorded import suite_of_record
 
-    runs = draw(repeatable, count, args.draw)
+    runs = draw(repeatable, count, number)
     suites = [suite_of_record(run, store.read_record(run)) for run in runs]
-    check_consent(folder, suites, args.allow_code)
+    check_consent(folder, suites, allow_code)
     fix_process_state()  # as in a run
     return replay_runs(runs)
 
@@ -80,8 +80,8 @@ def execute(args: argparse.Namespace) -> int:
         from bench.core.rules import RULES
 
     report = verify(folders)
-    args.draw = secrets.randbelow(10**9) if args.draw is None else args.draw
-    replays = [] if count is None else _replay(folders[0], report.repeatable, count, args)
+    number = secrets.randbelow(10**9) if args.draw is None else args.draw
+    replays = [] if count is None else _replay(folders[0], report.repeatable, count, number, args.allow_code)
     found = [each.finding for each in replays]
     if count is not None and not replays:
         found.append(Finding(folders[0], f"no run to do again: none has finished under rules {RULES}", wrong=False))
@@ -95,14 +95,14 @@ def execute(args: argparse.Namespace) -> int:
         "suites": report.suites,
         "tables": report.tables,
         "wrong": report.wrong,
-        "draw": args.draw if replays else None,
+        "draw": number if replays else None,
         "drawn": report.drawn,
         "repeated": report.repeated,
         "findings": [{"path": each.path, "text": each.text, "wrong": each.wrong} for each in report.findings],
         "replays": [each.document() for each in replays],
     }
     lines = [f"again {each.run}: {each.text}." for each in replays if each.finding is None]
-    how = [f"drawn by the number {args.draw}; --draw {args.draw} draws the same runs again"] if replays else []
+    how = [f"drawn by the number {number}; --draw {number} draws the same runs again"] if replays else []
     print_result(args, "\n".join([*how, *lines, report.text]), document)
     return 0 if report.passed else 1
 

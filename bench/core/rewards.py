@@ -49,6 +49,10 @@ class Rewards(dict[str, Tensor]):
         """The reward: the weighted sum of the metrics."""
         return torch.stack([weight * self[name] for name, weight in self.weights.items()]).sum(0)
 
+    def separate(self) -> list[Float[Tensor, "p g"]]:
+        """The values of each reward, for an advantage of its own; those of a single one are weighted already."""
+        return [self.total()] if len(self.weights) == 1 else [self[name] for name in self.weights]
+
     def check(self) -> None:
         """Raise on a reward that is not finite (`DivergedError`) and on groups of one sample (`BenchError`)."""
         for metric, values in self.items():
@@ -75,9 +79,9 @@ class StandardizedAdvantages(AdvantageSettings, AdvantageRule):
     """The packaged rule: rewards are centred on their group, divided by a std, and clipped."""
 
     def advantages(self, rewards: Rewards) -> Float[Tensor, "k p g"]:
-        """Those of each of several rewards with `std: each`, else those of the weighted sum."""
-        if self.std == "each" and len(rewards.weights) > 1:
-            return torch.stack([standardized(rewards[name], self) for name in rewards.weights])
+        """Those of each reward with `std: each`, else those of the weighted sum."""
+        if self.std == "each":
+            return torch.stack([standardized(values, self) for values in rewards.separate()])
         return standardized(rewards.total(), self)[None]
 
 

@@ -132,24 +132,23 @@ def beyond_judges(suite: SuiteRecords, controls: Sequence[SuiteRecords]) -> pd.D
     if not (judges and scores["beyond"] and suite.base) or is_control(suite):
         return pd.DataFrame(columns=columns)
 
-    def videos(one: SuiteRecords) -> dict[tuple[str, Row], Videos]:
-        name = "" if one is suite else one.name
-        return {(name, runs.row): videos_of(runs.finished, judges, scores) for runs in one.rows if runs.finished}
-
     base = videos_of([suite.base], judges, scores)
-    free = {key: own for control in controls for key, own in videos(control).items()}
-    calibration = calibrate([base, *free.values()])
-    lines = [_line(key, own, base, calibration, list(scores)) for key, own in videos(suite).items()]
-    rows = {line["row"]: (line, runs) for line, runs in zip(lines, (r for r in suite.rows if r.finished), strict=True)}
-    for key, own in free.items():
-        others = joined([base, *(other for name, other in free.items() if name != key)])
-        without = replace(calibration, videos=others)
-        lines.append(_line(key, own, base, without, list(scores)))
-        line, runs = rows.get(key[1].label, ({}, None))
-        control = next(one for one in controls if one.name == key[0])
-        if runs and "beyond" in line and "beyond" in lines[-1] and not control.config.get("shuffle_rewards"):
-            theirs = next(one for one in control.rows if one.row == key[1])
-            line |= _less(runs, theirs, without, judges, scores)
+    free = [(control, runs) for control in controls for runs in control.rows if runs.finished]
+    groups = [videos_of(runs.finished, judges, scores) for _, runs in free]
+    calibration = calibrate([base, *groups])
+    own = [runs for runs in suite.rows if runs.finished]
+    lines = [
+        _line(("", runs.row), videos_of(runs.finished, judges, scores), base, calibration, list(scores))
+        for runs in own
+    ]
+    for index, (control, theirs) in enumerate(free):
+        without = replace(calibration, videos=joined([base, *groups[:index], *groups[index + 1 :]]))
+        lines.append(_line((control.name, theirs.row), groups[index], base, without, list(scores)))
+        if control.config.get("shuffle_rewards") or "beyond" not in lines[-1]:
+            continue
+        for line, runs in zip(lines, own, strict=False):
+            if runs.row.label == theirs.row.label and "beyond" in line:
+                line |= _less(runs, theirs, without, judges, scores)
     return pd.DataFrame(lines, columns=columns)
 
 
